@@ -1,1 +1,28 @@
+//! What is declared and what is observed: plain data, units, ids, validation. No I/O, no clock.
+//!
+//! The modules are the rooms of the house:
+//!
+//! | module | what it names |
+//! |---|---|
+//! | [`ids`] | one type per kind of name and number |
+//! | [`units`] | bytes, milli-CPUs, percentages, rates, with their text forms |
+//! | [`compute`] | services, artifacts, releases, placements, instances |
+//! | [`state`] | volumes |
+//! | [`traffic`] | routes, endpoints, roads, and what a proxy is told |
+//! | [`boundary`] | principals, secrets, audit records |
+//! | [`control`] | nodes, rollouts, reasons, what server and node tell each other |
+//! | [`signals`] | events |
+//! | [`manifest`] | `mainland.yaml`: text to resources, with positions in every error |
+//!
+//! What somebody *decided* (specs, releases, placements, epochs) is serialised into the store. What somebody *saw*
+//! (the `*Report` and `Observed*` types) travels and is forgotten.
 
+pub mod boundary;
+pub mod compute;
+pub mod control;
+pub mod ids;
+pub mod manifest;
+pub mod signals;
+pub mod state;
+pub mod traffic;
+pub mod units;

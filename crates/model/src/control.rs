@@ -1,0 +1,193 @@
+//! What makes the declared true: nodes, rollouts, reasons, and what server and node tell each other.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::compute::{DesiredInstance, InstanceReport};
+use crate::ids::{
+    Epoch, Generation, InstanceId, NodeName, RegionName, ReleaseNumber, ResourceId, SessionId,
+    ZoneName,
+};
+use crate::traffic::Road;
+use crate::units::{Bytes, MilliCpu};
+
+/// Why something is as it is: a stable code for programs, a sentence for people. Stored with the decision it explains.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Reason {
+    /// Kebab-case and stable: `placed`, `volume-on-lost-node`, `crash-loop`, `node-lost`.
+    pub code: String,
+    pub message: String,
+    /// What was weighed, a line each: `3 nodes rejected: not enough memory`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub detail: Vec<String>,
+}
+
+impl Reason {
+    pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            code: code.into(),
+            message: message.into(),
+            detail: Vec::new(),
+        }
+    }
+
+    pub fn with_detail(mut self, detail: Vec<String>) -> Self {
+        self.detail = detail;
+        self
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// What is decided about a node: one record in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeRecord {
+    pub name: NodeName,
+    pub region: RegionName,
+    pub zone: ZoneName,
+    pub role: NodeRole,
+    pub capacity: Capacity,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// No new placements.
+    #[serde(default)]
+    pub cordoned: bool,
+    pub standing: Standing,
+    /// Why it has this standing, stored with the decision.
+    pub reason: Reason,
+    pub joined_at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeRole {
+    /// Runs instances.
+    Worker,
+    /// A front door: gateways, no instances; stands in no zone (its zone is named `edge`).
+    Edge,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    Present,
+    /// Not heard for too long, by decision: its replacements may start.
+    Lost,
+}
+
+/// What a node has, or what is used of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Capacity {
+    pub cpu: MilliCpu,
+    pub memory: Bytes,
+}
+
+/// The move of a service from its old releases to a new one: one record in the store per service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Rollout {
+    pub to: ReleaseNumber,
+    /// The release that serves if `to` is judged bad. `None` for a first release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<ReleaseNumber>,
+    pub phase: RolloutPhase,
+    pub reason: Reason,
+    pub started_at: Timestamp,
+    /// When it last came closer: an instance became ready or left.
+    pub progressed_at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RolloutPhase {
+    Rolling,
+    Paused,
+    Done,
+    /// Judged bad: the new instances are removed, the old version serves.
+    Failed,
+}
+
+/// What a node says each second, and at once when something changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Heartbeat {
+    pub session: SessionId,
+    /// Grows by one with each heartbeat of the session.
+    pub sequence: u64,
+    /// The generation of the last desired state it took.
+    pub acknowledged: Generation,
+    /// Of the observed state after this heartbeat's changes: see [`observed_digest`].
+    pub digest: u64,
+    /// True: `changed` is all there is. Sent on connect and when the server asked.
+    pub full: bool,
+    pub changed: Vec<InstanceReport>,
+    pub gone: Vec<InstanceId>,
+    /// Requests that wait for a service without an endpoint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub demand: Vec<Demand>,
+    /// Where the node's proxy answers other proxies. `None` until it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<SocketAddr>,
+    /// Of the agent process.
+    pub pid: u32,
+    pub version: String,
+    /// What the server should show as events: bounded to 64 a heartbeat, the oldest kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<NodeEvent>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeEvent {
+    pub at: Timestamp,
+    pub level: crate::signals::Level,
+    /// `None`: the node itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
+    pub reason: Reason,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Demand {
+    pub service: ResourceId,
+    pub waiting: u32,
+}
+
+/// The server's answer to a heartbeat. Its arrival renews the lease, counted from when the heartbeat was *sent*.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HeartbeatAnswer {
+    /// The leader's epoch; lower than one seen before means a fenced leader, whose answer renews nothing.
+    pub epoch: Epoch,
+    /// The server's picture does not match `digest`: send all.
+    pub send_full: bool,
+}
+
+/// What a node should run, whole: one line of the stream a node watches. Replaces what was told before if its generation is higher.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeDesired {
+    pub generation: Generation,
+    pub instances: Vec<DesiredInstance>,
+    pub road: Road,
+}
+
+/// A digest of observed state that both sides compute: order-independent, so that deltas can be folded in any order.
+/// FNV-1a over each report's JSON, summed with wrap-around.
+pub fn observed_digest<'a>(reports: impl IntoIterator<Item = &'a InstanceReport>) -> u64 {
+    reports
+        .into_iter()
+        .map(report_digest)
+        .fold(0, u64::wrapping_add)
+}
+
+fn report_digest(report: &InstanceReport) -> u64 {
+    let json = serde_json::to_vec(report).expect("a report is plain data");
+    json.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}

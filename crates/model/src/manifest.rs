@@ -1,0 +1,1 @@
+//! `mainland.yaml`: text to resources, with positions in every error.

@@ -1,0 +1,273 @@
+//! How requests move: routes, endpoints, roads, and what a proxy is told.
+//!
+//! A *road* is what the server tells a node about where others answer ([`Road`]). The agent joins it with what it knows of its own instances
+//! into a [`ProxySnapshot`], which the proxy swaps in whole and also keeps on disk.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{
+    Epoch, Generation, InstanceId, NodeName, RegionName, ResourceId, ResourceName, ZoneName,
+};
+use crate::units::Span;
+
+/// What an instance speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    #[default]
+    Http,
+    Tcp,
+}
+
+/// What a service asks of those who send it requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrafficOptions {
+    /// For the whole request, tries included.
+    pub timeout: Span,
+    /// How long a request may wait for an endpoint when there is none.
+    pub wait: Span,
+    pub balance: Balance,
+    /// Requests at one instance at a time, over all its callers; the rest wait or go elsewhere. 1 to 65,536.
+    pub max_in_flight: u32,
+}
+
+impl Default for TrafficOptions {
+    fn default() -> Self {
+        Self {
+            timeout: Span::seconds(30),
+            wait: Span::seconds(10),
+            balance: Balance::default(),
+            max_in_flight: 1024,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// Power of two choices over peak EWMA of latency times requests in flight.
+    #[default]
+    LeastLatency,
+    RoundRobin,
+}
+
+/// A door from outside: `host/path` → service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Lower case, without port. `*` is every host that no other route names.
+    pub host: String,
+    /// A prefix on whole segments; `/` is all.
+    pub path: String,
+    pub to: ResourceName,
+}
+
+/// Where an instance answers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Address {
+    Tcp {
+        address: SocketAddr,
+    },
+    Unix {
+        path: String,
+    },
+    /// Runs elsewhere; resolved when dialled.
+    External {
+        host: String,
+        port: u16,
+    },
+}
+
+/// One place where a service answers, as callers see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Endpoint {
+    pub instance: InstanceId,
+    pub epoch: Epoch,
+    pub node: NodeName,
+    pub zone: ZoneName,
+    pub region: RegionName,
+    /// The mesh port of the instance's node. Its own proxy knows the instance's port.
+    pub mesh: SocketAddr,
+}
+
+/// Where one service answers, and what it asks of callers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Destination {
+    pub service: ResourceId,
+    pub protocol: Protocol,
+    pub traffic: TrafficOptions,
+    pub endpoints: Vec<Endpoint>,
+    /// For an external service: where it answers, instead of endpoints.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external: Vec<Address>,
+}
+
+/// What the server tells a node about the way to others: only what the node's own instances need, and for an edge what routes name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Road {
+    /// False while the leader has not yet heard from every node: then endpoints are only added to what is known, never removed.
+    pub complete: bool,
+    pub destinations: Vec<Destination>,
+    /// For edge nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<GatewayRoute>,
+    /// For each service with an instance here: who has declared the need, and may call.
+    pub callers: Vec<Callers>,
+}
+
+/// A route of a project, as the gateway knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GatewayRoute {
+    pub host: String,
+    pub path: String,
+    pub to: ResourceId,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Callers {
+    pub service: ResourceId,
+    pub from: Vec<ResourceId>,
+    /// Whether a route leads here, so that gateways may call.
+    pub gateway: bool,
+}
+
+/// All that a proxy runs on. Swapped whole; kept on disk by the proxy itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxySnapshot {
+    /// Of the agent's own counting: (leader epoch, counter), only growing.
+    pub generation: Generation,
+    pub node: NodeName,
+    pub zone: ZoneName,
+    pub region: RegionName,
+    /// The one port of the machine that other proxies dial, mutual TLS. Bound once, for the life of the proxy.
+    pub mesh: SocketAddr,
+    pub trust: Trust,
+    /// For an edge node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Gateway>,
+    pub destinations: Vec<Destination>,
+    /// The node's own instances, ready or not: what the gate guards.
+    pub local: Vec<LocalInstance>,
+    pub callers: Vec<Callers>,
+    /// A loopback address per (caller, need).
+    pub doors: Vec<Door>,
+    /// Whether a door checks its caller by the socket owner's uid. Only where services have uids of their own.
+    pub enforce_uid: bool,
+}
+
+/// Who the proxy is, and whom it believes. PEM texts.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trust {
+    /// The cluster's id, part of every SPIFFE name: `spiffe://{cluster}/...`.
+    pub cluster: String,
+    /// The certificates of the cluster's authority.
+    pub authority: String,
+    /// The node's own.
+    pub node: Identity,
+    /// One for each service with an instance here. A connection to another node's proxy is made as the calling service.
+    pub services: BTreeMap<ResourceId, Identity>,
+}
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trust")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A certificate chain and its key, both PEM. Debug shows neither.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Identity(..)")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gateway {
+    pub listen: SocketAddr,
+    pub routes: Vec<GatewayRoute>,
+}
+
+/// An instance of this node, as its proxy knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalInstance {
+    pub instance: InstanceId,
+    pub service: ResourceId,
+    pub epoch: Epoch,
+    pub address: Address,
+    pub protocol: Protocol,
+    pub max_in_flight: u32,
+    pub gate: Gate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Gate {
+    Open,
+    /// Not ready, or unreachable: new requests are refused as *not begun*, and those waiting on it are given up as unreachable.
+    Shut,
+    /// On the way out: new requests are refused as *not begun*; those in flight are waited for.
+    Leaving,
+}
+
+/// Where one caller reaches one of its needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Door {
+    pub listen: SocketAddr,
+    pub caller: ResourceId,
+    /// The uid whose sockets are the caller's.
+    pub uid: u32,
+    pub need: ResourceId,
+    pub protocol: Protocol,
+    pub timeout: Span,
+}
+
+/// What an agent tells its proxy, one JSON text a line, over the Unix socket in the node's directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "tell", rename_all = "kebab-case")]
+pub enum ToProxy {
+    Snapshot {
+        snapshot: Box<ProxySnapshot>,
+    },
+    /// End: stop listening, finish what is in flight within `grace`, exit.
+    Stop {
+        grace: Span,
+    },
+}
+
+/// What a proxy tells its agent, likewise. All of it is sent anew when an agent connects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "tell", rename_all = "kebab-case")]
+pub enum FromProxy {
+    /// The snapshot of this generation is what new requests see.
+    Acknowledged { generation: Generation },
+    /// The snapshot of this generation could not be taken (a door's address is in use, a certificate is broken): the last good one stays.
+    Refused {
+        generation: Generation,
+        error: String,
+    },
+    /// The gate of a leaving instance is closed and nothing is in flight behind it.
+    Drained { instance: InstanceId },
+    /// Requests wait for a service that has no endpoint.
+    Demand { service: ResourceId, waiting: u32 },
+    /// A call was refused; counted and told at most once a second for each pair.
+    CallRefused {
+        caller: String,
+        callee: ResourceId,
+        count: u64,
+        reason: String,
+    },
+}
