@@ -1,0 +1,94 @@
+//! Errors as RFC 9457 problems: `application/problem+json`, with a stable code and a remedy.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub const CONTENT_TYPE: &str = "application/problem+json";
+
+/// What went wrong, where, and how to mend it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Problem {
+    /// `https://mainland.dev/problems/{code}`: a name, not an address to fetch.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Stable and kebab-case: what scripts compare.
+    pub code: String,
+    pub title: String,
+    pub status: u16,
+    /// What was being done and with what.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+impl Problem {
+    pub fn new(status: u16, code: &str, title: impl Into<String>) -> Self {
+        Self {
+            kind: format!("https://mainland.dev/problems/{code}"),
+            code: code.to_owned(),
+            title: title.into(),
+            status,
+            detail: String::new(),
+            remedy: None,
+        }
+    }
+
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+
+    pub fn invalid(title: impl Into<String>) -> Self {
+        Self::new(400, "invalid", title)
+    }
+
+    pub fn not_found(what: impl fmt::Display) -> Self {
+        Self::new(404, "not-found", format!("{what} does not exist"))
+    }
+
+    pub fn forbidden(why: impl Into<String>) -> Self {
+        Self::new(403, "forbidden", why)
+    }
+
+    pub fn unauthenticated() -> Self {
+        Self::new(401, "unauthenticated", "the request shows no valid token or certificate").remedy(
+            "pass a token in MAINLAND_TOKEN, or run the command on the machine (and as the user) that runs `mainland up`",
+        )
+    }
+
+    pub fn conflict(code: &str, title: impl Into<String>) -> Self {
+        Self::new(409, code, title)
+    }
+
+    pub fn unavailable(code: &str, title: impl Into<String>) -> Self {
+        Self::new(503, code, title)
+    }
+
+    pub fn internal(title: impl Into<String>) -> Self {
+        Self::new(500, "internal", title)
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} [{}]", self.title, self.code)?;
+        if !self.detail.is_empty() {
+            write!(f, ": {}", self.detail)?;
+        }
+        if let Some(remedy) = &self.remedy {
+            write!(f, "\n  remedy: {remedy}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problem {}
