@@ -21,12 +21,18 @@ pub(crate) fn open_writer(options: &Options) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
     let mut connection = open(options, flags)?;
     let named = |error: rusqlite::Error| Error::from_sqlite(&options.path, &error);
-    // In a new file: lets compaction give pages back without a full rewrite.
-    connection.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(named)?;
-    connection.pragma_update(None, "journal_mode", "WAL").map_err(named)?;
-    connection.pragma_update(None, "synchronous", options.synchronous()).map_err(named)?;
-    connection.pragma_update(None, "wal_autocheckpoint", 0).map_err(named)?;
-    connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT).map_err(named)?;
+    connection
+        .pragma_update(None, "journal_mode", "WAL")
+        .map_err(named)?;
+    connection
+        .pragma_update(None, "synchronous", options.synchronous())
+        .map_err(named)?;
+    connection
+        .pragma_update(None, "wal_autocheckpoint", 0)
+        .map_err(named)?;
+    connection
+        .pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)
+        .map_err(named)?;
     claim(&connection, options)?;
     migrate(&mut connection, options)?;
     Ok(connection)
@@ -65,8 +71,9 @@ fn settle(connection: &Connection) -> rusqlite::Result<()> {
 /// Refuses a file of another application, marks a new one as ours.
 fn claim(connection: &Connection, options: &Options) -> Result<(), Error> {
     let named = |error: rusqlite::Error| Error::from_sqlite(&options.path, &error);
-    let found: i32 =
-        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(named)?;
+    let found: i32 = connection
+        .pragma_query_value(None, "application_id", |row| row.get(0))
+        .map_err(named)?;
     if found == options.application_id {
         return Ok(());
     }
@@ -75,9 +82,15 @@ fn claim(connection: &Connection, options: &Options) -> Result<(), Error> {
         .map_err(named)?;
     if found != 0 || tables != 0 {
         let (path, expected) = (options.path.clone(), options.application_id);
-        return Err(Error::Foreign { path, found, expected });
+        return Err(Error::Foreign {
+            path,
+            found,
+            expected,
+        });
     }
-    connection.pragma_update(None, "application_id", options.application_id).map_err(named)
+    connection
+        .pragma_update(None, "application_id", options.application_id)
+        .map_err(named)
 }
 
 /// Runs the migrations the file has not seen, each with its number in one transaction.
@@ -90,7 +103,11 @@ fn migrate(connection: &mut Connection, options: &Options) -> Result<(), Error> 
         .unwrap_or(0);
     let known = options.migrations.len();
     if found > known {
-        return Err(Error::Newer { path: options.path.clone(), found, known });
+        return Err(Error::Newer {
+            path: options.path.clone(),
+            found,
+            known,
+        });
     }
     for (index, migration) in options.migrations.iter().enumerate().skip(found) {
         migrate_once(connection, migration, index + 1).map_err(named)?;
@@ -98,7 +115,11 @@ fn migrate(connection: &mut Connection, options: &Options) -> Result<(), Error> 
     Ok(())
 }
 
-fn migrate_once(connection: &mut Connection, migration: &str, version: usize) -> rusqlite::Result<()> {
+fn migrate_once(
+    connection: &mut Connection,
+    migration: &str,
+    version: usize,
+) -> rusqlite::Result<()> {
     let transaction = connection.transaction()?;
     transaction.execute_batch(migration)?;
     transaction.pragma_update(None, "user_version", version as i64)?;

@@ -30,7 +30,11 @@ pub struct Options {
 }
 
 impl Options {
-    pub fn new(path: impl Into<PathBuf>, application_id: i32, migrations: &'static [&'static str]) -> Self {
+    pub fn new(
+        path: impl Into<PathBuf>,
+        application_id: i32,
+        migrations: &'static [&'static str],
+    ) -> Self {
         Options {
             path: path.into(),
             application_id,
@@ -43,12 +47,6 @@ impl Options {
         }
     }
 
-    #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn vfs(&self) -> Option<&str> {
-        self.testing.disk.as_ref().map(|disk| disk.name())
-    }
-
-    #[cfg(not(any(test, feature = "testing")))]
     pub(crate) fn vfs(&self) -> Option<&str> {
         None
     }
@@ -74,17 +72,32 @@ impl Database {
         let lock = lock(&options)?;
         let writing = connection::open_writer(&options)?;
         let readers = options.readers.max(1);
-        let reading: Vec<_> =
-            (0..readers).map(|_| connection::open_reader(&options)).collect::<Result<_, _>>()?;
+        let reading: Vec<_> = (0..readers)
+            .map(|_| connection::open_reader(&options))
+            .collect::<Result<_, _>>()?;
         let (writes, write_queue) = bounded(options.queue);
         let (reads, read_queue) = bounded(options.queue);
         let path: Arc<Path> = options.path.clone().into();
-        let mut threads = vec![writer::spawn(writing, write_queue, options.batch, path.clone(), lock)];
+        let mut threads = vec![writer::spawn(
+            writing,
+            write_queue,
+            options.batch,
+            path.clone(),
+            lock,
+        )];
         threads.extend(
-            reading.into_iter().map(|connection| reader::spawn(connection, read_queue.clone(), path.clone())),
+            reading
+                .into_iter()
+                .map(|connection| reader::spawn(connection, read_queue.clone(), path.clone())),
         );
         let queues = Some(Queues { writes, reads });
-        Ok(Database { inner: Arc::new(Inner { path, queues, threads }) })
+        Ok(Database {
+            inner: Arc::new(Inner {
+                path,
+                queues,
+                threads,
+            }),
+        })
     }
 
     /// Queues `work` for the next transaction. An error of `work` undoes what it wrote, and nothing else.
@@ -116,7 +129,8 @@ impl Database {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.inner.submit(|queues| &queues.writes, Box::new(Request::new(work, told)));
+        self.inner
+            .submit(|queues| &queues.writes, Box::new(Request::new(work, told)));
     }
 
     /// Runs `work` on a snapshot of what is committed. It should be short: an old snapshot keeps the log from starting anew.
@@ -132,7 +146,8 @@ impl Database {
         let told = move |answer| {
             let _ = sender.send(answer);
         };
-        self.inner.submit(|queues| &queues.reads, Box::new(Request::new(work, told)));
+        self.inner
+            .submit(|queues| &queues.reads, Box::new(Request::new(work, told)));
         pending
     }
 
@@ -155,7 +170,9 @@ struct Inner {
 impl Inner {
     fn submit(&self, queue: impl FnOnce(&Queues) -> &Sender<Box<dyn Job>>, job: Box<dyn Job>) {
         let path = || self.path.to_path_buf();
-        let Some(queues) = &self.queues else { return job.tell(Err(Error::Closed { path: path() })) };
+        let Some(queues) = &self.queues else {
+            return job.tell(Err(Error::Closed { path: path() }));
+        };
         match queue(queues).try_send(job) {
             Ok(()) => {}
             Err(TrySendError::Full(job)) => job.tell(Err(Error::Overloaded { path: path() })),
@@ -183,8 +200,10 @@ fn lock(options: &Options) -> Result<Option<File>, Error> {
         return Ok(None);
     }
     let path = options.path.clone();
-    let unwritable =
-        |error: std::io::Error| Error::Unwritable { path: path.clone(), detail: error.to_string() };
+    let unwritable = |error: std::io::Error| Error::Unwritable {
+        path: path.clone(),
+        detail: error.to_string(),
+    };
     let file = File::options()
         .create(true)
         .truncate(false)

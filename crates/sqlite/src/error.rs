@@ -7,20 +7,40 @@ use rusqlite::ErrorCode;
 /// Every error can be cloned, since one failed commit is the verdict of many requests.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    #[error("no space left for the database {path}: nothing was written; free some space, it needs no restart")]
+    #[error(
+        "no space left for the database {path}: nothing was written; free some space, it needs no restart"
+    )]
     DiskFull { path: PathBuf },
-    #[error("cannot write the database {path} ({detail}); check that its directory exists and that this user may write there")]
+    #[error(
+        "cannot write the database {path} ({detail}); check that its directory exists and that this user may write there"
+    )]
     Unwritable { path: PathBuf, detail: String },
-    #[error("reading or writing the database {path} failed ({detail}); check the disk and the system's log")]
+    #[error(
+        "reading or writing the database {path} failed ({detail}); check the disk and the system's log"
+    )]
     InputOutput { path: PathBuf, detail: String },
-    #[error("the database {path} is damaged or is no database ({detail}); restore it from a backup")]
+    #[error(
+        "the database {path} is damaged or is no database ({detail}); restore it from a backup"
+    )]
     Corrupt { path: PathBuf, detail: String },
     #[error("the database {path} is in use by another process")]
     InUse { path: PathBuf },
-    #[error("the file {path} belongs to another application (id {found:#010x}, expected {expected:#010x})")]
-    Foreign { path: PathBuf, found: i32, expected: i32 },
-    #[error("the database {path} has format {found}, and this version knows only {known}; use a newer version")]
-    Newer { path: PathBuf, found: usize, known: usize },
+    #[error(
+        "the file {path} belongs to another application (id {found:#010x}, expected {expected:#010x})"
+    )]
+    Foreign {
+        path: PathBuf,
+        found: i32,
+        expected: i32,
+    },
+    #[error(
+        "the database {path} has format {found}, and this version knows only {known}; use a newer version"
+    )]
+    Newer {
+        path: PathBuf,
+        found: usize,
+        known: usize,
+    },
     /// The sync of a commit failed: the write may or may not be there after a restart.
     #[error("whether the write to {path} is durable is unknown ({detail})")]
     OutcomeUnknown { path: PathBuf, detail: String },
@@ -43,12 +63,16 @@ impl Error {
             Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
                 Error::Unwritable { path, detail }
             }
-            Some(ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory | ErrorCode::NoLargeFileSupport) => {
-                Error::InputOutput { path, detail }
-            }
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Error::Corrupt { path, detail },
             Some(
-                ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed,
+                ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory | ErrorCode::NoLargeFileSupport,
+            ) => Error::InputOutput { path, detail },
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Error::Corrupt { path, detail }
+            }
+            Some(
+                ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::FileLockingProtocolFailed,
             ) => Error::InUse { path },
             _ => Error::Request { path, detail },
         }

@@ -33,7 +33,11 @@ where
     E: From<Error> + Send,
 {
     pub(crate) fn new(work: Work, told: Told) -> Self {
-        Request { work: Some(work), told, outcome: None }
+        Request {
+            work: Some(work),
+            told,
+            outcome: None,
+        }
     }
 }
 
@@ -45,11 +49,17 @@ where
     E: From<Error> + Send,
 {
     fn run(&mut self, connection: &Connection, path: &Path) -> bool {
-        let Some(work) = self.work.take() else { return false };
+        let Some(work) = self.work.take() else {
+            return false;
+        };
         // A panic is one request's bug; the thread serves all the others.
         let outcome = catch_unwind(AssertUnwindSafe(|| work(connection))).unwrap_or_else(|_| {
             let detail = "the request panicked".to_owned();
-            Err(Error::Request { path: path.to_owned(), detail }.into())
+            Err(Error::Request {
+                path: path.to_owned(),
+                detail,
+            }
+            .into())
         });
         let keep = outcome.is_ok();
         self.outcome = Some(outcome);
@@ -81,7 +91,9 @@ impl<T, E: From<Error>> Pending<T, E> {
     /// Blocks until the verdict is there. Must not be called from an async task.
     pub fn wait(self) -> Result<T, E> {
         let closed = Error::Closed { path: self.path };
-        self.receiver.blocking_recv().unwrap_or_else(|_| Err(closed.into()))
+        self.receiver
+            .blocking_recv()
+            .unwrap_or_else(|_| Err(closed.into()))
     }
 }
 
@@ -90,7 +102,12 @@ impl<T, E: From<Error>> Future for Pending<T, E> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.receiver).poll(context).map(|received| {
-            received.unwrap_or_else(|_| Err(Error::Closed { path: self.path.clone() }.into()))
+            received.unwrap_or_else(|_| {
+                Err(Error::Closed {
+                    path: self.path.clone(),
+                }
+                .into())
+            })
         })
     }
 }

@@ -22,8 +22,6 @@ mod job;
 mod reader;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-#[cfg(test)]
-mod tests;
 mod writer;
 
 pub use database::{Database, Options};

@@ -26,12 +26,16 @@ pub(crate) fn spawn(
 }
 
 fn answer(connection: &Connection, path: &Path, mut job: Box<dyn Job>) {
-    let begun = connection.prepare_cached("BEGIN").and_then(|mut statement| statement.execute([]));
+    let begun = connection
+        .prepare_cached("BEGIN")
+        .and_then(|mut statement| statement.execute([]));
     if let Err(error) = begun {
         return job.tell(Err(Error::from_sqlite(path, &error)));
     }
     job.run(connection, path);
-    let ended = connection.prepare_cached("ROLLBACK").and_then(|mut statement| statement.execute([]));
+    let ended = connection
+        .prepare_cached("ROLLBACK")
+        .and_then(|mut statement| statement.execute([]));
     if let Err(error) = ended
         && !connection.is_autocommit()
     {

@@ -25,8 +25,6 @@ const LOG_PAGES: i64 = 1000;
 const LOG_PAGES_TOO_MANY: i64 = 16_000;
 /// A pause this long is used to fold a short log.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Free pages given back to the file system after a checkpoint: 256 KiB.
-const PAGES_GIVEN_BACK: i64 = 64;
 
 pub(crate) fn spawn(
     connection: Connection,
@@ -35,8 +33,14 @@ pub(crate) fn spawn(
     path: Arc<Path>,
     lock: Option<File>,
 ) -> JoinHandle<()> {
-    let mut writer =
-        Writer { connection, queue, batch: batch.max(1), told: Vec::new(), path, unfolded: true };
+    let mut writer = Writer {
+        connection,
+        queue,
+        batch: batch.max(1),
+        told: Vec::new(),
+        path,
+        unfolded: true,
+    };
     std::thread::Builder::new()
         .name("sqlite-writer".into())
         .spawn(move || {
@@ -94,39 +98,51 @@ impl Writer {
                 return;
             }
             let room = self.told.len() < self.batch;
-            waiting = if room { self.queue.try_recv().ok() } else { None };
+            waiting = if room {
+                self.queue.try_recv().ok()
+            } else {
+                None
+            };
         }
         self.commit();
     }
 
     /// Runs one request in a savepoint. False: the whole transaction is gone, and all in it were told so.
     fn run(&mut self, mut job: Box<dyn Job>) -> bool {
-        let done = self.execute("SAVEPOINT request").and_then(|()| {
-            if !job.run(&self.connection, &self.path) && !self.connection.is_autocommit() {
-                self.execute("ROLLBACK TO request")?;
-            }
-            // SQLite ends the transaction itself after some errors; then there is nothing to release.
-            if self.connection.is_autocommit() { Ok(()) } else { self.execute("RELEASE request") }
-        });
-        self.told.push(job);
-        match done {
-            Ok(()) if !self.connection.is_autocommit() => true,
-            Ok(()) => {
-                self.abandon(self.rolled_back());
-                false
-            }
-            Err(error) => {
-                self.abandon(Error::from_sqlite(&self.path, &error));
-                false
-            }
+        if let Err(error) = self.execute("SAVEPOINT request") {
+            job.tell(Err(Error::from_sqlite(&self.path, &error)));
+            self.abandon(self.rolled_back());
+            return false;
         }
+        let keep = job.run(&self.connection, &self.path);
+        if self.connection.is_autocommit() {
+            // SQLite ends the transaction itself after some errors; the request that met it knows which.
+            let fate = if keep {
+                Err(self.rolled_back())
+            } else {
+                Ok(())
+            };
+            job.tell(fate);
+            self.abandon(self.rolled_back());
+            return false;
+        }
+        self.told.push(job);
+        let undone = if keep {
+            Ok(())
+        } else {
+            self.execute("ROLLBACK TO request")
+        };
+        if let Err(error) = undone.and_then(|()| self.execute("RELEASE request")) {
+            self.abandon(Error::from_sqlite(&self.path, &error));
+            return false;
+        }
+        true
     }
 
     fn commit(&mut self) {
-        let changes = self.connection.total_changes();
+        self.unfolded = true;
         match self.execute("COMMIT") {
             Ok(()) => {
-                self.unfolded |= changes > 0;
                 for job in self.told.drain(..) {
                     job.tell(Ok(()));
                 }
@@ -151,7 +167,10 @@ impl Writer {
     /// Why SQLite rolled back by itself: its error reached only the request that met it.
     fn rolled_back(&self) -> Error {
         let detail = "the transaction was rolled back by a full disk or an I/O error".to_owned();
-        Error::InputOutput { path: self.path.to_path_buf(), detail }
+        Error::InputOutput {
+            path: self.path.to_path_buf(),
+            detail,
+        }
     }
 
     fn keep_log_short(&mut self) {
@@ -182,6 +201,9 @@ impl Writer {
     }
 
     fn execute(&self, statement: &str) -> rusqlite::Result<()> {
-        self.connection.prepare_cached(statement)?.execute([]).map(|_| ())
+        self.connection
+            .prepare_cached(statement)?
+            .execute([])
+            .map(|_| ())
     }
 }
