@@ -1,1 +1,0 @@
-//! `mainland.yaml`: text to resources, with positions in every error.

@@ -1,0 +1,240 @@
+//! Whether every name leads to something declared.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::compute::Need;
+use crate::ids::ResourceName;
+use crate::traffic::Protocol;
+
+use super::check::{Report, join, nearest, shown};
+use super::document::{Entry, Node};
+use super::{DeclaredService, Position};
+
+type Services = BTreeMap<ResourceName, DeclaredService>;
+
+/// Needs, routes and names across kinds. What is declared is taken from the file itself, so that a service with another mistake in it
+/// is not called unknown as well.
+pub(super) fn check(report: &mut Report, file: &Node, services: &Services) {
+    let declared = Declared {
+        services: names(file, "services"),
+        secrets: names(file, "secrets"),
+    };
+    for entry in file.get("secrets").map(Node::entries).unwrap_or_default() {
+        if declared.services.contains(entry.key.as_str()) {
+            let message = format!(
+                "{} is also a service: a name is used once across kinds",
+                shown(&entry.key)
+            );
+            report.error(entry.key_position, &join("secrets", &entry.key), message);
+        }
+    }
+    for entry in file.get("services").map(Node::entries).unwrap_or_default() {
+        needs(report, entry, &declared, services.get(entry.key.as_str()));
+    }
+    for entry in file.get("routes").map(Node::entries).unwrap_or_default() {
+        route(report, entry, &declared, services);
+    }
+    cycles(report, services);
+}
+
+struct Declared<'file> {
+    services: BTreeSet<&'file str>,
+    secrets: BTreeSet<&'file str>,
+}
+
+fn names<'file>(file: &'file Node, section: &str) -> BTreeSet<&'file str> {
+    file.get(section)
+        .map(Node::keys)
+        .unwrap_or_default()
+        .into_iter()
+        .collect()
+}
+
+fn needs(
+    report: &mut Report,
+    service: &Entry,
+    declared: &Declared<'_>,
+    resolved: Option<&DeclaredService>,
+) {
+    let path = join(&join("services", &service.key), "needs");
+    for item in service
+        .value
+        .get("needs")
+        .map(Node::items)
+        .unwrap_or_default()
+    {
+        let name = item.text().or_else(|| item.keys().first().copied());
+        let Some(name) = name.filter(|name| ResourceName::new(*name).is_ok()) else {
+            continue;
+        };
+        if name == service.key {
+            report.error(item.position, &path, format!("`{name}` needs itself"));
+        } else if !declared.services.contains(name) && !declared.secrets.contains(name) {
+            let known = declared.services.iter().chain(&declared.secrets).copied();
+            let hint = unless_full(report, || {
+                nearest(name, known.filter(|known| *known != service.key))
+            });
+            let message = format!("`{name}` is not declared in this file");
+            report.error(item.position, &path, message).hint(hint);
+        } else if let Some(need) = resolved.and_then(|service| service.spec.needs.get(name)) {
+            options(report, item.position, &path, name, need, declared);
+        }
+    }
+}
+
+/// Options that mean nothing for what is needed.
+fn options(
+    report: &mut Report,
+    position: Position,
+    path: &str,
+    name: &str,
+    need: &Need,
+    declared: &Declared<'_>,
+) {
+    let is_secret = declared.secrets.contains(name) && !declared.services.contains(name);
+    if is_secret && need.timeout.is_some() {
+        report.error(
+            position,
+            path,
+            format!("`timeout` means nothing for the secret `{name}`"),
+        );
+    }
+    if !is_secret && need.file {
+        report.error(
+            position,
+            path,
+            format!("`file` means nothing for `{name}`: it is not a secret"),
+        );
+    }
+    let variable = name.to_ascii_uppercase().replace('-', "_");
+    if is_secret
+        && !need.file
+        && (variable == "PORT" || variable == "HOST" || variable.starts_with("MAINLAND_"))
+    {
+        let message = format!(
+            "the secret `{name}` would take the place of `{variable}`, which is given to every instance: name it otherwise"
+        );
+        report.error(position, path, message);
+    }
+}
+
+fn route(report: &mut Report, entry: &Entry, declared: &Declared<'_>, services: &Services) {
+    let target = entry.value.get("to").unwrap_or(&entry.value);
+    let Some(to) = target.text().filter(|to| ResourceName::new(*to).is_ok()) else {
+        return;
+    };
+    let path = join("routes", &entry.key);
+    if declared.services.contains(to) {
+        let protocol = services.get(to).map(|service| service.spec.protocol);
+        if protocol == Some(Protocol::Tcp) {
+            report.error(
+                target.position,
+                &path,
+                format!("`{to}` speaks tcp: a route leads to a service that speaks http"),
+            );
+        }
+    } else if declared.secrets.contains(to) {
+        report.error(
+            target.position,
+            &path,
+            format!("`{to}` is a secret: a route leads to a service"),
+        );
+    } else {
+        let hint = unless_full(report, || nearest(to, declared.services.iter().copied()));
+        report
+            .error(target.position, &path, format!("no service `{to}`"))
+            .hint(hint);
+    }
+}
+
+/// The search for a near name is the one thing here that is not linear: it ends with the problems that are kept.
+fn unless_full(report: &Report, hint: impl FnOnce() -> Option<String>) -> Option<String> {
+    if report.is_full() { None } else { hint() }
+}
+
+/// Cycles are legal: start order gives way. But who writes one seldom means it.
+fn cycles(report: &mut Report, services: &Services) {
+    let mut needs: BTreeMap<&ResourceName, BTreeSet<&ResourceName>> = BTreeMap::new();
+    for (name, service) in services {
+        let others = service
+            .spec
+            .needs
+            .keys()
+            .filter(|need| services.contains_key(*need) && *need != name);
+        needs.insert(name, others.collect());
+    }
+    loop {
+        remove_finished(&mut needs);
+        let Some(cycle) = walk_to_cycle(&needs) else {
+            return;
+        };
+        let first = &services[cycle[0]];
+        let round: Vec<String> = cycle
+            .iter()
+            .chain(&cycle[..1])
+            .map(|name| format!("`{name}`"))
+            .collect();
+        let path = join(&join("services", cycle[0].as_str()), "needs");
+        let message = format!(
+            "{} need each other in a circle: none can wait for the other at the start",
+            round.join(" → ")
+        );
+        report.warning(first.position, &path, message);
+        for name in &cycle {
+            needs.remove(*name);
+        }
+    }
+}
+
+/// Removes what needs nothing that is left, until everything left needs something: then it is, or leads to, a cycle.
+fn remove_finished(needs: &mut BTreeMap<&ResourceName, BTreeSet<&ResourceName>>) {
+    let mut needed_by: BTreeMap<&ResourceName, Vec<&ResourceName>> = BTreeMap::new();
+    let mut open: BTreeMap<&ResourceName, usize> = BTreeMap::new();
+    for (name, others) in needs.iter() {
+        let left: Vec<_> = others
+            .iter()
+            .filter(|other| needs.contains_key(*other))
+            .collect();
+        open.insert(name, left.len());
+        for other in left {
+            needed_by.entry(other).or_default().push(name);
+        }
+    }
+    let mut finished: Vec<&ResourceName> = open
+        .iter()
+        .filter(|(_, left)| **left == 0)
+        .map(|(name, _)| *name)
+        .collect();
+    while let Some(name) = finished.pop() {
+        needs.remove(name);
+        for caller in needed_by.remove(name).unwrap_or_default() {
+            let Some(left) = open.get_mut(caller) else {
+                continue;
+            };
+            *left -= 1;
+            if *left == 0 {
+                finished.push(caller);
+            }
+        }
+    }
+}
+
+/// Follows the first need that is left from each, until one comes again.
+fn walk_to_cycle<'a>(
+    needs: &BTreeMap<&'a ResourceName, BTreeSet<&'a ResourceName>>,
+) -> Option<Vec<&'a ResourceName>> {
+    let mut name = *needs.keys().next()?;
+    let mut walked: Vec<&ResourceName> = Vec::new();
+    let mut places: BTreeMap<&ResourceName, usize> = BTreeMap::new();
+    loop {
+        if let Some(place) = places.get(name) {
+            return Some(walked.split_off(*place));
+        }
+        places.insert(name, walked.len());
+        walked.push(name);
+        name = needs[name]
+            .iter()
+            .copied()
+            .find(|need| needs.contains_key(need))?;
+    }
+}
