@@ -484,6 +484,9 @@ mod tests {
         ] {
             let refused = ring.open(&other, &envelope);
             assert!(matches!(refused, Err(Error::Tampered { .. })), "{other}");
+            // Nor with the data key at hand.
+            let data_key = ring.unwrap(&binding("shop/key", 1), &envelope).unwrap();
+            assert!(open(&data_key, &value_aad(&other), &envelope.ciphertext).is_none());
         }
     }
 

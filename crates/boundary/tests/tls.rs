@@ -12,7 +12,8 @@ use boundary::tls::{
 use jiff::{SignedDuration, Timestamp};
 use model::boundary::{Holder, SpiffeId};
 use model::traffic::Identity;
-use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
+use rustls::client::Resumption;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
 
 /// A cluster with its authority and a clock of its own.
 struct World {
@@ -276,6 +277,29 @@ fn a_certificate_may_be_missing_only_where_it_is_optional() {
     let (caller, _) = shake_hands(world.server(&identity, ClientAuth::Optional), client()).unwrap();
     assert_eq!(caller, None);
     assert!(shake_hands(world.server(&identity, ClientAuth::Required), client()).is_err());
+}
+
+#[test]
+fn no_session_is_resumed_past_its_certificate() {
+    let world = World::new("c1");
+    let server = Arc::new(world.server(&world.identity(Holder::Server), ClientAuth::Required));
+    let mut client = world.client(&world.identity(node("a")), Expect::Anyone);
+    // A caller that would like to.
+    client.resumption = Resumption::default();
+    let client = Arc::new(client);
+    let connect = || {
+        let mut server = ServerConnection::new(Arc::clone(&server)).unwrap();
+        let mut client = ClientConnection::new(Arc::clone(&client), tls::server_name()).unwrap();
+        for _ in 0..8 {
+            carry(&mut client, &mut server)?;
+            carry(&mut server, &mut client)?;
+        }
+        Ok::<_, rustls::Error>(client.handshake_kind())
+    };
+    assert!(connect().is_ok());
+    assert_eq!(connect(), Ok(Some(HandshakeKind::Full)));
+    world.set_hour(25);
+    assert!(connect().is_err());
 }
 
 #[test]
