@@ -47,14 +47,19 @@ impl Options {
         }
     }
 
+    /// The file layer below SQLite; None: the system's.
     pub(crate) fn vfs(&self) -> Option<&str> {
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(disk) = &self.testing.disk {
+            return Some(disk.name());
+        }
         None
     }
 
     pub(crate) fn synchronous(&self) -> &'static str {
         #[cfg(any(test, feature = "testing"))]
-        if self.testing.synchronous_off {
-            return "OFF";
+        if let Some(weaker) = self.testing.synchronous {
+            return weaker;
         }
         "FULL"
     }

@@ -4,7 +4,9 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
@@ -88,12 +90,24 @@ impl<T, E: From<Error>> Pending<T, E> {
         (sender, Pending { receiver, path })
     }
 
-    /// Blocks until the verdict is there. Must not be called from an async task.
-    pub fn wait(self) -> Result<T, E> {
-        let closed = Error::Closed { path: self.path };
-        self.receiver
-            .blocking_recv()
-            .unwrap_or_else(|_| Err(closed.into()))
+    /// Blocks this thread until the verdict is there: for threads, tests, and the moment of opening.
+    pub fn wait(mut self) -> Result<T, E> {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        loop {
+            match Pin::new(&mut self).poll(&mut context) {
+                Poll::Ready(verdict) => return verdict,
+                Poll::Pending => std::thread::park(),
+            }
+        }
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 

@@ -22,6 +22,8 @@ mod job;
 mod reader;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use database::{Database, Options};
