@@ -1,0 +1,465 @@
+//! The agent's own reconcile: what a node does about each instance that it should run. [`step`] takes what happened and says what to do.
+//!
+//! Each instance is a machine of its own:
+//!
+//! ```text
+//!              needs answer,        artifact,          process
+//!              or 30 s              secrets there      is there
+//!   Waiting ───────────▶ Preparing ───────▶ Starting ───────▶ Running ◀─▶ ready │ not ready │ suspended
+//!                         ▲  ▲  │ failed      │ failed         │ │ │        gate: Open │ Shut │ Shut
+//!          back-off over  │  │  ▼             ▼   exited alone │ │ │
+//!                         └─ BackingOff ◀─────┴────────────────┘ │ │ lease lost, `on_partition: stop`
+//!                            │                    `alive` failed │ └──────▶ Stopping(lease) ──▶ Fenced
+//!                            │                        Stopping ◀─┤            the shim stops it   │
+//!                            │                       (restart)   │ leave     Preparing ◀──────────┘
+//!                            │                                   ▼        lease held, desired state confirmed
+//!                            │      Drained, or the grace    Draining     gate: Leaving
+//!                            │      Stopping(leave) ◀────────────┘
+//!                            │        TERM, grace, KILL
+//!                            ▼            ▼
+//!                          Stopped │ Finished ──▶ (absent from a newer desired state) removed
+//!                             └───────────────▶ (a new epoch of the same name) Waiting
+//! ```
+//!
+//! It is level-triggered: a step folds its input into the state and then moves every instance as far as the whole state allows, so that a lost
+//! or repeated input costs time and nothing else. What is told of an earlier run of an instance is ignored by its run number.
+//!
+//! An instance with `on_partition: stop` is started only while the node holds its lease *and* the desired state in hand was asked for after the
+//! lease was last lost: an older one may name what runs elsewhere by now.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use model::compute::{DesiredInstance, Exit, InstanceReport};
+use model::control::{NodeDesired, Reason};
+use model::ids::{Epoch, Generation, InstanceId, ResourceId};
+use model::signals::Level;
+use model::traffic::{Gate, Road};
+
+use crate::{Instant, Now};
+
+mod instance;
+mod lease;
+mod probing;
+#[cfg(test)]
+mod tests;
+
+pub use instance::{History, Instance};
+pub use lease::{EMPTY_AFTER, Lease, TERMINATE_AFTER};
+pub use probing::{NOT_READY_INTERVAL, NOT_READY_PATIENCE};
+
+/// Counts the preparations of one instance in one life of the agent: 1 is an adopted process or the first start.
+pub type Run = u32;
+
+/// What an agent knows.
+#[derive(Debug)]
+pub struct State {
+    instances: BTreeMap<InstanceId, Instance>,
+    generation: Option<Generation>,
+    lease: Lease,
+    /// Services with an endpoint, as the road last said.
+    reachable: BTreeSet<ResourceId>,
+    stopping: bool,
+    draw: Draw,
+}
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// Found when the agent started, before anything else is told: an instance of an earlier agent, with its process if one is left.
+    Adopted {
+        desired: Box<DesiredInstance>,
+        history: History,
+        process: Adopted,
+    },
+    /// What the node should run. `asked_at`: when the watch that brought it was asked for; `None` for what was kept on disk.
+    Desired {
+        desired: Box<NodeDesired>,
+        asked_at: Option<Instant>,
+    },
+    /// Artifact, secrets, directories and port are there.
+    Prepared { instance: InstanceId, run: Run },
+    /// It can't be prepared or executed.
+    NotStarted {
+        instance: InstanceId,
+        run: Run,
+        error: String,
+    },
+    Started {
+        instance: InstanceId,
+        run: Run,
+        pid: u32,
+        address: String,
+        at: Timestamp,
+    },
+    /// A signal stopped the process (SIGSTOP), or it goes on.
+    Suspended {
+        instance: InstanceId,
+        run: Run,
+        suspended: bool,
+    },
+    Exited {
+        instance: InstanceId,
+        run: Run,
+        exit: Exit,
+    },
+    Probed {
+        instance: InstanceId,
+        run: Run,
+        question: Question,
+        answer: Result<(), String>,
+    },
+    /// The proxy has nothing in flight behind the gate of a leaving instance.
+    Drained { instance: InstanceId },
+    /// A heartbeat sent at that moment was answered by the leader of that epoch.
+    Renewed { epoch: Epoch, sent_at: Instant },
+    /// Everything leaves: the node is asked to stop with what it runs.
+    StopAll,
+    /// A deadline of [`State::next_wake`] may have passed.
+    Tick,
+}
+
+/// What is left of an instance of an earlier agent.
+#[derive(Debug, Clone)]
+pub enum Adopted {
+    Running {
+        pid: u32,
+        address: String,
+        started_at: Option<Timestamp>,
+        /// Whether its gate stood open: it is believed until probes say otherwise, so that a restart of the agent refuses no request.
+        ready: bool,
+        suspended: bool,
+    },
+    /// It ended while no agent looked.
+    Exited(Exit),
+    /// It was not running when the earlier agent ended.
+    Absent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Question {
+    /// May it be sent requests?
+    Health,
+    /// Is it worth keeping?
+    Alive,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Fetch the artifact and the secrets, make the directories, pick the port; answer `Prepared` or `NotStarted`.
+    Prepare {
+        instance: InstanceId,
+        run: Run,
+    },
+    /// Execute; answer `Started` or `NotStarted`.
+    Start {
+        instance: InstanceId,
+        run: Run,
+    },
+    /// Ask once; answer `Probed`.
+    Probe {
+        instance: InstanceId,
+        run: Run,
+        question: Question,
+    },
+    SetGate {
+        instance: InstanceId,
+        gate: Gate,
+    },
+    /// SIGTERM.
+    Terminate {
+        instance: InstanceId,
+    },
+    /// SIGKILL to all that is left of it.
+    Kill {
+        instance: InstanceId,
+    },
+    /// Forget its process, port and working directory; its volumes stay.
+    Remove {
+        instance: InstanceId,
+    },
+    /// Tell the shim that the lease was renewed by what was sent at that moment.
+    RenewLease {
+        instance: InstanceId,
+        sent_at: Instant,
+    },
+    /// Keep its [`History`] on the node's disk.
+    Remember {
+        instance: InstanceId,
+    },
+    /// What the server should be told about it changed; it is gone if [`State::report`] knows nothing.
+    Report {
+        instance: InstanceId,
+    },
+    /// The lease is lost: what the watch of the desired state brings is no longer to be trusted; ask anew.
+    WatchAnew,
+    /// Something a person should read.
+    Tell {
+        instance: Option<InstanceId>,
+        level: Level,
+        reason: Reason,
+    },
+}
+
+/// One step: what is known, what happened and when → what to do.
+pub fn step(state: &mut State, input: Input, now: Now) -> Vec<Output> {
+    let mut outputs = Vec::new();
+    state.notice_lost_lease(now, &mut outputs);
+    let touched = state.fold(input, now, &mut outputs);
+    state.advance(touched, now, &mut outputs);
+    outputs
+}
+
+/// Which instances an input may move.
+enum Touched {
+    One(InstanceId),
+    All,
+}
+
+impl State {
+    /// `seed` feeds the jitter of back-offs.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            instances: BTreeMap::new(),
+            generation: None,
+            lease: Lease::default(),
+            reachable: BTreeSet::new(),
+            stopping: false,
+            draw: Draw(seed),
+        }
+    }
+
+    pub fn instances(&self) -> impl Iterator<Item = (&InstanceId, &Instance)> {
+        self.instances.iter()
+    }
+
+    pub fn instance(&self, id: &InstanceId) -> Option<&Instance> {
+        self.instances.get(id)
+    }
+
+    /// What the server is told about an instance. `None`: it is gone.
+    pub fn report(&self, id: &InstanceId) -> Option<&InstanceReport> {
+        self.instances.get(id).map(Instance::report)
+    }
+
+    pub fn reports(&self) -> impl Iterator<Item = &InstanceReport> {
+        self.instances.values().map(Instance::report)
+    }
+
+    /// Of the last desired state that was taken.
+    pub fn generation(&self) -> Option<Generation> {
+        self.generation
+    }
+
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Whether no process of any instance is left.
+    pub fn is_still(&self) -> bool {
+        !self.instances.values().any(Instance::has_process)
+    }
+
+    /// When to call [`step`] with [`Input::Tick`] at the latest.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let instances = self.instances.values().filter_map(Instance::next_wake);
+        instances.chain(self.lease.next_wake()).min()
+    }
+
+    fn notice_lost_lease(&mut self, now: Now, outputs: &mut Vec<Output>) {
+        if !self.lease.notice_loss(now.instant) {
+            return;
+        }
+        outputs.push(Output::WatchAnew);
+        outputs.push(Output::Tell {
+            instance: None,
+            level: Level::Warning,
+            reason: Reason::new(
+                "lease-lost",
+                "the servers do not answer: instances with `on_partition: stop` are stopped, the others go on",
+            ),
+        });
+        self.advance(Touched::All, now, outputs);
+    }
+
+    fn fold(&mut self, input: Input, now: Now, outputs: &mut Vec<Output>) -> Touched {
+        match input {
+            Input::Adopted {
+                desired,
+                history,
+                process,
+            } => {
+                let id = desired.instance.clone();
+                let adopted =
+                    Instance::adopt(*desired, history, process, now, &mut self.draw, outputs);
+                self.instances.insert(id.clone(), adopted);
+                Touched::One(id)
+            }
+            Input::Desired { desired, asked_at } => {
+                self.take_desired(*desired, asked_at, now);
+                Touched::All
+            }
+            Input::Renewed { epoch, sent_at } => {
+                if self.lease.renew(epoch, sent_at, now.instant) {
+                    self.renew_leases(sent_at, outputs);
+                }
+                Touched::All
+            }
+            Input::StopAll => {
+                self.stopping = true;
+                Touched::All
+            }
+            Input::Tick => Touched::All,
+            other => self.fold_into_one(other, now, outputs),
+        }
+    }
+
+    fn fold_into_one(&mut self, input: Input, now: Now, outputs: &mut Vec<Output>) -> Touched {
+        let id = subject(&input).clone();
+        if let Some(instance) = self.instances.get_mut(&id) {
+            instance.take(input, self.stopping, now, &mut self.draw, outputs);
+        }
+        Touched::One(id)
+    }
+
+    fn renew_leases(&self, sent_at: Instant, outputs: &mut Vec<Output>) {
+        let holders = self
+            .instances
+            .iter()
+            .filter(|(_, instance)| instance.holds_lease());
+        outputs.extend(holders.map(|(id, _)| Output::RenewLease {
+            instance: id.clone(),
+            sent_at,
+        }));
+    }
+
+    /// Takes it if it is newer; one of the same generation only confirms what is known.
+    fn take_desired(&mut self, desired: NodeDesired, asked_at: Option<Instant>, now: Now) {
+        if self.generation > Some(desired.generation) {
+            return;
+        }
+        self.lease.confirm(desired.generation.epoch, asked_at);
+        if self.generation == Some(desired.generation) {
+            return;
+        }
+        self.generation = Some(desired.generation);
+        learn_reachable(&mut self.reachable, &desired.road);
+        let mut named = BTreeSet::new();
+        for one in desired.instances {
+            named.insert(one.instance.clone());
+            match self.instances.get_mut(&one.instance) {
+                Some(known) => known.take_desired(one),
+                None => {
+                    self.instances
+                        .insert(one.instance.clone(), Instance::new(one, now));
+                }
+            }
+        }
+        for (id, instance) in &mut self.instances {
+            if !named.contains(id) {
+                instance.is_unwanted();
+            }
+        }
+    }
+
+    fn advance(&mut self, touched: Touched, now: Now, outputs: &mut Vec<Output>) {
+        // A service that became ready here counts as reachable before the road says so: the start order is the faster for it.
+        let local = self.ready_here();
+        let before = outputs.len();
+        let world = instance::World {
+            lease: &self.lease,
+            reachable: &self.reachable,
+            local: &local,
+            stopping: self.stopping,
+            now,
+        };
+        let mut gone = Vec::new();
+        let mut advance = |id: &InstanceId, instance: &mut Instance| {
+            if !instance.advance(&world, outputs) {
+                gone.push(id.clone());
+            }
+        };
+        match &touched {
+            Touched::One(id) => {
+                if let Some(instance) = self.instances.get_mut(id) {
+                    advance(id, instance);
+                }
+            }
+            Touched::All => {
+                for (id, instance) in &mut self.instances {
+                    advance(id, instance);
+                }
+            }
+        }
+        for id in gone {
+            self.instances.remove(&id);
+            outputs.push(Output::Remove {
+                instance: id.clone(),
+            });
+            outputs.push(Output::Report { instance: id });
+        }
+        let opened = |output: &Output| {
+            matches!(
+                output,
+                Output::SetGate {
+                    gate: Gate::Open,
+                    ..
+                }
+            )
+        };
+        // What became ready may be what another one waited for.
+        if outputs[before..].iter().any(opened) && self.instances.values().any(Instance::waits) {
+            self.advance(Touched::All, now, outputs);
+        }
+    }
+
+    fn ready_here(&self) -> BTreeSet<ResourceId> {
+        let ready = self.instances.values().filter(|one| one.is_ready());
+        ready.map(Instance::service).collect()
+    }
+}
+
+/// From a partial view endpoints are only added.
+fn learn_reachable(reachable: &mut BTreeSet<ResourceId>, road: &Road) {
+    if road.complete {
+        reachable.clear();
+    }
+    let answering = road
+        .destinations
+        .iter()
+        .filter(|one| !one.endpoints.is_empty() || !one.external.is_empty());
+    reachable.extend(answering.map(|one| one.service.clone()));
+}
+
+fn subject(input: &Input) -> &InstanceId {
+    match input {
+        Input::Prepared { instance, .. }
+        | Input::NotStarted { instance, .. }
+        | Input::Started { instance, .. }
+        | Input::Suspended { instance, .. }
+        | Input::Exited { instance, .. }
+        | Input::Probed { instance, .. }
+        | Input::Drained { instance } => instance,
+        Input::Adopted { desired, .. } => &desired.instance,
+        Input::Desired { .. } | Input::Renewed { .. } | Input::StopAll | Input::Tick => {
+            unreachable!("these are about the whole node")
+        }
+    }
+}
+
+/// A small generator of its own for jitter, so that a step stays a function of its inputs: SplitMix64 (Steele, Lea, Flood, 2014).
+#[derive(Debug)]
+struct Draw(u64);
+
+impl Draw {
+    /// From 0 to 1.
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        (mixed >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}

@@ -1,0 +1,756 @@
+//! The rules of the agent, one table or story each.
+
+use model::compute::{
+    Ask, Completion, DesiredInstance, Exit, ExitHow, InstanceState, OnPartition, Probe, Role,
+    Wanted,
+};
+use model::control::NodeDesired;
+use model::ids::{
+    Epoch, Generation, InstanceId, InstanceName, ProjectName, ReleaseNumber, ResourceId,
+    ResourceName,
+};
+use model::traffic::{Destination, Gate, Protocol, Road, TrafficOptions};
+use model::units::Span;
+
+use std::time::Duration;
+
+use super::*;
+use crate::testing;
+
+fn id(name: &str) -> InstanceId {
+    InstanceId::new(
+        ProjectName::new("store").unwrap(),
+        InstanceName::new(name).unwrap(),
+    )
+}
+
+fn desired(name: &str) -> DesiredInstance {
+    let service = name.rsplit_once('-').unwrap().0;
+    DesiredInstance {
+        instance: id(name),
+        service: ResourceName::new(service).unwrap(),
+        release: ReleaseNumber(1),
+        epoch: Epoch(1),
+        slot: None,
+        role: Role::Member,
+        wanted: Wanted::Run,
+        uid: 70_000,
+        spec: testing::service(1),
+        secrets: Vec::new(),
+        start_after: Vec::new(),
+    }
+}
+
+fn changed(name: &str, change: impl FnOnce(&mut DesiredInstance)) -> DesiredInstance {
+    let mut one = desired(name);
+    change(&mut one);
+    one
+}
+
+fn exit(how: ExitHow) -> Exit {
+    Exit {
+        how,
+        at: jiff::Timestamp::UNIX_EPOCH,
+    }
+}
+
+/// One node and its clock.
+struct Node {
+    state: State,
+    clock: Duration,
+    counter: u64,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            state: State::new(1),
+            clock: Duration::from_secs(100),
+            counter: 0,
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now {
+            instant: Instant(self.clock),
+            at: jiff::Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// What is done, a word each; what is only told left out.
+    fn step(&mut self, input: Input) -> Vec<String> {
+        let now = self.now();
+        let outputs = step(&mut self.state, input, now);
+        outputs.into_iter().filter_map(in_words).collect()
+    }
+
+    fn after_ms(&mut self, ms: u64) -> Vec<String> {
+        self.clock += Duration::from_millis(ms);
+        self.step(Input::Tick)
+    }
+
+    fn want(&mut self, instances: Vec<DesiredInstance>) -> Vec<String> {
+        self.counter += 1;
+        let asked_at = Some(Instant(self.clock));
+        let desired = told(self.counter, instances, Road::default());
+        self.step(Input::Desired { desired, asked_at })
+    }
+
+    fn renew(&mut self) -> Vec<String> {
+        let sent_at = Instant(self.clock);
+        self.step(Input::Renewed {
+            epoch: Epoch(1),
+            sent_at,
+        })
+    }
+
+    fn prepared(&mut self, name: &str, run: Run) -> Vec<String> {
+        self.step(Input::Prepared {
+            instance: id(name),
+            run,
+        })
+    }
+
+    fn started(&mut self, name: &str, run: Run) -> Vec<String> {
+        self.step(Input::Started {
+            instance: id(name),
+            run,
+            pid: 10 + run,
+            address: "127.0.0.1:4000".to_owned(),
+            at: jiff::Timestamp::UNIX_EPOCH,
+        })
+    }
+
+    fn answers(&mut self, name: &str, question: Question, good: bool) -> Vec<String> {
+        let run = self.state.instance(&id(name)).unwrap().run();
+        self.step(Input::Probed {
+            instance: id(name),
+            run,
+            question,
+            answer: if good {
+                Ok(())
+            } else {
+                Err("status 500".to_owned())
+            },
+        })
+    }
+
+    fn exited(&mut self, name: &str, how: ExitHow) -> Vec<String> {
+        let run = self.state.instance(&id(name)).unwrap().run();
+        self.step(Input::Exited {
+            instance: id(name),
+            run,
+            exit: exit(how),
+        })
+    }
+
+    fn drained(&mut self, name: &str) -> Vec<String> {
+        self.step(Input::Drained { instance: id(name) })
+    }
+
+    fn sees(&self, name: &str) -> InstanceState {
+        self.state.report(&id(name)).unwrap().state
+    }
+
+    fn reason(&self, name: &str) -> String {
+        let reason = self.state.report(&id(name)).unwrap().reason.clone();
+        reason.map_or(String::new(), |reason| reason.message)
+    }
+
+    /// A node that runs these, ready.
+    fn serving(instances: Vec<DesiredInstance>) -> Self {
+        Self::new().serve(instances)
+    }
+
+    /// One that was heard by its servers just now, besides.
+    fn leased(instances: Vec<DesiredInstance>) -> Self {
+        let mut node = Self::new();
+        node.renew();
+        node.serve(instances)
+    }
+
+    fn serve(mut self, instances: Vec<DesiredInstance>) -> Self {
+        let node = &mut self;
+        let names: Vec<String> = instances
+            .iter()
+            .map(|one| one.instance.name.to_string())
+            .collect();
+        node.want(instances);
+        for name in names {
+            node.prepared(&name, 1);
+            node.started(&name, 1);
+            node.answers(&name, Question::Health, true);
+        }
+        self
+    }
+}
+
+fn told(counter: u64, instances: Vec<DesiredInstance>, road: Road) -> Box<NodeDesired> {
+    Box::new(NodeDesired {
+        generation: Generation {
+            epoch: Epoch(1),
+            counter,
+        },
+        instances,
+        road,
+    })
+}
+
+fn in_words(output: Output) -> Option<String> {
+    Some(match output {
+        Output::Prepare { instance, run } => format!("prepare {} {run}", instance.name),
+        Output::Start { instance, run } => format!("start {} {run}", instance.name),
+        Output::Probe {
+            instance, question, ..
+        } => format!("probe {} {question:?}", instance.name),
+        Output::SetGate { instance, gate } => format!("gate {} {gate:?}", instance.name),
+        Output::Terminate { instance } => format!("terminate {}", instance.name),
+        Output::Kill { instance } => format!("kill {}", instance.name),
+        Output::Remove { instance } => format!("remove {}", instance.name),
+        Output::RenewLease { instance, .. } => format!("renew {}", instance.name),
+        Output::WatchAnew => "watch anew".to_owned(),
+        Output::Remember { .. } | Output::Report { .. } | Output::Tell { .. } => return None,
+    })
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn from_declared_to_serving() {
+    let mut node = Node::new();
+    assert_eq!(node.want(vec![desired("web-1")]), ["prepare web-1 1"]);
+    assert_eq!(node.prepared("web-1", 1), ["start web-1 1"]);
+    assert_eq!(node.started("web-1", 1), ["probe web-1 Health"]);
+    assert_eq!(node.sees("web-1"), InstanceState::Starting);
+    assert_eq!(
+        node.answers("web-1", Question::Health, true),
+        ["gate web-1 Open"]
+    );
+    let report = node.state.report(&id("web-1")).unwrap();
+    assert_eq!(
+        (report.state, report.ready, report.pid),
+        (InstanceState::Running, true, Some(11))
+    );
+}
+
+#[test]
+fn off_the_road_before_off_the_machine() {
+    let mut node = Node::serving(vec![desired("web-1")]);
+    let leave = changed("web-1", |one| one.wanted = Wanted::Leave);
+    assert_eq!(node.want(vec![leave]), ["gate web-1 Leaving"]);
+    assert_eq!(node.sees("web-1"), InstanceState::Draining);
+    assert_eq!(node.drained("web-1"), ["terminate web-1"]);
+    node.exited("web-1", ExitHow::Code { code: 0 });
+    assert_eq!(node.sees("web-1"), InstanceState::Stopped);
+    assert_eq!(node.want(vec![]), ["remove web-1"]);
+    assert!(node.state.report(&id("web-1")).is_none());
+}
+
+#[test]
+fn what_does_not_drain_or_end_is_ended() {
+    let mut node = Node::serving(vec![desired("web-1")]);
+    assert_eq!(node.want(vec![]), ["gate web-1 Leaving"]);
+    assert_eq!(node.after_ms(9_999), NOTHING);
+    assert_eq!(node.after_ms(1), ["terminate web-1"]);
+    assert_eq!(node.after_ms(9_999), NOTHING);
+    assert_eq!(node.after_ms(1), ["kill web-1"]);
+    assert_eq!(node.after_ms(1_000), ["kill web-1"]);
+    let killed = node.exited("web-1", ExitHow::Signal { signal: 9 });
+    assert_eq!(killed, ["gate web-1 Shut", "remove web-1"]);
+}
+
+#[test]
+fn what_never_served_has_nothing_to_drain() {
+    let mut node = Node::new();
+    node.want(vec![desired("web-1")]);
+    node.prepared("web-1", 1);
+    assert_eq!(
+        node.want(vec![]),
+        NOTHING,
+        "its process comes up in a moment"
+    );
+    assert_eq!(
+        node.started("web-1", 1),
+        ["terminate web-1", "gate web-1 Leaving"]
+    );
+
+    let mut node = Node::new();
+    node.want(vec![desired("web-1")]);
+    assert_eq!(node.want(vec![]), ["remove web-1"], "nothing runs yet");
+}
+
+#[test]
+fn what_is_unknown_and_wanted_gone_is_reported_as_stopped() {
+    let mut node = Node::new();
+    let leave = changed("web-1", |one| one.wanted = Wanted::Leave);
+    assert_eq!(node.want(vec![leave]), NOTHING);
+    assert_eq!(node.sees("web-1"), InstanceState::Stopped);
+}
+
+#[test]
+fn a_stopped_process_leaves_the_road_at_once() {
+    let mut node = Node::serving(vec![desired("web-1")]);
+    let suspend = |suspended| Input::Suspended {
+        instance: id("web-1"),
+        run: 1,
+        suspended,
+    };
+    assert_eq!(node.step(suspend(true)), ["gate web-1 Shut"]);
+    assert_eq!(
+        node.after_ms(5_000),
+        NOTHING,
+        "a frozen process is not asked"
+    );
+    assert_eq!(node.step(suspend(false)), ["probe web-1 Health"]);
+    assert_eq!(
+        node.answers("web-1", Question::Health, true),
+        ["gate web-1 Open"]
+    );
+}
+
+#[test]
+fn a_failing_health_probe_only_shuts_the_gate() {
+    let mut node = Node::serving(vec![desired("web-1")]);
+    assert_eq!(node.after_ms(1_000), ["probe web-1 Health"]);
+    assert_eq!(
+        node.answers("web-1", Question::Health, false),
+        NOTHING,
+        "once is not enough"
+    );
+    assert_eq!(node.after_ms(1_000), ["probe web-1 Health"]);
+    assert_eq!(
+        node.answers("web-1", Question::Health, false),
+        ["gate web-1 Shut"]
+    );
+    assert_eq!(node.reason("web-1"), "its health probe fails: status 500");
+    assert_eq!(node.sees("web-1"), InstanceState::Running);
+    for _ in 0..100 {
+        assert_eq!(node.after_ms(50), ["probe web-1 Health"]);
+        assert_eq!(node.answers("web-1", Question::Health, false), NOTHING);
+    }
+    node.after_ms(50);
+    assert_eq!(
+        node.answers("web-1", Question::Health, true),
+        ["gate web-1 Open"]
+    );
+    assert_eq!(node.reason("web-1"), "");
+}
+
+#[test]
+fn a_failing_alive_probe_restarts() {
+    let alive = Probe {
+        ask: Ask::Http {
+            path: "/alive".to_owned(),
+        },
+        ..Probe::default()
+    };
+    let mut node = Node::serving(vec![changed("web-1", |one| one.spec.alive = Some(alive))]);
+    for failure in 0..2 {
+        let asked = node.after_ms(1_000);
+        assert!(
+            asked.contains(&"probe web-1 Alive".to_owned()),
+            "{failure}: {asked:?}"
+        );
+        node.answers("web-1", Question::Health, true);
+        let done = node.answers("web-1", Question::Alive, false);
+        match failure {
+            0 => assert_eq!(done, NOTHING),
+            _ => assert_eq!(done, ["terminate web-1", "gate web-1 Shut"]),
+        }
+    }
+    node.exited("web-1", ExitHow::Signal { signal: 15 });
+    assert_eq!(node.after_ms(100), ["prepare web-1 2"]);
+}
+
+#[test]
+fn a_crash_backs_off_and_a_loop_is_named() {
+    let mut node = Node::serving(vec![desired("web-1")]);
+    let done = node.exited("web-1", ExitHow::Code { code: 1 });
+    assert_eq!(done, ["gate web-1 Shut"]);
+    for run in 2..=5 {
+        assert_eq!(node.sees("web-1"), InstanceState::Failed);
+        let next = node
+            .state
+            .instance(&id("web-1"))
+            .unwrap()
+            .next_wake()
+            .unwrap();
+        node.clock = next.0;
+        assert_eq!(node.step(Input::Tick), [format!("prepare web-1 {run}")]);
+        node.prepared("web-1", run);
+        node.started("web-1", run);
+        node.exited("web-1", ExitHow::Code { code: 1 });
+    }
+    let reason = node.reason("web-1");
+    assert!(
+        reason.starts_with("crash loop: exit code 1, 5 times in a row, next start in"),
+        "{reason}"
+    );
+    let report = node.state.report(&id("web-1")).unwrap();
+    assert_eq!(report.restarts, 4);
+    assert_eq!(report.last_exit, Some(exit(ExitHow::Code { code: 1 })));
+}
+
+#[test]
+fn what_cannot_start_says_so_and_is_tried_again() {
+    let mut node = Node::new();
+    node.want(vec![desired("web-1")]);
+    node.step(Input::NotStarted {
+        instance: id("web-1"),
+        run: 1,
+        error: "no executable `server` in the artifact".to_owned(),
+    });
+    let reason = node.reason("web-1");
+    assert!(
+        reason.starts_with("not started: no executable `server` in the artifact, next start in"),
+        "{reason}"
+    );
+    assert_eq!(node.after_ms(100), ["prepare web-1 2"]);
+}
+
+#[test]
+fn what_is_told_of_an_earlier_run_is_ignored() {
+    let mut node = Node::serving(vec![desired("web-1")]);
+    node.exited("web-1", ExitHow::Code { code: 1 });
+    node.after_ms(100);
+    node.prepared("web-1", 2);
+    node.started("web-1", 2);
+    let late = Input::Exited {
+        instance: id("web-1"),
+        run: 1,
+        exit: exit(ExitHow::Code { code: 1 }),
+    };
+    assert_eq!(node.step(late), NOTHING);
+    assert_eq!(node.sees("web-1"), InstanceState::Starting);
+}
+
+#[test]
+fn an_older_desired_state_is_ignored() {
+    let mut node = Node::serving(vec![desired("web-1")]);
+    node.want(vec![desired("web-1"), desired("web-2")]);
+    for counter in [1, 2] {
+        let stale = Input::Desired {
+            desired: told(counter, vec![], Road::default()),
+            asked_at: None,
+        };
+        assert_eq!(node.step(stale), NOTHING, "generation {counter} is known");
+    }
+    assert_eq!(node.sees("web-1"), InstanceState::Running);
+}
+
+#[test]
+fn a_new_epoch_of_the_same_name_replaces() {
+    let mut node = Node::serving(vec![desired("web-1")]);
+    let next = changed("web-1", |one| one.epoch = Epoch(2));
+    assert_eq!(node.want(vec![next]), ["gate web-1 Leaving"]);
+    node.drained("web-1");
+    let done = node.exited("web-1", ExitHow::Code { code: 0 });
+    assert_eq!(done, ["prepare web-1 2", "gate web-1 Shut"]);
+    assert_eq!(node.state.report(&id("web-1")).unwrap().epoch, Epoch(2));
+}
+
+#[test]
+fn the_first_start_waits_for_needs_but_not_for_ever() {
+    let waits = || {
+        changed("web-1", |one| {
+            one.start_after = vec![ResourceName::new("db").unwrap()]
+        })
+    };
+    let mut node = Node::new();
+    assert_eq!(node.want(vec![waits()]), NOTHING);
+    assert_eq!(
+        (node.sees("web-1"), node.reason("web-1")),
+        (InstanceState::Pending, "waits for db".to_owned())
+    );
+    assert_eq!(node.after_ms(29_999), NOTHING);
+    assert_eq!(node.after_ms(1), ["prepare web-1 1"]);
+
+    let mut node = Node::new();
+    node.want(vec![waits(), desired("db-1")]);
+    node.prepared("db-1", 1);
+    node.started("db-1", 1);
+    let ready = node.answers("db-1", Question::Health, true);
+    assert_eq!(
+        ready,
+        ["gate db-1 Open", "prepare web-1 1"],
+        "ready on this node is enough"
+    );
+
+    let mut node = Node::new();
+    let road = Road {
+        complete: false,
+        destinations: vec![Destination {
+            service: ResourceId::new(id("db-1").project, ResourceName::new("db").unwrap()),
+            protocol: Protocol::Tcp,
+            traffic: TrafficOptions::default(),
+            endpoints: vec![],
+            external: vec![model::traffic::Address::External {
+                host: "db.example".to_owned(),
+                port: 5432,
+            }],
+        }],
+        ..Road::default()
+    };
+    let desired = told(1, vec![waits()], road);
+    let done = node.step(Input::Desired {
+        desired,
+        asked_at: None,
+    });
+    assert_eq!(done, ["prepare web-1 1"], "the road says where it answers");
+}
+
+#[test]
+fn a_lost_lease_stops_what_must_not_run_twice() {
+    let stop = changed("db-1", |one| one.spec.on_partition = OnPartition::Stop);
+    let mut node = Node::leased(vec![stop.clone(), desired("web-1")]);
+    assert_eq!(node.renew(), ["renew db-1"]);
+    node.clock += Duration::from_millis(2_499);
+    assert!(!node.step(Input::Tick).contains(&"watch anew".to_owned()));
+    node.clock += Duration::from_millis(1);
+    let lost = node.step(Input::Tick);
+    assert_eq!(lost[..2], ["watch anew", "gate db-1 Leaving"]);
+    assert_eq!(node.sees("web-1"), InstanceState::Running, "`keep` goes on");
+    // The shim ends it; the agent would, a second later.
+    assert!(node.after_ms(1_000).contains(&"kill db-1".to_owned()));
+    assert_eq!(node.exited("db-1", ExitHow::LeaseLost), ["gate db-1 Shut"]);
+    assert!(
+        !node
+            .after_ms(60_000)
+            .iter()
+            .any(|done| done.starts_with("prepare"))
+    );
+
+    // Heard again; but what it should run was asked for before the loss, and may run elsewhere by now.
+    let renewed = node.renew();
+    assert!(
+        !renewed.iter().any(|done| done.contains("db-1")),
+        "{renewed:?}"
+    );
+    let stale = Input::Desired {
+        desired: told(2, vec![stop.clone(), desired("web-1")], Road::default()),
+        asked_at: Some(Instant(Duration::from_secs(100))),
+    };
+    assert_eq!(node.step(stale), NOTHING);
+    let fresh = Input::Desired {
+        desired: told(2, vec![stop, desired("web-1")], Road::default()),
+        asked_at: Some(Instant(node.clock)),
+    };
+    assert_eq!(node.step(fresh), ["prepare db-1 2"]);
+    assert!(
+        !node.reason("db-1").contains("next start"),
+        "it is not a crash"
+    );
+}
+
+#[test]
+fn without_a_lease_nothing_that_must_not_run_twice_is_started() {
+    let mut node = Node::new();
+    let stop = changed("db-1", |one| one.spec.on_partition = OnPartition::Stop);
+    let kept = Input::Desired {
+        desired: told(1, vec![stop.clone(), desired("web-1")], Road::default()),
+        asked_at: None,
+    };
+    assert_eq!(
+        node.step(kept),
+        ["prepare web-1 1"],
+        "from disk, the servers gone"
+    );
+    assert_eq!(node.renew(), NOTHING);
+    let confirmed = Input::Desired {
+        desired: told(1, vec![stop, desired("web-1")], Road::default()),
+        asked_at: Some(Instant(node.clock)),
+    };
+    assert_eq!(node.step(confirmed), ["prepare db-1 1"]);
+}
+
+#[test]
+fn a_fenced_leader_renews_nothing() {
+    let stop = changed("db-1", |one| one.spec.on_partition = OnPartition::Stop);
+    let mut node = Node::leased(vec![stop]);
+    let sent_at = Instant(node.clock);
+    let answer = |epoch| Input::Renewed {
+        epoch: Epoch(epoch),
+        sent_at,
+    };
+    assert_eq!(node.step(answer(7)), ["renew db-1"]);
+    assert_eq!(node.step(answer(6)), NOTHING);
+    // A renewal counts from when it was sent, not from when its answer came.
+    node.clock += TERMINATE_AFTER;
+    assert_eq!(
+        node.step(answer(7))[..2],
+        ["watch anew", "gate db-1 Leaving"]
+    );
+}
+
+#[test]
+fn an_agent_that_slept_does_not_believe_what_it_knew() {
+    let stop = changed("db-1", |one| one.spec.on_partition = OnPartition::Stop);
+    let mut node = Node::leased(vec![stop]);
+    node.clock += Duration::from_secs(10);
+    // The first thing it hears is that the shim stopped it; a start would be wrong.
+    let heard = node.exited("db-1", ExitHow::LeaseLost);
+    assert_eq!(heard, ["watch anew", "gate db-1 Leaving", "gate db-1 Shut"]);
+    assert!(!node.renew().iter().any(|done| done.starts_with("prepare")));
+}
+
+#[test]
+fn what_an_earlier_agent_left_is_adopted() {
+    let running = || Adopted::Running {
+        pid: 7,
+        address: "127.0.0.1:4000".to_owned(),
+        started_at: None,
+        ready: true,
+        suspended: false,
+    };
+    let died = || Adopted::Exited(exit(ExitHow::Code { code: 3 }));
+    let job = |one: &mut DesiredInstance| one.spec.completion = Completion::OnSuccess;
+    let succeeded = History {
+        starts: 1,
+        last_exit: Some(exit(ExitHow::Code { code: 0 })),
+        ..History::default()
+    };
+    let table = [
+        (
+            desired("a-1"),
+            History::default(),
+            running(),
+            InstanceState::Running,
+        ),
+        (
+            desired("a-1"),
+            History::default(),
+            died(),
+            InstanceState::Failed,
+        ),
+        (
+            desired("a-1"),
+            History::default(),
+            Adopted::Absent,
+            InstanceState::Starting,
+        ),
+        (
+            changed("a-1", job),
+            succeeded,
+            Adopted::Absent,
+            InstanceState::Finished,
+        ),
+    ];
+    for (desired, history, process, expect) in table {
+        let mut node = Node::new();
+        let said = format!("{process:?}");
+        let done = node.step(Input::Adopted {
+            desired: Box::new(desired),
+            history,
+            process,
+        });
+        assert_eq!(node.sees("a-1"), expect, "{said}");
+        assert!(
+            !done.iter().any(|done| done.starts_with("gate")),
+            "no gate moves: {done:?}"
+        );
+    }
+}
+
+#[test]
+fn an_adopted_instance_that_nobody_wants_leaves() {
+    let mut node = Node::new();
+    node.step(Input::Adopted {
+        desired: Box::new(desired("a-1")),
+        history: History::default(),
+        process: Adopted::Running {
+            pid: 7,
+            address: "127.0.0.1:4000".to_owned(),
+            started_at: None,
+            ready: true,
+            suspended: false,
+        },
+    });
+    assert_eq!(
+        node.after_ms(60_000),
+        ["probe a-1 Health"],
+        "it stays until the server says so"
+    );
+    assert_eq!(node.want(vec![]), ["gate a-1 Leaving"]);
+}
+
+#[test]
+fn questions_come_at_their_pace_and_one_at_a_time() {
+    let mut node = Node::new();
+    let slow = changed("web-1", |one| {
+        one.spec.health.times.every = Span::seconds(5)
+    });
+    node.want(vec![slow]);
+    node.prepared("web-1", 1);
+    assert_eq!(node.started("web-1", 1), ["probe web-1 Health"]);
+    assert_eq!(node.after_ms(500), NOTHING, "the last answer is still out");
+    assert_eq!(
+        node.answers("web-1", Question::Health, false),
+        ["probe web-1 Health"]
+    );
+    node.answers("web-1", Question::Health, false);
+    assert_eq!(node.after_ms(49), NOTHING);
+    assert_eq!(node.after_ms(1), ["probe web-1 Health"]);
+    node.answers("web-1", Question::Health, true);
+    assert_eq!(node.after_ms(4_999), NOTHING);
+    assert_eq!(node.after_ms(1), ["probe web-1 Health"]);
+    assert_eq!(
+        node.after_ms(3_000),
+        ["probe web-1 Health"],
+        "a lost answer is asked for anew"
+    );
+}
+
+#[test]
+fn work_that_ends_is_finished_and_work_without_a_port_is_ready() {
+    let job = changed("job-1", |one| {
+        one.spec.completion = Completion::OnSuccess;
+        one.spec.health.ask = Ask::None;
+    });
+    let mut node = Node::new();
+    node.want(vec![job]);
+    node.prepared("job-1", 1);
+    assert_eq!(node.started("job-1", 1), ["gate job-1 Open"]);
+    node.exited("job-1", ExitHow::Code { code: 0 });
+    assert_eq!(node.sees("job-1"), InstanceState::Finished);
+    assert_eq!(node.after_ms(3_600_000), NOTHING);
+}
+
+#[test]
+fn stopping_the_node_drains_everything() {
+    let mut node = Node::serving(vec![desired("a-1"), desired("b-1")]);
+    let done = node.step(Input::StopAll);
+    assert_eq!(done, ["gate a-1 Leaving", "gate b-1 Leaving"]);
+    node.drained("a-1");
+    node.exited("a-1", ExitHow::Code { code: 0 });
+    assert!(!node.state.is_still());
+    node.drained("b-1");
+    node.exited("b-1", ExitHow::Code { code: 0 });
+    assert!(node.state.is_still());
+    assert_eq!(node.after_ms(60_000), NOTHING, "nothing starts again");
+}
+
+#[test]
+fn it_wakes_when_something_is_due_and_not_before() {
+    let mut node = Node::new();
+    assert_eq!(node.state.next_wake(), None);
+    node.want(vec![desired("web-1")]);
+    assert_eq!(
+        node.state.next_wake(),
+        None,
+        "a preparation has no deadline"
+    );
+    node.prepared("web-1", 1);
+    node.started("web-1", 1);
+    node.answers("web-1", Question::Health, true);
+    let wake = Instant(node.clock).after(Duration::from_secs(1));
+    assert_eq!(node.state.next_wake(), Some(wake));
+}
+
+#[test]
+fn the_gate_and_the_report_agree() {
+    let node = Node::serving(vec![desired("web-1")]);
+    let instance = node.state.instance(&id("web-1")).unwrap();
+    assert_eq!(instance.gate(), Gate::Open);
+    assert!(instance.report().ready);
+    assert_eq!(instance.address(), Some("127.0.0.1:4000"));
+}
