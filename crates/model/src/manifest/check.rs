@@ -165,7 +165,10 @@ impl Report {
     fn misfit(&mut self, node: &Node, shape: &Shape, path: &str) {
         let found = match &node.value {
             _ if node.is_nothing() => "nothing".to_owned(),
-            Value::Scalar { text, .. } => shown(text),
+            // What stands in place of a mapping may be a secret's value.
+            Value::Scalar { .. } if shape.is_mapping() => "a text".to_owned(),
+            Value::Scalar { text, plain: true } => shown(text),
+            Value::Scalar { text, .. } => format!("the text {}", shown(text)),
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a mapping".to_owned(),
         };
@@ -264,6 +267,10 @@ impl Report {
 }
 
 impl Shape {
+    fn is_mapping(&self) -> bool {
+        matches!(self, Self::Fields(_) | Self::Entries(_) | Self::Patch(_))
+    }
+
     /// Whether a value of the node's kind is meant to be of this shape.
     fn takes(&self, node: &Node) -> bool {
         match (self, &node.value) {
@@ -285,7 +292,7 @@ impl Shape {
             Self::Number { least, most } => format!("a whole number from {least} to {most}"),
             Self::Flag => "`true` or `false`".to_owned(),
             Self::List(_) => "a list".to_owned(),
-            Self::Fields(_) | Self::Entries(_) | Self::Patch(_) => "a mapping".to_owned(),
+            _ if self.is_mapping() => "a mapping".to_owned(),
             Self::OneOf(shapes) => {
                 let supported = shapes
                     .iter()
@@ -295,7 +302,7 @@ impl Shape {
                     .collect::<Vec<_>>()
                     .join(" or ")
             }
-            Self::Later(_) => "nothing".to_owned(),
+            _ => "nothing".to_owned(),
         }
     }
 }
@@ -313,7 +320,7 @@ fn remedy(shape: &Shape, node: &Node) -> Option<String> {
             Some(format!("write [{}]", words.join(", ")))
         }
         (Shape::List(_), Value::Map(_)) => Some("begin each item with `- `".to_owned()),
-        (Shape::Text(_), _) if node.is_nothing() => {
+        (Shape::Text(form), _) if node.is_nothing() && form.takes_all() => {
             Some("give a value or remove the line; an empty text is `\"\"`".to_owned())
         }
         _ if node.is_nothing() => Some("give a value or remove the line".to_owned()),

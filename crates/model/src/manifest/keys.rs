@@ -55,6 +55,13 @@ pub(super) struct Form {
     pub pattern: Option<&'static str>,
 }
 
+impl Form {
+    /// Whether every text is of this form, the empty one too.
+    pub fn takes_all(&self) -> bool {
+        self.words.is_empty() && (self.check)("").is_ok()
+    }
+}
+
 const FORM: Form = Form {
     expected: "a text",
     check: |_| Ok(()),

@@ -15,6 +15,7 @@
 //! | `service` | one service, resolved |
 //! | `outside` | routes and secrets |
 //! | `references` | needs and routes lead to something declared |
+//! | `variables` | something gives the variables that are used |
 //! | `schema` | the table of keys as a JSON Schema |
 //!
 //! Nothing stops at the first error: what can't be read is reported, and the rest is read on.
@@ -29,6 +30,7 @@ mod schema;
 mod service;
 #[cfg(test)]
 mod tests;
+mod variables;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -120,7 +122,7 @@ impl fmt::Display for Problem {
 ///
 /// # Errors
 ///
-/// Every problem of the file, in its order; at most [`check::PROBLEMS_MAX`] of them.
+/// Every problem of the file, in its order, up to 100 of them.
 pub fn read(source: Source<'_>, environment: Option<&str>) -> Result<Manifest, Vec<Problem>> {
     let mut report = Report::new(source.file);
     let manifest = read_into(&mut report, source.text, environment);

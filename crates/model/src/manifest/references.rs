@@ -8,7 +8,7 @@ use crate::traffic::Protocol;
 
 use super::check::{Report, join, nearest, shown};
 use super::document::{Entry, Node};
-use super::{DeclaredService, Position};
+use super::{DeclaredService, Position, variables};
 
 type Services = BTreeMap<ResourceName, DeclaredService>;
 
@@ -29,7 +29,11 @@ pub(super) fn check(report: &mut Report, file: &Node, services: &Services) {
         }
     }
     for entry in file.get("services").map(Node::entries).unwrap_or_default() {
-        needs(report, entry, &declared, services.get(entry.key.as_str()));
+        let resolved = services.get(entry.key.as_str());
+        needs(report, entry, &declared, resolved);
+        if let Some(service) = resolved {
+            variables::check(report, entry, &service.spec, &declared.secrets);
+        }
     }
     for entry in file.get("routes").map(Node::entries).unwrap_or_default() {
         route(report, entry, &declared, services);

@@ -227,6 +227,12 @@ impl Reader<'_> {
 
     fn probe(&mut self, node: &Node, key: &str) -> Option<Probe> {
         let probe = node.get(key)?;
+        let inherited = self.entry.value.get(key).is_none();
+        if inherited && asks_http(probe) && node.get("protocol").and_then(Node::text) == Some("tcp")
+        {
+            // A path that the defaults ask of everyone is not meant for a service that can't answer it.
+            return None;
+        }
         if let Some(text) = probe.text() {
             let path = text.to_owned();
             let ask = if text == "none" {
@@ -343,6 +349,10 @@ fn need(item: &Node) -> (Option<&str>, Need) {
         file: options.parsed("file") == Some(true),
     };
     (Some(&entry.key), need)
+}
+
+fn asks_http(probe: &Node) -> bool {
+    probe.get("http").is_some() || probe.text().is_some_and(|text| text != "none")
 }
 
 fn ask(probe: &Node) -> Ask {
