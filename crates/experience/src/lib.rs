@@ -1,1 +1,163 @@
+//! What a person types and reads: the API client and nothing else.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`context`] | where the server is, which project is meant |
+//! | [`failure`] | errors for people: a code, a remedy, an exit code |
+//! | [`output`] | tables for people, JSON and YAML for programs |
+//! | [`deploy`] | `check`, `diff`, `apply`, `delete`: manifest in, consequences out |
+//! | [`artifact`] | what `run` names, as bytes with a digest, uploaded |
+//! | [`see`] | `ps`, `nodes`, `status`, `get`, `events`, `explain`, `releases`, `rollout` |
+//! | [`logs`] | the output of instances, merged |
+//! | [`exec`] | a command beside an instance, with a terminal |
+//! | [`operate`] | `scale`, `restart`, `rollback`, `cordon`, `secret` |
+//! | [`progress`] | waiting, with something to look at |
+//! | [`doctor`] | what this machine has and lacks |
 
+pub mod artifact;
+pub mod context;
+pub mod deploy;
+pub mod doctor;
+pub mod exec;
+pub mod failure;
+pub mod logs;
+pub mod operate;
+pub mod output;
+pub mod progress;
+pub mod see;
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+pub use context::Globals;
+use failure::Failure;
+
+/// What a user types, apart from what starts and ends Mainland itself.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Read the manifest and say what is wrong with it, without a server
+    Check(deploy::Check),
+    /// Say what `apply` would change, and what that means for what runs
+    Diff(deploy::Diff),
+    /// Make the manifest true
+    Apply(deploy::ApplyFile),
+    /// Remove a resource, or the whole project
+    Delete(deploy::Delete),
+    /// Show resources as they are stored
+    Get(see::Get),
+    /// List instances
+    Ps(see::Ps),
+    /// Show how the project does
+    Status(see::Status),
+    /// List machines
+    Nodes(see::Nodes),
+    /// Show the output of instances
+    Logs(logs::Logs),
+    /// Show what happened
+    Events(see::Events),
+    /// Say why a service, instance, route or node is as it is
+    Explain(see::Explain),
+    /// Run a command beside an instance
+    Exec(exec::Exec),
+    /// Ask for a number of copies; `apply` does not undo it
+    Scale(operate::Scale),
+    /// Start every instance of a service anew, one after the other
+    Restart(operate::Restart),
+    /// How a change rolls out
+    #[command(subcommand)]
+    Rollout(see::Rollout),
+    /// List the releases of a service
+    Releases(see::Releases),
+    /// Return to an earlier release
+    Rollback(operate::Rollback),
+    /// Wait until everything is ready
+    Wait(progress::Wait),
+    /// List secrets, or give one a value
+    #[command(subcommand)]
+    Secret(operate::Secret),
+    /// No new placements on a node
+    Cordon(operate::Cordon),
+    /// Placements on a node again
+    Uncordon(operate::Cordon),
+    /// Who you are to the server
+    Whoami(see::WhoAmI),
+    /// Look for what this machine lacks
+    Doctor(doctor::Doctor),
+    /// Print the JSON Schema of the manifest, for editors
+    Schema,
+}
+
+impl Command {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        match self {
+            Self::Check(command) => command.run(globals),
+            Self::Diff(command) => command.run(globals).await,
+            Self::Apply(command) => command.run(globals).await,
+            Self::Delete(command) => command.run(globals).await,
+            Self::Get(command) => command.run(globals).await,
+            Self::Ps(command) => command.run(globals).await,
+            Self::Status(command) => command.run(globals).await,
+            Self::Nodes(command) => command.run(globals).await,
+            Self::Logs(command) => command.run(globals).await,
+            Self::Events(command) => command.run(globals).await,
+            Self::Explain(command) => command.run(globals).await,
+            Self::Exec(command) => command.run(globals).await,
+            Self::Scale(command) => command.run(globals).await,
+            Self::Restart(command) => command.run(globals).await,
+            Self::Rollout(command) => command.run(globals).await,
+            Self::Releases(command) => command.run(globals).await,
+            Self::Rollback(command) => command.run(globals).await,
+            Self::Wait(command) => command.run(globals).await,
+            Self::Secret(command) => command.run(globals).await,
+            Self::Cordon(command) => command.run(globals, true).await,
+            Self::Uncordon(command) => command.run(globals, false).await,
+            Self::Whoami(command) => command.run(globals).await,
+            Self::Doctor(command) => command.run(globals).await,
+            Self::Schema => {
+                println!("{:#}", model::manifest::schema());
+                Ok(0)
+            }
+        }
+    }
+}
+
+/// Reads a length of time as the manifest does: `90s`, `2m`.
+pub fn parse_span(text: &str) -> Result<Duration, String> {
+    text.parse::<model::units::Span>()
+        .map(|span| span.duration())
+        .map_err(|error| error.to_string())
+}
+
+/// Says something beside the output proper.
+pub fn notice(text: &str) {
+    // A closed stderr is no reason to end.
+    let _ = writeln!(std::io::stderr(), "mainland: {text}");
+}
+
+/// Asks a person; who is none must say `-y`.
+pub fn assent(question: &str) -> Result<(), Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::usage(format!(
+            "{question} Say -y: nobody is here to ask."
+        )));
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .map_err(Failure::from_error)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::from(anyhow::anyhow!("nothing was changed"))),
+    }
+}
+
+/// A key that makes one POST of this command safe to repeat.
+fn idempotency_key() -> String {
+    use rand::TryRngCore;
+    let mut bytes = [0; 16];
+    rand::rngs::OsRng
+        .try_fill_bytes(&mut bytes)
+        .expect("the kernel gives random bytes");
+    format!("{:032x}", u128::from_ne_bytes(bytes))
+}

@@ -1,1 +1,15 @@
+//! The binary as a user runs it: what system tests and whole-system benchmarks stand on.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`load`] | an open-loop HTTP load that never retries and counts latency from the scheduled time |
+//! | [`cloud`] | a `mainland up` of one's own: start it, ask it, break it, end it |
+//! | [`proc`] | what the kernel says of processes: alive, memory, CPU time |
+//! | [`wait`] | waiting for a condition, with a deadline |
+//!
+//! Nothing here knows the inside of Mainland: it types commands and reads answers.
 
+pub mod cloud;
+pub mod load;
+pub mod proc;
+pub mod wait;

@@ -1,0 +1,167 @@
+//! Where the server is, which project is meant.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use api::client::{Client, Transport};
+use model::ids::ProjectName;
+use serde::Deserialize;
+
+use crate::deploy;
+use crate::failure::Failure;
+
+pub const DEFAULT_API: ([u8; 4], u16) = ([127, 0, 0, 1], 7070);
+
+/// Options that every command takes.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Globals {
+    /// Where Mainland keeps its data (default: /var/lib/mainland for root, else the user's state directory)
+    #[arg(long, global = true, value_name = "DIR", env = "MAINLAND_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address of the API (default: the server that `up` runs here, else 127.0.0.1:7070)
+    #[arg(long, global = true, value_name = "ADDR", env = "MAINLAND_API")]
+    pub api: Option<SocketAddr>,
+    /// A token for the API (default: that of the owner of the server that runs here)
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "MAINLAND_TOKEN",
+        hide_env_values = true,
+        hide = true
+    )]
+    pub token: Option<String>,
+    /// The project (default: that of the manifest, else the only one there is)
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "MAINLAND_PROJECT"
+    )]
+    pub project: Option<String>,
+    #[arg(skip)]
+    client_file: Option<PathBuf>,
+}
+
+/// What a server leaves for the owner's commands.
+#[derive(Deserialize)]
+struct ClientFile {
+    api: SocketAddr,
+    token: String,
+}
+
+impl Globals {
+    pub fn data_dir(&self) -> PathBuf {
+        self.data_dir.clone().unwrap_or_else(default_data_dir)
+    }
+
+    pub fn api_address(&self) -> SocketAddr {
+        self.api.unwrap_or(SocketAddr::from(DEFAULT_API))
+    }
+
+    /// The same options, for a server whose address and client file are known.
+    pub fn at(&self, api: SocketAddr, client_file: PathBuf) -> Self {
+        Self {
+            api: Some(api),
+            client_file: Some(client_file),
+            ..self.clone()
+        }
+    }
+
+    fn client_file(&self) -> Option<ClientFile> {
+        let path = self
+            .client_file
+            .clone()
+            .unwrap_or_else(|| self.data_dir().join("client.json"));
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+
+    /// A client; nothing is dialled yet.
+    pub fn client(&self) -> Result<Client, Failure> {
+        let known = self.client_file();
+        let address = self
+            .api
+            .or(known.as_ref().map(|known| known.api))
+            .unwrap_or(SocketAddr::from(DEFAULT_API));
+        if !address.ip().is_loopback() {
+            return Err(Failure::usage(format!(
+                "{address} is not on this machine: contexts for servers elsewhere are not part of this version"
+            )));
+        }
+        // The token of one server is not shown to another.
+        let own = known
+            .filter(|known| known.api == address)
+            .map(|known| known.token);
+        Ok(Client::new(
+            Transport::Tcp(address),
+            self.token.clone().or(own),
+        ))
+    }
+
+    /// The project that is meant: named, or the manifest's here, or the only one there is.
+    pub async fn project(&self, client: &Client) -> Result<ProjectName, Failure> {
+        if let Some(name) = &self.project {
+            return ProjectName::new(name.as_str())
+                .map_err(|error| Failure::usage(error.to_string()));
+        }
+        if let Ok(Some(manifest)) = deploy::find_manifest(None)
+            && let Ok(project) = deploy::project_of(&manifest, None)
+        {
+            return Ok(project);
+        }
+        let mut projects = client.projects().await?.items;
+        match (projects.pop(), projects.len()) {
+            (Some(only), 0) => Ok(only),
+            (None, _) => Err(Failure::failed(
+                "nothing is deployed yet [no-project]\n  remedy: `mainland apply -f FILE` deploys a manifest",
+            )),
+            (Some(last), _) => {
+                projects.push(last);
+                let names: Vec<_> = projects.iter().map(ProjectName::as_str).collect();
+                Err(Failure::usage(format!(
+                    "which project? --project is one of: {}",
+                    names.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// The sockets of nodes that keep their data here: for when the servers are down.
+    pub fn node_sockets(&self) -> Vec<PathBuf> {
+        let data = self.data_dir();
+        let children = std::fs::read_dir(data.join("nodes"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let candidates = std::iter::once(data).chain(children.map(|child| child.path()));
+        candidates
+            .map(|directory| directory.join("node.sock"))
+            .filter(|socket| socket.exists())
+            .collect()
+    }
+}
+
+/// The port of the gateway that `up` runs here.
+pub fn gateway_port(globals: &Globals) -> u16 {
+    #[derive(Deserialize)]
+    struct State {
+        gateway: SocketAddr,
+    }
+    let read = || -> Option<State> {
+        serde_json::from_slice(&std::fs::read(globals.data_dir().join("up.json")).ok()?).ok()
+    };
+    read().map_or(8080, |state| state.gateway.port())
+}
+
+fn default_data_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/mainland");
+    }
+    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    state
+        .or_else(home)
+        .unwrap_or_else(std::env::temp_dir)
+        .join("mainland")
+}

@@ -1,0 +1,194 @@
+//! What this machine has and lacks, each with what follows from it and how to mend it.
+
+use std::path::Path;
+
+use crate::Globals;
+use crate::failure::Failure;
+use crate::output::{Output, table};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit code 1 if something that is needed is missing.")]
+pub struct Doctor {
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct Finding {
+    what: &'static str,
+    grade: Grade,
+    message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Grade {
+    Good,
+    /// It runs, with less.
+    Less,
+    Bad,
+}
+
+impl Doctor {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let mut findings = vec![
+            privilege(),
+            cgroups(),
+            firewall(),
+            disk(&globals.data_dir()),
+            memory(),
+        ];
+        findings.push(server(globals).await);
+        self.output.print(&findings, || {
+            let mark = |grade| match grade {
+                Grade::Good => "✓",
+                Grade::Less => "-",
+                Grade::Bad => "✗",
+            };
+            table(
+                ["", "WHAT", ""],
+                findings.iter().map(|one| {
+                    [
+                        mark(one.grade).to_owned(),
+                        one.what.to_owned(),
+                        one.message.clone(),
+                    ]
+                }),
+            )
+        })?;
+        Ok(u8::from(findings.iter().any(|one| one.grade == Grade::Bad)))
+    }
+}
+
+fn finding(what: &'static str, grade: Grade, message: impl Into<String>) -> Finding {
+    Finding {
+        what,
+        grade,
+        message: message.into(),
+    }
+}
+
+fn privilege() -> Finding {
+    match rustix::process::geteuid().is_root() {
+        true => finding(
+            "privilege",
+            Grade::Good,
+            "root: each service runs as a user of its own, calls are enforced",
+        ),
+        false => finding(
+            "privilege",
+            Grade::Less,
+            "not root: services run as you, undeclared calls are labelled, not enforced",
+        ),
+    }
+}
+
+fn cgroups() -> Finding {
+    let writable = |path: &str| rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+    if writable("/sys/fs/cgroup/memory") {
+        return finding("cgroups", Grade::Good, "version 1: memory limits are hard");
+    }
+    let controllers =
+        std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    if controllers.contains("memory") && writable("/sys/fs/cgroup/cgroup.procs") {
+        return finding("cgroups", Grade::Good, "version 2: memory limits are hard");
+    }
+    finding(
+        "cgroups",
+        Grade::Less,
+        "none that may be used: memory limits are counted, not enforced",
+    )
+}
+
+fn firewall() -> Finding {
+    let found = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"]
+        .iter()
+        .any(|path| Path::new(path).exists());
+    match found {
+        true => finding(
+            "nftables",
+            Grade::Good,
+            "the ports of instances can be closed to undeclared callers",
+        ),
+        false => finding(
+            "nftables",
+            Grade::Less,
+            "missing: the ports of instances stay open on loopback; `apt-get install nftables` mends it",
+        ),
+    }
+}
+
+fn disk(data_dir: &Path) -> Finding {
+    let existing = data_dir
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
+    if rustix::fs::access(existing, rustix::fs::Access::WRITE_OK).is_err() {
+        return finding(
+            "data directory",
+            Grade::Bad,
+            format!(
+                "{} can't be written; --data-dir names another",
+                existing.display()
+            ),
+        );
+    }
+    match rustix::fs::statvfs(existing) {
+        Ok(stat) => {
+            let free = stat.f_bavail * stat.f_frsize >> 20;
+            let grade = if free < 1024 {
+                Grade::Less
+            } else {
+                Grade::Good
+            };
+            finding(
+                "data directory",
+                grade,
+                format!("{}: {free} MiB free", data_dir.display()),
+            )
+        }
+        Err(error) => finding("data directory", Grade::Less, error.to_string()),
+    }
+}
+
+fn memory() -> Finding {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kibibytes: u64 = line
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
+        .unwrap_or(0);
+    let grade = if kibibytes < 256 << 10 {
+        Grade::Less
+    } else {
+        Grade::Good
+    };
+    finding(
+        "memory",
+        grade,
+        format!("{} MiB available", kibibytes >> 10),
+    )
+}
+
+async fn server(globals: &Globals) -> Finding {
+    let Ok(client) = globals.client() else {
+        return finding("server", Grade::Less, "its address is not on this machine");
+    };
+    match client.version().await {
+        Ok(version) => finding(
+            "server",
+            Grade::Good,
+            format!(
+                "{} answers, version {}",
+                client.transport(),
+                version.version
+            ),
+        ),
+        Err(_) => finding(
+            "server",
+            Grade::Less,
+            "none answers; `mainland up` starts one",
+        ),
+    }
+}

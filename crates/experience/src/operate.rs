@@ -1,0 +1,246 @@
+//! `scale`, `restart`, `rollback`, `cordon`, `secret`.
+
+use std::io::{IsTerminal, Read};
+use std::time::Duration;
+
+use api::wire;
+use jiff::Timestamp;
+use model::ids::{NodeName, ReleaseNumber, ResourceName};
+
+use crate::failure::Failure;
+use crate::output::{Output, age, say, table};
+use crate::{Globals, idempotency_key, progress};
+
+/// Longest value of a secret.
+const SECRET_MAX_BYTES: usize = 64 << 10;
+
+/// `--wait`, `--timeout`.
+#[derive(Debug, clap::Args)]
+pub struct Waiting {
+    /// Wait until it is done; exit 1 if it is not
+    #[arg(short, long)]
+    wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::parse_span)]
+    timeout: Duration,
+}
+
+impl Waiting {
+    async fn run(
+        &self,
+        globals: &Globals,
+        project: model::ids::ProjectName,
+    ) -> Result<u8, Failure> {
+        match self.wait {
+            true => progress::until_ready(globals, &[project], self.timeout).await,
+            false => Ok(0),
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  mainland scale web 5 --wait")]
+pub struct Scale {
+    service: ResourceName,
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=1000))]
+    replicas: u32,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+impl Scale {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let scale = client.scale(&project, &self.service, self.replicas).await?;
+        say(&format!(
+            "{} is to have {} copies, asked for by {}; `mainland delete scale {}` returns to the manifest's number",
+            self.service, scale.replicas, scale.owner, self.service
+        ))?;
+        self.waiting.run(globals, project).await
+    }
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  mainland restart web --wait")]
+pub struct Restart {
+    service: ResourceName,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+impl Restart {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let released = client
+            .restart(&project, &self.service, &idempotency_key())
+            .await?;
+        say(&format!(
+            "{}: release {}: {}",
+            released.service, released.release, released.consequence
+        ))?;
+        self.waiting.run(globals, project).await
+    }
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Secrets keep their current values.\n\nExamples:\n  mainland rollback web\n  mainland rollback web --to 3 --wait"
+)]
+pub struct Rollback {
+    service: ResourceName,
+    /// The release to return to (default: the one before)
+    #[arg(long, value_name = "RELEASE")]
+    to: Option<u64>,
+    #[command(flatten)]
+    waiting: Waiting,
+}
+
+impl Rollback {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let rollback = wire::Rollback {
+            to: self.to.map(ReleaseNumber),
+        };
+        let released = client
+            .rollback(&project, &self.service, &rollback, &idempotency_key())
+            .await?;
+        say(&format!(
+            "{}: release {}: {}",
+            released.service, released.release, released.consequence
+        ))?;
+        self.waiting.run(globals, project).await
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Cordon {
+    node: NodeName,
+}
+
+impl Cordon {
+    pub async fn run(self, globals: &Globals, cordoned: bool) -> Result<u8, Failure> {
+        globals.client()?.cordon(&self.node, cordoned).await?;
+        let state = if cordoned {
+            "takes no new instances"
+        } else {
+            "takes instances again"
+        };
+        say(&format!("node {} {state}", self.node))?;
+        Ok(0)
+    }
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Secret {
+    /// List secrets: never their values
+    List(SecretList),
+    /// Give a secret a value, read from standard input or a file
+    Set(SecretSet),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct SecretList {
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Running instances keep the old value until they restart.\n\nExample:\n  pass show payment | mainland secret set payment-key"
+)]
+pub struct SecretSet {
+    name: ResourceName,
+    /// Read the value from a file instead of standard input
+    #[arg(long, value_name = "FILE")]
+    file: Option<std::path::PathBuf>,
+}
+
+impl Secret {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        match self {
+            Self::List(command) => command.run(globals).await,
+            Self::Set(command) => command.run(globals).await,
+        }
+    }
+}
+
+impl SecretList {
+    async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let path = format!("/v1/projects/{project}/secrets");
+        let secrets = client
+            .get::<wire::List<wire::SecretView>>(&path)
+            .await?
+            .items;
+        let now = Timestamp::now();
+        self.output.print(&secrets, || {
+            let row = |secret: &wire::SecretView| {
+                [
+                    secret.name.to_string(),
+                    secret.version.to_string(),
+                    age(secret.changed_at, now),
+                    secret.changed_by.to_string(),
+                    secret.key_id.clone(),
+                ]
+            };
+            table(
+                ["NAME", "VERSION", "AGE", "BY", "KEY"],
+                secrets.iter().map(row),
+            )
+        })?;
+        Ok(0)
+    }
+}
+
+impl SecretSet {
+    async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let bytes = match &self.file {
+            Some(path) => std::fs::read(path).map_err(|error| {
+                Failure::failed(format!("{} can't be read: {error}", path.display()))
+            })?,
+            None => read_stdin()?,
+        };
+        let value = wire::SecretValue {
+            value: encode_secret(&bytes)?,
+        };
+        let view = client.set_secret(&project, &self.name, &value).await?;
+        say(&format!(
+            "secret {} has version {}; what runs keeps the old one until it restarts",
+            view.name, view.version
+        ))?;
+        Ok(0)
+    }
+}
+
+fn read_stdin() -> Result<Vec<u8>, Failure> {
+    if std::io::stdin().is_terminal() {
+        eprintln!("Type the value, then ctrl-D:");
+    }
+    let mut bytes = Vec::new();
+    std::io::stdin()
+        .take(SECRET_MAX_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    // What a person or `echo` ends a line with is not part of the value.
+    if bytes.ends_with(b"\n") {
+        bytes.pop();
+    }
+    Ok(bytes)
+}
+
+/// A secret's value as it travels.
+pub fn encode_secret(bytes: &[u8]) -> Result<String, Failure> {
+    use base64::Engine;
+    match bytes.len() {
+        0 => Err(Failure::failed("an empty value is no secret")),
+        length if length > SECRET_MAX_BYTES => Err(Failure::failed(format!(
+            "a secret holds at most {SECRET_MAX_BYTES} bytes"
+        ))),
+        _ => Ok(base64::engine::general_purpose::STANDARD.encode(bytes)),
+    }
+}

@@ -1,0 +1,116 @@
+//! Tables for people, JSON and YAML for programs.
+
+use std::io::Write;
+
+use comfy_table::Table;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// `-o json|yaml`, for everything that lists.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Output {
+    /// For programs
+    #[arg(short, long = "output", value_name = "FORMAT")]
+    pub output: Option<Format>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    Json,
+    Yaml,
+}
+
+impl Output {
+    /// Prints values for programs, or what `people` makes of them.
+    pub fn print<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+        people: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        let text = match self.output {
+            Some(Format::Json) => {
+                serde_json::to_string_pretty(value).map_err(Failure::from_error)?
+            }
+            Some(Format::Yaml) => serde_yaml_ng::to_string(value).map_err(Failure::from_error)?,
+            None => people(),
+        };
+        say(text.trim_end())
+    }
+}
+
+/// Prints to stdout; a reader that has gone is no failure.
+pub fn say(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{text}")?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// A table without frames, as `ps` prints it.
+pub fn table<const N: usize>(
+    head: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut table = Table::new();
+    table
+        .load_preset(comfy_table::presets::NOTHING)
+        .set_header(head);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let text = table.to_string();
+    text.lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect()
+}
+
+/// `3s`, `5m`, `2h`, `4d` since then.
+pub fn age(then: Timestamp, now: Timestamp) -> String {
+    let seconds = now.duration_since(then).as_secs().max(0);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// The name of an enum's value as it travels: `running`.
+pub fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}
+
+pub fn dash<T: std::fmt::Display>(value: &Option<T>) -> String {
+    value.as_ref().map_or("-".to_owned(), T::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_grow_coarser() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let ago = |seconds: i64| age(Timestamp::from_second(1_000_000 - seconds).unwrap(), now);
+        assert_eq!(
+            [ago(5), ago(119), ago(300), ago(7200), ago(200_000)],
+            ["5s", "119s", "5m", "2h", "2d"]
+        );
+        assert_eq!(ago(-10), "0s", "a clock that runs ahead");
+    }
+
+    #[test]
+    fn a_table_has_no_frame_and_no_trailing_blanks() {
+        let text = table(["NAME", "STATE"], [["a".to_owned(), "running".to_owned()]]);
+        assert_eq!(text, "NAME  STATE\na     running\n");
+    }
+}

@@ -1,0 +1,485 @@
+//! `ps`, `nodes`, `status`, `get`, `events`, `explain`, `releases`, `rollout`, `whoami`.
+
+use std::time::Duration;
+
+use api::client::{Client, Error, Transport};
+use api::wire::{self, InstanceView, Kind};
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use model::ids::{NodeName, ResourceName};
+use model::signals::{Event, Level};
+
+use crate::failure::Failure;
+use crate::output::{Output, age, dash, say, table, word};
+use crate::{Globals, deploy, notice};
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  mainland ps\n  mainland ps -o json | jq '.[] | select(.ready | not)'"
+)]
+pub struct Ps {
+    /// Only this service
+    service: Option<ResourceName>,
+    /// Those of every project
+    #[arg(short = 'A', long)]
+    all: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Ps {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let listed = match self.all {
+            true => every_instance(&client).await,
+            false => match globals.project(&client).await {
+                Ok(project) => client
+                    .instances(&project)
+                    .await
+                    .map(|list| list.items)
+                    .map_err(Failure::from),
+                Err(failure) => Err(failure),
+            },
+        };
+        let mut instances = match listed {
+            Ok(instances) => instances,
+            Err(failure) => from_nodes(globals).await.ok_or(failure)?,
+        };
+        instances.retain(|instance| {
+            self.service
+                .as_ref()
+                .is_none_or(|service| *service == instance.service)
+        });
+        self.output
+            .print(&instances, || instance_table(&instances))?;
+        Ok(0)
+    }
+}
+
+async fn every_instance(client: &Client) -> Result<Vec<InstanceView>, Failure> {
+    let mut all = Vec::new();
+    for project in client.projects().await?.items {
+        all.extend(client.instances(&project).await?.items);
+    }
+    Ok(all)
+}
+
+/// What the nodes of this machine say themselves, when the servers are down. `None` where no node answers either.
+async fn from_nodes(globals: &Globals) -> Option<Vec<InstanceView>> {
+    let mut answered = false;
+    let mut instances = Vec::new();
+    for socket in globals.node_sockets() {
+        let client = Client::new(Transport::Unix(socket), None);
+        if let Ok(status) = client.get::<wire::NodeStatus>("/v1/status").await {
+            answered = true;
+            instances.extend(status.instances);
+        }
+    }
+    if answered {
+        notice("the server does not answer: this is what the nodes of this machine say");
+    }
+    answered.then_some(instances)
+}
+
+fn instance_table(instances: &[InstanceView]) -> String {
+    let row = |instance: &InstanceView| {
+        let note = instance
+            .reason
+            .as_ref()
+            .map_or(String::new(), |reason| reason.message.clone());
+        let ready = if instance.ready { "yes" } else { "no" };
+        [
+            instance.name.to_string(),
+            dash(&instance.node),
+            dash(&instance.zone),
+            word(&instance.state),
+            ready.to_owned(),
+            dash(&instance.pid),
+            dash(&instance.address),
+            instance.restarts.to_string(),
+            instance.version.to_string(),
+            note,
+        ]
+    };
+    let head = [
+        "NAME", "NODE", "ZONE", "STATE", "READY", "PID", "ADDRESS", "RESTARTS", "VERSION", "",
+    ];
+    table(head, instances.iter().map(row))
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Nodes {
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Nodes {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let nodes = globals.client()?.nodes().await?.items;
+        self.output.print(&nodes, || {
+            let row = |node: &wire::NodeView| {
+                let share = |used: String, all: String| format!("{used} / {all}");
+                [
+                    node.name.to_string(),
+                    node.region.to_string(),
+                    node.zone.to_string(),
+                    word(&node.role),
+                    if node.cordoned {
+                        format!("{}, cordoned", word(&node.state))
+                    } else {
+                        word(&node.state)
+                    },
+                    share(node.used.cpu.to_string(), node.capacity.cpu.to_string()),
+                    share(
+                        mebibytes(node.used.memory.0),
+                        mebibytes(node.capacity.memory.0),
+                    ),
+                    node.reason.message.clone(),
+                ]
+            };
+            table(
+                [
+                    "NAME", "REGION", "ZONE", "ROLE", "STATE", "CPU", "MEMORY", "",
+                ],
+                nodes.iter().map(row),
+            )
+        })?;
+        Ok(0)
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{}Mi", bytes >> 20)
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Status {
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Status {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let status = client.status(&project).await?;
+        self.output.print(&status, || status_text(&status))?;
+        Ok(0)
+    }
+}
+
+/// What `status` says to people.
+pub fn status_text(status: &wire::ProjectStatus) -> String {
+    let row = |service: &wire::ServiceStatus| {
+        let zones: Vec<String> = service
+            .zones
+            .iter()
+            .map(|(zone, count)| format!("{zone}:{count}"))
+            .collect();
+        let ready = if service.external {
+            "external".to_owned()
+        } else {
+            format!("{}/{}", service.ready, service.wanted)
+        };
+        let rollout = service
+            .rollout
+            .as_ref()
+            .map_or(String::new(), |rollout| word(&rollout.phase));
+        [
+            service.name.to_string(),
+            ready,
+            zones.join(" "),
+            dash(&service.release),
+            rollout,
+            note(service),
+        ]
+    };
+    let mut text = table(
+        ["SERVICE", "READY", "ZONES", "RELEASE", "ROLLOUT", ""],
+        status.services.iter().map(row),
+    );
+    if !status.routes.is_empty() {
+        text.push('\n');
+        let row = |route: &wire::RouteStatus| {
+            let serving = if route.serving {
+                "serving"
+            } else {
+                "no endpoint"
+            };
+            [
+                format!("{}{}", route.host, route.path),
+                route.to.to_string(),
+                serving.to_owned(),
+            ]
+        };
+        text.push_str(&table(
+            ["ROUTE", "TO", "STATE"],
+            status.routes.iter().map(row),
+        ));
+    }
+    for reason in &status.attention {
+        text.push_str(&format!("\n! {reason}"));
+    }
+    text
+}
+
+fn note(service: &wire::ServiceStatus) -> String {
+    let mut notes = Vec::new();
+    if let Some(scale) = &service.scale {
+        notes.push(format!("scaled to {} by {}", scale.replicas, scale.owner));
+    }
+    if service.demand > 0 {
+        notes.push(format!("{} requests wait", service.demand));
+    }
+    notes.extend(service.reason.as_ref().map(|reason| reason.message.clone()));
+    notes.join("; ")
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  mainland get services\n  mainland get service checkout -o yaml"
+)]
+pub struct Get {
+    /// services, routes, secrets, scales, releases or rollouts
+    #[arg(value_parser = deploy::parse_kind)]
+    kind: Kind,
+    name: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Get {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let value = match &self.name {
+            Some(name) => client.resource(&project, self.kind, name).await?,
+            None => serde_json::Value::Array(client.resources(&project, self.kind).await?.items),
+        };
+        self.output.print(&value, || {
+            serde_yaml_ng::to_string(&value).unwrap_or_default()
+        })?;
+        Ok(0)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  mainland events -f")]
+pub struct Events {
+    /// Go on with what comes
+    #[arg(short, long)]
+    follow: bool,
+    /// Those of every project and node
+    #[arg(short = 'A', long)]
+    all: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Events {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = if self.all {
+            None
+        } else {
+            Some(globals.project(&client).await?)
+        };
+        if !self.follow {
+            let events = client.events(project.as_ref(), 0).await?.items;
+            self.output.print(&events, || {
+                events
+                    .iter()
+                    .map(|event| event_line(event) + "\n")
+                    .collect()
+            })?;
+            return Ok(0);
+        }
+        let mut stream = client.watch_events(project.as_ref(), 0).await?;
+        while let Some(event) = stream.next().await {
+            let event = event?;
+            match self.output.output {
+                Some(_) => say(&serde_json::to_string(&event).map_err(Failure::from_error)?)?,
+                None => say(&event_line(&event))?,
+            }
+        }
+        Ok(0)
+    }
+}
+
+fn event_line(event: &Event) -> String {
+    let mark = match event.level {
+        Level::Info => ' ',
+        Level::Warning => '!',
+        Level::Error => '✗',
+    };
+    format!(
+        "{} {mark} {}: {}",
+        event.at.strftime("%H:%M:%S%.3f"),
+        event.subject,
+        event.reason
+    )
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  mainland explain web\n  mainland explain web-3\n  mainland explain node/b"
+)]
+pub struct Explain {
+    /// A service, an instance, a route's `host/path`, or `node/NAME`
+    subject: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Explain {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let explanation = match self.subject.strip_prefix("node/") {
+            Some(node) => {
+                let node =
+                    NodeName::new(node).map_err(|error| Failure::usage(error.to_string()))?;
+                client.explain_node(&node).await?
+            }
+            None => {
+                let project = globals.project(&client).await?;
+                client.explain(&project, &self.subject).await?
+            }
+        };
+        self.output.print(&explanation, || {
+            explanation_text(&explanation, Timestamp::now())
+        })?;
+        Ok(0)
+    }
+}
+
+fn explanation_text(explanation: &wire::Explanation, now: Timestamp) -> String {
+    let mut text = format!("{}: {}\n", explanation.subject, explanation.now);
+    for because in &explanation.because {
+        text.push_str(&format!(
+            "  {:>5} ago  {:<9}  {} [{}]\n",
+            age(because.at, now),
+            because.from,
+            because.reason,
+            because.reason.code
+        ));
+        for line in &because.reason.detail {
+            text.push_str(&format!("                          {line}\n"));
+        }
+    }
+    text
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Releases {
+    service: ResourceName,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Releases {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let releases = client.releases(&project, &self.service).await?.items;
+        let now = Timestamp::now();
+        self.output.print(&releases, || {
+            let row = |release: &wire::ReleaseView| {
+                let origin = match &release.origin {
+                    model::compute::ReleaseOrigin::Apply => "apply".to_owned(),
+                    model::compute::ReleaseOrigin::Restart => "restart".to_owned(),
+                    model::compute::ReleaseOrigin::Rollback { to } => format!("rollback to {to}"),
+                };
+                let mark = if release.current { "*" } else { "" };
+                [
+                    format!("{}{mark}", release.number),
+                    age(release.at, now),
+                    release.author.to_string(),
+                    origin,
+                    release.diff.join("; "),
+                ]
+            };
+            table(
+                ["RELEASE", "AGE", "AUTHOR", "BY", "CHANGE"],
+                releases.iter().map(row),
+            )
+        })?;
+        Ok(0)
+    }
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Rollout {
+    /// How the newest release of a service rolls out
+    Status(RolloutStatus),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit code 1 if the rollout failed.\n\nExample:\n  mainland rollout status web --wait"
+)]
+pub struct RolloutStatus {
+    service: ResourceName,
+    /// Wait until it is done or failed
+    #[arg(short, long)]
+    wait: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Between looks at a rollout.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+impl Rollout {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let Self::Status(command) = self;
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let rollout = loop {
+            let rollout = client.rollout(&project, &command.service).await?;
+            let rolling = rollout.phase == model::control::RolloutPhase::Rolling;
+            if !(command.wait && rolling) {
+                break rollout;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        };
+        command.output.print(&rollout, || {
+            let detail: String = rollout
+                .reason
+                .detail
+                .iter()
+                .map(|line| format!("  {line}\n"))
+                .collect();
+            format!(
+                "{} to release {}: {}: {}\n{detail}",
+                command.service,
+                rollout.to,
+                word(&rollout.phase),
+                rollout.reason
+            )
+        })?;
+        Ok(u8::from(
+            rollout.phase == model::control::RolloutPhase::Failed,
+        ))
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct WhoAmI {
+    #[command(flatten)]
+    output: Output,
+}
+
+impl WhoAmI {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let who = globals.client()?.whoami().await?;
+        self.output.print(&who, || {
+            format!("{} in cluster {}", who.principal, who.cluster)
+        })?;
+        Ok(0)
+    }
+}
+
+/// Whether an error says that no server answers.
+pub fn server_is_down(error: &Error) -> bool {
+    matches!(error, Error::Unreachable { .. })
+}

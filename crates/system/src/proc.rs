@@ -1,0 +1,81 @@
+//! What the kernel says of processes: alive, memory, CPU time.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal};
+
+/// Sends a signal to a process that the test has started.
+pub fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid)?).context("0 is no process")?;
+    rustix::process::kill_process(pid, signal)
+        .with_context(|| format!("signal {signal:?} to {pid:?}"))
+}
+
+/// Whether a process exists and is not a zombie.
+pub fn alive(pid: u32) -> bool {
+    stat_field(pid, 3).is_some_and(|state| state != "Z" && state != "X")
+}
+
+/// A field of `/proc/PID/stat`, numbered from 1 as in proc(5); fields from 3 on.
+fn stat_field(pid: u32, number: usize) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = stat.rsplit_once(") ")?.1;
+    after_name.split(' ').nth(number - 3).map(str::to_owned)
+}
+
+/// The parent of a process.
+pub fn parent(pid: u32) -> Option<u32> {
+    stat_field(pid, 4)?.parse().ok()
+}
+
+/// Proportional set size: shared pages counted by share.
+pub fn pss_bytes(pid: u32) -> Result<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = rollup
+        .lines()
+        .find(|line| line.starts_with("Pss:"))
+        .context("no Pss")?;
+    let kibibytes: u64 = line
+        .split_whitespace()
+        .nth(1)
+        .context("no number")?
+        .parse()?;
+    Ok(kibibytes * 1024)
+}
+
+/// CPU time that a process has used, user and system.
+pub fn cpu_time(pid: u32) -> Option<Duration> {
+    let ticks: u64 = [14, 15]
+        .iter()
+        .filter_map(|field| stat_field(pid, *field)?.parse::<u64>().ok())
+        .sum();
+    let per_second = rustix::param::clock_ticks_per_second();
+    Some(Duration::from_millis(ticks * 1000 / per_second))
+}
+
+/// Every process whose executable is `binary`, or was before it was replaced.
+pub fn running(binary: &std::path::Path) -> Vec<u32> {
+    let wanted = binary.display().to_string();
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let link = std::fs::read_link(format!("/proc/{pid}/exe"));
+            link.is_ok_and(|exe| exe.display().to_string().trim_end_matches(" (deleted)") == wanted)
+        })
+        .collect()
+}
+
+/// The words a process was started with.
+pub fn command_line(pid: u32) -> Vec<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    bytes
+        .split(|byte| *byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect()
+}
