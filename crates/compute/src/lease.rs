@@ -1,0 +1,38 @@
+//! The clock that agent and shim share, and the lease of an instance with `on_partition: stop`.
+//!
+//! A lease runs from the moment at which the last *successful* renewal was *sent*. Whoever grants leases counts from when it
+//! received it, which is later; so the instance is gone before its replacement may start.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+/// From the last successful renewal to SIGTERM.
+pub const TERMINATE_AFTER: Duration = Duration::from_millis(2500);
+/// From the last successful renewal to SIGKILL: early enough for the cgroup to be empty by [`EMPTY_AFTER`].
+pub const KILL_AFTER: Duration = Duration::from_millis(3250);
+/// From the last successful renewal to nothing being left. A replacement starts after that.
+pub const EMPTY_AFTER: Duration = Duration::from_millis(3500);
+
+/// A moment on `CLOCK_BOOTTIME`, in nanoseconds: the same for all processes of the machine, never set, and going on while
+/// the machine sleeps, so that a lease runs out on a closed laptop too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Moment(pub u64);
+
+impl Moment {
+    pub fn now() -> Self {
+        let time = clock_gettime(ClockId::Boottime);
+        Self(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+    }
+
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(wait.as_nanos() as u64))
+    }
+
+    /// How long after `earlier` it is; zero when it is not after it.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}

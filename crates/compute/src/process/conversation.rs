@@ -1,0 +1,270 @@
+//! Hearing a shim for as long as it lives.
+//!
+//! ```text
+//! find ─► connected ── notices ──► events
+//!             │ the connection ends
+//!             ├─ exit.json is there ──► Exited
+//!             ├─ the shim lives ──────► connected again
+//!             └─ the shim is gone ────► what is left is killed ──► Exited, unknown how
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::compute::Exit;
+use model::ids::InstanceId;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::process::Child;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Shared, blocking, unknown_exit};
+use crate::instance::{self, Record};
+use crate::runtime::{Error, Event, Happening};
+use crate::shim::protocol::{Notice, Request};
+
+/// For a shim to say hello, or for one that has just been started to record itself.
+const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks for a shim that does not answer.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// For what a dead shim left to die.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) type Stream = BufReader<UnixStream>;
+
+/// What is in an instance's directory.
+pub(super) enum Found {
+    Running {
+        stream: Stream,
+        record: Record,
+        stopped: Option<i32>,
+    },
+    Ended(Exit),
+    Nothing,
+}
+
+/// Connects to the shim of a directory, or settles what became of it.
+pub(super) async fn find(directory: &Path) -> Result<Found, Error> {
+    let deadline = Instant::now() + HELLO_PATIENCE;
+    loop {
+        if let Some(exit) = instance::read_exit(directory) {
+            return Ok(Found::Ended(exit));
+        }
+        let locked = is_locked(directory).map_err(Error::io("looking at", directory))?;
+        let record = instance::read_record(directory);
+        match (locked, record) {
+            (false, None) => return Ok(Found::Nothing),
+            // Looked at again after the lock: it may have ended in between.
+            (false, Some(_)) if instance::read_exit(directory).is_some() => {}
+            (false, Some(record)) => return settle(directory, record).await.map(Found::Ended),
+            (true, _) => {
+                // A shim lives; it may be starting or ending.
+                if let Ok(found) = timeout(HELLO_PATIENCE, connect(directory)).await
+                    && let Ok(found) = found
+                {
+                    return Ok(found);
+                }
+                if Instant::now() > deadline {
+                    let error = io::Error::new(io::ErrorKind::TimedOut, "the shim does not answer");
+                    return Err(Error::io("connecting to the shim in", directory)(error));
+                }
+                sleep(RETRY_INTERVAL).await;
+            }
+        }
+    }
+}
+
+/// Whether a shim lives there: it holds the directory's lock to its end.
+fn is_locked(directory: &Path) -> io::Result<bool> {
+    let file = match File::open(directory) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(true),
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// The directory's path may be longer than the address of a socket: it is named by an open file instead.
+async fn connect(directory: &Path) -> io::Result<Found> {
+    let folder = File::open(directory)?;
+    let path = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), instance::SOCKET);
+    let mut stream = BufReader::new(UnixStream::connect(path).await?);
+    match next_notice(&mut stream).await? {
+        Notice::Hello { record, stopped } => Ok(Found::Running {
+            stream,
+            record,
+            stopped,
+        }),
+        other => Err(io::Error::other(format!("the shim began with {other:?}"))),
+    }
+}
+
+async fn next_notice(stream: &mut Stream) -> io::Result<Notice> {
+    let mut line = String::new();
+    if stream.read_line(&mut line).await? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// The shim is gone without having recorded an exit: the machine was restarted, or somebody killed it.
+async fn settle(directory: &Path, record: Record) -> Result<Exit, Error> {
+    let directory = directory.to_owned();
+    blocking(move || {
+        match &record.cgroup {
+            Some(group) => {
+                group.kill_all(KILL_PATIENCE)?;
+                group.remove()?;
+            }
+            // Without a cgroup, only what stayed in the workload's process group can be found.
+            None if record.workload.is_alive() => {
+                if let Some(pid) = Pid::from_raw(record.workload.pid as i32) {
+                    let _ = kill_process_group(pid, Signal::KILL);
+                }
+            }
+            None => {}
+        }
+        Ok(unknown_exit(&directory))
+    })
+    .await
+}
+
+/// Starts the task that hears the shim. `shim`: our child, to be reaped.
+pub(super) fn begin(
+    shared: &Arc<Shared>,
+    instance: &InstanceId,
+    pid: u32,
+    requests: mpsc::Receiver<Request>,
+    stream: Option<Stream>,
+    shim: Option<Child>,
+) {
+    let running = shared
+        .running
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let directory = running
+        .get(instance)
+        .map(|running| running.directory.clone())
+        .unwrap_or_default();
+    drop(running);
+    let hearer = Hearer {
+        shared: shared.clone(),
+        instance: instance.clone(),
+        pid,
+        directory,
+    };
+    tokio::spawn(hearer.run(requests, stream, shim));
+}
+
+struct Hearer {
+    shared: Arc<Shared>,
+    instance: InstanceId,
+    pid: u32,
+    directory: PathBuf,
+}
+
+impl Hearer {
+    async fn run(
+        self,
+        mut requests: mpsc::Receiver<Request>,
+        mut stream: Option<Stream>,
+        shim: Option<Child>,
+    ) {
+        let exit = loop {
+            if let Some(stream) = stream.take()
+                && let Some(exit) = self.converse(stream, &mut requests).await
+            {
+                break exit;
+            }
+            match find(&self.directory).await {
+                Ok(Found::Ended(exit)) => break exit,
+                Ok(Found::Nothing) => break unknown_exit(&self.directory),
+                Ok(Found::Running {
+                    stream: found,
+                    stopped,
+                    ..
+                }) => {
+                    // What happened while nobody heard.
+                    if let Some(signal) = stopped {
+                        self.tell(Happening::Stopped { signal }).await;
+                    }
+                    stream = Some(found);
+                }
+                Err(error) => {
+                    tracing::warn!(instance = %self.instance, %error, "the shim can't be reached; trying on");
+                    sleep(RETRY_INTERVAL).await;
+                }
+            }
+        };
+        if let Some(mut shim) = shim {
+            // Its last act was to tell the exit.
+            let _ = timeout(HELLO_PATIENCE, shim.wait()).await;
+        }
+        // Before the event: who hears it may start the instance at once.
+        self.shared.forget(&self.instance);
+        drop(requests);
+        self.tell(Happening::Exited(exit)).await;
+    }
+
+    /// Until the connection ends; the exit when that was told.
+    async fn converse(
+        &self,
+        mut stream: Stream,
+        requests: &mut mpsc::Receiver<Request>,
+    ) -> Option<Exit> {
+        let mut line = Vec::new();
+        loop {
+            tokio::select! {
+                // Cancelled half way through a line, `read_until` keeps in `line` what it has read.
+                read = stream.read_until(b'\n', &mut line) => {
+                    if !matches!(read, Ok(1..)) {
+                        return None;
+                    }
+                    let notice = serde_json::from_slice(&std::mem::take(&mut line)).ok()?;
+                    if let Some(exit) = self.hear(notice).await {
+                        return Some(exit);
+                    }
+                }
+                Some(request) = requests.recv() => {
+                    let mut text = serde_json::to_vec(&request).ok()?;
+                    text.push(b'\n');
+                    // A shim that ends while it is asked has said so before: that is still to be read.
+                    let _ = stream.get_mut().write_all(&text).await;
+                }
+            }
+        }
+    }
+
+    async fn hear(&self, notice: Notice) -> Option<Exit> {
+        match notice {
+            Notice::Exited { exit } => return Some(exit),
+            Notice::Stopped { signal } => self.tell(Happening::Stopped { signal }).await,
+            Notice::Continued => self.tell(Happening::Continued).await,
+            Notice::Refused { error } => {
+                tracing::warn!(instance = %self.instance, error, "the shim refused a request");
+            }
+            Notice::Hello { .. } => {}
+        }
+        None
+    }
+
+    async fn tell(&self, what: Happening) {
+        let event = Event {
+            instance: self.instance.clone(),
+            pid: self.pid,
+            what,
+        };
+        // Nobody listens when the agent is ending: the next one adopts and reads the state.
+        let _ = self.shared.options.events.send(event).await;
+    }
+}

@@ -1,0 +1,202 @@
+//! One more program beside the workload: the trampoline, started by the agent itself and attached to it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::pin::Pin;
+use std::process::{ExitStatus, Stdio};
+use std::task::{Context, Poll, ready};
+
+use model::compute::ExitHow;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::process::{Child, Command};
+
+use super::Options;
+use super::launch::program;
+use crate::instance;
+use crate::runtime::{Error, ExecCommand, InstanceSpec, Session, TerminalSize};
+use crate::shim::encode;
+use crate::shim::protocol::Program;
+
+pub(super) async fn exec(
+    options: &Options,
+    spec: &InstanceSpec,
+    command: ExecCommand,
+) -> Result<Session, Error> {
+    let failed = |error| Error::io("executing in", &spec.directory)(error);
+    let record = instance::read_record(&spec.directory);
+    let running = record.filter(|record| record.workload.is_alive());
+    let cgroup = running
+        .ok_or_else(|| Error::NotRunning(spec.instance.clone()))?
+        .cgroup;
+    let mut program = program(spec, command.argv, cgroup);
+    let work = instance::work_directory(&spec.directory);
+    match command.terminal {
+        Some(size) => {
+            let terminal = Terminal::open(size).map_err(failed)?;
+            program.terminal = Some(terminal.path.clone());
+            let child = spawn(options, &work, &program).await.map_err(failed)?;
+            terminal.session(child).map_err(failed)
+        }
+        None => {
+            let child = spawn(options, &work, &program).await.map_err(failed)?;
+            pipes(child).map_err(failed)
+        }
+    }
+}
+
+async fn spawn(options: &Options, work: &Path, program: &Program) -> io::Result<Child> {
+    let mut command = Command::new(&options.binary);
+    command
+        .args(&options.arguments)
+        .args(["shim-exec", "attached"])
+        .env_clear()
+        .current_dir(work);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    if program.terminal.is_none() {
+        // With a terminal it becomes the leader of a session instead.
+        command.process_group(0);
+    }
+    let mut child = command.spawn()?;
+    if let Some(stdin) = &mut child.stdin {
+        stdin.write_all(&encode(program)?).await?;
+    }
+    Ok(child)
+}
+
+fn pipes(mut child: Child) -> io::Result<Session> {
+    let missing = || io::Error::other("a pipe is missing");
+    Ok(Session {
+        input: Box::new(child.stdin.take().ok_or_else(missing)?),
+        output: Box::new(child.stdout.take().ok_or_else(missing)?),
+        error: Box::new(child.stderr.take().ok_or_else(missing)?),
+        exit: Box::pin(async move { child.wait().await.map(exit_how) }),
+        resize: None,
+    })
+}
+
+fn exit_how(status: ExitStatus) -> ExitHow {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => ExitHow::Code { code },
+        (None, Some(signal)) => ExitHow::Signal { signal },
+        (None, None) => ExitHow::Unknown,
+    }
+}
+
+/// Our side of a pseudo-terminal.
+struct Terminal {
+    master: File,
+    /// Of the other side.
+    path: String,
+}
+
+impl Terminal {
+    fn open(size: TerminalSize) -> io::Result<Self> {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let path = ptsname(&master, Vec::new())?
+            .into_string()
+            .map_err(io::Error::other)?;
+        let terminal = Self {
+            master: master.into(),
+            path,
+        };
+        resize(&terminal.master, size)?;
+        Ok(terminal)
+    }
+
+    fn session(self, mut child: Child) -> io::Result<Session> {
+        rustix::io::ioctl_fionbio(&self.master, true)?;
+        let input = AsyncFd::new(self.master.try_clone()?)?;
+        let output = AsyncFd::new(self.master.try_clone()?)?;
+        let error = child
+            .stderr
+            .take()
+            .ok_or_else(|| io::Error::other("a pipe is missing"))?;
+        Ok(Session {
+            input: Box::new(Side(input)),
+            output: Box::new(Side(output)),
+            error: Box::new(error),
+            exit: Box::pin(async move { child.wait().await.map(exit_how) }),
+            resize: Some(Box::new(move |size| resize(&self.master, size))),
+        })
+    }
+}
+
+fn resize(master: &File, size: TerminalSize) -> io::Result<()> {
+    let size = Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    Ok(tcsetwinsize(master, size)?)
+}
+
+/// The master as a stream.
+struct Side(AsyncFd<File>);
+
+impl AsyncRead for Side {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.0.poll_read_ready(context))?;
+            let read = guard.try_io(|file| {
+                Ok(rustix::io::read(
+                    file.get_ref(),
+                    buffer.initialize_unfilled(),
+                )?)
+            });
+            match read {
+                Ok(Ok(count)) => {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                // How a terminal says that its other side is closed.
+                Ok(Err(error))
+                    if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) =>
+                {
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Side {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.0.poll_write_ready(context))?;
+            if let Ok(written) = guard.try_io(|file| Ok(rustix::io::write(file.get_ref(), bytes)?))
+            {
+                return Poll::Ready(written);
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

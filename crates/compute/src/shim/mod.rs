@@ -1,0 +1,129 @@
+//! The shim: one process per instance, parent of the workload. It holds its pipes, its exit status and its lease timer, so
+//! that an agent may be restarted, updated or killed at any time.
+//!
+//! ```text
+//! launch on stdin ─► directory locked ─► trampoline spawned ─► exec succeeded ─► serving ─► workload ended ─► all killed
+//!                                              │                    │               ▲                            │
+//!                                              └─ not started ──────┴► exit.json    └ agents come and go         ▼
+//!                                                                                                      exit.json, then end
+//! ```
+//!
+//! One thread serves signals, timer and socket and never waits for a disk; a second one carries the output ([`output`]).
+//! The lease is enforced here, by the pure steps of [`supervision`], with or without an agent.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use jiff::Timestamp;
+use model::compute::{Exit, ExitHow};
+use model::signals::Stream;
+
+use crate::instance;
+
+mod output;
+pub(crate) mod protocol;
+mod serve;
+mod socket;
+pub(crate) mod supervision;
+mod trampoline;
+mod workload;
+
+pub(crate) use trampoline::encode;
+pub use trampoline::exec_main;
+
+use protocol::{LAUNCH_MAX_BYTES, Launch, Launched};
+
+/// Where the output goes; the binary implements it with the log writer. It must not wait for a disk that is full: what
+/// can't be written is dropped, and counted there.
+pub trait Sink: Send {
+    /// One line without its newline.
+    fn line(&mut self, at: Timestamp, stream: Stream, line: &[u8]);
+    /// After some lines: they should be visible to readers.
+    fn flush(&mut self);
+}
+
+/// Opens the sink for the folder where the instance's logs are.
+pub type OpenSink<'a> = &'a dyn Fn(&Path) -> io::Result<Box<dyn Sink>>;
+
+/// The entry point of `mainland shim`; `arguments` are those after it: the instance's directory.
+///
+/// The process must have one thread when this is called. Returns when the workload has ended.
+pub fn run(arguments: &[OsString], open_sink: OpenSink<'_>) -> ExitCode {
+    let Some(directory) = arguments.first().map(Path::new) else {
+        // Nobody but us calls it: a usage error is for whoever tries it by hand.
+        let _ = writeln!(
+            io::stderr(),
+            "usage: mainland shim DIRECTORY (started by the agent, with a launch on stdin)"
+        );
+        return ExitCode::from(2);
+    };
+    match start(directory, open_sink) {
+        Ok(shim) => shim.serve(),
+        Err(error) => refuse(directory, error),
+    }
+}
+
+fn start(directory: &Path, open_sink: OpenSink<'_>) -> Result<serve::Shim, String> {
+    let told = |doing: &'static str| move |error: io::Error| format!("{doing}: {error}");
+    // Fails for the leader of a process group, which has no session to leave; then it already has its own.
+    let _ = rustix::process::setsid();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let launch = read_launch().map_err(told("reading the launch"))?;
+    std::env::set_current_dir(directory).map_err(told("entering the instance's directory"))?;
+    let lock = std::fs::File::open(".").map_err(told("opening the instance's directory"))?;
+    lock.try_lock()
+        .map_err(|_| "another shim runs in this directory".to_owned())?;
+    instance::reserve_exit(Path::new(".")).map_err(told("setting room aside for the exit"))?;
+    let sink =
+        open_sink(&instance::log_directory(Path::new("."))).map_err(told("opening the log"))?;
+    let shim = serve::Shim::start(launch, sink, lock)?;
+    reply(&Launched::Started {
+        pid: shim.pid(),
+        at: shim.started_at(),
+    });
+    Ok(shim)
+}
+
+fn read_launch() -> io::Result<Launch> {
+    let mut text = Vec::new();
+    io::stdin()
+        .lock()
+        .take(LAUNCH_MAX_BYTES)
+        .read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+/// Tells the agent, then lets go of its pipe: it waits for the end of it, or may be long gone.
+fn reply(launched: &Launched) {
+    if let Ok(mut text) = serde_json::to_vec(launched) {
+        text.push(b'\n');
+        let mut stdout = io::stdout().lock();
+        let _ = stdout.write_all(&text).and_then(|()| stdout.flush());
+    }
+    if let Ok(null) = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+    {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+fn refuse(directory: &Path, error: String) -> ExitCode {
+    let exit = Exit {
+        how: ExitHow::NotStarted {
+            error: error.clone(),
+        },
+        at: Timestamp::now(),
+    };
+    // The agent is told as well; by now the directory may be the current one, or never have been there.
+    let here = Path::new(instance::SOCKET)
+        .parent()
+        .filter(|_| Path::new("exit.json.new").exists());
+    let _ = instance::write_exit(here.unwrap_or(directory), &exit);
+    reply(&Launched::NotStarted { error });
+    ExitCode::FAILURE
+}

@@ -1,0 +1,171 @@
+//! `mainland shim-exec`: a process of one thread that joins the cgroup, gives up its privileges and becomes the program.
+//!
+//! It is told what to become on stdin: four bytes of length, big-endian, then JSON. The environment is applied by the exec
+//! itself, never to this process: an `LD_PRELOAD` of the workload must not run with the privileges of the agent.
+//!
+//! | run as | stdin afterwards | a failure is told |
+//! |---|---|---|
+//! | `shim-exec` | `/dev/null` | as JSON on stdin, which is a socket; it closes by itself when the exec succeeds |
+//! | `shim-exec attached` | what follows the JSON, or the terminal | on stderr, with exit code 126 or 127 |
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+
+use rustix::fs::Mode;
+use rustix::process::{Gid, Resource, Rlimit, Uid};
+
+use super::protocol::{Failure, LAUNCH_MAX_BYTES, Program};
+
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+const ATTACHED: &str = "attached";
+
+/// The entry point of `mainland shim-exec`; `arguments` are those after it. Returns when it failed.
+pub fn exec_main(arguments: &[OsString]) -> ExitCode {
+    let attached = arguments
+        .first()
+        .is_some_and(|argument| argument == ATTACHED);
+    // A duplicate that closes with the exec: its end of file is the news of success.
+    let report = io::stdin().as_fd().try_clone_to_owned();
+    let failure = match read_program() {
+        Ok(program) => become_program(&program, attached),
+        Err(error) => failure("reading what to execute", &error),
+    };
+    let code = match failure.errno {
+        Some(number) if number == rustix::io::Errno::NOENT.raw_os_error() => NOT_FOUND,
+        _ => NOT_EXECUTABLE,
+    };
+    if attached {
+        // Nobody left to tell when stderr is closed.
+        let _ = writeln!(io::stderr(), "{}: {}", failure.doing, failure.error);
+    } else if let (Ok(report), Ok(text)) = (report, serde_json::to_vec(&failure)) {
+        let _ = File::from(report).write_all(&text);
+    }
+    ExitCode::from(code)
+}
+
+/// What goes to the trampoline's stdin.
+pub(crate) fn encode(program: &Program) -> io::Result<Vec<u8>> {
+    let text = serde_json::to_vec(program)?;
+    let length = u32::try_from(text.len()).map_err(io::Error::other)?;
+    Ok([&length.to_be_bytes(), text.as_slice()].concat())
+}
+
+/// Reads exactly the message: what follows on stdin is the program's.
+fn read_program() -> io::Result<Program> {
+    let mut stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut length = [0; 4];
+    stdin.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length);
+    if u64::from(length) > LAUNCH_MAX_BYTES {
+        return Err(io::Error::other("it is too long"));
+    }
+    let mut text = vec![0; length as usize];
+    stdin.read_exact(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+fn failure(doing: &str, error: &io::Error) -> Failure {
+    Failure {
+        doing: doing.to_owned(),
+        errno: error.raw_os_error(),
+        error: error.to_string(),
+    }
+}
+
+/// Returns only when it failed.
+fn become_program(program: &Program, attached: bool) -> Failure {
+    if let Some(cgroup) = &program.cgroup
+        && let Err(error) = cgroup.join()
+    {
+        return Failure {
+            doing: "joining the cgroup".to_owned(),
+            errno: None,
+            error: error.to_string(),
+        };
+    }
+    if let Err(error) = limit_open_files(program.open_files) {
+        return failure("limiting open files", &error);
+    }
+    let terminal = match program
+        .terminal
+        .as_deref()
+        .map(|path| open_terminal(path, program))
+        .transpose()
+    {
+        Ok(terminal) => terminal,
+        Err(error) => return failure("opening the terminal", &error),
+    };
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    if let Err(error) = drop_privileges(program) {
+        return failure("giving up privileges", &error.into());
+    }
+    let Some((name, arguments)) = program.argv.split_first() else {
+        return failure("executing", &io::Error::other("no program is named"));
+    };
+    let mut command = Command::new(name);
+    command
+        .args(arguments)
+        .env_clear()
+        .envs(&program.environment.0);
+    if let Err(error) = connect(&mut command, terminal, attached) {
+        return failure("connecting the terminal", &error);
+    }
+    failure(name, &command.exec())
+}
+
+fn connect(command: &mut Command, terminal: Option<OwnedFd>, attached: bool) -> io::Result<()> {
+    if let Some(terminal) = terminal {
+        command
+            .stdin(terminal.try_clone()?)
+            .stdout(terminal.try_clone()?)
+            .stderr(terminal);
+    } else if !attached {
+        command.stdin(Stdio::null());
+    }
+    Ok(())
+}
+
+/// The soft limit is raised too: an unmodified server should not have to ask. Without privilege the hard limit bounds it.
+fn limit_open_files(wanted: u64) -> io::Result<()> {
+    let limit = Rlimit {
+        current: Some(wanted),
+        maximum: Some(wanted),
+    };
+    if rustix::process::setrlimit(Resource::Nofile, limit).is_ok() {
+        return Ok(());
+    }
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let current = Some(maximum.map_or(wanted, |maximum| maximum.min(wanted)));
+    Ok(rustix::process::setrlimit(
+        Resource::Nofile,
+        Rlimit { current, maximum },
+    )?)
+}
+
+/// A new session whose controlling terminal is the one at `path`.
+fn open_terminal(path: &str, program: &Program) -> io::Result<OwnedFd> {
+    rustix::process::setsid()?;
+    let terminal = File::options().read(true).write(true).open(path)?;
+    rustix::process::ioctl_tiocsctty(&terminal)?;
+    if let Some(identity) = program.identity {
+        std::os::unix::fs::fchown(&terminal, Some(identity.uid), Some(identity.gid))?;
+    }
+    Ok(terminal.into())
+}
+
+/// Groups first, then gid, then uid: each step needs the privilege that a later one gives up. These calls change one thread,
+/// and this process has one.
+fn drop_privileges(program: &Program) -> Result<(), rustix::io::Errno> {
+    if let Some(identity) = program.identity {
+        let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
+        rustix::thread::set_thread_groups(&[gid])?;
+        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    }
+    rustix::thread::set_no_new_privs(true)
+}

@@ -1,0 +1,186 @@
+//! Spawning the workload through the trampoline, and ending all of it.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{ChildStderr, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, wait};
+
+use super::protocol::{Failure, Program};
+use super::trampoline::encode;
+use crate::cgroup::Group;
+
+/// For the trampoline to become the program: it does a handful of system calls.
+const EXEC_PATIENCE: Duration = Duration::from_secs(20);
+/// For processes to vanish after SIGKILL. Longer only when the kernel holds them, on a dead disk for instance.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// Names of the working directory that are told when the program is missing.
+const TOLD_NAMES: usize = 12;
+
+/// The workload's main process and the pipes that come from it.
+pub(super) struct Spawned {
+    pub pid: Pid,
+    pub stdout: ChildStdout,
+    pub stderr: ChildStderr,
+}
+
+/// Starts the program in the folder `work`. Returns once the exec has succeeded; the error is what a user should read.
+pub(super) fn spawn(program: &Program, work: &Path) -> Result<Spawned, String> {
+    let told = |error: io::Error| format!("starting {}: {error}", program.argv.join(" "));
+    let (ours, theirs) = UnixStream::pair().map_err(told)?;
+    // Our own executable, even after an update has replaced or removed its file.
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .arg0("mainland")
+        .arg("shim-exec")
+        .env_clear()
+        .current_dir(work)
+        .process_group(0);
+    command
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(told)?;
+    // Its end of the socket must be its own alone, for the end of file to mean that it let go.
+    drop(command);
+    let failure = hand_over(ours, program).map_err(told)?;
+    if let Some(failure) = failure {
+        let _ = child.wait();
+        return Err(explain(&failure, program, work));
+    }
+    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err("the workload has no pipes".to_owned());
+    };
+    let pid = Pid::from_raw(child.id() as i32).ok_or("the workload has no pid")?;
+    Ok(Spawned {
+        pid,
+        stdout,
+        stderr,
+    })
+}
+
+/// Tells the trampoline what to become, and waits for what comes of it. `None`: it became that.
+fn hand_over(mut socket: UnixStream, program: &Program) -> io::Result<Option<Failure>> {
+    socket.set_read_timeout(Some(EXEC_PATIENCE))?;
+    socket.write_all(&encode(program)?)?;
+    let mut text = Vec::new();
+    socket.read_to_end(&mut text)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(serde_json::from_slice(&text)?))
+}
+
+/// What a user should read when the program could not be executed.
+fn explain(failure: &Failure, program: &Program, work: &Path) -> String {
+    let name = program.argv.first().map_or("", String::as_str);
+    if failure.doing != name {
+        return format!("{}: {}", failure.doing, failure.error);
+    }
+    let is_path = name.contains('/');
+    let file = work.join(name);
+    match failure.errno.map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT) if is_path && file.exists() => missing_interpreter(name, &file),
+        Some(Errno::NOENT) if is_path => format!("{name}: no such file; {}", holds(work)),
+        Some(Errno::NOENT) => {
+            let path = program.environment.0.get("PATH").map_or("", String::as_str);
+            format!("{name}: no such program in PATH ({path})")
+        }
+        Some(Errno::ACCESS) => {
+            let mode = fs::metadata(&file).map(|metadata| metadata.permissions().mode() & 0o777);
+            match mode {
+                Ok(mode) if mode & 0o111 == 0 => {
+                    format!("{name}: not executable (mode {mode:03o}): run `chmod +x` on it")
+                }
+                _ => format!("{name}: permission denied for the workload's user"),
+            }
+        }
+        Some(Errno::NOEXEC) => format!(
+            "{name}: not a program of this machine: neither a script with `#!` nor built for {}",
+            std::env::consts::ARCH
+        ),
+        _ => format!("{name}: {}", failure.error),
+    }
+}
+
+fn missing_interpreter(name: &str, file: &Path) -> String {
+    let mut start = [0; 256];
+    let count = fs::File::open(file)
+        .and_then(|mut file| file.read(&mut start))
+        .unwrap_or(0);
+    let text = String::from_utf8_lossy(&start[..count]);
+    match text.lines().next().and_then(|line| line.strip_prefix("#!")) {
+        Some(interpreter) => format!(
+            "{name}: its interpreter `{}` is not on this machine",
+            interpreter.trim()
+        ),
+        None => format!(
+            "{name}: its dynamic loader is not on this machine: it was built for another system (try linking it statically)"
+        ),
+    }
+}
+
+fn holds(work: &Path) -> String {
+    let entries = fs::read_dir(work).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort_unstable();
+    let more = names.len().saturating_sub(TOLD_NAMES);
+    names.truncate(TOLD_NAMES);
+    match (names.is_empty(), more) {
+        (true, _) => "the working directory is empty: name what to upload with `files`".to_owned(),
+        (_, 0) => format!("the artifact holds: {}", names.join(", ")),
+        (_, more) => format!("the artifact holds: {} and {more} more", names.join(", ")),
+    }
+}
+
+/// SIGKILL to the whole workload, known by its cgroup, its process group, and by parentage: whatever is orphaned below the
+/// shim becomes its child.
+pub(super) fn kill_all(pid: Pid, cgroup: Option<&Group>) -> Result<(), String> {
+    let _ = kill_process_group(pid, Signal::KILL);
+    let result = cgroup.map_or(Ok(()), |group| group.kill_all(KILL_PATIENCE));
+    for child in children() {
+        let _ = kill_process(child, Signal::KILL);
+    }
+    result.map_err(|error| error.to_string())
+}
+
+/// After the main process was reaped: kills and reaps until the shim has no child.
+pub(super) fn kill_rest(pid: Pid, cgroup: Option<&Group>) -> Result<(), String> {
+    let deadline = Instant::now() + KILL_PATIENCE;
+    let mut result = kill_all(pid, cgroup);
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) if Instant::now() < deadline => {
+                // A child that was killed, or one that was orphaned by the killing of its parent.
+                result = kill_all(pid, None).and(result);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok(None) => return Err("processes of it are still there after SIGKILL".to_owned()),
+            Err(_) => return result,
+        }
+    }
+}
+
+/// Our children now. A thread's list holds those that it started or inherited.
+fn children() -> Vec<Pid> {
+    let tasks = fs::read_dir("/proc/self/task")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let text: Vec<String> = lists.collect();
+    let numbers = text.iter().flat_map(|list| list.split_ascii_whitespace());
+    numbers
+        .filter_map(|number| Pid::from_raw(number.parse().ok()?))
+        .collect()
+}
