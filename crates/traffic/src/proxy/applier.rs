@@ -1,0 +1,80 @@
+//! Takes snapshots: sockets first, then the view, then the workers' word, then the disk.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::traffic::ProxySnapshot;
+
+use super::tls::Tls;
+use super::view::View;
+use super::worker::Common;
+use super::{disk, sockets};
+
+/// Addresses that were taken are asked for again this often.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+pub struct Applier {
+    directory: PathBuf,
+    common: Arc<Common>,
+    /// The snapshot that is in force, while some of its addresses could not be claimed.
+    incomplete: Option<ProxySnapshot>,
+}
+
+impl Applier {
+    pub fn new(directory: PathBuf, common: Arc<Common>) -> Self {
+        Self {
+            directory,
+            common,
+            incomplete: None,
+        }
+    }
+
+    /// Starts on what an earlier proxy kept.
+    pub async fn restore(&mut self) {
+        match disk::load(&self.directory) {
+            Ok(None) => {}
+            Ok(Some(snapshot)) => self.take(snapshot).await,
+            Err(error) => tracing::warn!(%error, "the kept snapshot is of no use"),
+        }
+    }
+
+    pub async fn apply(&mut self, snapshot: ProxySnapshot) {
+        let kept = disk::save(&self.directory, &snapshot);
+        if let Err(error) = kept {
+            tracing::warn!(%error, "the snapshot is in force but not kept");
+        }
+        self.take(snapshot).await;
+    }
+
+    /// Waits a moment and tries once more to claim what was taken; waits for ever when nothing is missing.
+    pub async fn retry(&mut self) {
+        if self.incomplete.is_none() {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep(RETRY_EVERY).await;
+        if let Some(snapshot) = self.incomplete.take() {
+            self.take(snapshot).await;
+        }
+    }
+
+    async fn take(&mut self, snapshot: ProxySnapshot) {
+        let reports = self.common.reports.clone();
+        let before = self.common.view();
+        let tls = match Tls::new(&snapshot.trust, before.as_deref().map(|view| &view.tls)) {
+            Ok(tls) => tls,
+            Err(error) => return reports.refused(Some((snapshot.generation, error.to_string()))),
+        };
+        let held = before.as_deref().map(|view| &view.sockets);
+        let (sockets, missing) = sockets::claim(&snapshot, held);
+        let view = View::new(&snapshot, tls, sockets, before.as_deref(), &reports);
+        drop(before);
+        let view = Arc::new(view);
+        self.common.publish(view.clone()).await;
+        // After the swap: whoever entered by the old view is counted, whoever comes now sees the gate as it is.
+        view.set_gates(&snapshot);
+        reports.refused((!missing.is_empty()).then(|| (snapshot.generation, missing.join("; "))));
+        reports.acknowledged(snapshot.generation);
+        self.incomplete = (!missing.is_empty()).then_some(snapshot);
+    }
+}

@@ -1,0 +1,298 @@
+//! The callee's side: who may call, the gate, and the instance behind it. Used by the mesh and, without a wire, by callers on
+//! the same node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, Method, StatusCode, Uri, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use model::ids::{Epoch, InstanceId, ResourceId};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use super::body::{Guards, RequestBody, ResponseBody};
+use super::failure::Failure;
+use super::gate::Pass;
+use super::instances;
+use super::peers::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::tls;
+use super::tunnel::{self, Io};
+use super::view::{Caller, Local, View};
+use super::wire;
+use super::worker::Worker;
+use crate::problem::{Code, Problem};
+use crate::retry::{Stage, is_idempotent};
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A caller that is gone must not keep its requests in flight for ever.
+const PING_EVERY: Duration = Duration::from_secs(5);
+const SILENCE: Duration = Duration::from_secs(5);
+const MOST_STREAMS: u32 = 16_384;
+
+/// Which instance a request is meant for.
+pub struct Address<'a> {
+    pub service: &'a ResourceId,
+    pub instance: &'a InstanceId,
+    pub epoch: Epoch,
+}
+
+/// The head of a request, ready for an instance.
+pub struct Head<'a> {
+    pub method: &'a Method,
+    pub uri: &'a Uri,
+    pub headers: HeaderMap,
+    pub idempotent: bool,
+}
+
+/// Passes the gate or says why not.
+pub fn enter(
+    view: &View,
+    caller: &Caller,
+    to: &Address<'_>,
+) -> Result<(Arc<Local>, Pass), Failure> {
+    view.permits(caller, to.service)
+        .map_err(|reason| Failure::Refused { reason })?;
+    let local = view
+        .local
+        .get(to.instance)
+        .filter(|local| local.service == *to.service && local.epoch == to.epoch)
+        .ok_or_else(|| Failure::not_begun(format!("{} is not here", to.instance)))?;
+    match local.gate.enter() {
+        Ok(pass) => Ok((local.clone(), pass)),
+        Err(refused) => Err(Failure::not_begun(refused.as_str())),
+    }
+}
+
+/// Sends one request through the gate to the instance, and gives it up when the gate is shut meanwhile.
+pub async fn call(
+    worker: &Worker,
+    view: &View,
+    caller: &Caller,
+    to: &Address<'_>,
+    head: Head<'_>,
+    body: RequestBody,
+) -> Result<Response<ResponseBody>, Failure> {
+    let (local, pass) = enter(view, caller, to)?;
+    let idempotent = head.idempotent;
+    let request = request_to_instance(head, body);
+    let shut = local.gate.when_shut();
+    let sent = worker.instances.send(&local.address, request, idempotent);
+    let (response, lease) = tokio::select! {
+        biased;
+        answer = sent => answer?,
+        () = shut => return Err(Failure::broken("the copy became unreachable")),
+    };
+    let (mut parts, incoming) = response.into_parts();
+    wire::remove_hop_by_hop(&mut parts.headers);
+    wire::remove_ours(&mut parts.headers);
+    let guards = Guards {
+        pass: Some(pass),
+        lease: Some(lease),
+        in_flight: None,
+    };
+    Ok(Response::from_parts(
+        parts,
+        ResponseBody::incoming(incoming, guards),
+    ))
+}
+
+/// In origin form, as servers expect it.
+pub fn request_to_instance(head: Head<'_>, body: RequestBody) -> Request<RequestBody> {
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = origin_form(head.uri);
+    *request.headers_mut() = head.headers;
+    *request.version_mut() = Version::HTTP_11;
+    request
+}
+
+fn origin_form(uri: &Uri) -> Uri {
+    if uri.authority().is_none() {
+        return uri.clone();
+    }
+    match uri.path_and_query() {
+        Some(path) => Uri::from(path.clone()),
+        None => Uri::default(),
+    }
+}
+
+/// One connection of another proxy.
+pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
+    let acceptor = TlsAcceptor::from(worker.view().tls.server.clone());
+    let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
+    let stream = match accepted {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "a peer was not let in"),
+        Err(_) => return tracing::debug!("a peer did not finish its handshake"),
+    };
+    let id = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| chain.first())
+        .and_then(tls::spiffe_id);
+    let Some(caller) = id.and_then(|id| worker.view().caller(id)) else {
+        return tracing::debug!("a peer's certificate names no caller of this cluster");
+    };
+    let caller = Arc::new(caller);
+    let service = {
+        let worker = worker.clone();
+        service_fn(move |request| {
+            let (worker, caller) = (worker.clone(), caller.clone());
+            async move { Ok::<_, std::convert::Infallible>(answer(&worker, &caller, request).await) }
+        })
+    };
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(SILENCE)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MOST_STREAMS)
+        .max_header_list_size(2 * wire::MOST_HEADER_BYTES as u32)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = worker.stopping() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+async fn answer(
+    worker: &Arc<Worker>,
+    caller: &Caller,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let view = worker.view();
+    let Some((service, instance, epoch)) = target(request.headers()) else {
+        return failed(Failure::not_begun("the request names no instance"));
+    };
+    let to = Address {
+        service: &service,
+        instance: &instance,
+        epoch,
+    };
+    let result = if request.method() == Method::CONNECT {
+        tunnel_to_instance(&view, caller, &to, &mut request).await
+    } else {
+        pass_on(worker, &view, caller, &to, request).await
+    };
+    result.unwrap_or_else(|failure| {
+        if let Failure::Refused { reason } = &failure {
+            worker
+                .reports()
+                .call_refused(caller.to_string(), service.clone(), reason.clone());
+        }
+        failed(failure)
+    })
+}
+
+async fn pass_on(
+    worker: &Worker,
+    view: &View,
+    caller: &Caller,
+    to: &Address<'_>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Failure> {
+    let (mut parts, incoming) = request.into_parts();
+    for name in [wire::SERVICE, wire::INSTANCE, wire::EPOCH] {
+        parts.headers.remove(name);
+    }
+    let has_key = parts.headers.contains_key(wire::IDEMPOTENCY_KEY);
+    let head = Head {
+        idempotent: is_idempotent(&parts.method, has_key),
+        method: &parts.method,
+        uri: &parts.uri,
+        headers: parts.headers,
+    };
+    let body = match hyper::body::Body::is_end_stream(&incoming) {
+        true => RequestBody::Empty,
+        false => RequestBody::Once(incoming),
+    };
+    call(worker, view, caller, to, head, body).await
+}
+
+/// A connection as one stream: its bytes go to the instance until both sides have ended.
+async fn tunnel_to_instance(
+    view: &View,
+    caller: &Caller,
+    to: &Address<'_>,
+    request: &mut Request<Incoming>,
+) -> Result<Response<ResponseBody>, Failure> {
+    let (local, pass) = enter(view, caller, to)?;
+    let stream = instances::connect(&local.address).await?;
+    let upgrade = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgrade.await {
+            tunnel::carry(TokioIo::new(upgraded), Io::Plain(stream)).await;
+        }
+        drop(pass);
+    });
+    Ok(Response::new(ResponseBody::empty()))
+}
+
+fn target(headers: &HeaderMap) -> Option<(ResourceId, InstanceId, Epoch)> {
+    let text = |name| headers.get(name)?.to_str().ok();
+    Some((
+        text(wire::SERVICE)?.parse().ok()?,
+        text(wire::INSTANCE)?.parse().ok()?,
+        Epoch(text(wire::EPOCH)?.parse().ok()?),
+    ))
+}
+
+/// A failure as it travels back: the header says how far the request came.
+fn failed(failure: Failure) -> Response<ResponseBody> {
+    let (name, status, code, reason) = match failure {
+        Failure::Refused { reason } => (
+            wire::REFUSED,
+            StatusCode::FORBIDDEN,
+            Code::CallerNotDeclared,
+            reason,
+        ),
+        Failure::Try { stage, reason } => {
+            let (name, status) = match stage {
+                Stage::NotBegun => (wire::NOT_BEGUN, StatusCode::SERVICE_UNAVAILABLE),
+                Stage::Unreachable => (wire::UNREACHABLE, StatusCode::SERVICE_UNAVAILABLE),
+                Stage::Broken => (wire::BROKEN, StatusCode::BAD_GATEWAY),
+            };
+            let code = if stage == Stage::Broken {
+                Code::UpstreamBroken
+            } else {
+                Code::NoEndpoint
+            };
+            (name, status, code, reason)
+        }
+    };
+    let value = wire::reason(&reason);
+    let mut response = wire::problem_response(&Problem::new(code, reason));
+    *response.status_mut() = status;
+    response.headers_mut().insert(name, value);
+    response
+}
+
+/// The failure in a peer's answer, if it is one of the proxy and not of the instance.
+pub fn failure_in<B>(response: &Response<B>) -> Option<Failure> {
+    let suspicious = matches!(
+        response.status(),
+        StatusCode::FORBIDDEN | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE
+    );
+    if !suspicious {
+        return None;
+    }
+    let text = |name| {
+        let value = response.headers().get(name)?;
+        Some(value.to_str().unwrap_or_default().to_owned())
+    };
+    None.or_else(|| text(wire::REFUSED).map(|reason| Failure::Refused { reason }))
+        .or_else(|| text(wire::NOT_BEGUN).map(Failure::not_begun))
+        .or_else(|| text(wire::UNREACHABLE).map(Failure::unreachable))
+        .or_else(|| text(wire::BROKEN).map(Failure::broken))
+}

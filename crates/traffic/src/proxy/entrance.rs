@@ -1,0 +1,245 @@
+//! Where requests come in: the gateway from outside, the doors from services of this node.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use model::ids::ResourceId;
+use model::traffic::{Door, Protocol};
+use tokio::net::TcpStream;
+
+use super::body::ResponseBody;
+use super::caller;
+use super::forward::{self, Errand};
+use super::tunnel;
+use super::view::{Caller, View, missing_need};
+use super::wire;
+use super::worker::Worker;
+use crate::problem::{Code, Problem};
+
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// A client from outside.
+pub async fn serve_gateway(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
+    let forwarded = HeaderValue::from_str(&client.ip().to_string()).expect("an IP is ASCII");
+    let from = Arc::new(Outside { forwarded });
+    serve_http(&worker, stream, move |worker, request| {
+        let from = from.clone();
+        async move { from.answer(&worker, request).await }
+    })
+    .await;
+}
+
+struct Outside {
+    /// The client's address, for `X-Forwarded-For`.
+    forwarded: HeaderValue,
+}
+
+impl Outside {
+    async fn answer(
+        &self,
+        worker: &Worker,
+        mut request: Request<Incoming>,
+    ) -> Response<ResponseBody> {
+        let service = match route(&worker.view(), &request) {
+            Ok(service) => service,
+            Err(problem) => return wire::problem_response(&problem),
+        };
+        self.mark(request.headers_mut());
+        let errand = Errand {
+            caller: &Caller::Gateway,
+            service: &service,
+            timeout: None,
+        };
+        send(worker, &errand, request).await
+    }
+
+    /// The edge says who asks; what a client claims about itself is not believed.
+    fn mark(&self, headers: &mut HeaderMap) {
+        wire::remove_ours(headers);
+        headers.insert(FORWARDED_FOR, self.forwarded.clone());
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+        if let Some(host) = headers.get(header::HOST).cloned() {
+            headers.insert(FORWARDED_HOST, host);
+        }
+    }
+}
+
+fn route(view: &View, request: &Request<Incoming>) -> Result<ResourceId, Problem> {
+    let host = request
+        .uri()
+        .host()
+        .or_else(|| request.headers().get(header::HOST)?.to_str().ok());
+    let (Some(host), Some(gateway)) = (host, &view.gateway) else {
+        return Err(Problem::new(Code::BadHost, "the request names no host"));
+    };
+    let path = request.uri().path();
+    gateway.router.find(host, path).cloned().ok_or_else(|| {
+        let known = gateway.router.list();
+        let hint = match known.as_slice() {
+            [] => "no routes are declared yet".to_owned(),
+            some => format!("these would match: {}", some.join(", ")),
+        };
+        Problem::new(Code::NoRoute, format!("no route for {host}{path}; {hint}"))
+    })
+}
+
+/// A service of this node, at one of its doors.
+pub async fn serve_door(
+    worker: Arc<Worker>,
+    stream: TcpStream,
+    client: SocketAddr,
+    door: Arc<Door>,
+) {
+    let refusal = refusal(&worker.view(), &door, client);
+    match (door.protocol, refusal) {
+        (Protocol::Tcp, None) => {
+            let caller = Caller::Service(door.caller.clone());
+            tunnel::serve_tcp(&worker, &caller, &door.need, stream).await;
+        }
+        (Protocol::Tcp, Some(refusal)) => refusal.tell(&worker, &door),
+        (Protocol::Http, refusal) => serve_http_door(worker, stream, door, refusal).await,
+    }
+}
+
+async fn serve_http_door(
+    worker: Arc<Worker>,
+    stream: TcpStream,
+    door: Arc<Door>,
+    refusal: Option<Refusal>,
+) {
+    let refusal = refusal.map(Arc::new);
+    serve_http(&worker, stream, move |worker, request| {
+        let (door, refusal) = (door.clone(), refusal.clone());
+        async move {
+            if let Some(refusal) = refusal {
+                refusal.tell(&worker, &door);
+                let problem = Problem::new(Code::CallerNotDeclared, refusal.detail.clone());
+                return wire::problem_response(&problem);
+            }
+            through_door(&worker, &door, request).await
+        }
+    })
+    .await;
+}
+
+async fn through_door(
+    worker: &Worker,
+    opened: &Door,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let view = worker.view();
+    // What the door is now, not what it was when the connection came.
+    let Some(door) = view
+        .doors
+        .get(&opened.listen)
+        .filter(|door| door.caller == opened.caller)
+    else {
+        let detail = missing_need(&opened.caller, &opened.need);
+        return wire::problem_response(&Problem::new(Code::CallerNotDeclared, detail));
+    };
+    let errand = Errand {
+        caller: &Caller::Service(door.caller.clone()),
+        service: &door.need,
+        timeout: Some(door.timeout.duration()),
+    };
+    send(worker, &errand, request).await
+}
+
+/// Why somebody else's socket may not use a door.
+struct Refusal {
+    caller: String,
+    detail: String,
+}
+
+impl Refusal {
+    fn tell(&self, worker: &Worker, door: &Door) {
+        worker
+            .reports()
+            .call_refused(self.caller.clone(), door.need.clone(), self.detail.clone());
+    }
+}
+
+/// `None`: the socket's owner is the door's caller.
+fn refusal(view: &View, door: &Door, client: SocketAddr) -> Option<Refusal> {
+    if !view.enforce_uid {
+        return None;
+    }
+    let belongs = format!("(the address belongs to {})", door.caller.name);
+    match caller::owner(client, door.listen) {
+        Ok(Some(uid)) if uid == door.uid => None,
+        Ok(Some(uid)) => Some(match view.owners.get(&uid) {
+            Some(service) => Refusal {
+                caller: service.to_string(),
+                detail: format!("{} {belongs}", missing_need(service, &door.need)),
+            },
+            None => Refusal {
+                caller: format!("uid {uid}"),
+                detail: format!("uid {uid} is no service of this node {belongs}"),
+            },
+        }),
+        // Whoever it was is gone, or hides: not let in.
+        Ok(None) => Some(Refusal {
+            caller: "unknown".to_owned(),
+            detail: format!("the owner of the connection is not known {belongs}"),
+        }),
+        Err(error) => Some(Refusal {
+            caller: "unknown".to_owned(),
+            detail: format!("the owner of the connection can't be asked for: {error} {belongs}"),
+        }),
+    }
+}
+
+async fn send(
+    worker: &Worker,
+    errand: &Errand<'_>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    if tunnel::asks_for_upgrade(&request) {
+        tunnel::upgrade(worker, errand, request).await
+    } else {
+        forward::forward(worker, errand, request).await
+    }
+}
+
+/// One HTTP/1.1 connection; requests on it are answered one after the other.
+async fn serve_http<Answer, Answered>(worker: &Arc<Worker>, stream: TcpStream, answer: Answer)
+where
+    Answer: Fn(Arc<Worker>, Request<Incoming>) -> Answered,
+    Answered: Future<Output = Response<ResponseBody>>,
+{
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(|request| {
+        let answered = answer(worker.clone(), request);
+        async move { Ok::<_, Infallible>(answered.await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_headers(wire::MOST_HEADERS)
+        .max_header_size(wire::MOST_HEADER_BYTES)
+        .max_buf_size(2 * wire::MOST_HEADER_BYTES)
+        .auto_date_header(false)
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        () = worker.stopping() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Connections to instances: HTTP/1.1, kept and used again, one pool per worker.
+//!
+//! An instance may close a connection that it keeps idle at any time. A request that must not be sent twice therefore only goes
+//! out on a connection that was used a moment ago and that the kernel, asked right then, still holds open.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use model::traffic::Address;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::body::RequestBody;
+use super::failure::{Failure, chain};
+use super::wire::{MOST_HEADER_BYTES, MOST_HEADERS};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Idle connections that are kept for each instance by each worker.
+const MOST_IDLE: usize = 64;
+/// Common servers close after 2 to 75 s (gunicorn 2 s, Node.js 5 s, nginx 75 s).
+const IDLE_FOR_SAFE: Duration = Duration::from_secs(10);
+const IDLE_FOR_UNSAFE: Duration = Duration::from_secs(1);
+/// Connections whose last answer is still being tidied up are passed over, this many at most.
+const LOOKED_AT: usize = 8;
+
+/// A connected stream of either kind.
+#[derive(Clone)]
+pub enum Stream {
+    Tcp(Arc<TcpStream>),
+    Unix(Arc<UnixStream>),
+}
+
+/// The idle connections of one worker.
+#[derive(Default)]
+pub struct Instances {
+    idle: Mutex<HashMap<Address, Vec<Idle>>>,
+}
+
+struct Idle {
+    sender: SendRequest<RequestBody>,
+    stream: Stream,
+    since: Instant,
+}
+
+/// A connection in use. Given back when its answer has passed; dropped, it is closed.
+pub struct Lease {
+    pool: Arc<Instances>,
+    address: Address,
+    connection: Idle,
+}
+
+impl Lease {
+    pub fn give_back(mut self) {
+        if self.connection.sender.is_closed() {
+            return;
+        }
+        self.connection.since = Instant::now();
+        let mut idle = self.pool.lock();
+        let kept = match idle.get_mut(&self.address) {
+            Some(kept) => kept,
+            None => idle.entry(self.address).or_default(),
+        };
+        if kept.len() < MOST_IDLE {
+            kept.push(self.connection);
+        }
+    }
+}
+
+impl Instances {
+    /// Sends one request and waits for the head of the answer. `idempotent`: it does no harm to send it on a connection that may
+    /// turn out to be closed.
+    pub async fn send(
+        self: &Arc<Self>,
+        address: &Address,
+        mut request: Request<RequestBody>,
+        idempotent: bool,
+    ) -> Result<(Response<Incoming>, Lease), Failure> {
+        loop {
+            let (mut connection, reused) = match self.take(address, idempotent) {
+                Some(connection) => (connection, true),
+                None => (connect_http(address).await?, false),
+            };
+            match connection.sender.try_send_request(request).await {
+                Ok(response) => {
+                    let lease = Lease {
+                        pool: self.clone(),
+                        address: address.clone(),
+                        connection,
+                    };
+                    return Ok((response, lease));
+                }
+                Err(mut error) => match error.take_message() {
+                    // Not a byte was written: the connection had closed while it was idle.
+                    Some(unsent) if reused => request = unsent,
+                    Some(_) => return Err(Failure::unreachable(chain(error.error()))),
+                    None => return Err(Failure::broken(chain(error.error()))),
+                },
+            }
+        }
+    }
+
+    fn take(&self, address: &Address, idempotent: bool) -> Option<Idle> {
+        let longest = if idempotent {
+            IDLE_FOR_SAFE
+        } else {
+            IDLE_FOR_UNSAFE
+        };
+        let mut idle = self.lock();
+        let kept = idle.get_mut(address)?;
+        let mut place = kept.len();
+        let mut looked_at = 0;
+        while place > 0 && looked_at < LOOKED_AT {
+            place -= 1;
+            looked_at += 1;
+            if kept[place].sender.is_closed()
+                || kept[place].since.elapsed() > longest.max(IDLE_FOR_SAFE)
+            {
+                kept.swap_remove(place);
+            } else if kept[place].sender.is_ready() && kept[place].since.elapsed() <= longest {
+                let found = kept.swap_remove(place);
+                if idempotent || found.stream.is_quiet() {
+                    return Some(found);
+                }
+            }
+        }
+        None
+    }
+
+    /// Closes what has been idle for too long, and forgets instances that have no connection left.
+    pub fn tidy(&self) {
+        self.lock().retain(|_, kept| {
+            kept.retain(|it| !it.sender.is_closed() && it.since.elapsed() < IDLE_FOR_SAFE);
+            !kept.is_empty()
+        });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Address, Vec<Idle>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Dials an instance, or a place outside, within a second.
+pub async fn connect(address: &Address) -> Result<Stream, Failure> {
+    let dialled = async {
+        match address {
+            Address::Tcp { address } => tcp(TcpStream::connect(address).await?),
+            Address::External { host, port } => {
+                tcp(TcpStream::connect((host.as_str(), *port)).await?)
+            }
+            Address::Unix { path } => Ok(Stream::Unix(Arc::new(UnixStream::connect(path).await?))),
+        }
+    };
+    match tokio::time::timeout(CONNECT_TIMEOUT, dialled).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(Failure::unreachable(format!("connecting: {error}"))),
+        Err(_) => Err(Failure::unreachable("connecting took more than 1s")),
+    }
+}
+
+fn tcp(stream: TcpStream) -> io::Result<Stream> {
+    stream.set_nodelay(true)?;
+    Ok(Stream::Tcp(Arc::new(stream)))
+}
+
+async fn connect_http(address: &Address) -> Result<Idle, Failure> {
+    let stream = connect(address).await?;
+    let (sender, connection) = http1::Builder::new()
+        .max_headers(MOST_HEADERS)
+        .max_header_size(MOST_HEADER_BYTES)
+        .handshake(TokioIo::new(stream.clone()))
+        .await
+        .map_err(|error| Failure::unreachable(chain(&error)))?;
+    tokio::spawn(async move {
+        // Its errors reach the request that waits.
+        let _ = connection.await;
+    });
+    Ok(Idle {
+        sender,
+        stream,
+        since: Instant::now(),
+    })
+}
+
+impl Stream {
+    /// Open, and nothing has come that nobody asked for.
+    fn is_quiet(&self) -> bool {
+        let mut byte = [0_u8; 1];
+        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+        let peeked = match self {
+            Self::Tcp(stream) => rustix::net::recv(stream.as_fd(), &mut byte, flags),
+            Self::Unix(stream) => rustix::net::recv(stream.as_fd(), &mut byte, flags),
+        };
+        peeked.is_err_and(|error| error == rustix::io::Errno::AGAIN)
+    }
+
+    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+        }
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_ready(cx),
+            Self::Unix(stream) => stream.poll_write_ready(cx),
+        }
+    }
+
+    /// Repeats `attempt` until it does not say that it would block.
+    fn poll_io<T>(
+        &self,
+        cx: &mut Context<'_>,
+        ready: impl Fn(&Self, &mut Context<'_>) -> Poll<io::Result<()>>,
+        mut attempt: impl FnMut(&Self) -> io::Result<T>,
+    ) -> Poll<io::Result<T>> {
+        loop {
+            std::task::ready!(ready(self, cx))?;
+            match attempt(self) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done),
+            }
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.poll_io(cx, Self::poll_readable, |stream| {
+            match stream {
+                Self::Tcp(stream) => stream.try_read_buf(buffer),
+                Self::Unix(stream) => stream.try_read_buf(buffer),
+            }
+            .map(drop)
+        })
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_io(cx, Self::poll_writable, |stream| match stream {
+            Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Unix(stream) => stream.try_write(bytes),
+        })
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_io(cx, Self::poll_writable, |stream| match stream {
+            Self::Tcp(stream) => stream.try_write_vectored(slices),
+            Self::Unix(stream) => stream.try_write_vectored(slices),
+        })
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = match &*self {
+            Self::Tcp(stream) => {
+                rustix::net::shutdown(stream.as_fd(), rustix::net::Shutdown::Write)
+            }
+            Self::Unix(stream) => {
+                rustix::net::shutdown(stream.as_fd(), rustix::net::Shutdown::Write)
+            }
+        };
+        match shut {
+            Ok(()) | Err(rustix::io::Errno::NOTCONN) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+}

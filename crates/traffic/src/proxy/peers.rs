@@ -1,0 +1,194 @@
+//! Connections to other proxies: HTTP/2 over mutual TLS, one for each calling identity and peer, per worker.
+//!
+//! A peer is pinged while requests wait on it; when it is silent for two intervals the connection is dropped and all that waited on
+//! it learn at once. A peer that could not be reached is not dialled again for a moment, so that requests do not queue up behind
+//! a dead address.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use model::ids::{NodeName, ResourceId};
+use rustls::ClientConfig;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::body::RequestBody;
+use super::failure::{Failure, chain};
+use super::tls::server_name;
+use super::view::{Target, View};
+use super::wire::MOST_HEADER_BYTES;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const PING_EVERY: Duration = Duration::from_millis(250);
+/// A ping that stays unanswered for two intervals: two misses.
+const SILENCE: Duration = Duration::from_millis(500);
+const REDIAL_AFTER: Duration = Duration::from_millis(200);
+pub const STREAM_WINDOW: u32 = 256 * 1024;
+pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+type Sender = SendRequest<RequestBody>;
+
+#[derive(Default)]
+pub struct Peers {
+    peers: Mutex<HashMap<Key, Arc<Peer>>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    caller: Option<ResourceId>,
+    node: NodeName,
+    mesh: SocketAddr,
+}
+
+#[derive(Default)]
+struct Peer {
+    state: Mutex<State>,
+    /// Held by the one who dials.
+    dialling: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    connection: Option<Connection>,
+    failed: Option<(Instant, String)>,
+}
+
+struct Connection {
+    sender: Sender,
+    /// What it was made with: a renewed certificate asks for a new connection.
+    identity: Arc<ClientConfig>,
+}
+
+impl Peers {
+    /// A connection to the proxy of `target`, made as `caller`; dialled when there is none.
+    pub async fn connection(
+        &self,
+        view: &View,
+        caller: Option<&ResourceId>,
+        target: &Target,
+    ) -> Result<Sender, Failure> {
+        let Some(identity) = view.tls.client(caller) else {
+            return Err(Failure::not_begun(
+                "this node holds no certificate of the caller",
+            ));
+        };
+        let peer = self.peer(caller, target);
+        if let Some(found) = peer.usable(identity) {
+            return found;
+        }
+        let _dialling = peer.dialling.lock().await;
+        if let Some(found) = peer.usable(identity) {
+            return found;
+        }
+        let dialled = dial(identity, target).await;
+        peer.keep(identity, dialled)
+    }
+
+    fn peer(&self, caller: Option<&ResourceId>, target: &Target) -> Arc<Peer> {
+        let key = Key {
+            caller: caller.cloned(),
+            node: target.node.clone(),
+            mesh: target.mesh,
+        };
+        self.lock().entry(key).or_default().clone()
+    }
+
+    /// Forgets peers that are no longer in any road.
+    pub fn tidy(&self, view: &View) {
+        let known = view.mesh_addresses();
+        self.lock().retain(|key, _| known.contains(&key.mesh));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Peer>>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Peer {
+    /// `None`: one must dial.
+    fn usable(&self, identity: &Arc<ClientConfig>) -> Option<Result<Sender, Failure>> {
+        let mut state = self.lock();
+        if let Some(connection) = &state.connection {
+            if !connection.sender.is_closed() && Arc::ptr_eq(&connection.identity, identity) {
+                return Some(Ok(connection.sender.clone()));
+            }
+            state.connection = None;
+        }
+        match &state.failed {
+            Some((at, reason)) if at.elapsed() < REDIAL_AFTER => {
+                Some(Err(Failure::unreachable(reason.clone())))
+            }
+            _ => None,
+        }
+    }
+
+    fn keep(
+        &self,
+        identity: &Arc<ClientConfig>,
+        dialled: Result<Sender, String>,
+    ) -> Result<Sender, Failure> {
+        let mut state = self.lock();
+        match dialled {
+            Ok(sender) => {
+                state.failed = None;
+                state.connection = Some(Connection {
+                    sender: sender.clone(),
+                    identity: identity.clone(),
+                });
+                Ok(sender)
+            }
+            Err(reason) => {
+                state.failed = Some((Instant::now(), reason.clone()));
+                Err(Failure::unreachable(reason))
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn dial(identity: &Arc<ClientConfig>, target: &Target) -> Result<Sender, String> {
+    let node = &target.node;
+    match tokio::time::timeout(CONNECT_TIMEOUT, handshake(identity, target)).await {
+        Ok(Ok(sender)) => Ok(sender),
+        Ok(Err(error)) => Err(format!(
+            "the proxy of node {node} can't be reached: {error}"
+        )),
+        Err(_) => Err(format!("the proxy of node {node} did not answer within 1s")),
+    }
+}
+
+async fn handshake(identity: &Arc<ClientConfig>, target: &Target) -> Result<Sender, String> {
+    let stream = TcpStream::connect(target.mesh)
+        .await
+        .map_err(|error| error.to_string())?;
+    stream
+        .set_nodelay(true)
+        .map_err(|error| error.to_string())?;
+    let stream = TlsConnector::from(identity.clone())
+        .connect(server_name(&target.node), stream)
+        .await
+        .map_err(|error| error.to_string())?;
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(SILENCE)
+        .keep_alive_while_idle(false)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(2 * MOST_HEADER_BYTES as u32)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| chain(&error))?;
+    tokio::spawn(async move {
+        // Its errors reach the requests that wait.
+        let _ = connection.await;
+    });
+    Ok(sender)
+}

@@ -1,0 +1,297 @@
+//! The search of one request, or connection, for an endpoint: choosing, passing over what was tried, waiting when there is none.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use model::ids::ResourceId;
+use model::traffic::{Balance, TrafficOptions};
+use tokio::time::{Instant, timeout};
+
+use super::failure::Failure;
+use super::reports::Reports;
+use super::view::{Destination, Endpoint, Shared, View};
+use super::worker::Worker;
+use crate::balance::{self, Candidates};
+use crate::load::{self, InFlight, Load};
+use crate::problem::{Code, Problem};
+use crate::retry::{self, Facts, Stage, Verdict};
+
+/// Requests of one service that wait for an endpoint at a time.
+const MOST_WAITING: u32 = 1024;
+/// Times that all endpoints are tried anew; the time bound ends it sooner.
+const MOST_ROUNDS: u32 = 256;
+/// Tries that may have begun.
+const MOST_REPEATS: u32 = 3;
+
+pub struct Search<'a> {
+    worker: &'a Worker,
+    service: &'a ResourceId,
+    began: Instant,
+    tried: Vec<Arc<Load>>,
+    round: u32,
+    repeats: u32,
+    last_reason: Option<String>,
+}
+
+/// The endpoint to try, in the view in which it was chosen.
+pub struct Chosen {
+    pub view: Arc<View>,
+    pub destination: Arc<Destination>,
+    pub index: usize,
+    pub in_flight: InFlight,
+    began: load::Instant,
+}
+
+impl Chosen {
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.destination.endpoints[self.index]
+    }
+
+    /// An answer began. `well`: it was not one of those that say that something behind is broken.
+    pub fn answered(&self, now: load::Instant, well: bool) {
+        let load = &self.endpoint().load;
+        load.observe(Duration::from_nanos(now.0 - self.began.0), now);
+        if well {
+            load.succeeded();
+        } else {
+            load.failed(now, self.may_eject(now));
+        }
+    }
+
+    /// At most half of the endpoints are ejected.
+    fn may_eject(&self, now: load::Instant) -> bool {
+        let endpoints = &self.destination.endpoints;
+        let ejected = endpoints.iter().filter(|it| it.load.ejected(now)).count();
+        (ejected + 1) * 2 <= endpoints.len()
+    }
+}
+
+impl<'a> Search<'a> {
+    pub fn new(worker: &'a Worker, service: &'a ResourceId) -> Self {
+        Self {
+            worker,
+            service,
+            began: Instant::now(),
+            tried: Vec::new(),
+            round: 0,
+            repeats: 0,
+            last_reason: None,
+        }
+    }
+
+    /// The endpoint to try next; waits for one when there is none.
+    pub async fn next(&mut self) -> Result<Chosen, Problem> {
+        loop {
+            let view = self.worker.view();
+            let Some(destination) = view.destinations.get(self.service) else {
+                return Err(Problem::new(
+                    Code::UnknownService,
+                    format!("this proxy has no road to service {}", self.service),
+                ));
+            };
+            if let Some(index) = self.choose(destination) {
+                return Ok(Chosen {
+                    index,
+                    in_flight: destination.endpoints[index].load.begin(),
+                    began: self.worker.now(),
+                    destination: destination.clone(),
+                    view,
+                });
+            }
+            let destination = destination.clone();
+            self.wait(view, &destination).await?;
+        }
+    }
+
+    fn choose(&self, destination: &Destination) -> Option<usize> {
+        let pool = Pool {
+            endpoints: &destination.endpoints,
+            tried: &self.tried,
+            now: self.worker.now(),
+        };
+        match destination.traffic.balance {
+            Balance::LeastLatency => self.worker.with_random(|random| {
+                balance::least_latency(&pool, &destination.near, &destination.far, random)
+            }),
+            Balance::RoundRobin => {
+                let turn = destination.shared.turn.fetch_add(1, Ordering::Relaxed);
+                balance::round_robin(&pool, destination.endpoints.len(), turn)
+            }
+        }
+    }
+
+    /// Every endpoint was tried, or there is none: waits for a new snapshot, or a little and begins anew.
+    async fn wait(&mut self, seen: Arc<View>, destination: &Destination) -> Result<(), Problem> {
+        let shared = &destination.shared;
+        let none_at_all = destination.endpoints.is_empty();
+        let left = destination
+            .traffic
+            .wait
+            .duration()
+            .saturating_sub(self.began.elapsed());
+        if left.is_zero() || self.round >= MOST_ROUNDS {
+            return Err(self.no_endpoint(&destination.traffic));
+        }
+        let _waiting = Waiting::new(shared, none_at_all.then_some(self.worker.reports()))
+            .ok_or_else(|| self.too_many())?;
+        let arrived = shared.arrived.notified();
+        if Arc::ptr_eq(&seen, &self.worker.view()) {
+            // Held no longer than needed: it keeps what a newer one has left behind.
+            drop(seen);
+            let pause = if none_at_all {
+                left
+            } else {
+                left.min(self.pause())
+            };
+            let _ = timeout(pause, arrived).await;
+        }
+        self.round += u32::from(!none_at_all);
+        self.tried.clear();
+        Ok(())
+    }
+
+    fn pause(&self) -> Duration {
+        self.worker
+            .with_random(|random| retry::pause(self.round, random))
+    }
+
+    /// A try failed. `Ok`: another one may be made.
+    pub async fn failed(
+        &mut self,
+        chosen: Chosen,
+        failure: Failure,
+        facts: Facts,
+    ) -> Result<(), Problem> {
+        let (stage, reason) = match failure {
+            Failure::Refused { reason } => {
+                return Err(Problem::new(Code::CallerNotDeclared, reason));
+            }
+            Failure::Try { stage, reason } => (stage, reason),
+        };
+        self.note(&chosen, stage);
+        let problem = self.problem(stage, &reason);
+        self.last_reason = Some(reason);
+        match retry::verdict(stage, facts) {
+            Verdict::Elsewhere => Ok(()),
+            Verdict::GiveUp => Err(problem),
+            Verdict::IfBudget => {
+                self.repeats += 1;
+                let budget = &chosen.destination.shared.budget;
+                if self.repeats > MOST_REPEATS || !budget.withdraw(self.worker.now()) {
+                    return Err(problem);
+                }
+                drop(chosen);
+                let pause = self
+                    .worker
+                    .with_random(|random| retry::pause(self.repeats - 1, random));
+                tokio::time::sleep(pause).await;
+                Ok(())
+            }
+        }
+    }
+
+    fn note(&mut self, chosen: &Chosen, stage: Stage) {
+        let now = self.worker.now();
+        let load = &chosen.endpoint().load;
+        match stage {
+            Stage::NotBegun => load.rest(now),
+            Stage::Unreachable | Stage::Broken => load.failed(now, chosen.may_eject(now)),
+        }
+        self.tried.push(load.clone());
+    }
+
+    fn problem(&self, stage: Stage, reason: &str) -> Problem {
+        let service = self.service;
+        match stage {
+            Stage::NotBegun | Stage::Unreachable => Problem::new(
+                Code::NoEndpoint,
+                format!(
+                    "the copy of service {service} that was asked did not take the request ({reason}), and its body can't be sent again"
+                ),
+            ),
+            Stage::Broken => Problem::new(
+                Code::UpstreamBroken,
+                format!(
+                    "service {service} took the request and broke off ({reason}); whether it was done is unknown"
+                ),
+            ),
+        }
+    }
+
+    fn no_endpoint(&self, options: &TrafficOptions) -> Problem {
+        let service = self.service;
+        let why = match &self.last_reason {
+            Some(reason) => format!("no copy of service {service} takes requests ({reason})"),
+            None => format!("service {service} has no copy that is ready"),
+        };
+        Problem::new(
+            Code::NoEndpoint,
+            format!("{why}; waited {} for one", options.wait),
+        )
+    }
+
+    fn too_many(&self) -> Problem {
+        Problem::new(
+            Code::NoEndpoint,
+            format!(
+                "no copy of service {} takes requests, and {MOST_WAITING} requests wait for one already",
+                self.service
+            ),
+        )
+    }
+}
+
+/// Counts one that waits; `None` when too many do.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    /// When it is demand: there is no endpoint at all.
+    demand: Option<&'a Reports>,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(shared: &'a Shared, demand: Option<&'a Reports>) -> Option<Self> {
+        let before = shared.waiting.fetch_add(1, Ordering::Relaxed);
+        if before >= MOST_WAITING {
+            shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        if let Some(reports) = demand {
+            shared.want();
+            reports.touch();
+        }
+        Some(Self { shared, demand })
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        if let Some(reports) = self.demand {
+            self.shared.unwant();
+            reports.touch();
+        }
+    }
+}
+
+struct Pool<'a> {
+    endpoints: &'a [Endpoint],
+    tried: &'a [Arc<Load>],
+    now: load::Instant,
+}
+
+impl Candidates for Pool<'_> {
+    fn cost(&self, index: usize) -> f64 {
+        self.endpoints[index].load.cost(self.now)
+    }
+    fn in_flight(&self, index: usize) -> u32 {
+        self.endpoints[index].load.in_flight()
+    }
+    fn avoided(&self, index: usize) -> bool {
+        self.endpoints[index].load.avoided(self.now)
+    }
+    fn tried(&self, index: usize) -> bool {
+        let load = &self.endpoints[index].load;
+        self.tried.iter().any(|tried| Arc::ptr_eq(tried, load))
+    }
+}

@@ -1,0 +1,289 @@
+//! Connections whose bytes are passed on as they are: TCP doors, and HTTP connections that become something else (WebSocket).
+//!
+//! Between proxies a connection is one CONNECT stream. An upgrade is an ordinary HTTP/1.1 exchange *inside* such a tunnel, so the
+//! mesh need not know what it becomes.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::{HeaderValue, Method, StatusCode, Uri, header};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::upgrade::Upgraded;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use model::ids::ResourceId;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout_at;
+
+use super::body::{Guards, RequestBody, ResponseBody};
+use super::callee;
+use super::failure::{Failure, chain};
+use super::forward::{self, Errand, address_to, out_of_time, surely_unprocessed};
+use super::gate::Pass;
+use super::instances::{self, Stream};
+use super::search::{Chosen, Search};
+use super::view::{Caller, Place, Target};
+use super::wire;
+use super::worker::Worker;
+use crate::load::InFlight;
+use crate::problem::Problem;
+use crate::retry::Facts;
+
+/// Bytes read at once in each direction.
+const BUFFER_BYTES: usize = 16 * 1024;
+
+/// A way to an instance for bytes.
+pub enum Io {
+    Plain(Stream),
+    Mesh(TokioIo<Upgraded>),
+}
+
+/// An open tunnel and what must last as long as it does.
+pub struct Tunnel {
+    io: Io,
+    pass: Option<Pass>,
+    in_flight: InFlight,
+}
+
+/// Copies both ways until both have ended; the end of one direction is passed on alone.
+pub async fn carry(mut one: impl AsyncRead + AsyncWrite + Unpin, mut other: Io) {
+    // A connection that breaks ends the tunnel; there is nobody else to tell.
+    let _ =
+        tokio::io::copy_bidirectional_with_sizes(&mut one, &mut other, BUFFER_BYTES, BUFFER_BYTES)
+            .await;
+}
+
+/// A TCP door: finds an endpoint and carries the connection.
+pub async fn serve_tcp(worker: &Worker, caller: &Caller, service: &ResourceId, client: TcpStream) {
+    match open(worker, caller, service).await {
+        Ok(tunnel) => {
+            let _ = client.set_nodelay(true);
+            carry(client, tunnel.io).await;
+            drop((tunnel.pass, tunnel.in_flight));
+        }
+        Err(problem) => {
+            let errand = Errand {
+                caller,
+                service,
+                timeout: None,
+            };
+            forward::refuse(worker, &errand, &problem);
+            tracing::debug!(%service, detail = problem.detail, "a connection found no endpoint");
+        }
+    }
+}
+
+async fn open(worker: &Worker, caller: &Caller, service: &ResourceId) -> Result<Tunnel, Problem> {
+    let mut search = Search::new(worker, service);
+    loop {
+        let chosen = search.next().await?;
+        match dial(worker, caller, &chosen).await {
+            Ok((io, pass)) => {
+                chosen.answered(worker.now(), true);
+                return Ok(Tunnel {
+                    io,
+                    pass,
+                    in_flight: chosen.in_flight,
+                });
+            }
+            // Nothing of the connection has been sent yet, so that any failure may be repeated.
+            Err(failure) => {
+                let facts = Facts {
+                    idempotent: true,
+                    replayable: true,
+                };
+                search.failed(chosen, failure, facts).await?;
+            }
+        }
+    }
+}
+
+async fn dial(
+    worker: &Worker,
+    caller: &Caller,
+    chosen: &Chosen,
+) -> Result<(Io, Option<Pass>), Failure> {
+    match &chosen.endpoint().place {
+        Place::Instance(target) if target.node == chosen.view.node => {
+            let to = callee::Address {
+                service: &chosen.destination.service,
+                instance: &target.instance,
+                epoch: target.epoch,
+            };
+            let (local, pass) = callee::enter(&chosen.view, caller, &to)?;
+            let stream = instances::connect(&local.address).await?;
+            Ok((Io::Plain(stream), Some(pass)))
+        }
+        Place::Instance(target) => Ok((over_the_mesh(worker, caller, chosen, target).await?, None)),
+        Place::External(address) => Ok((Io::Plain(instances::connect(address).await?), None)),
+    }
+}
+
+async fn over_the_mesh(
+    worker: &Worker,
+    caller: &Caller,
+    chosen: &Chosen,
+    target: &Target,
+) -> Result<Io, Failure> {
+    let mut sender = worker
+        .peers
+        .connection(&chosen.view, caller.service(), target)
+        .await?;
+    let mut request = Request::new(RequestBody::Empty);
+    *request.method_mut() = Method::CONNECT;
+    *request.uri_mut() = Uri::from_static("mesh:1");
+    address_to(&mut request, &chosen.destination.header, target);
+    let response = sender
+        .try_send_request(request)
+        .await
+        .map_err(|mut error| {
+            let begun = error.take_message().is_none() && !surely_unprocessed(error.error());
+            let reason = chain(error.error());
+            if begun {
+                Failure::broken(reason)
+            } else {
+                Failure::unreachable(reason)
+            }
+        })?;
+    if let Some(failure) = callee::failure_in(&response) {
+        return Err(failure);
+    }
+    let upgraded = hyper::upgrade::on(response)
+        .await
+        .map_err(|error| Failure::broken(chain(&error)))?;
+    Ok(Io::Mesh(TokioIo::new(upgraded)))
+}
+
+/// Whether a request asks to become something else.
+pub fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
+    request.headers().contains_key(header::UPGRADE)
+        && request
+            .headers()
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+}
+
+/// Passes on a request that asks for an upgrade, over a connection of its own.
+pub async fn upgrade(
+    worker: &Worker,
+    errand: &Errand<'_>,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let client = hyper::upgrade::on(&mut request);
+    let (parts, _) = request.into_parts();
+    let deadline = errand.deadline(worker, &parts);
+    let asked = timeout_at(deadline, ask(worker, errand, parts)).await;
+    let result = asked.unwrap_or_else(|_| Err(out_of_time(errand.service)));
+    let (mut response, pass, in_flight) = match result {
+        Ok(answer) => answer,
+        Err(problem) => return forward::refuse(worker, errand, &problem),
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let (mut parts, incoming) = response.into_parts();
+        wire::remove_hop_by_hop(&mut parts.headers);
+        let guards = Guards {
+            in_flight: Some(in_flight),
+            pass,
+            lease: None,
+        };
+        return Response::from_parts(parts, ResponseBody::incoming(incoming, guards));
+    }
+    let instance = hyper::upgrade::on(&mut response);
+    let (parts, _) = response.into_parts();
+    tokio::spawn(async move {
+        if let (Ok(client), Ok(instance)) = tokio::join!(client, instance) {
+            carry(TokioIo::new(client), Io::Mesh(TokioIo::new(instance))).await;
+        }
+        drop((pass, in_flight));
+    });
+    Response::from_parts(parts, ResponseBody::empty())
+}
+
+async fn ask(
+    worker: &Worker,
+    errand: &Errand<'_>,
+    mut parts: http::request::Parts,
+) -> Result<(Response<Incoming>, Option<Pass>, InFlight), Problem> {
+    let tunnel = open(worker, errand.caller, errand.service).await?;
+    let protocol = parts.headers.get(header::UPGRADE).cloned();
+    wire::remove_hop_by_hop(&mut parts.headers);
+    parts
+        .headers
+        .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = protocol {
+        parts.headers.insert(header::UPGRADE, protocol);
+    }
+    let head = callee::Head {
+        method: &parts.method,
+        uri: &parts.uri,
+        headers: parts.headers,
+        idempotent: false,
+    };
+    let request = callee::request_to_instance(head, RequestBody::Empty);
+    let response = exchange(tunnel.io, request).await.map_err(|error| {
+        let service = errand.service;
+        Problem::new(
+            crate::problem::Code::UpstreamBroken,
+            format!(
+                "service {service} broke off while upgrading: {}",
+                chain(&error)
+            ),
+        )
+    })?;
+    Ok((response, tunnel.pass, tunnel.in_flight))
+}
+
+async fn exchange(io: Io, request: Request<RequestBody>) -> hyper::Result<Response<Incoming>> {
+    let (mut sender, connection) = http1::Builder::new().handshake(TokioIo::new(io)).await?;
+    tokio::spawn(async move {
+        // Its errors reach the request, or the upgraded stream.
+        let _ = connection.with_upgrades().await;
+    });
+    sender.send_request(request).await
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Mesh(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Mesh(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Mesh(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Mesh(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

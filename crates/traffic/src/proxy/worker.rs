@@ -1,0 +1,263 @@
+//! One thread with one single-threaded runtime: its own connections and pools, beside what all workers share.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::instances::Instances;
+use super::peers::Peers;
+use super::reports::Reports;
+use super::view::View;
+use super::{callee, entrance};
+use crate::load;
+
+/// Connections that one worker serves at a time; further ones wait in the kernel's queue.
+const MOST_CONNECTIONS: usize = 16_384;
+/// After a failed accept (no file descriptors left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+const TIDY_EVERY: Duration = Duration::from_secs(5);
+
+/// What all workers, and the one who tells them, share.
+pub struct Common {
+    view: ArcSwapOption<View>,
+    /// Counts the views, so that workers can say which one they have taken.
+    sequence: watch::Sender<u64>,
+    stopping: watch::Sender<bool>,
+    taken: Vec<AtomicU64>,
+    taken_changed: Notify,
+    pub reports: Arc<Reports>,
+    started: std::time::Instant,
+}
+
+impl Common {
+    pub fn new(workers: usize) -> Arc<Self> {
+        Arc::new(Self {
+            view: ArcSwapOption::empty(),
+            sequence: watch::Sender::new(0),
+            stopping: watch::Sender::new(false),
+            taken: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            taken_changed: Notify::new(),
+            reports: Reports::new(),
+            started: std::time::Instant::now(),
+        })
+    }
+
+    pub fn view(&self) -> Option<Arc<View>> {
+        self.view.load_full()
+    }
+
+    pub fn now(&self) -> load::Instant {
+        load::Instant(self.started.elapsed().as_nanos() as u64)
+    }
+
+    /// New requests see `view` from here on; returns when every worker has its sockets too.
+    pub async fn publish(&self, view: Arc<View>) {
+        self.view.store(Some(view.clone()));
+        let mut number = 0;
+        self.sequence.send_modify(|sequence| {
+            *sequence += 1;
+            number = *sequence;
+        });
+        for destination in view.destinations.values() {
+            destination.shared.arrived.notify_waiters();
+        }
+        loop {
+            let changed = self.taken_changed.notified();
+            if self
+                .taken
+                .iter()
+                .all(|taken| taken.load(Ordering::Acquire) >= number)
+            {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+}
+
+/// What the tasks of one worker share.
+pub struct Worker {
+    index: usize,
+    common: Arc<Common>,
+    pub instances: Arc<Instances>,
+    pub peers: Peers,
+    random: Mutex<SmallRng>,
+    room: Arc<Semaphore>,
+    /// Closed when the last connection has ended.
+    alive: mpsc::Sender<Infallible>,
+}
+
+impl Worker {
+    /// The view that new requests see.
+    pub fn view(&self) -> Arc<View> {
+        self.common
+            .view()
+            .expect("sockets come with a view, and connections with sockets")
+    }
+
+    pub fn reports(&self) -> &Reports {
+        &self.common.reports
+    }
+
+    pub fn now(&self) -> load::Instant {
+        self.common.now()
+    }
+
+    pub fn with_random<T>(&self, draw: impl FnOnce(&mut SmallRng) -> T) -> T {
+        draw(&mut self.random.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Completes when the proxy stops.
+    pub async fn stopping(&self) {
+        let mut stopping = self.common.stopping.subscribe();
+        // An error means that the sender is gone, which is a stop as well.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    }
+}
+
+/// Runs worker `index` on this thread until it is stopped and its connections have ended. `seed`: for its random choices.
+pub fn run(common: Arc<Common>, index: usize, seed: u64) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (alive, ended) = mpsc::channel(1);
+    let worker = Arc::new(Worker {
+        index,
+        common,
+        instances: Arc::default(),
+        peers: Peers::default(),
+        random: Mutex::new(SmallRng::seed_from_u64(seed)),
+        room: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
+        alive,
+    });
+    runtime.block_on(work(worker, ended));
+    Ok(())
+}
+
+async fn work(worker: Arc<Worker>, mut ended: mpsc::Receiver<Infallible>) {
+    let mut sequence = worker.common.sequence.subscribe();
+    let mut accepting = Accepting::default();
+    loop {
+        let number = *sequence.borrow_and_update();
+        if let Some(view) = worker.common.view() {
+            accepting.follow(&worker, &view);
+            worker.peers.tidy(&view);
+        }
+        worker.common.taken[worker.index].store(number, Ordering::Release);
+        worker.common.taken_changed.notify_waiters();
+        tokio::select! {
+            changed = sequence.changed() => if changed.is_err() { break },
+            () = worker.stopping() => break,
+            () = tokio::time::sleep(TIDY_EVERY), if !worker.instances.is_empty() => worker.instances.tidy(),
+        }
+    }
+    accepting.stop();
+    drop(worker);
+    // Nothing is ever sent: this ends when the last connection has dropped its end.
+    let _ = ended.recv().await;
+}
+
+/// The listening sockets of one worker: a task each.
+#[derive(Default)]
+struct Accepting {
+    tasks: HashMap<SocketAddr, (Arc<TcpListener>, JoinHandle<()>)>,
+}
+
+impl Accepting {
+    /// Sockets that stay are not touched.
+    fn follow(&mut self, worker: &Arc<Worker>, view: &View) {
+        self.tasks.retain(|address, (socket, task)| {
+            let stays = view
+                .sockets
+                .get(address)
+                .is_some_and(|it| Arc::ptr_eq(it, socket));
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (&address, socket) in &view.sockets {
+            if self.tasks.contains_key(&address) {
+                continue;
+            }
+            match listen(socket) {
+                Ok(listener) => {
+                    let task = tokio::spawn(accept(worker.clone(), address, listener));
+                    self.tasks.insert(address, (socket.clone(), task));
+                }
+                Err(error) => {
+                    tracing::warn!(%address, %error, "a worker can't share a listening socket")
+                }
+            }
+        }
+    }
+
+    fn stop(self) {
+        for (_, task) in self.tasks.into_values() {
+            task.abort();
+        }
+    }
+}
+
+/// Every worker accepts from the same kernel queue by a descriptor of its own, so nothing that is queued is lost when workers
+/// come and go, and a port that is claimed stays exclusively ours.
+fn listen(socket: &TcpListener) -> std::io::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::from_std(socket.try_clone()?)
+}
+
+async fn accept(worker: Arc<Worker>, address: SocketAddr, listener: tokio::net::TcpListener) {
+    loop {
+        let Ok(place) = worker.room.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, client)) => {
+                let worker = worker.clone();
+                let alive = worker.alive.clone();
+                tokio::spawn(async move {
+                    serve(worker, address, stream, client).await;
+                    drop((place, alive));
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%address, %error, "a connection was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// What an address is for is asked of the view at hand: it may change while its socket stays.
+async fn serve(worker: Arc<Worker>, address: SocketAddr, stream: TcpStream, client: SocketAddr) {
+    let view = worker.view();
+    if address == view.mesh {
+        drop(view);
+        return callee::serve(worker, stream).await;
+    }
+    if view
+        .gateway
+        .as_ref()
+        .is_some_and(|gateway| gateway.listen == address)
+    {
+        drop(view);
+        return entrance::serve_gateway(worker, stream, client).await;
+    }
+    if let Some(door) = view.doors.get(&address).cloned() {
+        drop(view);
+        entrance::serve_door(worker, stream, client, door).await;
+    }
+}

@@ -1,0 +1,150 @@
+//! Host and path → service.
+//!
+//! A host matches exactly, or by `*` when no route names it. Of the routes of a host the longest path prefix wins; a prefix
+//! matches whole segments only, so `/api` takes `/api` and `/api/x` but not `/apis`.
+
+use std::collections::HashMap;
+
+use model::ids::ResourceId;
+use model::traffic::GatewayRoute;
+
+const ANY_HOST: &str = "*";
+
+/// How many routes a refusal lists; more would hide the one that is meant.
+const LISTED_ROUTES: usize = 20;
+
+/// The routes of a gateway, ready to be asked.
+#[derive(Debug, Clone, Default)]
+pub struct Router {
+    /// For each host its routes, longest prefix first.
+    hosts: HashMap<String, Vec<Entry>>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    /// Without the slash at its end: empty is all.
+    prefix: String,
+    to: ResourceId,
+}
+
+impl Router {
+    pub fn new(routes: &[GatewayRoute]) -> Self {
+        let mut hosts: HashMap<String, Vec<Entry>> = HashMap::new();
+        for route in routes {
+            hosts
+                .entry(route.host.to_ascii_lowercase())
+                .or_default()
+                .push(Entry {
+                    prefix: route.path.trim_end_matches('/').to_owned(),
+                    to: route.to.clone(),
+                });
+        }
+        for entries in hosts.values_mut() {
+            entries.sort_by(|one, other| {
+                (other.prefix.len(), &one.prefix).cmp(&(one.prefix.len(), &other.prefix))
+            });
+        }
+        Self { hosts }
+    }
+
+    /// `host` may carry a port and any case.
+    pub fn find(&self, host: &str, path: &str) -> Option<&ResourceId> {
+        let host = without_port(host);
+        let entries = match self.hosts.get(host) {
+            Some(entries) => entries,
+            None => self.find_other(host)?,
+        };
+        entries
+            .iter()
+            .find(|entry| prefix_matches(&entry.prefix, path))
+            .map(|entry| &entry.to)
+    }
+
+    /// The slow way: a host with capitals, then `*`.
+    fn find_other(&self, host: &str) -> Option<&Vec<Entry>> {
+        let folded = host.bytes().any(|byte| byte.is_ascii_uppercase());
+        folded
+            .then(|| self.hosts.get(&host.to_ascii_lowercase()))
+            .flatten()
+            .or_else(|| self.hosts.get(ANY_HOST))
+    }
+
+    /// What would match, for the one who asked in vain: sorted `host/path` texts, at most twenty.
+    pub fn list(&self) -> Vec<String> {
+        let mut all: Vec<String> = self
+            .hosts
+            .iter()
+            .flat_map(|(host, entries)| {
+                entries
+                    .iter()
+                    .map(move |entry| match entry.prefix.as_str() {
+                        "" => format!("{host}/"),
+                        prefix => format!("{host}{prefix}"),
+                    })
+            })
+            .collect();
+        all.sort();
+        all.truncate(LISTED_ROUTES);
+        all
+    }
+}
+
+fn prefix_matches(prefix: &str, path: &str) -> bool {
+    path.strip_prefix(prefix)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        || prefix.is_empty()
+}
+
+/// `shop.localhost:8080` → `shop.localhost`, `[::1]:80` → `[::1]`.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(host: &str, path: &str, to: &str) -> GatewayRoute {
+        GatewayRoute {
+            host: host.to_owned(),
+            path: path.to_owned(),
+            to: format!("shop/{to}").parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_longest_prefix_on_whole_segments_wins() {
+        let router = Router::new(&[
+            route("shop.localhost", "/", "storefront"),
+            route("shop.localhost", "/api", "checkout"),
+            route("shop.localhost", "/api/cart/", "cart"),
+            route("only.localhost", "/x", "x"),
+            route("*", "/", "fallback"),
+        ]);
+        for (host, path, expected) in [
+            ("shop.localhost", "/", Some("storefront")),
+            ("shop.localhost:8080", "/api", Some("checkout")),
+            ("SHOP.localhost", "/api/x", Some("checkout")),
+            ("shop.localhost", "/apis", Some("storefront")),
+            ("shop.localhost", "/api/cart", Some("cart")),
+            ("shop.localhost", "/api/cart/7", Some("cart")),
+            ("shop.localhost", "/api/carts", Some("checkout")),
+            ("only.localhost", "/y", None),
+            ("other.localhost", "/y", Some("fallback")),
+            ("[::1]:8080", "/y", Some("fallback")),
+            ("shop.localhost", "*", Some("storefront")),
+        ] {
+            let found = router.find(host, path).map(|id| id.name.as_str());
+            assert_eq!(found, expected, "{host}{path}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_can_list_what_would_match() {
+        let router = Router::new(&[route("b", "/", "x"), route("a", "/api", "y")]);
+        assert_eq!(router.list(), ["a/api", "b/"]);
+    }
+}

@@ -1,0 +1,528 @@
+//! A small world to test in: an authority, proxies in threads, instances, and a client that speaks HTTP by hand.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use model::ids::{Epoch, Generation, ResourceId};
+use model::traffic::*;
+use model::units::Span;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    SanType,
+};
+
+pub const CLUSTER: &str = "c1";
+/// No step of a test takes longer.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` holds, with a deadline.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never came true: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// An address that nobody listens on; each comes from a loopback address of its own, so that tests never meet.
+pub fn free_address() -> SocketAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let process = std::process::id();
+    let ip = Ipv4Addr::new(127, 90 + (process >> 8) as u8 % 64, process as u8, number);
+    let listener = TcpListener::bind((IpAddr::V4(ip), 0)).unwrap();
+    listener.local_addr().unwrap()
+}
+
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let issuer = CertifiedIssuer::self_signed(params, key).unwrap();
+        Self { issuer }
+    }
+
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    pub fn identity(&self, name: &str) -> Identity {
+        self.identity_in(CLUSTER, name)
+    }
+
+    pub fn identity_in(&self, cluster: &str, name: &str) -> Identity {
+        let mut params = CertificateParams::default();
+        let uri = format!("spiffe://{cluster}/{name}");
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        }
+    }
+}
+
+/// One node: its proxy in a thread, and the agent's end of the control socket.
+pub struct Node {
+    pub snapshot: ProxySnapshot,
+    directory: Arc<tempfile::TempDir>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    agent: Agent,
+}
+
+impl Node {
+    pub fn start(authority: &Authority, name: &str) -> Self {
+        Self::start_in(authority, name, Arc::new(tempfile::tempdir().unwrap()))
+    }
+
+    pub fn start_in(authority: &Authority, name: &str, directory: Arc<tempfile::TempDir>) -> Self {
+        let (thread, agent) = run_proxy(directory.path());
+        Self {
+            snapshot: empty_snapshot(authority, name),
+            directory,
+            thread: Some(thread),
+            agent,
+        }
+    }
+
+    /// Holds the certificate of `service` and a door from it to `need`.
+    pub fn door(
+        &mut self,
+        authority: &Authority,
+        caller: &str,
+        need: &str,
+        protocol: Protocol,
+    ) -> SocketAddr {
+        let listen = free_address();
+        let caller = id(caller);
+        self.snapshot
+            .trust
+            .services
+            .entry(caller.clone())
+            .or_insert_with(|| authority.identity(&format!("service/{caller}")));
+        self.snapshot.doors.push(Door {
+            listen,
+            caller,
+            uid: 0,
+            need: id(need),
+            protocol,
+            timeout: Span::seconds(10),
+        });
+        listen
+    }
+
+    pub fn gateway(&mut self, routes: &[(&str, &str, &str)]) -> SocketAddr {
+        let listen = free_address();
+        self.snapshot.gateway = Some(Gateway {
+            listen,
+            routes: routes
+                .iter()
+                .map(|(host, path, to)| GatewayRoute {
+                    host: (*host).to_owned(),
+                    path: (*path).to_owned(),
+                    to: id(to),
+                })
+                .collect(),
+        });
+        listen
+    }
+
+    pub fn runs(&mut self, instance: &str, service: &str, address: SocketAddr) -> Endpoint {
+        self.snapshot.local.push(LocalInstance {
+            instance: instance.parse().unwrap(),
+            service: id(service),
+            epoch: Epoch(1),
+            address: Address::Tcp { address },
+            protocol: Protocol::Http,
+            max_in_flight: 64,
+            gate: Gate::Open,
+        });
+        self.endpoint(instance)
+    }
+
+    pub fn endpoint(&self, instance: &str) -> Endpoint {
+        Endpoint {
+            instance: instance.parse().unwrap(),
+            epoch: Epoch(1),
+            node: self.snapshot.node.clone(),
+            zone: self.snapshot.zone.clone(),
+            region: self.snapshot.region.clone(),
+            mesh: self.snapshot.mesh,
+        }
+    }
+
+    pub fn lets_in(&mut self, callee: &str, from: &[&str], gateway: bool) {
+        self.snapshot.callers.push(Callers {
+            service: id(callee),
+            from: from.iter().map(|from| id(from)).collect(),
+            gateway,
+        });
+    }
+
+    pub fn set_gate(&mut self, instance: &str, gate: Gate) {
+        let local = self.snapshot.local.iter_mut();
+        local
+            .filter(|it| it.instance.to_string() == instance)
+            .for_each(|it| it.gate = gate);
+    }
+
+    pub fn road(&mut self, service: &str, endpoints: Vec<Endpoint>) -> &mut Destination {
+        self.snapshot
+            .destinations
+            .retain(|it| it.service != id(service));
+        self.snapshot.destinations.push(Destination {
+            service: id(service),
+            protocol: Protocol::Http,
+            traffic: TrafficOptions::default(),
+            endpoints,
+            external: Vec::new(),
+        });
+        self.snapshot.destinations.last_mut().unwrap()
+    }
+
+    /// Sends the snapshot and waits until it is in force.
+    pub fn apply(&mut self) {
+        self.snapshot.generation.counter += 1;
+        let generation = self.snapshot.generation;
+        let snapshot = Box::new(self.snapshot.clone());
+        self.agent.send(&ToProxy::Snapshot { snapshot });
+        self.agent.wait(
+            "acknowledged",
+            |told| matches!(told, FromProxy::Acknowledged { generation: at } if *at == generation),
+        );
+    }
+
+    /// Sends the snapshot and returns why it was refused.
+    pub fn apply_in_vain(&mut self) -> String {
+        self.snapshot.generation.counter += 1;
+        let snapshot = Box::new(self.snapshot.clone());
+        self.agent.send(&ToProxy::Snapshot { snapshot });
+        let told = self.wait("refused", |told| matches!(told, FromProxy::Refused { .. }));
+        let FromProxy::Refused { error, .. } = told else {
+            unreachable!()
+        };
+        error
+    }
+
+    pub fn wait(&mut self, what: &str, wanted: impl Fn(&FromProxy) -> bool) -> FromProxy {
+        self.agent.wait(what, wanted)
+    }
+
+    /// As an agent that was restarted.
+    pub fn reconnect(&mut self) {
+        self.agent = Agent::connect(&self.directory.path().join("control.sock"));
+    }
+
+    pub fn stop(&mut self) -> Arc<tempfile::TempDir> {
+        if let Some(thread) = self.thread.take() {
+            self.agent.send(&ToProxy::Stop {
+                grace: Span::seconds(1),
+            });
+            thread.join().unwrap();
+        }
+        self.directory.clone()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.stop();
+        }
+    }
+}
+
+fn run_proxy(directory: &Path) -> (std::thread::JoinHandle<()>, Agent) {
+    let options = traffic::proxy::Options {
+        directory: directory.join("proxy"),
+        control_socket: directory.join("control.sock"),
+        workers: Some(2),
+    };
+    let socket = options.control_socket.clone();
+    let thread = std::thread::spawn(move || traffic::proxy::run(options).unwrap());
+    (thread, Agent::connect(&socket))
+}
+
+fn empty_snapshot(authority: &Authority, name: &str) -> ProxySnapshot {
+    ProxySnapshot {
+        generation: Generation::default(),
+        node: name.parse().unwrap(),
+        zone: format!("zone-{name}").parse().unwrap(),
+        region: "here".parse().unwrap(),
+        mesh: free_address(),
+        trust: Trust {
+            cluster: CLUSTER.to_owned(),
+            authority: authority.pem(),
+            node: authority.identity(&format!("node/{name}")),
+            services: BTreeMap::new(),
+        },
+        gateway: None,
+        destinations: Vec::new(),
+        local: Vec::new(),
+        callers: Vec::new(),
+        doors: Vec::new(),
+        enforce_uid: false,
+    }
+}
+
+pub fn id(text: &str) -> ResourceId {
+    text.parse().unwrap()
+}
+
+/// The agent's end of the control socket.
+struct Agent {
+    stream: UnixStream,
+    told: mpsc::Receiver<FromProxy>,
+}
+
+impl Agent {
+    fn connect(socket: &PathBuf) -> Self {
+        let mut connected = None;
+        eventually("the proxy listens for its agent", || {
+            connected = UnixStream::connect(socket).ok();
+            connected.is_some()
+        });
+        let stream = connected.unwrap();
+        let (tell, told) = mpsc::channel();
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = tell.send(serde_json::from_str(&line).unwrap());
+            }
+        });
+        Self { stream, told }
+    }
+
+    fn send(&mut self, message: &ToProxy) {
+        let mut line = serde_json::to_vec(message).unwrap();
+        line.push(b'\n');
+        self.stream.write_all(&line).unwrap();
+    }
+
+    fn wait(&mut self, what: &str, wanted: impl Fn(&FromProxy) -> bool) -> FromProxy {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let told = self
+                .told
+                .recv_timeout(left)
+                .unwrap_or_else(|_| panic!("never told: {what}"));
+            if wanted(&told) {
+                return told;
+            }
+        }
+    }
+}
+
+/// What an instance does with a request.
+pub enum Act {
+    Answer(&'static str),
+    /// These bytes as they are, then the connection is closed.
+    Raw(Vec<u8>),
+    Close,
+    /// Waits until the test lets go (the sender is dropped), then answers.
+    Hold(Arc<std::sync::Mutex<mpsc::Receiver<()>>>, &'static str),
+    /// Answers 101 and echoes from then on.
+    Echo,
+}
+
+/// A request as an instance saw it.
+pub struct Seen {
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+/// A small HTTP/1.1 server with a thread per connection.
+pub struct Instance {
+    pub address: SocketAddr,
+    pub requests: Arc<AtomicU32>,
+}
+
+impl Instance {
+    pub fn start(act: impl Fn(&Seen) -> Act + Send + Sync + 'static) -> Self {
+        let address = free_address();
+        let listener = TcpListener::bind(address).unwrap();
+        let requests = Arc::new(AtomicU32::new(0));
+        let (act, counter) = (Arc::new(act), requests.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (act, counter) = (act.clone(), counter.clone());
+                std::thread::spawn(move || converse(&stream, &*act, &counter));
+            }
+        });
+        Self { address, requests }
+    }
+
+    pub fn answering(text: &'static str) -> Self {
+        Self::start(move |_| Act::Answer(text))
+    }
+
+    pub fn count(&self) -> u32 {
+        self.requests.load(Ordering::SeqCst)
+    }
+}
+
+fn converse(stream: &TcpStream, act: &dyn Fn(&Seen) -> Act, counter: &AtomicU32) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut writer = stream;
+    loop {
+        let head = read_head(&mut reader)?;
+        let body = read_body(&mut reader, &head)?;
+        counter.fetch_add(1, Ordering::SeqCst);
+        let answer = |mut writer: &TcpStream, text: &str| {
+            let length = text.len();
+            writer.write_all(
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{text}").as_bytes(),
+            )
+        };
+        match act(&Seen { head, body }) {
+            Act::Answer(text) => answer(writer, text).ok()?,
+            Act::Raw(bytes) => {
+                writer.write_all(&bytes).ok()?;
+                return None;
+            }
+            Act::Close => return None,
+            Act::Hold(gate, text) => {
+                let _ = gate.lock().unwrap().recv();
+                answer(writer, text).ok()?;
+            }
+            Act::Echo => {
+                let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+                writer.write_all(switch.as_bytes()).ok()?;
+                std::io::copy(&mut reader, &mut writer).ok()?;
+                return None;
+            }
+        }
+    }
+}
+
+fn read_head(reader: &mut impl BufRead) -> Option<String> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    Some(head)
+}
+
+pub fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().skip(1).find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        key.eq_ignore_ascii_case(name).then(|| value.trim())
+    })
+}
+
+fn read_body(reader: &mut impl BufRead, head: &str) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    if let Some(length) = header(head, "content-length") {
+        body.resize(length.parse().unwrap(), 0);
+        reader.read_exact(&mut body).ok()?;
+    } else if header(head, "transfer-encoding").is_some() {
+        loop {
+            let mut size = String::new();
+            reader.read_line(&mut size).ok()?;
+            let size = usize::from_str_radix(size.trim(), 16).ok()?;
+            let mut chunk = vec![0; size + 2];
+            reader.read_exact(&mut chunk).ok()?;
+            body.extend_from_slice(&chunk[..size]);
+            if size == 0 {
+                break;
+            }
+        }
+    }
+    Some(body)
+}
+
+/// What the client got.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+/// A client's connection.
+pub struct Client {
+    reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self {
+            reader: BufReader::new(stream),
+        }
+    }
+
+    pub fn send(&mut self, text: &str) {
+        self.reader.get_mut().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// `None`: the connection ended before the answer did.
+    pub fn receive(&mut self) -> Option<Answer> {
+        let head = read_head(&mut self.reader)?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        let body = read_body(&mut self.reader, &head)?;
+        Some(Answer {
+            status,
+            head,
+            body: String::from_utf8_lossy(&body).into_owned(),
+        })
+    }
+
+    pub fn stream(&mut self) -> &mut TcpStream {
+        self.reader.get_mut()
+    }
+
+    pub fn read_exact(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.reader.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    pub fn read_to_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.reader.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+}
+
+/// One request on a connection of its own.
+pub fn ask(address: SocketAddr, text: &str) -> Answer {
+    let mut client = Client::connect(address);
+    client.send(text);
+    client.receive().expect("an answer")
+}
+
+pub fn get(address: SocketAddr, host: &str, path: &str) -> Answer {
+    ask(
+        address,
+        &format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"),
+    )
+}
+
+pub fn post(address: SocketAddr, headers: &str, body: &str) -> Answer {
+    let length = body.len();
+    let text =
+        format!("POST / HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+    ask(address, &text)
+}
