@@ -174,6 +174,9 @@ pub struct NodeDesired {
     pub generation: Generation,
     pub instances: Vec<DesiredInstance>,
     pub road: Road,
+    /// Services whose data was deleted: their volumes on this node are to go. Told until this generation is acknowledged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forget_volumes: Vec<ResourceId>,
 }
 
 /// A digest of observed state that both sides compute: order-independent, so that deltas can be folded in any order.

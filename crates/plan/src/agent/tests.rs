@@ -193,6 +193,7 @@ fn told(counter: u64, instances: Vec<DesiredInstance>, road: Road) -> Box<NodeDe
         },
         instances,
         road,
+        forget_volumes: Vec::new(),
     })
 }
 
