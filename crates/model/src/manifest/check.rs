@@ -213,6 +213,9 @@ impl Report {
     }
 
     fn unknown(&mut self, entry: &Entry, keys: &[Key], path: &str) {
+        if self.is_full() {
+            return;
+        }
         let known = keys
             .iter()
             .filter(|key| !matches!(key.shape, Shape::Later(_)))
@@ -240,6 +243,14 @@ impl Report {
                 entries.len()
             );
             self.error(position, path, message);
+        } else if entries.len() > shape.most {
+            let message = format!(
+                "{} entries: {} is the most that is read",
+                entries.len(),
+                shape.most
+            );
+            self.error(position, path, message);
+            return;
         }
         for entry in entries {
             let path = join(path, &entry.key);

@@ -38,6 +38,8 @@ pub(super) struct Entries {
     pub value: Shape,
     /// Exactly one entry.
     pub single: bool,
+    /// So that what is merged into each other stays small: defaults go into every service.
+    pub most: usize,
 }
 
 /// The form of a text.
@@ -101,6 +103,8 @@ const fn words(words: &'static [&'static str], expected: &'static str) -> Form {
 pub(super) const MEMORY_MIN: Bytes = Bytes::mebibytes(4);
 /// Longer waits are a wrong unit, and would overflow deadlines.
 pub(super) const SPAN_MAX: Span = Span::seconds(7 * 24 * 3600);
+/// Services of one file.
+pub(super) const SERVICES_MAX: usize = 1000;
 pub(super) const REPLICAS_MAX: u64 = 1000;
 pub(super) const SECRET_BYTES_MIN: u64 = 16;
 pub(super) const SECRET_BYTES_MAX: u64 = 1024;
@@ -342,18 +346,21 @@ static ENV: Entries = Entries {
     key: &VARIABLE,
     value: Shape::Text(&TEXT),
     single: false,
+    most: 500,
 };
 
 static LABELS: Entries = Entries {
     key: &LABEL,
     value: Shape::Text(&TEXT),
     single: false,
+    most: 50,
 };
 
 static VOLUMES: Entries = Entries {
     key: &NAME,
     value: Shape::Text(&SIZE),
     single: false,
+    most: 20,
 };
 
 static NEED_OPTIONS: [Key; 3] = [
@@ -378,6 +385,7 @@ static NEED: Entries = Entries {
     key: &NAME,
     value: Shape::OneOf(&[Shape::Text(&OPTIONAL), Shape::Fields(&NEED_OPTIONS)]),
     single: true,
+    most: 1,
 };
 
 static PROBE_FIELDS: [Key; 6] = [
@@ -636,6 +644,7 @@ static SERVICES: Entries = Entries {
     key: &NAME,
     value: Shape::Fields(&SERVICE),
     single: false,
+    most: SERVICES_MAX,
 };
 
 static SECRET: [Key; 2] = [
@@ -658,6 +667,7 @@ static SECRETS: Entries = Entries {
     key: &NAME,
     value: Shape::Fields(&SECRET),
     single: false,
+    most: 1000,
 };
 
 static ROUTE_FIELDS: [Key; 3] = [
@@ -678,6 +688,7 @@ static ROUTES: Entries = Entries {
     key: &ROUTE,
     value: Shape::OneOf(&[Shape::Text(&NAME), Shape::Fields(&ROUTE_FIELDS)]),
     single: false,
+    most: 1000,
 };
 
 const DEFAULTS_KEY: Key = key(
@@ -707,6 +718,7 @@ static ENVIRONMENTS: Entries = Entries {
     key: &PROJECT_NAME,
     value: Shape::Patch(&ENVIRONMENT),
     single: false,
+    most: 100,
 };
 
 static ROOT_KEYS: [Key; 13] = [

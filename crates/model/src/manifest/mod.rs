@@ -143,6 +143,9 @@ fn read_into(report: &mut Report, text: &str, environment: Option<&str>) -> Opti
         required: environment.is_none(),
     };
     report.check(&file, &keys::ROOT, "", file.position, mode);
+    if report.is_full() {
+        return None;
+    }
     let file = match environment {
         None => file,
         Some(name) => with_environment(report, file, name)?,

@@ -103,9 +103,9 @@ fn entries(entries: &Entries, patch: bool) -> Value {
     if let Some(pattern) = entries.key.pattern {
         schema["propertyNames"] = json!({ "pattern": pattern });
     }
+    schema["maxProperties"] = json!(entries.most);
     if entries.single {
         schema["minProperties"] = json!(1);
-        schema["maxProperties"] = json!(1);
     }
     schema
 }

@@ -14,7 +14,7 @@ use crate::units::{Bytes, MilliCpu};
 use super::DeclaredService;
 use super::check::{Report, join, shown};
 use super::document::{Entry, Node, Value};
-use super::merge;
+use super::{keys, merge};
 
 /// Where the file says nothing. A weight, so small is no harm; it is what the scheduler counts.
 const CPU: MilliCpu = MilliCpu(100);
@@ -31,7 +31,8 @@ pub(super) fn read_all(
 ) -> BTreeMap<ResourceName, DeclaredService> {
     let defaults = file.get("defaults");
     let mut services = BTreeMap::new();
-    for entry in file.get("services").map(Node::entries).unwrap_or_default() {
+    let written = file.get("services").map(Node::entries).unwrap_or_default();
+    for entry in &written[..written.len().min(keys::SERVICES_MAX)] {
         let Ok(name) = ResourceName::new(entry.key.as_str()) else {
             continue;
         };

@@ -167,7 +167,18 @@ fn no_input_is_larger_than_it_looks() {
             format!("{text}a{n}: &a{n} [{}]\n", vec![before; 9].join(", "))
         },
     );
+    let deeper = (1..30).fold("a0: &a0 [x]\n".to_owned(), |text, n| {
+        format!("{text}a{n}: &a{n} [*a{}]\n", n - 1)
+    });
+    let services: String = (0..1001)
+        .map(|n| format!("  s{n}: {{ run: [x] }}\n"))
+        .collect();
     let table = [
+        (deeper, "nested deeper than 24 levels"),
+        (
+            format!("project: shop\nservices:\n{services}"),
+            "1001 entries: 1000 is the most",
+        ),
         ("#".repeat(SIZE_MAX + 1), "larger than 1 MiB"),
         ("[".repeat(200), "nested deeper than 24 levels"),
         ("- ".repeat(100_000), "nested deeper than 24 levels"),
@@ -180,6 +191,46 @@ fn no_input_is_larger_than_it_looks() {
     for (text, expected) in table {
         let problems = read_text(&text, None).unwrap_err();
         assert!(lines(&problems).contains(expected), "{}", lines(&problems));
+    }
+}
+
+/// Each as long as a file may be, and made to be slow where something is not linear.
+#[test]
+fn the_largest_files_are_read_in_bounded_time() {
+    let fill = |head: &str, line: fn(usize) -> String| {
+        let mut text = head.to_owned();
+        for number in 0..50_000 {
+            let line = line(number);
+            if text.len() + line.len() > SIZE_MAX {
+                break;
+            }
+            text.push_str(&line);
+        }
+        text
+    };
+    let table = [
+        fill("project: shop\n", |n| format!("key{n}: 1\n")),
+        fill("project: shop\nservices:\n", |n| {
+            format!("  s{n}: {{ needs: [t{n}] }}\n")
+        }),
+        fill("project: shop\nservices:\n  a:\n    needs:\n", |n| {
+            format!("    - t{n}\n")
+        }),
+        fill("project: shop\nroutes:\n", |n| format!("  a/{n}: t{n}\n")),
+        fill(
+            "project: shop\nenvironments:\n  staging:\n    secrets:\n",
+            |n| format!("      s{n}: {{}}\n"),
+        ),
+    ];
+    for text in table {
+        let start = std::time::Instant::now();
+        assert!(read_text(&text, Some("staging")).is_err());
+        // It takes well under one second; quadratic time would be minutes.
+        assert!(
+            start.elapsed() < std::time::Duration::from_secs(20),
+            "{}",
+            &text[..60]
+        );
     }
 }
 
