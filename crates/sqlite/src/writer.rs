@@ -69,6 +69,8 @@ impl Writer {
             self.transact(job);
             self.keep_log_short();
         }
+        // The next opener finds nothing to recover.
+        self.checkpoint("TRUNCATE");
     }
 
     /// The next request; uses a pause to fold the log. None: all handles are gone and the queue is empty.

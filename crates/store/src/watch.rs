@@ -175,13 +175,11 @@ impl Watcher {
                 };
                 return Ok(change);
             }
-            // Before looking, so that a change that comes after looking wakes us.
-            self.newest.mark_unchanged();
             match self.hub.after(self.read) {
                 Next::Changes(changes) => self.take(changes),
                 Next::Older => self.replay().await?,
                 Next::Nothing => {
-                    // The sender lives in the hub, which we hold.
+                    // Answers at once if a change came since it answered last, so none slips in between. Cannot fail: we hold the hub.
                     let _ = self.newest.changed().await;
                 }
             }

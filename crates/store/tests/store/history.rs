@@ -250,17 +250,19 @@ fn histories_on_sqlite_fit_one_order() {
     (0..8).for_each(|seed| check(engines::sqlite, seed, seed % 2 == 1));
 }
 
+type Plant<'a> = &'a dyn Fn(&mut Vec<Observation>, &mut Vec<Watched>);
+
 /// The judge must see what it is there for.
 #[test]
 fn the_judge_sees_planted_contradictions() {
     let (observations, watched, newest) = run(engines::memory(RETAINED_BY_DEFAULT), 99, false);
-    let judged = |change: &dyn Fn(&mut Vec<Observation>, &mut Vec<Watched>)| {
+    let judged = |change: Plant<'_>| {
         let (mut observations, mut watched) = (observations.clone(), watched.clone());
         change(&mut observations, &mut watched);
         judge(&observations, &watched, newest)
     };
     assert_eq!(judged(&|_, _| {}), Ok(()));
-    let planted: [(&str, &dyn Fn(&mut Vec<Observation>, &mut Vec<Watched>)); 6] = [
+    let planted: [(&str, Plant<'_>); 6] = [
         ("a change that a watcher was not told", &|_, watched| {
             drop(watched[0].changes.remove(50))
         }),
