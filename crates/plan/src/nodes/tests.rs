@@ -1,0 +1,251 @@
+use super::*;
+use crate::testing::{node, node_name, three_zones};
+use model::control::NodeRole;
+
+fn at(ms: u64) -> Now {
+    Now {
+        instant: Instant(Duration::from_millis(ms)),
+        at: jiff::Timestamp::UNIX_EPOCH,
+    }
+}
+
+/// A leader and its nodes on one clock: each turn is a tick of 250 ms, with a heartbeat of each living node every second.
+struct World {
+    state: State,
+    records: Vec<NodeRecord>,
+    now_ms: u64,
+    dead: BTreeSet<NodeName>,
+    said: Vec<(u64, String)>,
+}
+
+impl World {
+    fn new(records: Vec<NodeRecord>) -> Self {
+        let state = State::new(&records, at(0));
+        let mut world = Self {
+            state,
+            records,
+            now_ms: 0,
+            dead: BTreeSet::new(),
+            said: Vec::new(),
+        };
+        world.run(1_000);
+        world
+    }
+
+    fn run(&mut self, ms: u64) {
+        let end = self.now_ms + ms;
+        while self.now_ms < end {
+            self.now_ms += 250;
+            self.tell(Input::Tick);
+            self.beat();
+        }
+    }
+
+    /// Heartbeats are spread over the second, as those of machines are.
+    fn beat(&mut self) {
+        for (turn, record) in self.records.clone().iter().enumerate() {
+            let due = (self.now_ms / 250) % 4 == turn as u64 % 4;
+            if due && !self.dead.contains(&record.name) {
+                self.tell(Input::Heartbeat {
+                    node: &record.name,
+                    session: SessionId(1),
+                    complete: true,
+                });
+            }
+        }
+    }
+
+    fn tell(&mut self, input: Input<'_>) {
+        for output in step(&mut self.state, input, at(self.now_ms)) {
+            let said = match output {
+                Output::Lost { node, .. } => format!("lost {node}"),
+                Output::Present { node, .. } => format!("back {node}"),
+                Output::BrakeOn { .. } => "brake on".to_owned(),
+                Output::BrakeOff { .. } => "brake off".to_owned(),
+            };
+            self.said.push((self.now_ms, said));
+        }
+    }
+
+    fn kill(&mut self, names: &[&str]) {
+        self.dead.extend(names.iter().map(|name| node_name(name)));
+    }
+
+    fn revive(&mut self, name: &str) {
+        self.dead.remove(&node_name(name));
+    }
+
+    fn said(&self) -> Vec<&str> {
+        self.said.iter().map(|(_, said)| said.as_str()).collect()
+    }
+}
+
+#[test]
+fn a_silent_node_is_lost_after_three_and_a_half_seconds_and_comes_back() {
+    let mut world = World::new(three_zones());
+    world.kill(&["node-b"]);
+    world.run(2_500);
+    assert_eq!(world.said(), [""; 0]);
+    assert_eq!(
+        world.state.sight(&node_name("node-b"), at(world.now_ms)),
+        Sight::Silent
+    );
+    world.run(2_000);
+    assert_eq!(world.said(), ["lost node-b"]);
+    world.revive("node-b");
+    world.run(1_000);
+    assert_eq!(world.said(), ["lost node-b", "back node-b"]);
+    assert_eq!(
+        world.state.sight(&node_name("node-b"), at(world.now_ms)),
+        Sight::Heard
+    );
+}
+
+#[test]
+fn one_of_three_zones_is_no_brake_and_two_are() {
+    let mut world = World::new(three_zones());
+    world.kill(&["node-a"]);
+    world.run(20_000);
+    assert_eq!(world.said(), ["lost node-a"]);
+
+    for kill in [
+        ["node-a", "node-b"],
+        ["node-b", "node-c"],
+        ["node-c", "node-a"],
+    ] {
+        let mut world = World::new(three_zones());
+        world.kill(&kill);
+        world.run(60_000);
+        assert_eq!(world.said(), ["brake on"], "{kill:?}");
+        world.revive(kill[0]);
+        world.run(2_000);
+        assert_eq!(world.said()[..2], ["brake on", "brake off"]);
+        assert_eq!(world.said()[2], format!("lost {}", kill[1]));
+    }
+}
+
+#[test]
+fn two_zones_one_shortly_after_the_other_trip_the_brake() {
+    let mut world = World::new(three_zones());
+    world.kill(&["node-a"]);
+    world.run(3_750);
+    world.kill(&["node-b"]);
+    world.run(60_000);
+    assert_eq!(world.said(), ["lost node-a", "brake on"]);
+}
+
+#[test]
+fn zones_lost_an_hour_apart_trip_nothing() {
+    let mut world = World::new(three_zones());
+    world.kill(&["node-a"]);
+    world.run(60_000);
+    world.kill(&["node-b"]);
+    world.run(10_000);
+    assert_eq!(world.said(), ["lost node-a", "lost node-b"]);
+}
+
+#[test]
+fn several_zones_of_many_trip_the_brake_and_many_nodes_of_one_do_not() {
+    let nodes: Vec<_> = (0..20)
+        .map(|n| {
+            node(
+                &format!("n{n}"),
+                &format!("zone-{}", ["a", "b", "c", "d", "e"][n % 5]),
+            )
+        })
+        .collect();
+    let mut world = World::new(nodes.clone());
+    world.kill(&["n0", "n5", "n10", "n15"]);
+    world.run(10_000);
+    assert_eq!(world.said.len(), 4, "one zone: {:?}", world.said);
+    let mut world = World::new(nodes);
+    world.kill(&["n0", "n5", "n10", "n15", "n1", "n6", "n11", "n16"]);
+    world.run(10_000);
+    assert_eq!(world.said(), ["brake on"], "two zones");
+}
+
+#[test]
+fn an_operator_releases_the_brake() {
+    let mut world = World::new(three_zones());
+    world.kill(&["node-a", "node-b"]);
+    world.run(10_000);
+    world.tell(Input::ReleaseBrake);
+    world.run(10_000);
+    assert_eq!(
+        world.said(),
+        ["brake on", "brake off", "lost node-a", "lost node-b"]
+    );
+}
+
+#[test]
+fn an_edge_is_lost_like_any_node_and_counts_for_no_brake() {
+    let edge = |name| NodeRecord {
+        role: NodeRole::Edge,
+        ..node(name, "edge")
+    };
+    let mut records = three_zones();
+    records.extend([edge("edge-1"), edge("edge-2")]);
+    let mut world = World::new(records);
+    world.kill(&["edge-1", "edge-2", "node-a"]);
+    world.run(10_000);
+    assert_eq!(world.said.len(), 3, "{:?}", world.said);
+}
+
+#[test]
+fn a_new_leader_gives_everyone_an_interval() {
+    let mut state = State::new(&three_zones(), at(100_000));
+    assert!(step(&mut state, Input::Tick, at(100_000)).is_empty());
+    assert!(!state.has_heard_all());
+    assert_eq!(
+        state.sight(&node_name("node-a"), at(100_000)),
+        Sight::Silent
+    );
+    for name in ["node-a", "node-b", "node-c"] {
+        let name = node_name(name);
+        step(
+            &mut state,
+            Input::Heartbeat {
+                node: &name,
+                session: SessionId(1),
+                complete: true,
+            },
+            at(100_500),
+        );
+    }
+    assert!(state.has_heard_all());
+}
+
+#[test]
+fn a_leader_that_stalled_blames_nobody() {
+    let mut world = World::new(three_zones());
+    world.now_ms += 60_000;
+    world.tell(Input::Tick);
+    assert_eq!(world.said(), [""; 0]);
+    world.kill(&["node-a"]);
+    world.run(2_000);
+    assert_eq!(
+        world.said(),
+        [""; 0],
+        "it has what was left of its interval"
+    );
+    world.run(3_000);
+    assert_eq!(world.said(), ["lost node-a"]);
+}
+
+#[test]
+fn a_new_session_is_not_relied_on_until_it_told_all() {
+    let mut world = World::new(three_zones());
+    let name = node_name("node-a");
+    world.tell(Input::Heartbeat {
+        node: &name,
+        session: SessionId(2),
+        complete: false,
+    });
+    assert_eq!(world.state.sight(&name, at(world.now_ms)), Sight::Silent);
+    world.tell(Input::Heartbeat {
+        node: &name,
+        session: SessionId(2),
+        complete: true,
+    });
+    assert_eq!(world.state.sight(&name, at(world.now_ms)), Sight::Heard);
+}

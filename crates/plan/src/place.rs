@@ -1,0 +1,680 @@
+//! Which node an instance goes to, and why.
+//!
+//! Filter: the node stands, is a worker, is not cordoned, carries the labels, has room under the watermark, and is the home of the volume
+//! if there is one. Score: fewest copies of the service by region, then by zone, then by node; among equals the fullest node.
+//!
+//! [`Cluster`] is the index that makes the cost of a placement independent of the number of nodes: for each set of required labels and each
+//! ceiling a [`shelf::Pool`] holds the nodes of each zone ordered by what is free on them, so that the fullest node with room is found by
+//! binary search, and *how many had too little* is a position. A refusal, which is rare, looks at every node once to say why.
+
+mod reason;
+mod shelf;
+
+use std::collections::{BTreeMap, HashMap};
+
+use model::compute::{PlacementGroup, Service, Spread, SpreadBy};
+use model::control::{Capacity, NodeRecord, NodeRole, Reason, Standing};
+use model::ids::{InstanceName, NodeName, RegionName, ReleaseNumber, ResourceId, ZoneName};
+use model::units::{Bytes, MilliCpu};
+
+use shelf::{NodeIndex, Pool, ZoneIndex};
+
+/// Of what a node has, in hundredths, what is given out while nothing is lost.
+pub const WATERMARK_PERCENT: u64 = 80;
+
+/// How full a node may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ceiling {
+    /// [`WATERMARK_PERCENT`] of memory and CPU.
+    Watermark,
+    /// All memory; CPU, being a weight, is no bar. For what replaces a loss, and for the one copy too many of a rolling change.
+    Full,
+}
+
+/// What an instance asks of its node.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    pub service: &'a ResourceId,
+    pub instance: &'a InstanceName,
+    pub size: Capacity,
+    pub labels: &'a BTreeMap<String, String>,
+    pub spread: Spread,
+    /// Where its volumes are: there or nowhere.
+    pub home: Option<&'a NodeName>,
+    pub ceiling: Ceiling,
+    /// Nodes where it could not be started a moment ago.
+    pub avoid: &'a [NodeName],
+    /// The nodes of copies that are about to go, one entry for each: they take room still, and don't count for the spread.
+    pub going: &'a [NodeName],
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    pub node: NodeName,
+    pub reason: Reason,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refused {
+    pub reason: Reason,
+}
+
+/// The nodes, what is used of them, and where the copies of each service are.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    /// Grows only, so that an index stays what it is; a node that is gone is no candidate.
+    nodes: Vec<Node>,
+    node_index: HashMap<NodeName, NodeIndex>,
+    zones: Vec<Zone>,
+    zone_index: HashMap<(RegionName, ZoneName), ZoneIndex>,
+    regions: Vec<RegionName>,
+    pools: Vec<Pool>,
+    services: HashMap<ResourceId, Copies>,
+}
+
+#[derive(Debug, Clone)]
+struct Node {
+    record: NodeRecord,
+    zone: ZoneIndex,
+    used: Capacity,
+    gone: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Zone {
+    name: ZoneName,
+    region: usize,
+    /// Memory of its candidates, and what is used of it: among zones with equally few copies the emptier is taken.
+    memory: u128,
+    used: u128,
+}
+
+/// Where one service's instances are.
+#[derive(Debug, Clone, Default)]
+struct Copies {
+    instances: HashMap<InstanceName, (NodeIndex, Capacity)>,
+    by_region: Vec<u32>,
+    by_zone: Vec<u32>,
+    by_node: shelf::Counts,
+}
+
+/// What one instance of `service` takes.
+pub fn size_of(service: &Service) -> Capacity {
+    Capacity {
+        cpu: service.cpu,
+        memory: service.memory,
+    }
+}
+
+/// Chooses the node and takes the room.
+pub fn place(cluster: &mut Cluster, request: &Request<'_>) -> Result<Placed, Refused> {
+    let (node, reason) = match request.home {
+        Some(home) => cluster.at_home(home, request)?,
+        None => cluster.choose(request)?,
+    };
+    let name = cluster.nodes[node].record.name.clone();
+    cluster.take(request.service, request.instance, node, request.size);
+    Ok(Placed { node: name, reason })
+}
+
+impl Cluster {
+    pub fn new<'a>(nodes: impl IntoIterator<Item = &'a NodeRecord>) -> Self {
+        let mut cluster = Self::default();
+        for record in nodes {
+            cluster.set_node(record);
+        }
+        cluster
+    }
+
+    /// A node came, or its record changed. What is used of it stays.
+    pub fn set_node(&mut self, record: &NodeRecord) {
+        let zone = self.zone_of_record(record);
+        match self.node_index.get(&record.name) {
+            Some(&index) if self.nodes[index].record == *record && !self.nodes[index].gone => {}
+            Some(&index) => self.change_node(index, |node| {
+                node.record = record.clone();
+                node.zone = zone;
+                node.gone = false;
+            }),
+            None => {
+                let index = self.nodes.len();
+                self.node_index.insert(record.name.clone(), index);
+                let used = Capacity::default();
+                self.nodes.push(Node {
+                    record: record.clone(),
+                    zone,
+                    used,
+                    gone: false,
+                });
+                self.enter_pools(index);
+            }
+        }
+    }
+
+    pub fn remove_node(&mut self, name: &NodeName) {
+        if let Some(&index) = self.node_index.get(name) {
+            self.change_node(index, |node| node.gone = true);
+        }
+    }
+
+    /// Makes the copies of `service` those of `group`: after a start, and after a decision that could not be stored.
+    pub fn set_group(
+        &mut self,
+        service: &ResourceId,
+        group: &PlacementGroup,
+        size: impl Fn(ReleaseNumber) -> Capacity,
+    ) {
+        let known: Vec<_> = self.services.get(service).map_or_else(Vec::new, |copies| {
+            copies
+                .instances
+                .iter()
+                .map(|(name, (node, _))| (name.clone(), *node))
+                .collect()
+        });
+        let stays = |name: &InstanceName, node: NodeIndex| {
+            let node = &self.nodes[node].record.name;
+            group
+                .placements
+                .iter()
+                .any(|placed| placed.instance == *name && placed.node == *node)
+        };
+        let gone: Vec<_> = known
+            .into_iter()
+            .filter(|(name, node)| !stays(name, *node))
+            .collect();
+        for (name, _) in gone {
+            self.remove(service, &name);
+        }
+        for placed in &group.placements {
+            self.add(
+                service,
+                &placed.instance,
+                &placed.node,
+                size(placed.release),
+            );
+        }
+    }
+
+    /// An instance is on a node. Told twice, it counts once; a node nobody knows has no room to lose.
+    pub fn add(
+        &mut self,
+        service: &ResourceId,
+        instance: &InstanceName,
+        node: &NodeName,
+        size: Capacity,
+    ) {
+        let Some(&node) = self.node_index.get(node) else {
+            return;
+        };
+        let known = self
+            .services
+            .get(service)
+            .is_some_and(|copies| copies.instances.contains_key(instance));
+        if !known {
+            self.take(service, instance, node, size);
+        }
+    }
+
+    /// An instance left its node.
+    pub fn remove(&mut self, service: &ResourceId, instance: &InstanceName) {
+        let Some(copies) = self.services.get_mut(service) else {
+            return;
+        };
+        let Some((node, size)) = copies.instances.remove(instance) else {
+            return;
+        };
+        let zone = self.nodes[node].zone;
+        copies.count(node, zone, self.zones[zone].region, -1);
+        if copies.instances.is_empty() {
+            self.services.remove(service);
+        }
+        let used = self.nodes[node].used;
+        self.set_used(node, minus(used, size));
+    }
+
+    pub fn used(&self, node: &NodeName) -> Capacity {
+        self.node_index
+            .get(node)
+            .map_or_else(Capacity::default, |&index| self.nodes[index].used)
+    }
+
+    pub fn node(&self, name: &NodeName) -> Option<&NodeRecord> {
+        let node = &self.nodes[*self.node_index.get(name)?];
+        (!node.gone).then_some(&node.record)
+    }
+
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes
+            .iter()
+            .filter(|node| !node.gone)
+            .map(|node| &node.record)
+    }
+
+    /// A worker is lost, by decision: what is placed now may stand in for what it ran.
+    pub fn has_lost_workers(&self) -> bool {
+        self.nodes()
+            .any(|node| node.role == NodeRole::Worker && node.standing == Standing::Lost)
+    }
+
+    /// The most copies of a service in one zone with candidates, less the fewest; `None` without copies.
+    pub fn skew(&self, service: &ResourceId) -> Option<u32> {
+        let copies = self.services.get(service)?;
+        let zones = (0..self.zones.len()).filter(|zone| self.zones[*zone].memory > 0);
+        let counts: Vec<_> = zones
+            .map(|zone| copies.by_zone.get(zone).copied().unwrap_or(0))
+            .collect();
+        Some(counts.iter().max()? - counts.iter().min()?)
+    }
+
+    /// Copies of a service in the zone of `node`.
+    pub fn copies_beside(&self, service: &ResourceId, node: &NodeName) -> u32 {
+        let found = self.services.get(service).zip(self.node_index.get(node));
+        found.map_or(0, |(copies, node)| {
+            copies
+                .by_zone
+                .get(self.nodes[*node].zone)
+                .copied()
+                .unwrap_or(0)
+        })
+    }
+
+    fn zone_of_record(&mut self, record: &NodeRecord) -> ZoneIndex {
+        let key = (record.region.clone(), record.zone.clone());
+        if let Some(&zone) = self.zone_index.get(&key) {
+            return zone;
+        }
+        let region = self.regions.iter().position(|name| *name == record.region);
+        let region = region.unwrap_or_else(|| {
+            self.regions.push(record.region.clone());
+            self.regions.len() - 1
+        });
+        let zone = self.zones.len();
+        self.zones.push(Zone {
+            name: record.zone.clone(),
+            region,
+            memory: 0,
+            used: 0,
+        });
+        self.zone_index.insert(key, zone);
+        zone
+    }
+
+    /// Takes a node out of every index, changes it, puts it back; its instances are counted where it stands now.
+    fn change_node(&mut self, index: NodeIndex, change: impl FnOnce(&mut Node)) {
+        self.leave_pools(index);
+        let before = self.nodes[index].zone;
+        change(&mut self.nodes[index]);
+        let after = self.nodes[index].zone;
+        self.enter_pools(index);
+        if before == after {
+            return;
+        }
+        for copies in self.services.values_mut() {
+            let here = copies.by_node.get(&index).copied().unwrap_or(0);
+            for _ in 0..here {
+                copies.count(index, before, self.zones[before].region, -1);
+                copies.count(index, after, self.zones[after].region, 1);
+            }
+        }
+    }
+
+    fn enter_pools(&mut self, index: NodeIndex) {
+        let node = &self.nodes[index];
+        if !node.is_candidate() {
+            return;
+        }
+        let zone = &mut self.zones[node.zone];
+        zone.memory += u128::from(node.record.capacity.memory.0);
+        zone.used += u128::from(node.used.memory.0);
+        for pool in self
+            .pools
+            .iter_mut()
+            .filter(|pool| pool.admits(&node.record))
+        {
+            pool.insert(index, node.zone, node.free(pool.ceiling));
+        }
+    }
+
+    fn leave_pools(&mut self, index: NodeIndex) {
+        let node = &self.nodes[index];
+        if !node.is_candidate() {
+            return;
+        }
+        let zone = &mut self.zones[node.zone];
+        zone.memory -= u128::from(node.record.capacity.memory.0);
+        zone.used -= u128::from(node.used.memory.0);
+        for pool in self
+            .pools
+            .iter_mut()
+            .filter(|pool| pool.admits(&node.record))
+        {
+            pool.remove(index, node.zone, node.free(pool.ceiling));
+        }
+    }
+
+    fn take(
+        &mut self,
+        service: &ResourceId,
+        instance: &InstanceName,
+        node: NodeIndex,
+        size: Capacity,
+    ) {
+        let zone = self.nodes[node].zone;
+        let region = self.zones[zone].region;
+        let copies = match self.services.get_mut(service) {
+            Some(copies) => copies,
+            None => self.services.entry(service.clone()).or_default(),
+        };
+        copies.instances.insert(instance.clone(), (node, size));
+        copies.count(node, zone, region, 1);
+        let used = self.nodes[node].used;
+        self.set_used(node, plus(used, size));
+    }
+
+    fn set_used(&mut self, index: NodeIndex, used: Capacity) {
+        let node = &mut self.nodes[index];
+        let before = std::mem::replace(&mut node.used, used);
+        if !node.is_candidate() {
+            return;
+        }
+        let zone = &mut self.zones[node.zone];
+        zone.used = zone.used + u128::from(used.memory.0) - u128::from(before.memory.0);
+        for pool in self
+            .pools
+            .iter_mut()
+            .filter(|pool| pool.admits(&node.record))
+        {
+            let old = free(node.record.capacity, before, pool.ceiling);
+            let new = free(node.record.capacity, used, pool.ceiling);
+            pool.reposition(index, node.zone, old, new);
+        }
+    }
+
+    /// The pool of these labels and this ceiling, made when first asked for: there are as many as the services' distinct labels, twice.
+    fn pool(&mut self, labels: &BTreeMap<String, String>, ceiling: Ceiling) -> usize {
+        let known = self
+            .pools
+            .iter()
+            .position(|pool| pool.ceiling == ceiling && pool.labels == *labels);
+        known.unwrap_or_else(|| {
+            let mut pool = Pool::new(labels.clone(), ceiling);
+            for (index, node) in self.nodes.iter().enumerate() {
+                if node.is_candidate() && pool.admits(&node.record) {
+                    pool.insert(index, node.zone, node.free(ceiling));
+                }
+            }
+            self.pools.push(pool);
+            self.pools.len() - 1
+        })
+    }
+
+    /// The node where the volumes are, or why not. It is not weighed against others, so it may be filled to the full.
+    fn at_home(
+        &self,
+        home: &NodeName,
+        request: &Request<'_>,
+    ) -> Result<(NodeIndex, Reason), Refused> {
+        let refused = |reason| Err(Refused { reason });
+        let standing = self
+            .node_index
+            .get(home)
+            .filter(|index| self.nodes[**index].stands());
+        let Some(&index) = standing else {
+            return refused(reason::volume_on_lost_node(home));
+        };
+        let node = &self.nodes[index];
+        if node.free(Ceiling::Full).memory < request.size.memory {
+            return refused(reason::home_is_full(home, request.size));
+        }
+        Ok((index, reason::at_home(home)))
+    }
+
+    fn choose(&mut self, request: &Request<'_>) -> Result<(NodeIndex, Reason), Refused> {
+        let pool = self.pool(request.labels, request.ceiling);
+        let search = Search {
+            cluster: self,
+            pool: &self.pools[pool],
+            copies: self.services.get(request.service),
+            going: request
+                .going
+                .iter()
+                .filter_map(|node| self.node_index.get(node).copied())
+                .collect(),
+            request,
+        };
+        match search.best() {
+            Some(node) => Ok((node, search.reason(node))),
+            None => Err(Refused {
+                reason: search.refusal(),
+            }),
+        }
+    }
+}
+
+impl Node {
+    fn stands(&self) -> bool {
+        !self.gone
+            && self.record.role == NodeRole::Worker
+            && self.record.standing == Standing::Present
+    }
+
+    fn is_candidate(&self) -> bool {
+        self.stands() && !self.record.cordoned
+    }
+
+    fn free(&self, ceiling: Ceiling) -> Capacity {
+        free(self.record.capacity, self.used, ceiling)
+    }
+}
+
+/// What may still be taken of a node. Nothing, rather than less than nothing, where it holds more than the ceiling.
+fn free(capacity: Capacity, used: Capacity, ceiling: Ceiling) -> Capacity {
+    let below = |whole: u64, used: u64| {
+        let most = u128::from(whole) * u128::from(WATERMARK_PERCENT) / 100;
+        u64::try_from(most).unwrap_or(u64::MAX).saturating_sub(used)
+    };
+    match ceiling {
+        Ceiling::Watermark => Capacity {
+            cpu: MilliCpu(below(capacity.cpu.0, used.cpu.0)),
+            memory: Bytes(below(capacity.memory.0, used.memory.0)),
+        },
+        Ceiling::Full => Capacity {
+            cpu: MilliCpu(u64::MAX),
+            memory: Bytes(capacity.memory.0.saturating_sub(used.memory.0)),
+        },
+    }
+}
+
+fn plus(used: Capacity, size: Capacity) -> Capacity {
+    Capacity {
+        cpu: MilliCpu(used.cpu.0.saturating_add(size.cpu.0)),
+        memory: Bytes(used.memory.0.saturating_add(size.memory.0)),
+    }
+}
+
+fn minus(used: Capacity, size: Capacity) -> Capacity {
+    Capacity {
+        cpu: MilliCpu(used.cpu.0.saturating_sub(size.cpu.0)),
+        memory: Bytes(used.memory.0.saturating_sub(size.memory.0)),
+    }
+}
+
+impl Copies {
+    fn count(&mut self, node: NodeIndex, zone: ZoneIndex, region: usize, by: i32) {
+        add_at(&mut self.by_zone, zone, by);
+        add_at(&mut self.by_region, region, by);
+        let here = self.by_node.entry(node).or_insert(0);
+        *here = here.saturating_add_signed(by);
+        if *here == 0 {
+            self.by_node.remove(&node);
+        }
+    }
+}
+
+fn add_at(counts: &mut Vec<u32>, index: usize, by: i32) {
+    if counts.len() <= index {
+        counts.resize(index + 1, 0);
+    }
+    counts[index] = counts[index].saturating_add_signed(by);
+}
+
+/// One search for one node: only reads.
+struct Search<'a> {
+    cluster: &'a Cluster,
+    pool: &'a Pool,
+    copies: Option<&'a Copies>,
+    going: Vec<NodeIndex>,
+    request: &'a Request<'a>,
+}
+
+impl Search<'_> {
+    fn best(&self) -> Option<NodeIndex> {
+        match self.request.spread.by {
+            SpreadBy::Node => self.best_by_node(),
+            SpreadBy::Region | SpreadBy::Zone => self.best_by_zone(),
+        }
+    }
+
+    /// Zone after zone, the one with the fewest copies first, until one has a node with room.
+    fn best_by_zone(&self) -> Option<NodeIndex> {
+        let mut tried = vec![false; self.pool.shelves.len()];
+        let bound = self.spread_bound();
+        loop {
+            let zones =
+                (0..tried.len()).filter(|zone| !tried[*zone] && self.may_take(*zone, bound));
+            let zone = zones.min_by(|a, b| self.compare_zones(*a, *b))?;
+            if let Some((node, _)) = self.best_in(zone) {
+                return Some(node);
+            }
+            tried[zone] = true;
+        }
+    }
+
+    /// The node with the fewest copies anywhere; among those, the one in the better zone.
+    fn best_by_node(&self) -> Option<NodeIndex> {
+        let zones = (0..self.pool.shelves.len()).filter(|zone| self.may_take(*zone, None));
+        let found = zones.filter_map(|zone| {
+            self.best_in(zone)
+                .map(|(node, copies)| (copies, zone, node))
+        });
+        let best = found.min_by(|a, b| a.0.cmp(&b.0).then_with(|| self.compare_zones(a.1, b.1)))?;
+        let broken = self.request.spread.require && best.0 > self.fewest_on_a_node();
+        (!broken).then_some(best.2)
+    }
+
+    fn may_take(&self, zone: ZoneIndex, bound: Option<u32>) -> bool {
+        let shelf = &self.pool.shelves[zone];
+        let within = bound.is_none_or(|bound| self.copies_by_spread(zone) <= bound);
+        within && shelf.most_memory() >= Some(self.request.size.memory.0)
+    }
+
+    /// With `require`: the most copies that a zone (or region) may have to be given one more, which is the fewest of any that could hold one.
+    fn spread_bound(&self) -> Option<u32> {
+        if !self.request.spread.require {
+            return None;
+        }
+        let zones =
+            (0..self.pool.shelves.len()).filter(|zone| !self.pool.shelves[*zone].is_empty());
+        zones.map(|zone| self.copies_by_spread(zone)).min()
+    }
+
+    fn copies_by_spread(&self, zone: ZoneIndex) -> u32 {
+        match self.request.spread.by {
+            SpreadBy::Region => self.in_region(zone),
+            SpreadBy::Zone | SpreadBy::Node => self.in_zone(zone),
+        }
+    }
+
+    fn compare_zones(&self, a: ZoneIndex, b: ZoneIndex) -> std::cmp::Ordering {
+        let key = |zone| (self.in_region(zone), self.in_zone(zone));
+        let fullness = |zone: ZoneIndex, other: ZoneIndex| {
+            let (zone, other) = (&self.cluster.zones[zone], &self.cluster.zones[other]);
+            zone.used.saturating_mul(other.memory)
+        };
+        key(a)
+            .cmp(&key(b))
+            .then_with(|| fullness(a, b).cmp(&fullness(b, a)))
+    }
+
+    /// In one zone: the node with the fewest copies; among those the fullest with room. With it, its copies.
+    fn best_in(&self, zone: ZoneIndex) -> Option<(NodeIndex, u32)> {
+        let counted = self.in_zone(zone) > 0;
+        let mut best: Option<(NodeIndex, u32)> = None;
+        for node in self.pool.shelves[zone].with_memory(self.request.size.memory.0) {
+            let copies = if counted { self.on_node(node) } else { 0 };
+            let better = best.is_none_or(|(_, fewest)| copies < fewest);
+            if better && self.has_cpu(node) && !self.avoids(node) {
+                best = Some((node, copies));
+                if copies == 0 {
+                    break;
+                }
+            }
+        }
+        best
+    }
+
+    fn has_cpu(&self, node: NodeIndex) -> bool {
+        self.cluster.nodes[node].free(self.pool.ceiling).cpu >= self.request.size.cpu
+    }
+
+    fn avoids(&self, node: NodeIndex) -> bool {
+        self.request
+            .avoid
+            .contains(&self.cluster.nodes[node].record.name)
+    }
+
+    fn in_zone(&self, zone: ZoneIndex) -> u32 {
+        let all = self
+            .copies
+            .and_then(|copies| copies.by_zone.get(zone).copied())
+            .unwrap_or(0);
+        all.saturating_sub(self.going(|node| node.zone == zone))
+    }
+
+    fn in_region(&self, zone: ZoneIndex) -> u32 {
+        let region = self.cluster.zones[zone].region;
+        let all = self
+            .copies
+            .and_then(|copies| copies.by_region.get(region).copied())
+            .unwrap_or(0);
+        all.saturating_sub(self.going(|node| self.cluster.zones[node.zone].region == region))
+    }
+
+    fn on_node(&self, node: NodeIndex) -> u32 {
+        let all = self
+            .copies
+            .and_then(|copies| copies.by_node.get(&node).copied())
+            .unwrap_or(0);
+        let going = self.going.iter().filter(|going| **going == node).count();
+        all.saturating_sub(u32::try_from(going).unwrap_or(u32::MAX))
+    }
+
+    fn going(&self, of: impl Fn(&Node) -> bool) -> u32 {
+        let going = self
+            .going
+            .iter()
+            .filter(|node| of(&self.cluster.nodes[**node]))
+            .count();
+        u32::try_from(going).unwrap_or(u32::MAX)
+    }
+
+    fn fewest_on_a_node(&self) -> u32 {
+        let nodes = self
+            .pool
+            .shelves
+            .iter()
+            .flat_map(|shelf| shelf.with_memory(0));
+        let mut fewest = u32::MAX;
+        for node in nodes {
+            fewest = fewest.min(self.on_node(node));
+            if fewest == 0 {
+                break;
+            }
+        }
+        fewest
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! Why a node, and why none.
+
+use std::fmt::Write;
+
+use model::compute::SpreadBy;
+use model::control::{Capacity, NodeRole, Reason, Standing};
+use model::ids::NodeName;
+
+use super::shelf::{NodeIndex, carries};
+use super::{Ceiling, Search};
+
+pub(super) fn volume_on_lost_node(home: &NodeName) -> Reason {
+    Reason::new("volume-on-lost-node", format!("volume on lost node {home}"))
+}
+
+pub(super) fn home_is_full(home: &NodeName, size: Capacity) -> Reason {
+    let message = format!(
+        "its volume is on node {home}, which has less than {} of memory free",
+        size.memory
+    );
+    Reason::new("home-full", message)
+}
+
+pub(super) fn at_home(home: &NodeName) -> Reason {
+    Reason::new("placed", format!("its volume is on node {home}"))
+}
+
+impl Search<'_> {
+    pub(super) fn reason(&self, node: NodeIndex) -> Reason {
+        let zone = self.cluster.nodes[node].zone;
+        let name = &self.cluster.nodes[node].record.name;
+        let zones = self
+            .pool
+            .shelves
+            .iter()
+            .filter(|shelf| !shelf.is_empty())
+            .count();
+        let total: u32 = self.copies.map_or(0, |copies| copies.by_zone.iter().sum());
+        let total = total.saturating_sub(self.going(|_| true));
+        let mut message = String::with_capacity(96);
+        if zones > 1 && self.request.spread.by != SpreadBy::Node {
+            let zone_name = &self.cluster.zones[zone].name;
+            let _ = write!(
+                message,
+                "zone {zone_name} had the fewest copies ({} of {total}); ",
+                self.in_zone(zone)
+            );
+        }
+        let _ = match self.pool.shelves[zone].len() {
+            1 => write!(message, "node {name} has room"),
+            _ => write!(
+                message,
+                "node {name} had the fewest copies there ({}) and is the fullest with room",
+                self.on_node(node)
+            ),
+        };
+        Reason::new("placed", message).with_detail(self.rejected())
+    }
+
+    /// The nodes that were no choice, by cause, read off the index.
+    fn rejected(&self) -> Vec<String> {
+        let size = self.request.size;
+        let sum = |count: fn(&super::shelf::Shelf, u64) -> usize, needed: u64| -> usize {
+            self.pool
+                .shelves
+                .iter()
+                .map(|shelf| count(shelf, needed))
+                .sum()
+        };
+        let mut lines = Vec::new();
+        let causes = [
+            (
+                sum(super::shelf::Shelf::with_less_memory, size.memory.0),
+                "not enough memory",
+            ),
+            (
+                sum(super::shelf::Shelf::with_less_cpu, size.cpu.0),
+                "not enough CPU",
+            ),
+            (
+                self.cluster.nodes.len() - self.pool.count,
+                "lost, cordoned, edge or without the labels",
+            ),
+        ];
+        for (count, cause) in causes.into_iter().filter(|(count, _)| *count > 0) {
+            lines.push(rejected(count, cause));
+        }
+        lines
+    }
+
+    /// Looks at every node once: a refusal is what a user most wants explained.
+    pub(super) fn refusal(&self) -> Reason {
+        let mut counts: Vec<(&'static str, &'static str, usize)> = Vec::new();
+        for node in 0..self.cluster.nodes.len() {
+            let Some((code, cause)) = self.cause(node) else {
+                continue;
+            };
+            match counts.iter_mut().find(|(_, known, _)| *known == cause) {
+                Some((_, _, count)) => *count += 1,
+                None => counts.push((code, cause, 1)),
+            }
+        }
+        counts.sort_by_key(|(_, _, count)| std::cmp::Reverse(*count));
+        let lines: Vec<_> = counts
+            .iter()
+            .map(|(_, cause, count)| rejected(*count, cause))
+            .collect();
+        let Some((code, _, _)) = self.nearest_miss(&counts) else {
+            return Reason::new("no-node", "there is no node to run it on");
+        };
+        let message = format!("no node can take it: {}", lines.join("; "));
+        Reason::new(*code, message).with_detail(lines)
+    }
+
+    /// The cause a user can do something about, before those that only describe the cluster.
+    fn nearest_miss<'c, T>(
+        &self,
+        counts: &'c [(&'static str, &'static str, T)],
+    ) -> Option<&'c (&'static str, &'static str, T)> {
+        let order = [
+            "spread",
+            "not-started",
+            "no-room",
+            "labels",
+            "cordoned",
+            "node-lost",
+            "no-node",
+        ];
+        order
+            .iter()
+            .find_map(|code| counts.iter().find(|(found, _, _)| found == code))
+    }
+
+    /// Why this node was no choice; `None` for one that left the cluster.
+    fn cause(&self, index: NodeIndex) -> Option<(&'static str, &'static str)> {
+        let node = &self.cluster.nodes[index];
+        let free = node.free(self.request.ceiling);
+        let size = self.request.size;
+        if node.gone {
+            return None;
+        }
+        Some(match () {
+            () if node.record.role == NodeRole::Edge => ("no-node", "an edge runs no instances"),
+            () if node.record.standing == Standing::Lost => ("node-lost", "lost"),
+            () if node.record.cordoned => ("cordoned", "cordoned"),
+            () if !carries(&node.record, self.request.labels) => ("labels", "without the labels"),
+            () if free.memory < size.memory => ("no-room", memory_cause(self.request.ceiling)),
+            () if free.cpu < size.cpu => {
+                ("no-room", "not enough CPU below the 80 % that is given out")
+            }
+            () if self.avoids(index) => ("not-started", "could not start it a moment ago"),
+            () => ("spread", "one more there would break the required spread"),
+        })
+    }
+}
+
+fn memory_cause(ceiling: Ceiling) -> &'static str {
+    match ceiling {
+        Ceiling::Watermark => "not enough memory below the 80 % that is given out",
+        Ceiling::Full => "not enough memory",
+    }
+}
+
+fn rejected(count: usize, cause: &str) -> String {
+    let nodes = if count == 1 { "node" } else { "nodes" };
+    format!("{count} {nodes} rejected: {cause}")
+}

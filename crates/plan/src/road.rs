@@ -1,0 +1,419 @@
+//! What each node is told about the way to others, and how a node takes it.
+//!
+//! A node is told only what its own instances need; an edge, what routes name. Where a service answers is observation, and a leader that has not
+//! yet heard from everyone knows only part of it. It says so ([`Road::complete`]), and from a partial view endpoints are only added
+//! ([`merge`]): a restarted leader with an empty memory empties no road.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use model::compute::{InstanceReport, Placement, PlacementGroup, Service, Wanted, Work};
+use model::control::{NodeRecord, NodeRole, Standing};
+use model::ids::{InstanceId, NodeName, ReleaseNumber, ResourceId};
+use model::traffic::{Address, Callers, Destination, Endpoint, GatewayRoute, Road};
+
+/// One service as the road sees it.
+#[derive(Debug, Clone)]
+pub struct ServiceEntry<'a> {
+    /// Of the release that serves, or is being rolled out: what it asks of callers.
+    pub spec: &'a Service,
+    /// The releases that its placements name, for their needs.
+    pub releases: BTreeMap<ReleaseNumber, &'a Service>,
+    pub group: &'a PlacementGroup,
+}
+
+/// Everything that roads are made from.
+pub struct World<'a> {
+    pub nodes: &'a BTreeMap<NodeName, NodeRecord>,
+    pub services: &'a BTreeMap<ResourceId, ServiceEntry<'a>>,
+    pub routes: &'a [GatewayRoute],
+    /// What the node that holds the placement reports of it.
+    pub reports: &'a dyn Fn(&InstanceId) -> Option<&'a InstanceReport>,
+    /// Where a node's proxy answers, if it said so.
+    pub mesh: &'a dyn Fn(&NodeName) -> Option<SocketAddr>,
+    /// [`crate::nodes::State::has_heard_all`].
+    pub complete: bool,
+}
+
+/// What every road is put together from, made once for all nodes.
+#[derive(Debug, Clone)]
+pub struct Index {
+    destinations: BTreeMap<ResourceId, Destination>,
+    callers: BTreeMap<ResourceId, Callers>,
+    /// On each node: its services, and what they need.
+    local: BTreeMap<NodeName, Local>,
+    edges: BTreeSet<NodeName>,
+    routes: Vec<GatewayRoute>,
+    complete: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Local {
+    services: BTreeSet<ResourceId>,
+    needs: BTreeSet<ResourceId>,
+}
+
+impl Index {
+    pub fn new(world: &World<'_>) -> Self {
+        let mut routes = world.routes.to_vec();
+        routes.sort_by(|a, b| (&a.host, &a.path).cmp(&(&b.host, &b.path)));
+        let is_edge = |record: &&NodeRecord| record.role == NodeRole::Edge;
+        Self {
+            destinations: world
+                .services
+                .iter()
+                .map(|(id, entry)| (id.clone(), destination(world, id, entry)))
+                .collect(),
+            callers: callers(world),
+            local: local(world),
+            edges: world
+                .nodes
+                .values()
+                .filter(is_edge)
+                .map(|record| record.name.clone())
+                .collect(),
+            routes,
+            complete: world.complete,
+        }
+    }
+
+    /// What one node is told. The same world gives the same road, in the same order.
+    pub fn road(&self, node: &NodeName) -> Road {
+        let is_edge = self.edges.contains(node);
+        let nothing = Local::default();
+        let local = self.local.get(node).unwrap_or(&nothing);
+        let routed = self
+            .routes
+            .iter()
+            .filter(|_| is_edge)
+            .map(|route| &route.to);
+        let needed: BTreeSet<_> = local.needs.iter().chain(routed).collect();
+        Road {
+            complete: self.complete,
+            destinations: needed
+                .into_iter()
+                .filter_map(|id| self.destinations.get(id).cloned())
+                .collect(),
+            routes: if is_edge {
+                self.routes.clone()
+            } else {
+                Vec::new()
+            },
+            callers: local
+                .services
+                .iter()
+                .filter_map(|id| self.callers.get(id).cloned())
+                .collect(),
+        }
+    }
+}
+
+fn destination(world: &World<'_>, id: &ResourceId, entry: &ServiceEntry<'_>) -> Destination {
+    let placements = entry.group.placements.iter();
+    Destination {
+        service: id.clone(),
+        protocol: entry.spec.protocol,
+        traffic: entry.spec.traffic,
+        endpoints: placements
+            .filter_map(|placement| endpoint(world, id, placement))
+            .collect(),
+        external: match &entry.spec.work {
+            Work::External { addresses } => addresses
+                .iter()
+                .filter_map(|address| external(address))
+                .collect(),
+            Work::Process { .. } => Vec::new(),
+        },
+    }
+}
+
+/// Ready, wanted, and on a node that is present.
+fn endpoint(world: &World<'_>, id: &ResourceId, placement: &Placement) -> Option<Endpoint> {
+    let node = world.nodes.get(&placement.node)?;
+    let instance = InstanceId::new(id.project.clone(), placement.instance.clone());
+    let report = (world.reports)(&instance)?;
+    let serves = report.ready && report.epoch == placement.epoch && placement.wanted == Wanted::Run;
+    if !serves || node.standing != Standing::Present {
+        return None;
+    }
+    Some(Endpoint {
+        instance,
+        epoch: placement.epoch,
+        node: node.name.clone(),
+        zone: node.zone.clone(),
+        region: node.region.clone(),
+        mesh: (world.mesh)(&node.name)?,
+    })
+}
+
+/// `host:port`; the manifest has checked the form.
+fn external(address: &str) -> Option<Address> {
+    let (host, port) = address.rsplit_once(':')?;
+    let host = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
+    Some(Address::External {
+        host,
+        port: port.parse().ok()?,
+    })
+}
+
+/// Who may call each service: those that declare it in a release that has a placement, and gateways where a route leads to it.
+fn callers(world: &World<'_>) -> BTreeMap<ResourceId, Callers> {
+    let mut from: BTreeMap<ResourceId, BTreeSet<ResourceId>> = BTreeMap::new();
+    for (id, entry) in world.services {
+        for spec in entry
+            .group
+            .placements
+            .iter()
+            .filter_map(|placement| entry.releases.get(&placement.release))
+        {
+            for need in needs(id, spec) {
+                from.entry(need).or_default().insert(id.clone());
+            }
+        }
+    }
+    let callers = |id: &ResourceId| Callers {
+        service: id.clone(),
+        from: from.get(id).into_iter().flatten().cloned().collect(),
+        gateway: world.routes.iter().any(|route| route.to == *id),
+    };
+    world
+        .services
+        .keys()
+        .map(|id| (id.clone(), callers(id)))
+        .collect()
+}
+
+fn local(world: &World<'_>) -> BTreeMap<NodeName, Local> {
+    let mut local: BTreeMap<NodeName, Local> = BTreeMap::new();
+    for (id, entry) in world.services {
+        for placement in &entry.group.placements {
+            let here = local.entry(placement.node.clone()).or_default();
+            here.services.insert(id.clone());
+            if let Some(spec) = entry.releases.get(&placement.release) {
+                here.needs.extend(needs(id, spec));
+            }
+        }
+    }
+    local
+}
+
+fn needs(id: &ResourceId, spec: &Service) -> impl Iterator<Item = ResourceId> {
+    spec.needs
+        .keys()
+        .map(|need| ResourceId::new(id.project.clone(), need.clone()))
+}
+
+/// What a node goes by after being `told`, when it went by `previous`. From a partial view endpoints are only added, never removed.
+pub fn merge(previous: &Road, told: &Road) -> Road {
+    if told.complete {
+        return told.clone();
+    }
+    let mut merged = told.clone();
+    for known in &previous.destinations {
+        match merged
+            .destinations
+            .iter_mut()
+            .find(|destination| destination.service == known.service)
+        {
+            Some(destination) => add_known(destination, known),
+            None => merged.destinations.push(known.clone()),
+        }
+    }
+    merged
+        .destinations
+        .sort_by(|a, b| a.service.cmp(&b.service));
+    merged
+}
+
+fn add_known(destination: &mut Destination, known: &Destination) {
+    for endpoint in &known.endpoints {
+        let told = destination
+            .endpoints
+            .iter()
+            .any(|other| other.instance == endpoint.instance);
+        if !told {
+            destination.endpoints.push(endpoint.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{id, node_name, report, service, three_zones};
+    use model::compute::{InstanceState, Need, Role};
+    use model::control::Reason;
+    use model::ids::{Epoch, InstanceName};
+
+    fn placement(instance: &str, node: &str) -> Placement {
+        Placement {
+            instance: InstanceName::new(instance).unwrap(),
+            release: ReleaseNumber(1),
+            node: node_name(node),
+            slot: None,
+            role: Role::Member,
+            epoch: Epoch(1),
+            wanted: Wanted::Run,
+            reason: Reason::new("placed", "placed"),
+            at: jiff::Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn group(placements: Vec<Placement>) -> PlacementGroup {
+        PlacementGroup {
+            placements,
+            ..PlacementGroup::default()
+        }
+    }
+
+    fn needing(name: &str) -> Service {
+        let mut spec = service(1);
+        spec.needs.insert(id(name).name, Need::default());
+        spec
+    }
+
+    /// `web` on a and b needs `api`; `api` is on b and c; a route leads to `web`.
+    fn roads(
+        change: impl Fn(
+            &mut PlacementGroup,
+            &mut Vec<InstanceReport>,
+            &mut BTreeMap<NodeName, NodeRecord>,
+        ),
+    ) -> BTreeMap<String, Road> {
+        let mut records: BTreeMap<_, _> = three_zones()
+            .into_iter()
+            .map(|node| (node.name.clone(), node))
+            .collect();
+        let mut edge = crate::testing::node("edge", "edge");
+        edge.role = NodeRole::Edge;
+        records.insert(edge.name.clone(), edge);
+        let web = group(vec![
+            placement("web-1", "node-a"),
+            placement("web-2", "node-b"),
+        ]);
+        let mut api = group(vec![
+            placement("api-1", "node-b"),
+            placement("api-2", "node-c"),
+        ]);
+        let mut reports: Vec<_> = web
+            .placements
+            .iter()
+            .chain(&api.placements)
+            .map(|placed| report(placed, InstanceState::Running, true))
+            .collect();
+        change(&mut api, &mut reports, &mut records);
+        let (caller, callee) = (needing("api"), service(2));
+        let entry = |spec, group| ServiceEntry {
+            spec,
+            releases: BTreeMap::from([(ReleaseNumber(1), spec)]),
+            group,
+        };
+        let services = BTreeMap::from([
+            (id("web"), entry(&caller, &web)),
+            (id("api"), entry(&callee, &api)),
+        ]);
+        let routes = [GatewayRoute {
+            host: "*".into(),
+            path: "/".into(),
+            to: id("web"),
+        }];
+        let world = World {
+            nodes: &records,
+            services: &services,
+            routes: &routes,
+            reports: &|instance| reports.iter().find(|report| report.instance == *instance),
+            mesh: &|_| Some("10.0.0.1:7071".parse().unwrap()),
+            complete: true,
+        };
+        let index = Index::new(&world);
+        records
+            .keys()
+            .map(|name| (name.to_string(), index.road(name)))
+            .collect()
+    }
+
+    fn endpoints(road: &Road) -> Vec<String> {
+        let all = road
+            .destinations
+            .iter()
+            .flat_map(|destination| &destination.endpoints);
+        all.map(|endpoint| endpoint.instance.name.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn a_node_is_told_what_its_instances_need_and_no_more() {
+        let roads = roads(|_, _, _| {});
+        assert_eq!(endpoints(&roads["node-a"]), ["api-1", "api-2"]);
+        assert_eq!(endpoints(&roads["node-c"]), [""; 0]);
+        assert_eq!(endpoints(&roads["edge"]), ["web-1", "web-2"]);
+        assert_eq!(roads["edge"].routes.len(), 1);
+        assert!(roads["node-a"].routes.is_empty());
+        let callers = &roads["node-b"].callers;
+        assert_eq!(
+            callers[0],
+            Callers {
+                service: id("api"),
+                from: vec![id("web")],
+                gateway: false
+            }
+        );
+        assert_eq!(
+            callers[1],
+            Callers {
+                service: id("web"),
+                from: vec![],
+                gateway: true
+            }
+        );
+    }
+
+    #[test]
+    fn only_what_is_ready_wanted_and_present_is_an_endpoint() {
+        let leaving = roads(|api, _, _| api.placements[0].wanted = Wanted::Leave);
+        assert_eq!(endpoints(&leaving["node-a"]), ["api-2"]);
+        let unready = roads(|_, reports, _| reports[2].ready = false);
+        assert_eq!(endpoints(&unready["node-a"]), ["api-2"]);
+        let old_epoch = roads(|api, _, _| api.placements[0].epoch = Epoch(2));
+        assert_eq!(endpoints(&old_epoch["node-a"]), ["api-2"]);
+        let lost =
+            roads(|_, _, records| records.get_mut("node-c").unwrap().standing = Standing::Lost);
+        assert_eq!(endpoints(&lost["node-a"]), ["api-1"]);
+    }
+
+    #[test]
+    fn a_partial_view_adds_and_never_removes() {
+        let known = roads(|_, _, _| {}).remove("node-a").unwrap();
+        let mut empty = known.clone();
+        empty.destinations.clear();
+        empty.complete = false;
+        assert_eq!(endpoints(&merge(&known, &empty)), ["api-1", "api-2"]);
+        let mut one = roads(|_, reports, _| reports[2].ready = false)
+            .remove("node-a")
+            .unwrap();
+        one.complete = false;
+        assert_eq!(endpoints(&merge(&known, &one)), ["api-2", "api-1"]);
+        assert_eq!(endpoints(&merge(&empty, &one)), ["api-2"]);
+        one.complete = true;
+        assert_eq!(endpoints(&merge(&known, &one)), ["api-2"]);
+    }
+
+    #[test]
+    fn what_runs_elsewhere_is_dialled_by_name() {
+        let table = [
+            ("pay.example:443", Some(("pay.example", 443))),
+            ("[::1]:80", Some(("::1", 80))),
+            ("nonsense", None),
+        ];
+        for (text, expect) in table {
+            let expect = expect.map(|(host, port)| Address::External {
+                host: host.to_owned(),
+                port,
+            });
+            assert_eq!(external(text), expect, "{text}");
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! One step of one service: scaling, rolling, replacing, giving up on a bad release.
+//!
+//! A step looks at the whole service and says what its group of placements should now be. It takes nothing from the step before but
+//! [`Memory`], which holds deadlines only and may be empty: a new leader begins every deadline anew.
+//!
+//! ```text
+//!            new release                    every copy new and ready
+//!  (nothing) ───────────▶ Rolling ─────────────────────────────────▶ Done
+//!                          ▲   │ a new copy not ready in time          │
+//!                   pause/ │   ▼                                       │ new release
+//!                   resume │ Failed ── the old version serves ─────────┴─────▶ Rolling
+//!                   Paused ┘
+//! ```
+//!
+//! What is certain of every step:
+//! * a ready copy is told to leave only while at least `replicas - unavailable` others are ready;
+//! * a copy with volumes is placed only when the one before it in its slot is gone, and only at the slot's home;
+//! * instance numbers and epochs only grow;
+//! * nothing leaves while a node with copies of the service is silent, since what is ready there is then not known.
+
+mod copies;
+mod judge;
+mod slots;
+
+use std::collections::BTreeMap;
+
+use model::compute::{
+    InstanceReport, InstanceState, OnPartition, Pending, Placement, PlacementGroup, Role, Service,
+    Wanted,
+};
+use model::control::{Reason, Rollout};
+use model::ids::{InstanceName, NodeName, ReleaseNumber, ResourceId};
+use model::signals::Level;
+
+use crate::place::{self, Ceiling, Cluster, Request};
+use crate::{Instant, Now};
+
+pub use judge::Memory;
+
+/// What the leader knows of a node when it decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// This leader has the full picture of the node's present session, and its heartbeats come.
+    Heard,
+    /// Present, but not heard by this leader, or not lately: what runs there is not known.
+    Silent,
+    /// Lost by decision, or no node of the cluster.
+    Lost,
+}
+
+/// All that is known of one service.
+pub struct ServiceView<'a> {
+    pub id: &'a ResourceId,
+    /// The newest release. `None`: the service was deleted, everything leaves.
+    pub target: Option<ReleaseNumber>,
+    /// By the scale if somebody set one, else by the newest release.
+    pub replicas: u32,
+    /// At least those that a placement, the rollout or `target` names.
+    pub releases: &'a BTreeMap<ReleaseNumber, &'a Service>,
+    pub rollout: Option<&'a Rollout>,
+    pub group: &'a PlacementGroup,
+    /// What nodes report of this service's instances.
+    pub reports: &'a BTreeMap<InstanceName, &'a InstanceReport>,
+    pub sight: &'a dyn Fn(&NodeName) -> Sight,
+    /// A brake is on: nothing is changed until it is released.
+    pub hold: Option<&'a Reason>,
+}
+
+/// What should now be. Equal to what was when there is nothing to do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceDecision {
+    pub group: PlacementGroup,
+    /// `None` for a service without releases.
+    pub rollout: Option<Rollout>,
+    /// Level, subject (the service or an instance), reason.
+    pub events: Vec<(Level, String, Reason)>,
+    /// A deadline of the service passes then; step again at the latest.
+    pub wake: Option<Instant>,
+}
+
+/// Decides, and takes from `cluster` what is placed and gives back what is gone. When the decision can't be stored, tell the cluster the
+/// truth with [`Cluster::set_group`].
+pub fn step(
+    view: &ServiceView<'_>,
+    memory: &mut Memory,
+    cluster: &mut Cluster,
+    now: Now,
+) -> ServiceDecision {
+    if view.hold.is_some() {
+        memory.hold(now.instant);
+        return ServiceDecision {
+            group: view.group.clone(),
+            rollout: view.rollout.cloned(),
+            events: Vec::new(),
+            wake: None,
+        };
+    }
+    let mut step = Step {
+        view,
+        cluster,
+        now,
+        group: view.group.clone(),
+        pending: Vec::new(),
+        refusal: None,
+        events: Vec::new(),
+    };
+    step.drop_lost();
+    step.drop_gone();
+    let Some(target) = view
+        .target
+        .filter(|target| view.releases.contains_key(target))
+    else {
+        step.leave_all();
+        return step.decision(None, None);
+    };
+    let rollout = judge::judge(&step, memory, target);
+    let wake = judge::wake(&step, memory, &rollout);
+    step.tell(view.rollout, &rollout);
+    let active = judge::active(&rollout);
+    match step.spec(active).volumes.is_empty() {
+        true => copies::act(&mut step, &rollout, active, memory),
+        false => slots::act(&mut step, &rollout, active),
+    }
+    step.decision(Some(rollout), wake)
+}
+
+/// The work in progress.
+struct Step<'a> {
+    view: &'a ServiceView<'a>,
+    cluster: &'a mut Cluster,
+    now: Now,
+    group: PlacementGroup,
+    /// Copies that found no place in this step.
+    pending: Vec<Pending>,
+    /// The first refusal of this step: what was refused once is not tried again for the next copy.
+    refusal: Option<(Ceiling, Reason)>,
+    events: Vec<(Level, String, Reason)>,
+}
+
+/// What is to be placed.
+struct Wish<'a> {
+    release: ReleaseNumber,
+    slot: Option<u32>,
+    ceiling: Ceiling,
+    avoid: &'a [NodeName],
+}
+
+impl<'a> Step<'a> {
+    fn spec(&self, release: ReleaseNumber) -> &'a Service {
+        self.view.releases[&release]
+    }
+
+    fn sight(&self, node: &NodeName) -> Sight {
+        (self.view.sight)(node)
+    }
+
+    fn report(&self, placement: &Placement) -> Option<&'a InstanceReport> {
+        let heard = self.sight(&placement.node) == Sight::Heard;
+        let report = self.view.reports.get(&placement.instance).copied();
+        report.filter(|report| heard && report.epoch == placement.epoch)
+    }
+
+    /// It serves, as far as is known; work that ended well has served.
+    fn is_ready(&self, placement: &Placement) -> bool {
+        let ready =
+            |report: &InstanceReport| report.ready || report.state == InstanceState::Finished;
+        placement.wanted == Wanted::Run && self.report(placement).is_some_and(ready)
+    }
+
+    /// Every node with a running copy is heard, so that what is ready is known.
+    fn is_settled(&self) -> bool {
+        self.running()
+            .all(|placement| self.sight(&placement.node) != Sight::Silent)
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Placement> {
+        self.group
+            .placements
+            .iter()
+            .filter(|placement| placement.wanted == Wanted::Run)
+    }
+
+    /// An instance with volumes that waits for its lost node: neither there nor missing.
+    fn is_held(&self, placement: &Placement) -> bool {
+        placement.slot.is_some() && self.sight(&placement.node) == Sight::Lost
+    }
+
+    /// What ran on a lost node is given up, and its replacement may start: the decision that the node is lost waited for its leases. What has a
+    /// volume there stays, and resumes when the node does.
+    fn drop_lost(&mut self) {
+        let keeps_slot = |placement: &Placement| {
+            let wanted = placement.slot.is_some_and(|slot| slot < self.view.replicas);
+            wanted && placement.wanted == Wanted::Run && self.view.target.is_some()
+        };
+        let lost: Vec<_> = self
+            .group
+            .placements
+            .iter()
+            .filter(|placement| {
+                self.sight(&placement.node) == Sight::Lost && !keeps_slot(placement)
+            })
+            .cloned()
+            .collect();
+        for placement in lost {
+            if placement.wanted == Wanted::Run {
+                let message = format!(
+                    "node {} is lost: {} is replaced",
+                    placement.node, placement.instance
+                );
+                self.say(
+                    Level::Warning,
+                    placement.instance.to_string(),
+                    Reason::new("node-lost", message),
+                );
+            }
+            self.remove(&placement.instance);
+        }
+    }
+
+    /// What was told to leave and is no longer there.
+    fn drop_gone(&mut self) {
+        let gone: Vec<_> = self
+            .group
+            .placements
+            .iter()
+            .filter(|placement| placement.wanted == Wanted::Leave && self.is_gone(placement))
+            .map(|placement| placement.instance.clone())
+            .collect();
+        for instance in gone {
+            self.remove(&instance);
+        }
+    }
+
+    fn is_gone(&self, placement: &Placement) -> bool {
+        let ended = |report: &&InstanceReport| {
+            matches!(
+                report.state,
+                InstanceState::Stopped | InstanceState::Finished
+            )
+        };
+        self.sight(&placement.node) == Sight::Heard
+            && self.view.reports.get(&placement.instance).is_none_or(ended)
+    }
+
+    /// What waited for a lost node with a volume that is wanted no more.
+    fn drop_held(&mut self) {
+        let held: Vec<_> = self
+            .running()
+            .filter(|placement| self.is_held(placement))
+            .map(|placement| placement.instance.clone())
+            .collect();
+        for instance in held {
+            self.remove(&instance);
+        }
+    }
+
+    fn remove(&mut self, instance: &InstanceName) {
+        self.group
+            .placements
+            .retain(|placement| placement.instance != *instance);
+        self.cluster.remove(self.view.id, instance);
+    }
+
+    fn leave(&mut self, instance: &InstanceName, reason: Reason) {
+        let found = self
+            .group
+            .placements
+            .iter_mut()
+            .find(|placement| placement.instance == *instance);
+        if let Some(placement) = found.filter(|placement| placement.wanted == Wanted::Run) {
+            placement.wanted = Wanted::Leave;
+            placement.reason = reason.clone();
+            placement.at = self.now.at;
+            self.say(Level::Info, instance.to_string(), reason);
+        }
+    }
+
+    fn leave_all(&mut self) {
+        let all: Vec<_> = self
+            .running()
+            .map(|placement| placement.instance.clone())
+            .collect();
+        for instance in all {
+            self.leave(&instance, Reason::new("deleted", "the service was deleted"));
+        }
+    }
+
+    /// Replacements of what was lost may fill a node to the full.
+    fn ceiling(&self) -> Ceiling {
+        match self.cluster.has_lost_workers() {
+            true => Ceiling::Full,
+            false => Ceiling::Watermark,
+        }
+    }
+
+    /// Places one copy, or records it as pending. Says whether it was placed.
+    fn place(&mut self, wish: &Wish<'_>) -> bool {
+        let (instance, since) = self.name(wish.slot);
+        match self.try_place(wish, &instance) {
+            Ok(()) => true,
+            Err(reason) => {
+                let release = wish.release;
+                self.pending.push(Pending {
+                    instance,
+                    release,
+                    slot: wish.slot,
+                    reason,
+                    since,
+                });
+                false
+            }
+        }
+    }
+
+    fn try_place(&mut self, wish: &Wish<'_>, instance: &InstanceName) -> Result<(), Reason> {
+        let spec = self.spec(wish.release);
+        let home = wish
+            .slot
+            .and_then(|slot| self.group.homes.get(&slot))
+            .cloned();
+        if let Some((ceiling, reason)) = &self.refusal
+            && *ceiling == wish.ceiling
+            && home.is_none()
+        {
+            return Err(reason.clone());
+        }
+        let request = Request {
+            service: self.view.id,
+            instance,
+            size: place::size_of(spec),
+            labels: &spec.labels,
+            spread: spec.spread,
+            home: home.as_ref(),
+            ceiling: wish.ceiling,
+            avoid: wish.avoid,
+            going: &self.going(wish.release),
+        };
+        match place::place(self.cluster, &request) {
+            Ok(placed) => {
+                self.placed(wish, instance, placed);
+                Ok(())
+            }
+            Err(refused) => {
+                if home.is_none() {
+                    self.refusal = Some((wish.ceiling, refused.reason.clone()));
+                }
+                Err(refused.reason)
+            }
+        }
+    }
+
+    /// Where copies are that `release` replaces or that already leave.
+    fn going(&self, release: ReleaseNumber) -> Vec<NodeName> {
+        let goes = |placement: &&Placement| {
+            placement.release != release || placement.wanted == Wanted::Leave
+        };
+        self.group
+            .placements
+            .iter()
+            .filter(goes)
+            .map(|placement| placement.node.clone())
+            .collect()
+    }
+
+    fn placed(&mut self, wish: &Wish<'_>, instance: &InstanceName, placed: place::Placed) {
+        let epoch = self.group.next_epoch.max(model::ids::Epoch(1));
+        self.group.next_epoch = epoch.next();
+        if let Some(slot) = wish.slot {
+            self.group
+                .homes
+                .entry(slot)
+                .or_insert_with(|| placed.node.clone());
+        }
+        self.say(Level::Info, instance.to_string(), placed.reason.clone());
+        self.group.placements.push(Placement {
+            instance: instance.clone(),
+            release: wish.release,
+            node: placed.node,
+            slot: wish.slot,
+            role: Role::Member,
+            epoch,
+            wanted: Wanted::Run,
+            reason: placed.reason,
+            at: self.now.at,
+        });
+    }
+
+    /// The name of the next copy: that of one already pending, else a new number.
+    fn name(&mut self, slot: Option<u32>) -> (InstanceName, jiff::Timestamp) {
+        let placements = &self.group.placements;
+        let is_free = |pending: &Pending| {
+            pending.slot == slot
+                && !placements
+                    .iter()
+                    .any(|placed| placed.instance == pending.instance)
+        };
+        if let Some(index) = self.group.pending.iter().position(is_free) {
+            let pending = self.group.pending.remove(index);
+            return (pending.instance, pending.since);
+        }
+        let number = self.group.next_instance.max(1);
+        self.group.next_instance = number + 1;
+        let name = InstanceName::new(format!("{}-{number}", self.view.id.name));
+        (
+            name.expect("a service's name and a number are a DNS label"),
+            self.now.at,
+        )
+    }
+
+    fn say(&mut self, level: Level, subject: String, reason: Reason) {
+        self.events.push((level, subject, reason));
+    }
+
+    /// Says what changed about the rollout.
+    fn tell(&mut self, before: Option<&Rollout>, after: &Rollout) {
+        let same = |before: &Rollout| before.to == after.to && before.phase == after.phase;
+        if !before.is_some_and(same) {
+            let level = judge::level(after.phase);
+            self.say(level, self.view.id.name.to_string(), after.reason.clone());
+        }
+    }
+
+    fn decision(mut self, rollout: Option<Rollout>, wake: Option<Instant>) -> ServiceDecision {
+        let known = &self.view.group.pending;
+        for pending in &self.pending {
+            if !known.iter().any(|before| {
+                before.instance == pending.instance && before.reason.code == pending.reason.code
+            }) {
+                self.events.push((
+                    Level::Warning,
+                    pending.instance.to_string(),
+                    pending.reason.clone(),
+                ));
+            }
+        }
+        self.group.pending = self.pending;
+        ServiceDecision {
+            group: self.group,
+            rollout,
+            events: self.events,
+            wake,
+        }
+    }
+
+    /// Of these, the one that should go first: not ready before ready, then from the zone with the most copies, then the newest.
+    fn first_to_go(&self, among: &[InstanceName]) -> Option<InstanceName> {
+        let key = |placement: &&Placement| {
+            let beside = self.zone_copies(placement);
+            (!self.is_ready(placement), beside, placement.epoch)
+        };
+        let candidates = self
+            .running()
+            .filter(|placement| among.contains(&placement.instance));
+        candidates
+            .max_by_key(key)
+            .map(|placement| placement.instance.clone())
+    }
+
+    /// Copies that stay, in the zone of this one.
+    fn zone_copies(&self, placement: &Placement) -> usize {
+        let zone = |node: &NodeName| {
+            self.cluster
+                .node(node)
+                .map(|node| (&node.region, &node.zone))
+        };
+        let here = zone(&placement.node);
+        self.running()
+            .filter(|other| zone(&other.node) == here)
+            .count()
+    }
+
+    /// Whether what leaves still counts as there: a workload that must not run beside itself.
+    fn is_exclusive(&self, release: ReleaseNumber) -> bool {
+        self.spec(release).on_partition == OnPartition::Stop
+    }
+}
+
+#[cfg(test)]
+mod tests;

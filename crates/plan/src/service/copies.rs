@@ -1,0 +1,223 @@
+//! Copies without volumes: any node will do, and a new one may start before the old one goes.
+
+use model::compute::{ExitHow, InstanceState, Placement, RolloutOptions, Wanted};
+use model::control::{Reason, Rollout, RolloutPhase};
+use model::ids::{InstanceName, NodeName, ReleaseNumber};
+
+use super::{Memory, Step, Wish};
+use crate::backoff;
+use crate::place::Ceiling;
+
+/// Starts on one node that failed before anything ran, until the copy is moved to another node.
+const NOT_STARTED_TRIES: u32 = 3;
+/// How long a node that could not start a copy is not tried again.
+const AVOID_FOR: std::time::Duration = std::time::Duration::from_secs(300);
+
+pub(super) fn act(
+    step: &mut Step<'_>,
+    rollout: &Rollout,
+    active: ReleaseNumber,
+    memory: &mut Memory,
+) {
+    step.drop_held();
+    memory.avoided.retain(|_, until| *until > step.now.instant);
+    let bounds = Bounds::of(step, rollout, active);
+    place_missing(step, active, bounds, memory);
+    if step.is_settled() {
+        move_not_started(step, active, memory);
+        remove_surplus(step, rollout, active, bounds);
+    }
+}
+
+/// How many there may be, and how many must be ready.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    wanted: usize,
+    most: usize,
+    fewest_ready: usize,
+    /// Copies of other releases stay: the rollout is paused.
+    paused: bool,
+}
+
+impl Bounds {
+    fn of(step: &Step<'_>, rollout: &Rollout, active: ReleaseNumber) -> Self {
+        let RolloutOptions {
+            surge, unavailable, ..
+        } = step.spec(active).rollout;
+        let surge = if unavailable == 0 {
+            surge.max(1)
+        } else {
+            surge
+        };
+        let wanted = step.view.replicas as usize;
+        let paused = rollout.phase == RolloutPhase::Paused;
+        Self {
+            wanted,
+            most: if paused {
+                wanted
+            } else {
+                wanted + surge as usize
+            },
+            fewest_ready: wanted.saturating_sub(unavailable as usize),
+            paused,
+        }
+    }
+}
+
+fn place_missing(step: &mut Step<'_>, active: ReleaseNumber, bounds: Bounds, memory: &Memory) {
+    let leaving = step
+        .group
+        .placements
+        .iter()
+        .filter(|placement| placement.wanted == Wanted::Leave)
+        .count();
+    // What must not run beside itself waits for the leaving one, unless it was given a surge.
+    let exclusive = step.is_exclusive(active) && bounds.most == bounds.wanted;
+    let mut there = step.running().count() + if exclusive { leaving } else { 0 };
+    let mut new = step
+        .running()
+        .filter(|placement| placement.release == active)
+        .count();
+    let avoid: Vec<NodeName> = memory.avoided.keys().cloned().collect();
+    while new < bounds.wanted && there < bounds.most {
+        let mut wish = Wish {
+            release: active,
+            slot: None,
+            ceiling: step.ceiling(),
+            avoid: &avoid,
+        };
+        if there >= bounds.wanted {
+            // One too many for a moment: it may use what is kept free for losses.
+            wish.ceiling = Ceiling::Full;
+        }
+        step.place(&wish);
+        new += 1;
+        there += 1;
+    }
+}
+
+/// A copy that a node can't even start is started elsewhere, at growing intervals; where there is no other node it is left to try on.
+fn move_not_started(step: &mut Step<'_>, active: ReleaseNumber, memory: &mut Memory) {
+    if memory.next_move > step.now.instant {
+        return;
+    }
+    let failing = step
+        .running()
+        .find(|placement| placement.release == active && cannot_start(step, placement));
+    let Some(failing) = failing.cloned() else {
+        return;
+    };
+    memory
+        .avoided
+        .insert(failing.node.clone(), step.now.instant.after(AVOID_FOR));
+    memory.moves = memory.moves.saturating_add(1);
+    // Ten times the waits of a restart: 1 s, doubling.
+    memory.next_move = step
+        .now
+        .instant
+        .after(backoff::wait(memory.moves, 1.0) * 10);
+    let avoid: Vec<NodeName> = memory.avoided.keys().cloned().collect();
+    let (instance, _) = step.name(None);
+    let wish = Wish {
+        release: active,
+        slot: None,
+        ceiling: step.ceiling(),
+        avoid: &avoid,
+    };
+    step.refusal = None;
+    if step.try_place(&wish, &instance).is_ok() {
+        let message = format!(
+            "node {} could not start it, {instance} is started elsewhere",
+            failing.node
+        );
+        step.leave(&failing.instance, Reason::new("not-started", message));
+    }
+    step.refusal = None;
+}
+
+fn cannot_start(step: &Step<'_>, placement: &Placement) -> bool {
+    step.report(placement).is_some_and(|report| {
+        let never_ran = report
+            .last_exit
+            .as_ref()
+            .is_some_and(|exit| matches!(exit.how, ExitHow::NotStarted { .. }));
+        report.state == InstanceState::Failed && never_ran && report.restarts >= NOT_STARTED_TRIES
+    })
+}
+
+/// Old copies go as new ones become ready, then whatever is more than wanted.
+fn remove_surplus(step: &mut Step<'_>, rollout: &Rollout, active: ReleaseNumber, bounds: Bounds) {
+    let is_old = |placement: &&Placement| placement.release != active;
+    if !bounds.paused {
+        let reason = why_old_goes(rollout, active);
+        remove(step, bounds, bounds.fewest_ready, &reason, |step| {
+            names(step.running().filter(is_old))
+        });
+    }
+    let reason = Reason::new(
+        "scaled-down",
+        format!("{} copies are wanted", bounds.wanted),
+    );
+    remove(step, bounds, bounds.wanted, &reason, |step| {
+        match step.running().count() > bounds.most.max(bounds.wanted) {
+            true => names(step.running()),
+            false => surplus_of_active(step, active, bounds),
+        }
+    });
+}
+
+/// More copies of the active release than are wanted.
+fn surplus_of_active(step: &Step<'_>, active: ReleaseNumber, bounds: Bounds) -> Vec<InstanceName> {
+    let of_active = names(
+        step.running()
+            .filter(|placement| placement.release == active),
+    );
+    let total = step.running().count();
+    let surplus = of_active.len() > bounds.wanted || (bounds.paused && total > bounds.wanted);
+    if surplus { of_active } else { Vec::new() }
+}
+
+/// Tells candidates to leave, one at a time, while enough stay: `fewest` running, and as many ready as the bounds ask.
+fn remove(
+    step: &mut Step<'_>,
+    bounds: Bounds,
+    fewest: usize,
+    reason: &Reason,
+    candidates: impl Fn(&Step<'_>) -> Vec<InstanceName>,
+) {
+    loop {
+        let among = candidates(step);
+        let Some(instance) = step.first_to_go(&among) else {
+            return;
+        };
+        let goes_ready = step
+            .running()
+            .any(|placement| placement.instance == instance && step.is_ready(placement));
+        let ready = step
+            .running()
+            .filter(|placement| step.is_ready(placement))
+            .count();
+        let enough_ready = !goes_ready || ready > bounds.fewest_ready;
+        let enough = step.running().count() > fewest;
+        if !enough_ready || !enough {
+            return;
+        }
+        step.leave(&instance, reason.clone());
+    }
+}
+
+fn names<'p>(placements: impl Iterator<Item = &'p Placement>) -> Vec<InstanceName> {
+    placements
+        .map(|placement| placement.instance.clone())
+        .collect()
+}
+
+fn why_old_goes(rollout: &Rollout, active: ReleaseNumber) -> Reason {
+    match rollout.phase {
+        RolloutPhase::Failed => Reason::new(
+            "rollout-failed",
+            format!("release {} was judged bad", rollout.to),
+        ),
+        _ => Reason::new("replaced", format!("release {active} takes its place")),
+    }
+}

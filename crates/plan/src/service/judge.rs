@@ -1,0 +1,260 @@
+//! Whether a rollout is under way, done or bad.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use model::compute::{Placement, Wanted};
+use model::control::{Reason, Rollout, RolloutPhase};
+use model::ids::{NodeName, ReleaseNumber};
+use model::signals::Level;
+
+use super::Step;
+use crate::Instant;
+use crate::backoff;
+
+/// The deadlines of one service. Soft: an empty one begins every deadline anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Memory {
+    mark: Option<Mark>,
+    /// Nodes that could not start an instance, and until when they are not tried again.
+    pub(super) avoided: BTreeMap<NodeName, Instant>,
+    pub(super) moves: u32,
+    pub(super) next_move: Instant,
+}
+
+/// The closest that a rollout came, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    to: ReleaseNumber,
+    ready: usize,
+    old: usize,
+    since: Instant,
+}
+
+impl Memory {
+    /// Time that passes while a brake is on is no delay of the rollout's.
+    pub(super) fn hold(&mut self, now: Instant) {
+        if let Some(mark) = &mut self.mark {
+            mark.since = now;
+        }
+    }
+
+    /// Records how close the rollout is; says whether that is closer than ever.
+    fn mark(&mut self, to: ReleaseNumber, ready: usize, old: usize, now: Instant) -> bool {
+        let best = self.mark.filter(|mark| mark.to == to);
+        let closer = best.is_some_and(|best| ready > best.ready || old < best.old);
+        if best.is_none() || closer {
+            let ready = best.map_or(ready, |best| best.ready.max(ready));
+            let old = best.map_or(old, |best| best.old.min(old));
+            self.mark = Some(Mark {
+                to,
+                ready,
+                old,
+                since: now,
+            });
+        }
+        closer
+    }
+}
+
+/// The release whose copies should serve.
+pub(super) fn active(rollout: &Rollout) -> ReleaseNumber {
+    match (rollout.phase, rollout.from) {
+        (RolloutPhase::Failed, Some(from)) => from,
+        _ => rollout.to,
+    }
+}
+
+pub(super) fn level(phase: RolloutPhase) -> Level {
+    match phase {
+        RolloutPhase::Failed => Level::Error,
+        RolloutPhase::Rolling | RolloutPhase::Paused | RolloutPhase::Done => Level::Info,
+    }
+}
+
+/// The rollout as it now stands.
+pub(super) fn judge(step: &Step<'_>, memory: &mut Memory, target: ReleaseNumber) -> Rollout {
+    let known = step.view.rollout.filter(|rollout| rollout.to == target);
+    let mut rollout = known.cloned().unwrap_or_else(|| begin(step, target));
+    if known.is_none() {
+        *memory = Memory::default();
+    }
+    rollout.from = rollout
+        .from
+        .filter(|from| step.view.releases.contains_key(from));
+    let count = Count::of(step, target);
+    let closer = memory.mark(target, count.ready, count.old, step.now.instant);
+    match rollout.phase {
+        RolloutPhase::Done => {}
+        RolloutPhase::Paused => memory.hold(step.now.instant),
+        RolloutPhase::Failed if rollout.from.is_some() => {}
+        RolloutPhase::Rolling | RolloutPhase::Failed if count.is_complete() => {
+            let message = format!("release {target} serves with {} ready", count.ready);
+            change(
+                &mut rollout,
+                RolloutPhase::Done,
+                Reason::new("rolled-out", message),
+                step.now.at,
+            );
+        }
+        RolloutPhase::Failed => {}
+        RolloutPhase::Rolling => {
+            if closer {
+                rollout.progressed_at = step.now.at;
+            }
+            if is_overdue(step, memory, target) {
+                let reason = why_bad(step, &rollout);
+                change(&mut rollout, RolloutPhase::Failed, reason, step.now.at);
+            }
+        }
+    }
+    rollout
+}
+
+/// When the deadline of a rollout under way passes.
+pub(super) fn wake(step: &Step<'_>, memory: &Memory, rollout: &Rollout) -> Option<Instant> {
+    let mark = memory
+        .mark
+        .filter(|_| rollout.phase == RolloutPhase::Rolling)?;
+    Some(
+        mark.since
+            .after(step.spec(rollout.to).rollout.ready_within.duration()),
+    )
+}
+
+fn change(rollout: &mut Rollout, phase: RolloutPhase, reason: Reason, at: Timestamp) {
+    rollout.phase = phase;
+    rollout.reason = reason;
+    rollout.progressed_at = at;
+}
+
+fn begin(step: &Step<'_>, to: ReleaseNumber) -> Rollout {
+    let from = last_good(step);
+    let message = match from {
+        Some(from) => format!("release {from} is replaced by release {to}"),
+        None => format!("release {to} is the first"),
+    };
+    Rollout {
+        to,
+        from,
+        phase: RolloutPhase::Rolling,
+        reason: Reason::new("rolling", message),
+        started_at: step.now.at,
+        progressed_at: step.now.at,
+    }
+}
+
+/// What to fall back to: what was rolled out, or what was being rolled out and already serves.
+fn last_good(step: &Step<'_>) -> Option<ReleaseNumber> {
+    let before = step.view.rollout?;
+    let serves = || {
+        let mut of_it = step
+            .running()
+            .filter(|placement| placement.release == before.to);
+        of_it
+            .any(|placement| step.is_ready(placement))
+            .then_some(before.to)
+    };
+    match before.phase {
+        RolloutPhase::Done => Some(before.to),
+        RolloutPhase::Failed => before.from,
+        RolloutPhase::Rolling | RolloutPhase::Paused => before.from.or_else(serves),
+    }
+}
+
+/// How far a rollout is.
+struct Count {
+    ready: usize,
+    wanted: usize,
+    /// Copies of other releases that are still there, leaving or not.
+    old: usize,
+    old_running: usize,
+}
+
+impl Count {
+    fn of(step: &Step<'_>, to: ReleaseNumber) -> Self {
+        let held = step
+            .running()
+            .filter(|placement| step.is_held(placement))
+            .count();
+        let is_old = |placement: &&Placement| placement.release != to && !step.is_held(placement);
+        let ready = step
+            .running()
+            .filter(|new| new.release == to && step.is_ready(new))
+            .count();
+        Self {
+            ready,
+            wanted: (step.view.replicas as usize).saturating_sub(held),
+            old: step.group.placements.iter().filter(is_old).count(),
+            old_running: step.running().filter(is_old).count(),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.ready >= self.wanted && self.old_running == 0
+    }
+}
+
+/// Nothing came closer for as long as a new instance may take.
+fn is_overdue(step: &Step<'_>, memory: &Memory, to: ReleaseNumber) -> bool {
+    let within = step.spec(to).rollout.ready_within.duration();
+    let late = memory
+        .mark
+        .is_some_and(|mark| step.now.instant.since(mark.since) >= within);
+    late && (unready(step, to).is_some() || !step.view.group.pending.is_empty())
+}
+
+fn unready<'s>(step: &'s Step<'_>, to: ReleaseNumber) -> Option<&'s Placement> {
+    step.running()
+        .find(|new| new.release == to && !step.is_ready(new) && !step.is_held(new))
+}
+
+fn why_bad(step: &Step<'_>, rollout: &Rollout) -> Reason {
+    let within = step.spec(rollout.to).rollout.ready_within;
+    let (what, detail) = match unready(step, rollout.to) {
+        Some(new) => (
+            format!(
+                "{} on node {} was not ready within {within}",
+                new.instance, new.node
+            ),
+            last_words(step, new),
+        ),
+        None => {
+            let pending = step.view.group.pending.first();
+            let what = pending.map_or_else(String::new, |pending| {
+                format!(
+                    "{} had no place for {within}: {}",
+                    pending.instance, pending.reason
+                )
+            });
+            (what, Vec::new())
+        }
+    };
+    let then = match rollout.from {
+        Some(from) => format!("release {from} goes on serving"),
+        None => "it is the first release, so it is tried on".to_owned(),
+    };
+    let ended = detail
+        .first()
+        .map_or_else(String::new, |line| format!(" ({line})"));
+    let message = format!(
+        "release {} was judged bad: {what}{ended}; {then}",
+        rollout.to
+    );
+    Reason::new("not-ready", message).with_detail(detail)
+}
+
+/// What the instance last said of itself: its last exit, and why it is as it is.
+fn last_words(step: &Step<'_>, placement: &Placement) -> Vec<String> {
+    debug_assert_eq!(placement.wanted, Wanted::Run);
+    let Some(report) = step.report(placement) else {
+        return Vec::new();
+    };
+    let exit = report
+        .last_exit
+        .as_ref()
+        .map(|exit| format!("last exit: {}", backoff::ended(&exit.how)));
+    exit.into_iter()
+        .chain(report.reason.as_ref().map(|reason| reason.message.clone()))
+        .collect()
+}

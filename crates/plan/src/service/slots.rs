@@ -1,0 +1,164 @@
+//! Copies with volumes: numbered slots, each with a home, each held by at most one instance at a time.
+
+use model::compute::{Pending, Placement};
+use model::control::{Reason, Rollout, RolloutPhase};
+use model::ids::{InstanceName, ReleaseNumber};
+
+use super::{Step, Wish};
+
+pub(super) fn act(step: &mut Step<'_>, rollout: &Rollout, active: ReleaseNumber) {
+    hold_lost(step);
+    fill(step, active);
+    if step.is_settled() {
+        leave_unwanted(step);
+        if rollout.phase != RolloutPhase::Paused {
+            roll(step, rollout, active);
+        }
+    }
+}
+
+/// What a running copy is to a rollout.
+enum Copy {
+    /// As it should be.
+    New,
+    NewUnready,
+    OldReady(InstanceName),
+    /// Of another release and not ready: taking it down costs nothing.
+    OldUnready(InstanceName),
+    /// Its node is lost.
+    Held,
+}
+
+/// An instance whose volume is on a lost node keeps its place and is listed as pending: it resumes when the node does.
+fn hold_lost(step: &mut Step<'_>) {
+    let held: Vec<_> = step
+        .running()
+        .filter(|placement| step.is_held(placement))
+        .cloned()
+        .collect();
+    for placement in held {
+        let known = step
+            .group
+            .pending
+            .iter()
+            .find(|pending| pending.instance == placement.instance);
+        let since = known.map_or(step.now.at, |pending| pending.since);
+        step.pending.push(Pending {
+            reason: Reason::new(
+                "volume-on-lost-node",
+                format!("volume on lost node {}", placement.node),
+            ),
+            instance: placement.instance,
+            release: placement.release,
+            slot: placement.slot,
+            since,
+        });
+    }
+}
+
+/// Fills the empty slots, as far as copies without a slot (from a release without volumes) leave room.
+fn fill(step: &mut Step<'_>, active: ReleaseNumber) {
+    let without_slot = step
+        .group
+        .placements
+        .iter()
+        .filter(|placement| placement.slot.is_none())
+        .count();
+    let wanted = step.view.replicas as usize;
+    let mut room = wanted
+        .saturating_sub(without_slot)
+        .saturating_sub(step.group.placements.len() - without_slot);
+    for slot in 0..step.view.replicas {
+        if occupant(step, slot).is_some() || room == 0 {
+            continue;
+        }
+        room -= 1;
+        let wish = Wish {
+            release: active,
+            slot: Some(slot),
+            ceiling: step.ceiling(),
+            avoid: &[],
+        };
+        step.place(&wish);
+    }
+}
+
+fn occupant<'s>(step: &'s Step<'_>, slot: u32) -> Option<&'s Placement> {
+    step.group
+        .placements
+        .iter()
+        .find(|placement| placement.slot == Some(slot))
+}
+
+/// Slots beyond the wanted number. Their volumes stay where they are.
+fn leave_unwanted(step: &mut Step<'_>) {
+    let is_unwanted = |placement: &&Placement| {
+        placement
+            .slot
+            .is_some_and(|slot| slot >= step.view.replicas)
+    };
+    let unwanted: Vec<_> = step
+        .running()
+        .filter(is_unwanted)
+        .map(|placement| placement.instance.clone())
+        .collect();
+    for instance in unwanted {
+        let message = format!(
+            "{} copies are wanted; its volumes are kept",
+            step.view.replicas
+        );
+        step.leave(&instance, Reason::new("scaled-down", message));
+    }
+}
+
+/// Takes down old copies: as many as may be unavailable, those that are not ready first. Each is replaced once it is gone.
+fn roll(step: &mut Step<'_>, rollout: &Rollout, active: ReleaseNumber) {
+    let copies: Vec<Copy> = step
+        .running()
+        .map(|placement| look(step, active, placement))
+        .collect();
+    let count = |of: fn(&Copy) -> bool| copies.iter().filter(|copy| of(copy)).count();
+    let held = count(|copy| matches!(copy, Copy::Held));
+    let there = count(|copy| matches!(copy, Copy::New | Copy::OldReady(_) | Copy::OldUnready(_)));
+    // Missing because of what we do: gone, leaving, or new and not yet ready.
+    let missing = (step.view.replicas as usize).saturating_sub(held + there);
+    let mut may_go =
+        (step.spec(active).rollout.unavailable.max(1) as usize).saturating_sub(missing);
+    let reason = match rollout.phase {
+        RolloutPhase::Failed => Reason::new(
+            "rollout-failed",
+            format!("release {} was judged bad", rollout.to),
+        ),
+        _ => Reason::new(
+            "replaced",
+            format!("release {active} takes its place and its volumes"),
+        ),
+    };
+    let unready = copies.iter().filter_map(|copy| match copy {
+        Copy::OldUnready(instance) => Some(instance),
+        _ => None,
+    });
+    let ready = copies.iter().rev().filter_map(|copy| match copy {
+        Copy::OldReady(instance) => Some(instance),
+        _ => None,
+    });
+    let has_unready = count(|copy| matches!(copy, Copy::OldUnready(_))) > 0;
+    for instance in unready.chain(ready.filter(|_| !has_unready)) {
+        if may_go == 0 {
+            return;
+        }
+        step.leave(instance, reason.clone());
+        may_go -= 1;
+    }
+}
+
+fn look(step: &Step<'_>, active: ReleaseNumber, placement: &Placement) -> Copy {
+    let instance = || placement.instance.clone();
+    match (placement.release == active, step.is_ready(placement)) {
+        _ if step.is_held(placement) => Copy::Held,
+        (true, true) => Copy::New,
+        (true, false) => Copy::NewUnready,
+        (false, true) => Copy::OldReady(instance()),
+        (false, false) => Copy::OldUnready(instance()),
+    }
+}
