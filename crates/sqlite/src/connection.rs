@@ -61,6 +61,8 @@ fn open(options: &Options, flags: OpenFlags) -> Result<Connection, Error> {
 fn settle(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_prepared_statement_cache_capacity(PREPARED_STATEMENTS);
     connection.busy_timeout(BUSY_TIMEOUT)?;
+    // Plans must not depend on bound values: with a partial index each binding would prepare the statement anew.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "mmap_size", 0)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;

@@ -1,4 +1,4 @@
-//! `cargo run --release -p store --example bench -- [DIRECTORY]`: durable writes a second of the embedded engine.
+//! `cargo run --release -p store --example bench -- [DIRECTORY [CLIENTS...]]`: durable writes a second of the embedded engine.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,13 +6,21 @@ use std::sync::Arc;
 use store::bench::{self, Options};
 use store::sqlite::{self, SqliteStore};
 
-fn main() -> Result<(), store::Error> {
-    let directory = std::env::args_os()
-        .nth(1)
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let directory = arguments
+        .next()
         .map_or_else(std::env::temp_dir, PathBuf::from);
-    let path = directory.join(format!("store-bench-{}.db", std::process::id()));
-    for clients in [1, 64, 256, 1024] {
-        let store = SqliteStore::open(sqlite::Options::new(&path))?;
+    let mut clients = arguments
+        .map(|count| count.parse())
+        .collect::<Result<Vec<usize>, _>>()?;
+    if clients.is_empty() {
+        clients = vec![1, 64, 256, 1024];
+    }
+    for clients in clients {
+        let fresh = directory.join(format!("store-bench-{}", std::process::id()));
+        std::fs::create_dir(&fresh)?;
+        let store = SqliteStore::open(sqlite::Options::new(fresh.join("store.db")))?;
         println!(
             "{}",
             bench::run(
@@ -23,11 +31,7 @@ fn main() -> Result<(), store::Error> {
                 }
             )?
         );
-        for suffix in ["", "-wal", "-shm", "-lock"] {
-            let mut file = path.clone().into_os_string();
-            file.push(suffix);
-            let _ = std::fs::remove_file(file);
-        }
+        std::fs::remove_dir_all(&fresh)?;
     }
     Ok(())
 }

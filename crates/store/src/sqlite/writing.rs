@@ -153,10 +153,10 @@ impl<'connection> NextRow<'connection> {
     }
 }
 
+const HEAD: &str = "SELECT value IS NULL, created, version, lease FROM history WHERE key = ?1 ORDER BY id DESC LIMIT 1";
+
 fn head(connection: &Connection, key: &str) -> rusqlite::Result<Option<Head>> {
-    let mut statement = connection.prepare_cached(
-        "SELECT value IS NULL, created, version, lease FROM history WHERE key = ?1 ORDER BY id DESC LIMIT 1",
-    )?;
+    let mut statement = connection.prepare_cached(HEAD)?;
     statement
         .query_row([key], |row| {
             Ok(Head {
@@ -265,4 +265,30 @@ pub(super) fn compact_to(connection: &Connection, through: Revision) -> Result<R
             signed(marks.newest.number())
         ])?;
     Ok(reached)
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::StatementStatus;
+
+    use super::*;
+
+    /// A plan that depends on bound values is made anew for each write, which costs more than the write.
+    #[test]
+    fn the_hot_statement_is_prepared_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = crate::sqlite::Options::new(directory.path().join("store.db")).database;
+        let database = ::sqlite::Database::open(options).unwrap();
+        let prepared_again = database.write(|connection| {
+            for key in ["a", "b", "c"] {
+                assert!(head(connection, key).unwrap().is_none());
+            }
+            let statement = connection.prepare_cached(HEAD).unwrap();
+            Ok::<_, ::sqlite::Error>((
+                statement.get_status(StatementStatus::Run),
+                statement.get_status(StatementStatus::RePrepare),
+            ))
+        });
+        assert_eq!(prepared_again.wait(), Ok((3, 0)));
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sqlite::testing::Disk;
 use store::sqlite::{Options, SqliteStore};
-use store::{Error, List, Store, Transaction, list_all};
+use store::{Error, Event, List, Store, Transaction, list_all};
 
 use crate::engines::{ManualClock, block_on};
 
@@ -132,4 +132,33 @@ fn an_unknown_outcome_is_told_as_such() {
     disk.set_syncs_fail(true);
     let error = block_on(store.transact(Transaction::new().put("a", "1"))).unwrap_err();
     assert!(matches!(error, Error::OutcomeUnknown(_)), "{error:?}");
+}
+
+#[test]
+fn maintenance_lets_leases_expire() {
+    let disk = Disk::new();
+    let clock = Arc::new(ManualClock::default());
+    let store = Arc::new(
+        SqliteStore::open(Options {
+            clock: clock.clone(),
+            ..on(&disk)
+        })
+        .unwrap(),
+    );
+    block_on(async {
+        let lease = store.grant(MINUTE).await.unwrap();
+        let put = store
+            .transact(Transaction::new().put_leased("a", "1", lease))
+            .await
+            .unwrap();
+        let mut watcher = store.watch("", put).await.unwrap();
+        let maintaining = tokio::spawn(store::maintain(store.clone()));
+        clock.advance(MINUTE);
+        let change = tokio::time::timeout(MINUTE, watcher.next())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(matches!(&change.events[..], [Event::Deleted { key, .. }] if &**key == "a"));
+        maintaining.abort();
+    });
 }
