@@ -73,9 +73,9 @@ fn check_integrity(database: &Database) {
 }
 
 /// Keeps the writer busy until the sender is dropped, so that requests gather.
-fn hold_writer(database: &Database) -> (mpsc::Sender<()>, Pending<(), Refusal>) {
-    let (release, held) = mpsc::channel::<()>();
-    let (started, running) = mpsc::channel();
+fn hold_writer(database: &Database) -> (mpsc::SyncSender<()>, Pending<(), Refusal>) {
+    let (release, held) = mpsc::sync_channel::<()>(1);
+    let (started, running) = mpsc::sync_channel(1);
     let pending = database.write(move |_| {
         let _ = started.send(());
         let _ = held.recv();
@@ -120,7 +120,7 @@ fn verdicts_come_in_the_order_of_requests_after_the_sync() {
     let database = Database::open(on(&disk)).unwrap();
     let (release, holder) = hold_writer(&database);
     let before = disk.syncs();
-    let (sender, receiver) = mpsc::channel();
+    let (sender, receiver) = mpsc::sync_channel(16);
     for value in 0..5 {
         let (sender, disk) = (sender.clone(), disk.clone());
         let work = move |connection: &Connection| {
