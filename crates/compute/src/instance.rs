@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Group;
 use crate::identity::ProcessIdentity;
+use crate::runtime::Identity;
 
 pub(crate) const SOCKET: &str = "shim.sock";
 /// Room set aside at the start, so that the exit can be recorded on a full disk.
@@ -31,6 +32,8 @@ pub fn log_directory(directory: &Path) -> PathBuf {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Prepared {
     pub artifact: Option<Digest>,
+    /// Whom the copy belongs to.
+    pub owner: Option<Identity>,
 }
 
 /// `shim.json`: what a later agent needs to recognise shim and workload.

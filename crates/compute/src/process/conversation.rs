@@ -139,43 +139,41 @@ async fn settle(directory: &Path, record: Record) -> Result<Exit, Error> {
     .await
 }
 
-/// Starts the task that hears the shim. `shim`: our child, to be reaped.
-pub(super) fn begin(
-    shared: &Arc<Shared>,
-    instance: &InstanceId,
-    pid: u32,
-    requests: mpsc::Receiver<Request>,
-    stream: Option<Stream>,
-    shim: Option<Child>,
-) {
-    let running = shared
-        .running
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let directory = running
-        .get(instance)
-        .map(|running| running.directory.clone())
-        .unwrap_or_default();
-    drop(running);
+/// A run that is to be heard.
+pub(super) struct Run {
+    pub pid: u32,
+    /// The signal that froze it, as far as the agent knows.
+    pub stopped: Option<i32>,
+    pub requests: mpsc::Receiver<Request>,
+    /// When it is already connected.
+    pub stream: Option<Stream>,
+    /// Our child, to be reaped.
+    pub shim: Option<Child>,
+}
+
+/// Starts the task that hears the shim.
+pub(super) fn begin(shared: &Arc<Shared>, instance: &InstanceId, directory: &Path, run: Run) {
     let hearer = Hearer {
         shared: shared.clone(),
         instance: instance.clone(),
-        pid,
-        directory,
+        directory: directory.to_owned(),
+        pid: run.pid,
+        stopped: run.stopped,
     };
-    tokio::spawn(hearer.run(requests, stream, shim));
+    tokio::spawn(hearer.run(run.requests, run.stream, run.shim));
 }
 
 struct Hearer {
     shared: Arc<Shared>,
     instance: InstanceId,
-    pid: u32,
     directory: PathBuf,
+    pid: u32,
+    stopped: Option<i32>,
 }
 
 impl Hearer {
     async fn run(
-        self,
+        mut self,
         mut requests: mpsc::Receiver<Request>,
         mut stream: Option<Stream>,
         shim: Option<Child>,
@@ -195,9 +193,7 @@ impl Hearer {
                     ..
                 }) => {
                     // What happened while nobody heard.
-                    if let Some(signal) = stopped {
-                        self.tell(Happening::Stopped { signal }).await;
-                    }
+                    self.freeze(stopped).await;
                     stream = Some(found);
                 }
                 Err(error) => {
@@ -218,7 +214,7 @@ impl Hearer {
 
     /// Until the connection ends; the exit when that was told.
     async fn converse(
-        &self,
+        &mut self,
         mut stream: Stream,
         requests: &mut mpsc::Receiver<Request>,
     ) -> Option<Exit> {
@@ -245,17 +241,30 @@ impl Hearer {
         }
     }
 
-    async fn hear(&self, notice: Notice) -> Option<Exit> {
+    async fn hear(&mut self, notice: Notice) -> Option<Exit> {
         match notice {
             Notice::Exited { exit } => return Some(exit),
-            Notice::Stopped { signal } => self.tell(Happening::Stopped { signal }).await,
-            Notice::Continued => self.tell(Happening::Continued).await,
+            Notice::Stopped { signal } => self.freeze(Some(signal)).await,
+            Notice::Continued => self.freeze(None).await,
             Notice::Refused { error } => {
                 tracing::warn!(instance = %self.instance, error, "the shim refused a request");
             }
             Notice::Hello { .. } => {}
         }
         None
+    }
+
+    /// Tells what froze it or that it goes on, if that is news.
+    async fn freeze(&mut self, stopped: Option<i32>) {
+        if self.stopped == stopped {
+            return;
+        }
+        self.stopped = stopped;
+        self.tell(match stopped {
+            Some(signal) => Happening::Stopped { signal },
+            None => Happening::Continued,
+        })
+        .await;
     }
 
     async fn tell(&self, what: Happening) {

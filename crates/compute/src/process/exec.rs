@@ -52,7 +52,6 @@ pub(super) async fn exec(
 async fn spawn(options: &Options, work: &Path, program: &Program) -> io::Result<Child> {
     let mut command = Command::new(&options.binary);
     command
-        .args(&options.arguments)
         .args(["shim-exec", "attached"])
         .env_clear()
         .current_dir(work);
@@ -116,15 +115,15 @@ impl Terminal {
 
     fn session(self, mut child: Child) -> io::Result<Session> {
         rustix::io::ioctl_fionbio(&self.master, true)?;
-        let input = AsyncFd::new(self.master.try_clone()?)?;
-        let output = AsyncFd::new(self.master.try_clone()?)?;
+        let input = Side::new(self.master.try_clone()?)?;
+        let output = Side::new(self.master.try_clone()?)?;
         let error = child
             .stderr
             .take()
             .ok_or_else(|| io::Error::other("a pipe is missing"))?;
         Ok(Session {
-            input: Box::new(Side(input)),
-            output: Box::new(Side(output)),
+            input: Box::new(input),
+            output: Box::new(output),
             error: Box::new(error),
             exit: Box::pin(async move { child.wait().await.map(exit_how) }),
             resize: Some(Box::new(move |size| resize(&self.master, size))),
@@ -144,6 +143,16 @@ fn resize(master: &File, size: TerminalSize) -> io::Result<()> {
 
 /// The master as a stream.
 struct Side(AsyncFd<File>);
+
+impl Side {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe for types whose descriptor may change; a file's never does"
+    )]
+    fn new(master: File) -> io::Result<Self> {
+        Ok(Self(AsyncFd::new(master)?))
+    }
+}
 
 impl AsyncRead for Side {
     fn poll_read(

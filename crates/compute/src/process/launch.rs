@@ -88,7 +88,6 @@ fn spawn(options: &Options, directory: &Path) -> Result<Child, Error> {
         .map_err(started)?;
     let mut command = Command::new(&options.binary);
     command
-        .args(&options.arguments)
         .arg("shim")
         .arg(directory)
         .env_clear()

@@ -4,7 +4,6 @@
 //! in the shim and in the instance's directory: this runtime can be dropped at any time, and another adopts.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +21,8 @@ use crate::runtime::{
 };
 use crate::shim::protocol::Request;
 
+use conversation::{Found, Run};
+
 mod conversation;
 mod exec;
 mod launch;
@@ -37,8 +38,6 @@ const REMOVE_PATIENCE: Duration = Duration::from_secs(30);
 pub struct Options {
     /// The binary whose `shim` and `shim-exec` are the crate's entry points.
     pub binary: PathBuf,
-    /// Arguments before `shim`; usually none.
-    pub arguments: Vec<OsString>,
     /// `None` where no cgroup may be used.
     pub cgroups: Option<Cgroups>,
     /// Bounded: when the agent does not keep up, the shims' news wait.
@@ -52,12 +51,7 @@ pub struct ProcessRuntime {
 
 struct Shared {
     options: Options,
-    running: Mutex<HashMap<InstanceId, Running>>,
-}
-
-struct Running {
-    directory: PathBuf,
-    requests: mpsc::Sender<Request>,
+    running: Mutex<HashMap<InstanceId, mpsc::Sender<Request>>>,
 }
 
 impl ProcessRuntime {
@@ -72,28 +66,16 @@ impl ProcessRuntime {
 impl Shared {
     fn sender(&self, instance: &InstanceId) -> Option<mpsc::Sender<Request>> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running
-            .get(instance)
-            .map(|running| running.requests.clone())
+        running.get(instance).cloned()
     }
 
-    fn register(
-        &self,
-        instance: &InstanceId,
-        directory: &Path,
-    ) -> Result<mpsc::Receiver<Request>, Error> {
+    fn register(&self, instance: &InstanceId) -> Result<mpsc::Receiver<Request>, Error> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if running.contains_key(instance) {
             return Err(Error::Running(instance.clone()));
         }
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
-        running.insert(
-            instance.clone(),
-            Running {
-                directory: directory.to_owned(),
-                requests,
-            },
-        );
+        running.insert(instance.clone(), requests);
         Ok(receiver)
     }
 
@@ -122,18 +104,18 @@ impl Runtime for ProcessRuntime {
 
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<Started, Error>> {
         Box::pin(async move {
-            let requests = self.shared.register(&spec.instance, &spec.directory)?;
+            let requests = self.shared.register(&spec.instance)?;
             let launched = launch::launch(&self.shared.options, spec).await;
             match launched {
                 Ok((started, shim)) => {
-                    conversation::begin(
-                        &self.shared,
-                        &spec.instance,
-                        started.pid,
+                    let run = Run {
+                        pid: started.pid,
+                        stopped: None,
                         requests,
-                        None,
-                        Some(shim),
-                    );
+                        stream: None,
+                        shim: Some(shim),
+                    };
+                    conversation::begin(&self.shared, &spec.instance, &spec.directory, run);
                     Ok(started)
                 }
                 Err(error) => {
@@ -150,9 +132,9 @@ impl Runtime for ProcessRuntime {
         directory: &'a Path,
     ) -> BoxFuture<'a, Result<Adopted, Error>> {
         Box::pin(async move {
-            let requests = self.shared.register(instance, directory)?;
+            let requests = self.shared.register(instance)?;
             match conversation::find(directory).await {
-                Ok(conversation::Found::Running {
+                Ok(Found::Running {
                     stream,
                     record,
                     stopped,
@@ -161,24 +143,24 @@ impl Runtime for ProcessRuntime {
                         pid: record.workload.pid,
                         at: record.started_at,
                     };
-                    conversation::begin(
-                        &self.shared,
-                        instance,
-                        started.pid,
+                    let run = Run {
+                        pid: started.pid,
+                        stopped,
                         requests,
-                        Some(stream),
-                        None,
-                    );
+                        stream: Some(stream),
+                        shim: None,
+                    };
+                    conversation::begin(&self.shared, instance, directory, run);
                     Ok(Adopted::Running {
                         started,
                         frozen: stopped.is_some(),
                     })
                 }
-                Ok(conversation::Found::Ended(exit)) => {
+                Ok(Found::Ended(exit)) => {
                     self.shared.forget(instance);
                     Ok(Adopted::Ended { exit })
                 }
-                Ok(conversation::Found::Nothing) => {
+                Ok(Found::Nothing) => {
                     self.shared.forget(instance);
                     Ok(Adopted::NotStarted)
                 }
@@ -227,9 +209,9 @@ impl Runtime for ProcessRuntime {
             .running
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        for instance in running.values() {
+        for requests in running.values() {
             // A full queue holds an earlier renewal, or belongs to a shim that does not answer: the next one tells more.
-            let _ = instance.requests.try_send(Request::Renew { sent_at });
+            let _ = requests.try_send(Request::Renew { sent_at });
         }
     }
 

@@ -17,6 +17,7 @@ pub(super) fn prepare(spec: &InstanceSpec) -> Result<(), Error> {
     // Others may pass, not look: the workload's user must reach its working directory.
     set_mode(directory, 0o711)?;
     let wanted = Prepared {
+        owner: spec.identity,
         artifact: spec
             .artifact
             .as_ref()

@@ -12,8 +12,9 @@
 //! The lease is enforced here, by the pure steps of [`supervision`], with or without an agent.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use jiff::Timestamp;
@@ -59,31 +60,63 @@ pub fn run(arguments: &[OsString], open_sink: OpenSink<'_>) -> ExitCode {
         );
         return ExitCode::from(2);
     };
-    match start(directory, open_sink) {
+    let started = std::path::absolute(directory)
+        .map_err(|error| Refusal {
+            error: error.to_string(),
+            directory: None,
+        })
+        .and_then(|directory| start(&directory, open_sink));
+    match started {
         Ok(shim) => shim.serve(),
-        Err(error) => refuse(directory, error),
+        Err(refusal) => refuse(refusal),
     }
 }
 
-fn start(directory: &Path, open_sink: OpenSink<'_>) -> Result<serve::Shim, String> {
-    let told = |doing: &'static str| move |error: io::Error| format!("{doing}: {error}");
+/// Why nothing was started.
+struct Refusal {
+    error: String,
+    /// Where to record it; `None` when the directory is not ours, since another shim runs in it.
+    directory: Option<PathBuf>,
+}
+
+fn start(directory: &Path, open_sink: OpenSink<'_>) -> Result<serve::Shim, Refusal> {
     // Fails for the leader of a process group, which has no session to leave; then it already has its own.
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let launch = read_launch().map_err(told("reading the launch"))?;
-    std::env::set_current_dir(directory).map_err(told("entering the instance's directory"))?;
-    let lock = std::fs::File::open(".").map_err(told("opening the instance's directory"))?;
-    lock.try_lock()
-        .map_err(|_| "another shim runs in this directory".to_owned())?;
-    instance::reserve_exit(Path::new(".")).map_err(told("setting room aside for the exit"))?;
-    let sink =
-        open_sink(&instance::log_directory(Path::new("."))).map_err(told("opening the log"))?;
-    let shim = serve::Shim::start(launch, sink, lock)?;
+    let (launch, lock) = enter(directory).map_err(|error| Refusal {
+        error,
+        directory: None,
+    })?;
+    let shim = prepare(launch, lock, open_sink).map_err(|error| Refusal {
+        error,
+        directory: Some(directory.to_owned()),
+    })?;
     reply(&Launched::Started {
         pid: shim.pid(),
         at: shim.started_at(),
     });
     Ok(shim)
+}
+
+fn told(doing: &'static str) -> impl FnOnce(io::Error) -> String {
+    move |error| format!("{doing}: {error}")
+}
+
+/// Reads the launch and takes the directory: one shim at a time.
+fn enter(directory: &Path) -> Result<(Launch, File), String> {
+    let launch = read_launch().map_err(told("reading the launch"))?;
+    std::env::set_current_dir(directory).map_err(told("entering the instance's directory"))?;
+    let lock = File::open(".").map_err(told("opening the instance's directory"))?;
+    lock.try_lock()
+        .map_err(|_| "another shim runs in this directory".to_owned())?;
+    Ok((launch, lock))
+}
+
+fn prepare(launch: Launch, lock: File, open_sink: OpenSink<'_>) -> Result<serve::Shim, String> {
+    instance::reserve_exit(Path::new(".")).map_err(told("setting room aside for the exit"))?;
+    let sink =
+        open_sink(&instance::log_directory(Path::new("."))).map_err(told("opening the log"))?;
+    serve::Shim::start(launch, sink, lock)
 }
 
 fn read_launch() -> io::Result<Launch> {
@@ -102,28 +135,24 @@ fn reply(launched: &Launched) {
         let mut stdout = io::stdout().lock();
         let _ = stdout.write_all(&text).and_then(|()| stdout.flush());
     }
-    if let Ok(null) = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-    {
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
     }
 }
 
-fn refuse(directory: &Path, error: String) -> ExitCode {
-    let exit = Exit {
-        how: ExitHow::NotStarted {
-            error: error.clone(),
-        },
-        at: Timestamp::now(),
-    };
-    // The agent is told as well; by now the directory may be the current one, or never have been there.
-    let here = Path::new(instance::SOCKET)
-        .parent()
-        .filter(|_| Path::new("exit.json.new").exists());
-    let _ = instance::write_exit(here.unwrap_or(directory), &exit);
+fn refuse(refusal: Refusal) -> ExitCode {
+    let error = refusal.error;
+    if let Some(directory) = refusal.directory {
+        let exit = Exit {
+            how: ExitHow::NotStarted {
+                error: error.clone(),
+            },
+            at: Timestamp::now(),
+        };
+        // The agent is told as well.
+        let _ = instance::write_exit(&directory, &exit);
+    }
     reply(&Launched::NotStarted { error });
     ExitCode::FAILURE
 }

@@ -24,7 +24,7 @@ use signal_hook::consts::{SIGCHLD, SIGTERM};
 use super::protocol::{Launch, Notice, Request};
 use super::socket::Clients;
 use super::supervision::{Action, Cause, Ended, Input, Supervision, exit_how};
-use super::{Sink, output, workload};
+use super::{Sink, output, told, workload};
 use crate::cgroup::Group;
 use crate::identity::ProcessIdentity;
 use crate::instance::{self, Record};
@@ -93,7 +93,6 @@ impl Shim {
         mut sink: Box<dyn Sink>,
         lock: File,
     ) -> Result<Self, String> {
-        let told = |doing: &'static str| move |error: io::Error| format!("{doing}: {error}");
         let clients =
             Clients::listen(instance::SOCKET).map_err(told("listening on the shim's socket"))?;
         let signals = Signals::register().map_err(told("registering for signals"))?;
@@ -123,7 +122,7 @@ impl Shim {
             io::Result::Ok((record, output))
         };
         let (record, output) = begin().map_err(|error| {
-            let _ = workload::kill_rest(spawned.pid, cgroup.as_ref());
+            let _ = kill_unrecorded(spawned.pid, cgroup.as_ref());
             format!("recording the start: {error}")
         })?;
         Ok(Self {
@@ -283,7 +282,7 @@ impl Shim {
         let at = Timestamp::now();
         let kills = self.cgroup.as_ref().map_or(0, Group::out_of_memory_kills);
         let kills = kills.saturating_sub(self.kills_before);
-        if let Err(error) = workload::kill_rest(self.pid, self.cgroup.as_ref()) {
+        if let Err(error) = workload::kill_rest(self.cgroup.as_ref()) {
             self.remark(&error);
         }
         let how = exit_how(ended, self.supervision.cause(), kills > 0, self.memory);
@@ -316,6 +315,12 @@ impl Shim {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// A workload whose start could not be recorded must not run: nobody would find it.
+fn kill_unrecorded(pid: Pid, cgroup: Option<&Group>) {
+    let _ = workload::kill_all(pid, cgroup);
+    let _ = workload::kill_rest(cgroup);
 }
 
 fn describe(how: &ExitHow, out_of_memory_kills: u64) -> String {

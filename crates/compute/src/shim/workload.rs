@@ -142,10 +142,14 @@ fn holds(work: &Path) -> String {
     }
 }
 
-/// SIGKILL to the whole workload, known by its cgroup, its process group, and by parentage: whatever is orphaned below the
-/// shim becomes its child.
+/// SIGKILL to the whole workload, known by its process group, its cgroup, and by parentage: whatever is orphaned below the
+/// shim becomes its child. The main process must not have been reaped, or the group's number may be another's.
 pub(super) fn kill_all(pid: Pid, cgroup: Option<&Group>) -> Result<(), String> {
     let _ = kill_process_group(pid, Signal::KILL);
+    kill_known(cgroup)
+}
+
+fn kill_known(cgroup: Option<&Group>) -> Result<(), String> {
     let result = cgroup.map_or(Ok(()), |group| group.kill_all(KILL_PATIENCE));
     for child in children() {
         let _ = kill_process(child, Signal::KILL);
@@ -154,15 +158,15 @@ pub(super) fn kill_all(pid: Pid, cgroup: Option<&Group>) -> Result<(), String> {
 }
 
 /// After the main process was reaped: kills and reaps until the shim has no child.
-pub(super) fn kill_rest(pid: Pid, cgroup: Option<&Group>) -> Result<(), String> {
+pub(super) fn kill_rest(cgroup: Option<&Group>) -> Result<(), String> {
     let deadline = Instant::now() + KILL_PATIENCE;
-    let mut result = kill_all(pid, cgroup);
+    let result = kill_known(cgroup);
     loop {
         match wait(WaitOptions::NOHANG) {
             Ok(Some(_)) | Err(Errno::INTR) => {}
             Ok(None) if Instant::now() < deadline => {
-                // A child that was killed, or one that was orphaned by the killing of its parent.
-                result = kill_all(pid, None).and(result);
+                // A child that was just killed, or one that was orphaned by that.
+                let _ = kill_known(None);
                 std::thread::sleep(Duration::from_millis(2));
             }
             Ok(None) => return Err("processes of it are still there after SIGKILL".to_owned()),

@@ -1,0 +1,393 @@
+//! Starting, ending, freezing, adopting.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use compute::instance::{read_exit, read_record};
+use compute::runtime::{Adopted, Error, Happening, Identity, Runtime as _};
+use model::compute::ExitHow;
+use model::units::Bytes;
+use rustix::process::Signal;
+
+use crate::world::{World, cgroups, id, is_alive, is_root, signal, wait_until};
+
+#[test]
+fn output_and_exit_code_are_kept_and_it_can_start_again() {
+    let mut world = World::new();
+    let spec = world.shell("a", "echo hello; echo there >&2; printf unfinished; exit 7");
+    for run in 1..=2 {
+        let pid = world.start(&spec);
+        let exit = world.exit();
+        assert_eq!(exit.how, ExitHow::Code { code: 7 });
+        assert_eq!(read_exit(&spec.directory), Some(exit));
+        let output = world.output("a");
+        for line in [
+            &*format!("s started as pid {pid}"),
+            "o hello",
+            "e there",
+            "o unfinished",
+            "s exited with code 7",
+        ] {
+            let count = output.lines().filter(|found| *found == line).count();
+            let expected = if line.contains("pid") { 1 } else { run };
+            assert_eq!(count, expected, "{line} in {output}");
+        }
+    }
+}
+
+#[test]
+fn everything_written_before_the_end_is_in_the_log() {
+    let mut world = World::new();
+    world.start(&world.shell("a", "seq 1 100000"));
+    assert_eq!(world.exit().how, ExitHow::Code { code: 0 });
+    let output = world.output("a");
+    let lines: Vec<_> = output
+        .lines()
+        .filter_map(|line| line.strip_prefix("o "))
+        .collect();
+    let expected: Vec<_> = (1..=100_000).map(|number| number.to_string()).collect();
+    assert!(lines == expected, "{} lines", lines.len());
+}
+
+#[test]
+fn what_can_not_be_executed_is_explained() {
+    let world = World::new();
+    let path = "/nonexistent";
+    let mut missing = world.spec("missing", &["no-such-program"]);
+    missing.environment.0.insert("PATH".into(), path.into());
+    let empty = world.spec("empty", &["./checkout"]);
+    let table = [
+        (
+            missing,
+            "no-such-program: no such program in PATH (/nonexistent)",
+        ),
+        (
+            empty,
+            "./checkout: no such file; the working directory is empty: name what to upload with `files`",
+        ),
+    ];
+    for (spec, expected) in table {
+        let error = world.try_start(&spec).expect_err("it can't start");
+        assert_eq!(error.to_string(), expected);
+        let recorded = read_exit(&spec.directory).map(|exit| exit.how);
+        assert_eq!(
+            recorded,
+            Some(ExitHow::NotStarted {
+                error: expected.to_owned()
+            })
+        );
+    }
+}
+
+#[test]
+fn sigterm_comes_first_and_sigkill_after_the_grace() {
+    let mut world = World::new();
+    let polite = world.shell(
+        "polite",
+        "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.02; done",
+    );
+    world.start(&polite);
+    world.line("polite", "o ready");
+    world
+        .run(
+            world
+                .runtime()
+                .stop(&polite.instance, Duration::from_secs(20)),
+        )
+        .expect("asked");
+    assert_eq!(world.exit().how, ExitHow::Code { code: 3 });
+    world.line("polite", "o bye");
+
+    let stubborn = world.shell(
+        "stubborn",
+        "trap '' TERM; echo ready; while :; do sleep 0.02; done",
+    );
+    world.start(&stubborn);
+    world.line("stubborn", "o ready");
+    let asked = Instant::now();
+    world
+        .run(
+            world
+                .runtime()
+                .stop(&stubborn.instance, Duration::from_millis(300)),
+        )
+        .expect("asked");
+    assert_eq!(world.exit().how, ExitHow::Signal { signal: 9 });
+    assert!(
+        asked.elapsed() >= Duration::from_millis(300),
+        "{:?}",
+        asked.elapsed()
+    );
+}
+
+#[test]
+fn nothing_of_it_is_left_not_even_a_daemon() {
+    // The daemon has a session of its own, and its parent is gone.
+    let script = "setsid sh -c 'echo daemon $$; sleep 1000' & wait $!; :";
+    let daemonise = format!(
+        "(sh -c \"{}\" &) ; echo ready; sleep 1000",
+        "setsid sh -c 'echo daemon \\$\\$; exec sleep 1000'"
+    );
+    for mut world in [World::new(), World::without_cgroups()] {
+        for (name, script) in [("child", script), ("orphan", &*daemonise)] {
+            let spec = world.shell(name, script);
+            let main = world.start(&spec);
+            let daemon: u32 = world.line(name, "o daemon ").parse().expect("a pid");
+            assert!(is_alive(daemon) && daemon != main);
+            world
+                .run(world.runtime().kill(&spec.instance))
+                .expect("asked");
+            assert_eq!(world.exit().how, ExitHow::Signal { signal: 9 });
+            assert!(!is_alive(daemon) && !is_alive(main), "{name}");
+        }
+        // The end of the main process is the end of all.
+        let spec = world.shell("brief", "setsid sleep 1000 & echo daemon $!; exit 0");
+        world.start(&spec);
+        assert_eq!(world.exit().how, ExitHow::Code { code: 0 });
+        let daemon: u32 = world.line("brief", "o daemon ").parse().expect("a pid");
+        assert!(!is_alive(daemon));
+    }
+}
+
+#[test]
+fn the_memory_limit_is_hard_and_named() {
+    if cgroups().is_none_or(|groups| !groups.not_enforced.is_empty()) {
+        return;
+    }
+    let mut world = World::new();
+    let mut spec = world.spec("a", &["tail", "/dev/zero"]);
+    spec.memory = Bytes::mebibytes(24);
+    world.start(&spec);
+    assert_eq!(
+        world.exit().how,
+        ExitHow::OutOfMemory {
+            limit: Bytes::mebibytes(24)
+        }
+    );
+    // A SIGKILL that is not for memory is not taken for one, also in a group that has seen one.
+    let spec = world.spec("a", &["sleep", "1000"]);
+    let pid = world.start(&spec);
+    signal(pid, Signal::KILL);
+    assert_eq!(world.exit().how, ExitHow::Signal { signal: 9 });
+    // A child killed for memory ends the child alone.
+    let mut spec = world.shell("b", "tail /dev/zero; echo child $?; exit 4");
+    spec.memory = Bytes::mebibytes(24);
+    world.start(&spec);
+    assert_eq!(world.exit().how, ExitHow::Code { code: 4 });
+    world.line(
+        "b",
+        "s exited with code 4; the kernel killed 1 processes of it over its memory limit",
+    );
+}
+
+#[test]
+fn a_frozen_instance_is_told_and_can_still_be_stopped() {
+    let mut world = World::new();
+    let spec = world.spec("a", &["sleep", "1000"]);
+    let pid = world.start(&spec);
+    signal(pid, Signal::STOP);
+    assert_eq!(world.next_event(), Happening::Stopped { signal: 19 });
+    signal(pid, Signal::CONT);
+    assert_eq!(world.next_event(), Happening::Continued);
+    signal(pid, Signal::STOP);
+    assert_eq!(world.next_event(), Happening::Stopped { signal: 19 });
+    world
+        .run(
+            world
+                .runtime()
+                .stop(&spec.instance, Duration::from_secs(20)),
+        )
+        .expect("asked");
+    // It goes on in order to end; that it went on may be missed.
+    let mut last = world.next_event();
+    if last == Happening::Continued {
+        last = world.next_event();
+    }
+    assert!(
+        matches!(&last, Happening::Exited(exit) if exit.how == ExitHow::Signal { signal: 15 }),
+        "{last:?}"
+    );
+}
+
+#[test]
+fn it_runs_without_privileges() {
+    if !is_root() {
+        return;
+    }
+    let mut world = World::new();
+    let mut spec = world.shell(
+        "a",
+        "echo who $(id -u):$(id -g):$(id -G); grep NoNewPrivs /proc/self/status; touch mine && echo wrote; \
+         echo limit $(ulimit -n); cat ../exit.json.new || echo refused; ls .. || echo unseen",
+    );
+    spec.identity = Some(Identity {
+        uid: 61_234,
+        gid: 61_234,
+    });
+    spec.open_files = 4321;
+    world.start(&spec);
+    assert_eq!(world.exit().how, ExitHow::Code { code: 0 });
+    let output = world.output("a");
+    for line in [
+        "o who 61234:61234:61234",
+        "o NoNewPrivs:\t1",
+        "o wrote",
+        "o limit 4321",
+        "o refused",
+        "o unseen",
+    ] {
+        assert!(
+            output.lines().any(|found| found == line),
+            "{line} in {output}"
+        );
+    }
+}
+
+#[test]
+fn secrets_are_in_no_file_and_no_argument() {
+    let world = World::new();
+    let mut spec = world.shell("a", "echo \"got ${#KEY}\"; exec sleep 1000");
+    spec.environment
+        .0
+        .insert("KEY".into(), "hunter2hunter2".into());
+    let pid = world.start(&spec);
+    assert_eq!(world.line("a", "o got "), "14");
+    let shim = read_record(&spec.directory).expect("its record").shim.pid;
+    for process in [pid, shim] {
+        let arguments = fs::read(format!("/proc/{process}/cmdline")).expect("its arguments");
+        assert!(!String::from_utf8_lossy(&arguments).contains("hunter2"));
+    }
+    let environment = fs::read(format!("/proc/{shim}/environ")).expect("its environment");
+    assert!(environment.is_empty(), "the shim's own environment");
+    for entry in fs::read_dir(&spec.directory).expect("its directory") {
+        let path = entry.expect("an entry").path();
+        let text = fs::read(&path).unwrap_or_default();
+        assert!(
+            !String::from_utf8_lossy(&text).contains("hunter2"),
+            "{}",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn a_new_agent_adopts_what_runs_and_learns_what_ended() {
+    let mut world = World::new();
+    let runs = world.shell(
+        "runs",
+        "echo ready; while ! [ -e go ]; do sleep 0.02; done; exit 5",
+    );
+    let ends = world.shell("ends", "while ! [ -e go ]; do sleep 0.02; done; exit 6");
+    let pid = world.start(&runs);
+    world.start(&ends);
+    world.line("runs", "o ready");
+    world.kill_agent();
+    fs::write(ends.directory.join("work/go"), "").expect("a file");
+    wait_until("the exit", || read_exit(&ends.directory).is_some());
+    signal(pid, Signal::STOP);
+
+    world.start_agent();
+    let adopted = world
+        .run(world.runtime().adopt(&ends.instance, &ends.directory))
+        .expect("adopted");
+    assert!(matches!(adopted, Adopted::Ended { exit } if exit.how == ExitHow::Code { code: 6 }));
+    let adopted = world
+        .run(world.runtime().adopt(&runs.instance, &runs.directory))
+        .expect("adopted");
+    let Adopted::Running { started, frozen } = adopted else {
+        panic!("{adopted:?}");
+    };
+    assert_eq!(started.pid, pid);
+    if !frozen {
+        // The signal was still on its way.
+        assert_eq!(world.next_event(), Happening::Stopped { signal: 19 });
+    }
+    let never = world
+        .run(world.runtime().adopt(&id("never"), &world.path("never")))
+        .expect("adopted");
+    assert_eq!(never, Adopted::NotStarted);
+
+    signal(pid, Signal::CONT);
+    assert_eq!(world.next_event(), Happening::Continued);
+    fs::write(runs.directory.join("work/go"), "").expect("a file");
+    assert_eq!(world.exit().how, ExitHow::Code { code: 5 });
+    world.start(&runs);
+    assert_eq!(world.exit().how, ExitHow::Code { code: 5 });
+}
+
+#[test]
+fn a_killed_shim_leaves_nothing_running() {
+    for mut world in [World::new(), World::without_cgroups()] {
+        let spec = world.spec("a", &["sleep", "1000"]);
+        let pid = world.start(&spec);
+        let shim = read_record(&spec.directory).expect("its record").shim.pid;
+        signal(shim, Signal::KILL);
+        assert_eq!(world.exit().how, ExitHow::Unknown);
+        wait_until("the workload to be gone", || !is_alive(pid));
+        assert_eq!(
+            read_exit(&spec.directory).map(|exit| exit.how),
+            Some(ExitHow::Unknown)
+        );
+        world.start(&spec);
+    }
+}
+
+#[test]
+fn two_agents_can_not_start_it_twice() {
+    let mut world = World::new();
+    let spec = world.spec("a", &["sleep", "1000"]);
+    let pid = world.start(&spec);
+    assert!(matches!(world.try_start(&spec), Err(Error::Running(_))));
+    world.kill_agent();
+    world.start_agent();
+    let error = world
+        .try_start(&spec)
+        .expect_err("the shim of the first agent runs");
+    assert_eq!(error.to_string(), "another shim runs in this directory");
+    assert_eq!(read_exit(&spec.directory), None);
+    assert!(is_alive(pid));
+    let adopted = world
+        .run(world.runtime().adopt(&spec.instance, &spec.directory))
+        .expect("adopted");
+    assert!(matches!(adopted, Adopted::Running { started, frozen: false } if started.pid == pid));
+}
+
+#[test]
+fn removing_ends_it_and_leaves_no_trace() {
+    let mut world = World::new();
+    let spec = world.spec("a", &["sleep", "1000"]);
+    let pid = world.start(&spec);
+    world.kill_agent();
+    world.start_agent();
+    world
+        .run(world.runtime().remove(&spec.instance, &spec.directory))
+        .expect("removed");
+    assert!(!is_alive(pid) && !spec.directory.exists());
+    world
+        .run(world.runtime().remove(&spec.instance, &spec.directory))
+        .expect("removed again");
+}
+
+#[test]
+fn a_shim_is_small() {
+    let world = World::new();
+    let spec = world.spec("a", &["sleep", "1000"]);
+    world.start(&spec);
+    let shim = read_record(&spec.directory).expect("its record").shim.pid;
+    let rollup = fs::read_to_string(format!("/proc/{shim}/smaps_rollup")).expect("its memory");
+    let value = |name: &str| -> u64 {
+        let line = rollup
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .expect("a line");
+        line.split_ascii_whitespace()
+            .next()
+            .expect("a value")
+            .parse()
+            .expect("a number")
+    };
+    // What is not the executable, whose pages all processes of Mainland share.
+    let own_kib = value("Anonymous:");
+    println!("shim: PSS {} KiB, of its own {own_kib} KiB", value("Pss:"));
+    assert!(own_kib < 512, "{own_kib} KiB");
+}

@@ -1,0 +1,59 @@
+//! `on_partition: stop`: the shim ends what nobody renews, with the agent dead.
+
+use std::time::Duration;
+
+use compute::instance::{read_exit, read_record};
+use compute::lease::{EMPTY_AFTER, Moment, TERMINATE_AFTER};
+use compute::runtime::Runtime as _;
+use model::compute::{ExitHow, OnPartition};
+
+use crate::world::{World, is_alive, wait_until};
+
+#[test]
+fn without_renewal_it_is_gone_in_time_even_with_the_agent_dead() {
+    let mut world = World::new();
+    let script = "trap 'echo termed' TERM; (setsid sh -c 'trap \"\" TERM; echo daemon $$; while :; do sleep 0.1; done' &); while :; do sleep 0.02; done";
+    let mut spec = world.shell("a", script);
+    spec.on_partition = OnPartition::Stop;
+    spec.lease_sent_at = Moment::now();
+    let main = world.start(&spec);
+    let daemon: u32 = world.line("a", "o daemon ").parse().expect("a pid");
+    world.kill_agent();
+
+    world.line("a", "o termed");
+    let termed = Moment::now().since(spec.lease_sent_at);
+    wait_until("both to be gone", || !is_alive(main) && !is_alive(daemon));
+    let gone = Moment::now().since(spec.lease_sent_at);
+    assert!(
+        termed >= TERMINATE_AFTER && termed < TERMINATE_AFTER + Duration::from_millis(500),
+        "{termed:?}"
+    );
+    assert!(gone > termed && gone < EMPTY_AFTER, "{gone:?}");
+    wait_until("the exit", || read_exit(&spec.directory).is_some());
+    assert_eq!(
+        read_exit(&spec.directory).map(|exit| exit.how),
+        Some(ExitHow::LeaseLost)
+    );
+}
+
+#[test]
+fn renewed_it_goes_on_and_without_a_lease_it_needs_none() {
+    let mut world = World::new();
+    let mut renewed = world.spec("renewed", &["sleep", "1000"]);
+    renewed.on_partition = OnPartition::Stop;
+    // As if the last renewal before the start had been sent two seconds ago.
+    let begun = Moment::now();
+    renewed.lease_sent_at = Moment(begun.0 - 2_000_000_000);
+    world.start(&renewed);
+    world.runtime().renew(begun);
+    let kept = world.spec("kept", &["sleep", "1000"]);
+    let mut kept_spec = kept.clone();
+    kept_spec.lease_sent_at = Moment(0);
+    let kept_pid = world.start(&kept_spec);
+    let exit = world.exit();
+    let ended = Moment::now().since(begun);
+    assert_eq!(exit.how, ExitHow::LeaseLost);
+    assert!(ended >= TERMINATE_AFTER && ended < EMPTY_AFTER, "{ended:?}");
+    assert!(is_alive(kept_pid));
+    assert!(read_record(&kept.directory).is_some());
+}

@@ -1,0 +1,8 @@
+//! The process runtime against real processes, and artifacts against a real disk.
+
+mod artifacts;
+mod execs;
+mod instances;
+mod leases;
+mod prepared;
+mod world;

@@ -1,0 +1,242 @@
+//! A node in miniature: a folder, a runtime with the real shim, and its events.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use compute::cgroup::{self, Cgroups, Support};
+use compute::identity::ProcessIdentity;
+use compute::lease::Moment;
+use compute::process::{Options, ProcessRuntime};
+use compute::runtime::{
+    DEFAULT_OPEN_FILES, Environment, Event, Happening, InstanceSpec, Runtime as _,
+};
+use model::compute::{Exit, OnPartition};
+use model::ids::{InstanceId, InstanceName, ProjectName};
+use model::units::{Bytes, MilliCpu};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+/// Far more than anything here takes.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct World {
+    pub folder: TempDir,
+    agent: Option<Agent>,
+    with_cgroups: bool,
+}
+
+/// One life of an agent, with a runtime of its own that ends with it.
+struct Agent {
+    tokio: tokio::runtime::Runtime,
+    runtime: ProcessRuntime,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Agent {
+    fn start(with_cgroups: bool) -> Self {
+        let tokio = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (sender, events) = mpsc::channel(16);
+        let options = Options {
+            binary: env!("CARGO_BIN_EXE_shim-for-tests").into(),
+            cgroups: cgroups().filter(|_| with_cgroups),
+            events: sender,
+        };
+        Self {
+            tokio,
+            runtime: ProcessRuntime::new(options),
+            events,
+        }
+    }
+}
+
+pub fn cgroups() -> Option<Cgroups> {
+    match cgroup::detect() {
+        Support::Groups(groups) => Some(groups),
+        Support::None { why } => {
+            eprintln!("no cgroups here: {why}");
+            None
+        }
+    }
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self::with(true)
+    }
+
+    pub fn without_cgroups() -> Self {
+        Self::with(false)
+    }
+
+    fn with(with_cgroups: bool) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        open_to_others(folder.path());
+        let agent = Some(Agent::start(with_cgroups));
+        Self {
+            folder,
+            agent,
+            with_cgroups,
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn spec(&self, name: &str, argv: &[&str]) -> InstanceSpec {
+        let path = std::env::var("PATH").expect("PATH");
+        InstanceSpec {
+            instance: id(name),
+            directory: self.path(name),
+            artifact: None,
+            argv: argv.iter().map(|argument| (*argument).to_owned()).collect(),
+            environment: Environment(BTreeMap::from([("PATH".to_owned(), path)])),
+            identity: None,
+            volumes: Vec::new(),
+            secret_files: Vec::new(),
+            memory: Bytes::mebibytes(64),
+            cpu: MilliCpu(250),
+            open_files: DEFAULT_OPEN_FILES,
+            grace: Duration::from_secs(10),
+            on_partition: OnPartition::Keep,
+            lease_sent_at: Moment::now(),
+        }
+    }
+
+    pub fn shell(&self, name: &str, script: &str) -> InstanceSpec {
+        self.spec(name, &["sh", "-c", script])
+    }
+
+    pub fn runtime(&self) -> &ProcessRuntime {
+        &self.agent.as_ref().expect("an agent").runtime
+    }
+
+    /// Runs something of the runtime to its end.
+    pub fn run<T>(&self, work: impl Future<Output = T>) -> T {
+        let agent = self.agent.as_ref().expect("an agent");
+        agent.tokio.block_on(async {
+            tokio::time::timeout(PATIENCE, work)
+                .await
+                .expect("it took too long")
+        })
+    }
+
+    /// Prepares and starts; the pid.
+    pub fn start(&self, spec: &InstanceSpec) -> u32 {
+        self.try_start(spec).expect("it starts")
+    }
+
+    pub fn try_start(&self, spec: &InstanceSpec) -> Result<u32, compute::runtime::Error> {
+        self.run(async {
+            self.runtime().prepare(spec).await?;
+            Ok(self.runtime().start(spec).await?.pid)
+        })
+    }
+
+    pub fn next_event(&mut self) -> Happening {
+        let agent = self.agent.as_mut().expect("an agent");
+        let event = agent
+            .tokio
+            .block_on(async { tokio::time::timeout(PATIENCE, agent.events.recv()).await });
+        event.expect("an event in time").expect("an event").what
+    }
+
+    pub fn exit(&mut self) -> Exit {
+        match self.next_event() {
+            Happening::Exited(exit) => exit,
+            other => panic!("{other:?} rather than an exit"),
+        }
+    }
+
+    /// The agent dies as if killed: no task of it runs on.
+    pub fn kill_agent(&mut self) {
+        self.agent
+            .take()
+            .expect("an agent")
+            .tokio
+            .shutdown_background();
+    }
+
+    pub fn start_agent(&mut self) {
+        self.agent = Some(Agent::start(self.with_cgroups));
+    }
+
+    pub fn output(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name).join("logs/output")).unwrap_or_default()
+    }
+
+    /// Waits for a line of the instance's output that starts with `start`; the rest of that line.
+    pub fn line(&self, name: &str, start: &str) -> String {
+        let mut found = None;
+        wait_until(&format!("a line `{start}…`"), || {
+            let output = self.output(name);
+            // The last line may be half written.
+            let whole = output.rsplit_once('\n').map_or("", |(whole, _)| whole);
+            found = whole
+                .lines()
+                .find_map(|line| line.strip_prefix(start))
+                .map(str::to_owned);
+            found.is_some()
+        });
+        found.expect("found")
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.agent.is_none() {
+            self.start_agent();
+        }
+        // Nothing that a test started outlives it, also when it fails.
+        let entries = fs::read_dir(self.folder.path())
+            .into_iter()
+            .flatten()
+            .flatten();
+        let agent = self.agent.as_ref().expect("an agent");
+        for entry in entries.filter(|entry| entry.path().join("shim.json").exists()) {
+            let instance = id(&entry.file_name().to_string_lossy());
+            let removed = agent
+                .tokio
+                .block_on(agent.runtime.remove(&instance, &entry.path()));
+            if let Err(error) = removed {
+                eprintln!("removing {instance}: {error}");
+            }
+        }
+    }
+}
+
+pub fn id(name: &str) -> InstanceId {
+    let name = InstanceName::new(name).expect("a name");
+    InstanceId::new(ProjectName::new("test").expect("a name"), name)
+}
+
+pub fn open_to_others(path: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("its mode");
+}
+
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn is_alive(pid: u32) -> bool {
+    ProcessIdentity::of(pid).is_ok_and(|identity| identity.is_alive())
+}
+
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
+    rustix::process::kill_process(pid, signal).expect("a signal");
+}
