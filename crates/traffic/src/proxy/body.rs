@@ -53,7 +53,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Once(incoming) => incoming.size_hint(),
-            Self::Kept(replay) => replay.hint.clone(),
+            Self::Kept(replay) => replay.hint,
         }
     }
 }
@@ -112,7 +112,7 @@ impl Kept {
             turn: inner.turn,
             position: 0,
             ended: false,
-            hint: self.hint.clone(),
+            hint: self.hint,
         })
     }
 }

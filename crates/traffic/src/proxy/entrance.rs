@@ -84,6 +84,18 @@ fn route(view: &View, request: &Request<Incoming>) -> Result<ResourceId, Problem
     let (Some(host), Some(gateway)) = (host, &view.gateway) else {
         return Err(Problem::new(Code::BadHost, "the request names no host"));
     };
+    if request
+        .headers()
+        .get_all(header::HOST)
+        .iter()
+        .nth(1)
+        .is_some()
+    {
+        return Err(Problem::new(
+            Code::BadHost,
+            "the request names more than one host",
+        ));
+    }
     let path = request.uri().path();
     gateway.router.find(host, path).cloned().ok_or_else(|| {
         let known = gateway.router.list();

@@ -1,14 +1,11 @@
 //! Connections to instances: HTTP/1.1, kept and used again, one pool per worker.
 //!
-//! An instance may close a connection that it keeps idle at any time. A request that must not be sent twice therefore only goes
-//! out on a connection that was used a moment ago and that the kernel, asked right then, still holds open.
+//! An instance may close a connection that it keeps idle at any time, just when the next request is on its way. So a request on a
+//! used connection asks the kernel, right before its first byte, whether the other end is still there; if not, nothing was sent and
+//! it goes elsewhere at no cost. What must not be sent twice also only takes connections that were used a moment ago.
 
 use std::collections::HashMap;
-use std::io;
-use std::os::fd::AsFd;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use hyper::body::Incoming;
@@ -16,11 +13,11 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use model::traffic::Address;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::body::RequestBody;
 use super::failure::{Failure, chain};
+use super::stream::Stream;
 use super::wire::{MOST_HEADER_BYTES, MOST_HEADERS};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,13 +28,6 @@ const IDLE_FOR_SAFE: Duration = Duration::from_secs(10);
 const IDLE_FOR_UNSAFE: Duration = Duration::from_secs(1);
 /// Connections whose last answer is still being tidied up are passed over, this many at most.
 const LOOKED_AT: usize = 8;
-
-/// A connected stream of either kind.
-#[derive(Clone)]
-pub enum Stream {
-    Tcp(Arc<TcpStream>),
-    Unix(Arc<UnixStream>),
-}
 
 /// The idle connections of one worker.
 #[derive(Default)]
@@ -89,6 +79,7 @@ impl Instances {
                 Some(connection) => (connection, true),
                 None => (connect_http(address).await?, false),
             };
+            connection.stream.begin(reused);
             match connection.sender.try_send_request(request).await {
                 Ok(response) => {
                     let lease = Lease {
@@ -102,6 +93,9 @@ impl Instances {
                     // Not a byte was written: the connection had closed while it was idle.
                     Some(unsent) if reused => request = unsent,
                     Some(_) => return Err(Failure::unreachable(chain(error.error()))),
+                    None if connection.stream.nothing_sent() => {
+                        return Err(Failure::not_begun("the connection had been closed"));
+                    }
                     None => return Err(Failure::broken(chain(error.error()))),
                 },
             }
@@ -126,10 +120,7 @@ impl Instances {
             {
                 kept.swap_remove(place);
             } else if kept[place].sender.is_ready() && kept[place].since.elapsed() <= longest {
-                let found = kept.swap_remove(place);
-                if idempotent || found.stream.is_quiet() {
-                    return Some(found);
-                }
+                return Some(kept.swap_remove(place));
             }
         }
         None
@@ -156,11 +147,11 @@ impl Instances {
 pub async fn connect(address: &Address) -> Result<Stream, Failure> {
     let dialled = async {
         match address {
-            Address::Tcp { address } => tcp(TcpStream::connect(address).await?),
+            Address::Tcp { address } => Stream::tcp(TcpStream::connect(address).await?),
             Address::External { host, port } => {
-                tcp(TcpStream::connect((host.as_str(), *port)).await?)
+                Stream::tcp(TcpStream::connect((host.as_str(), *port)).await?)
             }
-            Address::Unix { path } => Ok(Stream::Unix(Arc::new(UnixStream::connect(path).await?))),
+            Address::Unix { path } => Ok(Stream::unix(UnixStream::connect(path).await?)),
         }
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, dialled).await {
@@ -168,11 +159,6 @@ pub async fn connect(address: &Address) -> Result<Stream, Failure> {
         Ok(Err(error)) => Err(Failure::unreachable(format!("connecting: {error}"))),
         Err(_) => Err(Failure::unreachable("connecting took more than 1s")),
     }
-}
-
-fn tcp(stream: TcpStream) -> io::Result<Stream> {
-    stream.set_nodelay(true)?;
-    Ok(Stream::Tcp(Arc::new(stream)))
 }
 
 async fn connect_http(address: &Address) -> Result<Idle, Failure> {
@@ -192,110 +178,4 @@ async fn connect_http(address: &Address) -> Result<Idle, Failure> {
         stream,
         since: Instant::now(),
     })
-}
-
-impl Stream {
-    /// Open, and nothing has come that nobody asked for.
-    fn is_quiet(&self) -> bool {
-        let mut byte = [0_u8; 1];
-        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
-        let peeked = match self {
-            Self::Tcp(stream) => rustix::net::recv(stream.as_fd(), &mut byte, flags),
-            Self::Unix(stream) => rustix::net::recv(stream.as_fd(), &mut byte, flags),
-        };
-        peeked.is_err_and(|error| error == rustix::io::Errno::AGAIN)
-    }
-
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(stream) => stream.poll_read_ready(cx),
-            Self::Unix(stream) => stream.poll_read_ready(cx),
-        }
-    }
-
-    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(stream) => stream.poll_write_ready(cx),
-            Self::Unix(stream) => stream.poll_write_ready(cx),
-        }
-    }
-
-    /// Repeats `attempt` until it does not say that it would block.
-    fn poll_io<T>(
-        &self,
-        cx: &mut Context<'_>,
-        ready: impl Fn(&Self, &mut Context<'_>) -> Poll<io::Result<()>>,
-        mut attempt: impl FnMut(&Self) -> io::Result<T>,
-    ) -> Poll<io::Result<T>> {
-        loop {
-            std::task::ready!(ready(self, cx))?;
-            match attempt(self) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
-            }
-        }
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.poll_io(cx, Self::poll_readable, |stream| {
-            match stream {
-                Self::Tcp(stream) => stream.try_read_buf(buffer),
-                Self::Unix(stream) => stream.try_read_buf(buffer),
-            }
-            .map(drop)
-        })
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_io(cx, Self::poll_writable, |stream| match stream {
-            Self::Tcp(stream) => stream.try_write(bytes),
-            Self::Unix(stream) => stream.try_write(bytes),
-        })
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_io(cx, Self::poll_writable, |stream| match stream {
-            Self::Tcp(stream) => stream.try_write_vectored(slices),
-            Self::Unix(stream) => stream.try_write_vectored(slices),
-        })
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let shut = match &*self {
-            Self::Tcp(stream) => {
-                rustix::net::shutdown(stream.as_fd(), rustix::net::Shutdown::Write)
-            }
-            Self::Unix(stream) => {
-                rustix::net::shutdown(stream.as_fd(), rustix::net::Shutdown::Write)
-            }
-        };
-        match shut {
-            Ok(()) | Err(rustix::io::Errno::NOTCONN) => Poll::Ready(Ok(())),
-            Err(error) => Poll::Ready(Err(error.into())),
-        }
-    }
 }

@@ -12,7 +12,7 @@
 //! pools. It lives across restarts of the agent and starts on the last snapshot that it kept on disk.
 //!
 //! Modules by the way of a request: [`sockets`] → [`worker`] → [`entrance`] → [`search`] → [`forward`], [`tunnel`] → [`peers`] → [`callee`] → [`gate`] →
-//! [`instances`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`failure`].
+//! [`instances`] → [`stream`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`failure`].
 
 mod applier;
 mod body;
@@ -29,6 +29,7 @@ mod peers;
 mod reports;
 mod search;
 mod sockets;
+mod stream;
 mod tls;
 mod tunnel;
 mod view;

@@ -13,6 +13,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use model::ids::{NodeName, ResourceId};
 use rustls::ClientConfig;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -27,6 +28,8 @@ const PING_EVERY: Duration = Duration::from_millis(250);
 /// A ping that stays unanswered for two intervals: two misses.
 const SILENCE: Duration = Duration::from_millis(500);
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
+/// Larger reads pass the buffer by.
+const FIRST_BYTES: usize = 1024;
 pub const STREAM_WINDOW: u32 = 256 * 1024;
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
@@ -175,6 +178,13 @@ async fn handshake(identity: &Arc<ClientConfig>, target: &Target) -> Result<Send
         .connect(server_name(&target.node), stream)
         .await
         .map_err(|error| error.to_string())?;
+    // The peer judges our certificate after our own part of the handshake. Its first bytes say that it let us in; without
+    // them a request that it refuses to read would look as if it might have begun.
+    let mut stream = BufReader::with_capacity(FIRST_BYTES, stream);
+    let first = stream.fill_buf().await.map_err(|error| error.to_string())?;
+    if first.is_empty() {
+        return Err("it closed the connection".to_owned());
+    }
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)

@@ -224,6 +224,11 @@ impl Node {
         self.agent.wait(what, wanted)
     }
 
+    /// Whether it has been told by now.
+    pub fn has_told(&mut self, wanted: impl Fn(&FromProxy) -> bool) -> bool {
+        self.agent.told.try_iter().any(|told| wanted(&told))
+    }
+
     /// As an agent that was restarted.
     pub fn reconnect(&mut self) {
         self.agent = Agent::connect(&self.directory.path().join("control.sock"));
@@ -299,7 +304,7 @@ impl Agent {
             connected.is_some()
         });
         let stream = connected.unwrap();
-        let (tell, told) = mpsc::channel();
+        let (tell, told) = mpsc::sync_channel(65_536);
         let lines = BufReader::new(stream.try_clone().unwrap()).lines();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
@@ -520,9 +525,85 @@ pub fn get(address: SocketAddr, host: &str, path: &str) -> Answer {
     )
 }
 
-pub fn post(address: SocketAddr, headers: &str, body: &str) -> Answer {
+pub fn post(address: SocketAddr, host: &str, headers: &str, body: &str) -> Answer {
     let length = body.len();
-    let text =
-        format!("POST / HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n{body}");
+    let text = format!(
+        "POST / HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+    );
     ask(address, &text)
+}
+
+/// A peer proxy that takes a request and then moves no more: its whole runtime stands still.
+pub struct SilentPeer {
+    pub mesh: SocketAddr,
+    pub requests: Arc<AtomicU32>,
+}
+
+impl SilentPeer {
+    pub fn start(authority: &Authority, node: &str) -> Self {
+        let mesh = free_address();
+        let requests = Arc::new(AtomicU32::new(0));
+        let config = Arc::new(silent_config(authority, node));
+        let listener = TcpListener::bind(mesh).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let counter = requests.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                let (stream, _) = listener.accept().await.unwrap();
+                let acceptor = tokio_rustls::TlsAcceptor::from(config);
+                let stream = acceptor.accept(stream).await.unwrap();
+                let service = hyper::service::service_fn(|_| {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    std::thread::park();
+                    async { Err::<hyper::Response<String>, _>(std::io::Error::other("woken")) }
+                });
+                let _ =
+                    hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new())
+                        .serve_connection(hyper_util::rt::TokioIo::new(stream), service)
+                        .await;
+            });
+        });
+        Self { mesh, requests }
+    }
+}
+
+fn silent_config(authority: &Authority, node: &str) -> rustls::ServerConfig {
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+    let identity = authority.identity(&format!("node/{node}"));
+    let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap();
+    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config
+}
+
+/// An instance that speaks no HTTP: it reads to the end, then answers what it read, backwards.
+pub fn start_tcp_instance() -> SocketAddr {
+    let address = free_address();
+    let listener = TcpListener::bind(address).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).unwrap();
+                bytes.reverse();
+                stream.write_all(&bytes).unwrap();
+            });
+        }
+    });
+    address
 }

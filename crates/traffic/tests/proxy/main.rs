@@ -2,10 +2,17 @@
 
 mod harness;
 
+use std::io::Write;
+use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use harness::*;
-use model::traffic::{FromProxy, Gate, Protocol};
+use model::ids::Epoch;
+use model::traffic::{Address, FromProxy, Gate, Protocol};
 use model::units::Span;
 
 /// A gateway on an edge node, and `shop/web` on nodes a and b behind the mesh.
@@ -13,7 +20,7 @@ struct Web {
     edge: Node,
     a: Node,
     b: Node,
-    gateway: std::net::SocketAddr,
+    gateway: SocketAddr,
 }
 
 fn web(on_a: &Instance, on_b: &Instance) -> Web {
@@ -76,4 +83,667 @@ fn a_request_passes_gateway_mesh_and_gate() {
         "{}",
         lost.body
     );
+}
+
+/// `shop/cart` on node b, called by `shop/web` through a door on node a.
+struct Shop {
+    a: Node,
+    b: Node,
+    door: SocketAddr,
+}
+
+fn shop(authority: &Authority, cart: SocketAddr, protocol: Protocol) -> Shop {
+    let mut a = Node::start(authority, "a");
+    let mut b = Node::start(authority, "b");
+    let endpoint = b.runs("shop/cart-1", "shop/cart", cart);
+    b.lets_in("shop/cart", &["shop/web"], false);
+    let door = a.door(authority, "shop/web", "shop/cart", protocol);
+    a.road("shop/cart", vec![endpoint]);
+    b.apply();
+    a.apply();
+    Shop { a, b, door }
+}
+
+fn holding(text: &'static str) -> (Instance, mpsc::SyncSender<()>) {
+    let (let_go, gate) = mpsc::sync_channel(0);
+    let gate = Arc::new(Mutex::new(gate));
+    (
+        Instance::start(move |_| Act::Hold(gate.clone(), text)),
+        let_go,
+    )
+}
+
+#[test]
+fn an_undeclared_caller_is_refused_with_the_missing_need_named() {
+    let authority = Authority::new();
+    let cart = Instance::answering("cart");
+    let mut shop = shop(&authority, cart.address, Protocol::Http);
+    assert_eq!(get(shop.door, "cart", "/").status, 200);
+
+    // The same identity with the need taken away.
+    shop.b.snapshot.callers[0].from.clear();
+    shop.b.apply();
+    let refused = get(shop.door, "cart", "/");
+    assert_eq!(refused.status, 403);
+    assert!(
+        refused
+            .body
+            .contains("service web does not declare needs: [cart]"),
+        "{}",
+        refused.body
+    );
+    assert!(refused.body.contains("caller-not-declared"));
+    shop.b.wait("the refused call", |told| {
+        matches!(told, FromProxy::CallRefused { caller, callee, .. } if caller == "shop/web" && *callee == id("shop/cart"))
+    });
+    assert_eq!(cart.count(), 1);
+}
+
+#[test]
+fn a_node_may_call_only_as_a_gateway() {
+    let authority = Authority::new();
+    let instance = Instance::answering("web");
+    let mut world = web(&instance, &instance);
+    for node in [&mut world.a, &mut world.b] {
+        node.snapshot.callers[0].gateway = false;
+        node.snapshot.callers[0].from.push(id("shop/other"));
+        node.apply();
+    }
+    let refused = get(world.gateway, "web.localhost", "/");
+    assert_eq!(refused.status, 403);
+    assert!(
+        refused.body.contains("no route leads to service web"),
+        "{}",
+        refused.body
+    );
+    assert_eq!(instance.count(), 0);
+    drop(authority);
+}
+
+#[test]
+fn foreign_certificates_open_nothing() {
+    let authority = Authority::new();
+    let stranger = Authority::new();
+    let cart = Instance::answering("cart");
+    let mut shop = shop(&authority, cart.address, Protocol::Http);
+    shop.a
+        .road("shop/cart", vec![shop.b.endpoint("shop/cart-1")])
+        .traffic
+        .wait = Span::milliseconds(300);
+    for identity in [
+        stranger.identity("service/shop/web"),
+        authority.identity_in("c2", "service/shop/web"),
+        authority.identity("server"),
+    ] {
+        shop.a
+            .snapshot
+            .trust
+            .services
+            .insert(id("shop/web"), identity);
+        shop.a.apply();
+        let refused = get(shop.door, "cart", "/");
+        assert_eq!(refused.status, 503, "{}", refused.body);
+    }
+    // A peer that is not the node that was meant.
+    shop.a
+        .snapshot
+        .trust
+        .services
+        .insert(id("shop/web"), authority.identity("service/shop/web"));
+    shop.b.snapshot.trust.node = authority.identity("node/c");
+    shop.b.apply();
+    shop.a.apply();
+    assert_eq!(get(shop.door, "cart", "/").status, 503);
+    assert_eq!(cart.count(), 0);
+
+    shop.b.snapshot.trust.node = authority.identity("node/b");
+    shop.b.apply();
+    assert_eq!(get(shop.door, "cart", "/").status, 200);
+}
+
+#[test]
+fn a_leaving_copy_ends_what_it_has_and_takes_no_more() {
+    let (slow, let_go) = holding("slow");
+    let other = Instance::answering("other");
+    let mut world = web(&slow, &other);
+    // Every request may go to either: ask until the slow one holds one.
+    let mut asked = Vec::new();
+    while slow.count() == 0 {
+        let mut client = Client::connect(world.gateway);
+        client.send("GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n");
+        asked.push(client);
+        eventually("somebody has it", || {
+            (slow.count() + other.count()) as usize == asked.len()
+        });
+    }
+    let held = slow.count();
+
+    world.a.set_gate("shop/web-1", Gate::Leaving);
+    world.a.apply();
+    for _ in 0..20 {
+        let answer = post(world.gateway, "web.localhost", "", "order");
+        assert_eq!((answer.status, answer.body.as_str()), (200, "other"));
+    }
+    assert_eq!(
+        slow.count(),
+        held,
+        "nothing new came through the closed gate"
+    );
+    drop(let_go);
+    let mut answers: Vec<_> = asked
+        .into_iter()
+        .map(|mut it| it.receive().unwrap().body)
+        .collect();
+    answers.sort();
+    assert_eq!(answers.last().unwrap(), "slow");
+    let drained = |told: &FromProxy| matches!(told, FromProxy::Drained { instance } if instance.to_string() == "shop/web-1");
+    world.a.wait("drained", drained);
+    world.a.reconnect();
+    world.a.wait("drained, once more", drained);
+    world.b.set_gate("shop/web-2", Gate::Leaving);
+    world.b.apply();
+    world.b.wait("drained at once", |told| {
+        matches!(told, FromProxy::Drained { .. })
+    });
+}
+
+#[test]
+fn what_is_tried_again_and_what_is_not() {
+    let broken = Instance::start(|_| Act::Close);
+    let good = Instance::answering("good");
+    let world = web(&broken, &good);
+    for _ in 0..20 {
+        assert_eq!(get(world.gateway, "web.localhost", "/").body, "good");
+    }
+    assert!(broken.count() > 0, "the broken one was never asked");
+
+    let keyed = post(
+        world.gateway,
+        "web.localhost",
+        "Idempotency-Key: 1\r\n",
+        "order",
+    );
+    assert_eq!((keyed.status, keyed.body.as_str()), (200, "good"));
+
+    // Ejected by now; a world of its own shows what a POST meets.
+    let broken = Instance::start(|_| Act::Close);
+    let alone = web(&broken, &broken);
+    let refused = post(alone.gateway, "web.localhost", "", "order");
+    assert_eq!(refused.status, 502);
+    assert!(refused.body.contains("upstream-broken"), "{}", refused.body);
+    assert_eq!(
+        broken.count(),
+        1,
+        "a POST that may have begun is not repeated"
+    );
+}
+
+#[test]
+fn a_refused_connection_is_no_loss_for_any_method() {
+    let nobody = Instance::answering("never");
+    let good = Instance::start(|seen| {
+        assert_eq!(seen.body, b"order");
+        Act::Answer("good")
+    });
+    let mut world = web(&nobody, &good);
+    world.a.snapshot.local[0].address = Address::Tcp {
+        address: free_address(),
+    };
+    world.a.apply();
+    for _ in 0..20 {
+        let answer = post(world.gateway, "web.localhost", "", "order");
+        assert_eq!((answer.status, answer.body.as_str()), (200, "good"));
+    }
+}
+
+#[test]
+fn a_kept_connection_that_the_instance_closed_costs_nothing() {
+    // Answers once on each connection, then closes it without a word: a POST must not meet the closed one.
+    let instance =
+        Instance::start(|_| Act::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec()));
+    let world = web(&instance, &instance);
+    for _ in 0..50 {
+        assert_eq!(post(world.gateway, "web.localhost", "", "x").status, 200);
+    }
+}
+
+#[test]
+fn a_shut_gate_gives_up_who_waits() {
+    let (frozen, _never) = holding("frozen");
+    let other = Instance::answering("other");
+    let mut world = web(&frozen, &other);
+    let gateway = world.gateway;
+    let asking: Vec<_> = (0..16)
+        .map(|_| std::thread::spawn(move || get(gateway, "web.localhost", "/").body))
+        .collect();
+    eventually("one waits at the frozen copy", || frozen.count() > 0);
+    world.a.set_gate("shop/web-1", Gate::Shut);
+    world.a.apply();
+    for asked in asking {
+        assert_eq!(asked.join().unwrap(), "other");
+    }
+}
+
+#[test]
+fn bytes_pass_a_tcp_door_with_each_end_closed_alone() {
+    let authority = Authority::new();
+    let instance = start_tcp_instance();
+    let shop = shop(&authority, instance, Protocol::Tcp);
+    let mut bytes: Vec<u8> = (0..300_000_u32).map(|n| n as u8).collect();
+    let mut client = Client::connect(shop.door);
+    client.stream().write_all(&bytes).unwrap();
+    client.stream().shutdown(Shutdown::Write).unwrap();
+    bytes.reverse();
+    assert_eq!(client.read_to_end(), bytes);
+}
+
+#[test]
+fn a_connection_is_in_flight_as_long_as_it_lasts() {
+    let instance = Instance::start(|_| Act::Echo);
+    let mut shop = shop(&Authority::new(), instance.address, Protocol::Tcp);
+    let mut client = Client::connect(shop.door);
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(client.receive().unwrap().status, 101);
+    shop.b.set_gate("shop/cart-1", Gate::Leaving);
+    shop.b.apply();
+    client.send("ping");
+    assert_eq!(client.read_exact(4), b"ping");
+    assert!(
+        !shop
+            .b
+            .has_told(|told| matches!(told, FromProxy::Drained { .. }))
+    );
+    client.stream().shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.read_to_end(), b"");
+    shop.b
+        .wait("drained", |told| matches!(told, FromProxy::Drained { .. }));
+}
+
+#[test]
+fn an_upgraded_connection_passes_the_mesh() {
+    let instance = Instance::start(|seen| {
+        assert_eq!(header(&seen.head, "upgrade"), Some("echo"));
+        Act::Echo
+    });
+    let world = web(&instance, &instance);
+    let mut client = Client::connect(world.gateway);
+    client.send("GET /ws HTTP/1.1\r\nHost: web.localhost\r\nConnection: keep-alive, Upgrade\r\nUpgrade: echo\r\n\r\n");
+    let answer = client.receive().unwrap();
+    assert_eq!(answer.status, 101, "{}", answer.head);
+    client.send("ping");
+    assert_eq!(client.read_exact(4), b"ping");
+    client.stream().shutdown(Shutdown::Write).unwrap();
+    assert_eq!(client.read_to_end(), b"");
+}
+
+#[test]
+fn a_request_waits_for_the_first_endpoint_and_is_told_as_demand() {
+    let cart = Instance::answering("cart");
+    let mut shop = shop(&Authority::new(), cart.address, Protocol::Http);
+    let endpoint = shop.b.endpoint("shop/cart-1");
+    shop.a.road("shop/cart", vec![]).traffic.wait = Span::seconds(15);
+    shop.a.apply();
+    let door = shop.door;
+    let asked = std::thread::spawn(move || get(door, "cart", "/").body);
+    shop.a.wait("demand", |told| matches!(told, FromProxy::Demand { service, waiting: 1 } if *service == id("shop/cart")));
+    shop.a.road("shop/cart", vec![endpoint]);
+    shop.a.apply();
+    assert_eq!(asked.join().unwrap(), "cart");
+    shop.a.wait("no demand", |told| {
+        matches!(told, FromProxy::Demand { waiting: 0, .. })
+    });
+
+    shop.a.road("shop/cart", vec![]).traffic.wait = Span::milliseconds(50);
+    shop.a.apply();
+    let refused = get(door, "cart", "/");
+    assert_eq!(
+        (refused.status, header(&refused.head, "retry-after")),
+        (503, Some("1"))
+    );
+    assert!(
+        refused
+            .body
+            .contains("service shop/cart has no copy that is ready; waited 50ms"),
+        "{}",
+        refused.body
+    );
+}
+
+#[test]
+fn a_single_copy_that_restarts_is_waited_for() {
+    let cart = Instance::answering("cart");
+    let mut shop = shop(&Authority::new(), cart.address, Protocol::Http);
+    shop.b.set_gate("shop/cart-1", Gate::Shut);
+    shop.b.apply();
+    let door = shop.door;
+    let asked = std::thread::spawn(move || post(door, "cart", "", "order"));
+    shop.b.set_gate("shop/cart-1", Gate::Open);
+    shop.b.apply();
+    assert_eq!(asked.join().unwrap().body, "cart");
+    // An older epoch is another instance.
+    shop.b.snapshot.local[0].epoch = Epoch(2);
+    shop.b.apply();
+    shop.a
+        .road("shop/cart", vec![shop.b.endpoint("shop/cart-1")])
+        .traffic
+        .wait = Span::milliseconds(50);
+    shop.a.apply();
+    assert_eq!(get(door, "cart", "/").status, 503);
+    assert_eq!(cart.count(), 1);
+}
+
+#[test]
+fn a_peer_that_falls_silent_is_given_up_in_time() {
+    let authority = Authority::new();
+    let cart = Instance::answering("cart");
+    let mut shop = shop(&authority, cart.address, Protocol::Http);
+    let silent = SilentPeer::start(&authority, "c");
+    let mut there = shop.b.endpoint("shop/cart-2");
+    there.node = "c".parse().unwrap();
+    there.mesh = silent.mesh;
+    let mut endpoints = vec![shop.b.endpoint("shop/cart-1")];
+    endpoints.push(there);
+    shop.a.road("shop/cart", endpoints);
+    shop.a.apply();
+    let began = Instant::now();
+    let mut longest = Duration::ZERO;
+    while silent.requests.load(Ordering::SeqCst) == 0 {
+        let one = Instant::now();
+        assert_eq!(get(shop.door, "cart", "/").body, "cart");
+        longest = longest.max(one.elapsed());
+        assert!(
+            began.elapsed() < PATIENCE,
+            "the silent peer was never asked"
+        );
+    }
+    assert!(longest < Duration::from_secs(3), "{longest:?}");
+    assert!(
+        longest > Duration::from_millis(200),
+        "it was not silence that ended it: {longest:?}"
+    );
+}
+
+#[test]
+fn nothing_fails_while_snapshots_and_gates_change_under_load() {
+    let (one, two) = (Instance::answering("one"), Instance::answering("two"));
+    let mut world = web(&one, &two);
+    let done = Arc::new(AtomicBool::new(false));
+    let served = Arc::new(AtomicU32::new(0));
+    let gateway = world.gateway;
+    let clients: Vec<_> = (0..4)
+        .map(|number| {
+            let (done, served) = (done.clone(), served.clone());
+            std::thread::spawn(move || {
+                let mut client = Client::connect(gateway);
+                while !done.load(Ordering::SeqCst) {
+                    let request = match number % 2 {
+                        0 => "GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n",
+                        _ => {
+                            "POST / HTTP/1.1\r\nHost: web.localhost\r\nContent-Length: 3\r\n\r\nabc"
+                        }
+                    };
+                    client.send(request);
+                    let answer = client.receive().expect("an answer");
+                    assert_eq!(answer.status, 200, "{}", answer.body);
+                    served.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    let both = [
+        world.a.endpoint("shop/web-1"),
+        world.b.endpoint("shop/web-2"),
+    ];
+    for turn in 0..40 {
+        let before = served.load(Ordering::SeqCst);
+        let (stays, leaves, name) = match turn % 2 {
+            0 => (1, &mut world.a, "shop/web-1"),
+            _ => (0, &mut world.b, "shop/web-2"),
+        };
+        // The gate closes first, the road follows: callers meet the closed gate.
+        leaves.set_gate(name, Gate::Leaving);
+        leaves.apply();
+        leaves.wait("drained", |told| matches!(told, FromProxy::Drained { .. }));
+        world.edge.road("shop/web", vec![both[stays].clone()]);
+        world.edge.apply();
+        let back = if turn % 2 == 0 {
+            &mut world.a
+        } else {
+            &mut world.b
+        };
+        back.set_gate(name, Gate::Open);
+        back.apply();
+        world.edge.road("shop/web", both.to_vec());
+        world.edge.apply();
+        eventually("requests went on", || {
+            served.load(Ordering::SeqCst) > before + 8
+        });
+    }
+    done.store(true, Ordering::SeqCst);
+    for client in clients {
+        client.join().unwrap();
+    }
+    assert!(one.count() > 0 && two.count() > 0);
+}
+
+#[test]
+fn a_proxy_without_an_agent_starts_on_what_it_kept() {
+    use std::os::unix::fs::PermissionsExt;
+    let authority = Authority::new();
+    let cart = Instance::answering("cart");
+    let mut shop = shop(&authority, cart.address, Protocol::Http);
+    let directory = shop.a.stop();
+    let kept = directory.path().join("proxy/snapshot.json");
+    assert_eq!(
+        std::fs::metadata(&kept).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let mut again = Node::start_in(&authority, "a", directory);
+    let generation = shop.a.snapshot.generation;
+    again.wait(
+        "the kept one is in force",
+        |told| matches!(told, FromProxy::Acknowledged { generation: at } if *at == generation),
+    );
+    assert_eq!(get(shop.door, "cart", "/").body, "cart");
+}
+
+#[test]
+fn an_address_that_is_taken_is_named_and_the_rest_goes_on() {
+    let authority = Authority::new();
+    let cart = Instance::answering("cart");
+    let mut shop = shop(&authority, cart.address, Protocol::Http);
+    let taken = shop
+        .a
+        .door(&authority, "shop/mail", "shop/cart", Protocol::Http);
+    let squatter = TcpListener::bind(taken).unwrap();
+    let error = shop.a.apply_in_vain();
+    assert!(
+        error.contains(&format!(
+            "the door from shop/mail to shop/cart can't listen on {taken}"
+        )),
+        "{error}"
+    );
+    assert_eq!(get(shop.door, "cart", "/").status, 200);
+    drop(squatter);
+    shop.b.snapshot.callers[0].from.push(id("shop/mail"));
+    shop.b.apply();
+    eventually("the door opens once its address is free", || {
+        std::net::TcpStream::connect(taken).is_ok()
+    });
+    assert_eq!(get(taken, "cart", "/").status, 200);
+
+    shop.a.snapshot.trust.node.key = "nonsense".to_owned();
+    let error = shop.a.apply_in_vain();
+    assert!(error.contains("the node's certificate"), "{error}");
+    assert_eq!(
+        get(shop.door, "cart", "/").status,
+        200,
+        "the last good one stays"
+    );
+}
+
+#[test]
+fn a_door_is_its_owners_alone() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can be somebody else");
+        return;
+    }
+    let (web_uid, mail_uid, stranger) = (64_101, 64_102, 64_103);
+    let authority = Authority::new();
+    let cart = Instance::answering("cart");
+    let mut shop = shop(&authority, cart.address, Protocol::Http);
+    shop.a
+        .door(&authority, "shop/mail", "shop/queue", Protocol::Http);
+    shop.a.snapshot.enforce_uid = true;
+    shop.a.snapshot.doors[0].uid = web_uid;
+    shop.a.snapshot.doors[1].uid = mail_uid;
+    shop.a.apply();
+    assert!(ask_as(web_uid, shop.door).contains("cart"));
+    let refused = ask_as(mail_uid, shop.door);
+    assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+    assert!(
+        refused
+            .contains("service mail does not declare needs: [cart] (the address belongs to web)"),
+        "{refused}"
+    );
+    assert!(ask_as(stranger, shop.door).contains("uid 64103 is no service of this node"));
+    assert_eq!(cart.count(), 1);
+    shop.a.wait(
+        "the refused call",
+        |told| matches!(told, FromProxy::CallRefused { caller, .. } if caller == "shop/mail"),
+    );
+
+    shop.a.snapshot.doors[0].protocol = Protocol::Tcp;
+    shop.a.apply();
+    assert_eq!(ask_as(mail_uid, shop.door), "");
+}
+
+/// A GET by another user's process.
+fn ask_as(uid: u32, address: SocketAddr) -> String {
+    let (ip, port) = (address.ip(), address.port());
+    let script = format!(
+        "exec 3<>/dev/tcp/{ip}/{port}; printf 'GET / HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3"
+    );
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir("/")
+        .uid(uid)
+        .gid(uid)
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn the_time_for_a_request_ends_it_and_travels() {
+    let told = Arc::new(Mutex::new(String::new()));
+    let seen = told.clone();
+    let (_never, gate) = mpsc::sync_channel::<()>(0);
+    let gate = Arc::new(Mutex::new(gate));
+    let cart = Instance::start(move |request| {
+        *seen.lock().unwrap() = header(&request.head, "mainland-deadline-ms")
+            .unwrap()
+            .to_owned();
+        Act::Hold(gate.clone(), "late")
+    });
+    let mut shop = shop(&Authority::new(), cart.address, Protocol::Http);
+    shop.a.snapshot.doors[0].timeout = Span::milliseconds(300);
+    shop.a.apply();
+    let late = get(shop.door, "cart", "/");
+    assert_eq!(late.status, 504);
+    assert!(late.body.contains("deadline-exceeded"), "{}", late.body);
+    let left: u64 = told.lock().unwrap().parse().unwrap();
+    assert!(left <= 300, "{left}");
+    let request = "GET / HTTP/1.1\r\nHost: x\r\nMainland-Deadline-Ms: 100\r\n\r\n";
+    let began = Instant::now();
+    assert_eq!(ask(shop.door, request).status, 504);
+    assert!(began.elapsed() >= Duration::from_millis(100));
+    assert!(told.lock().unwrap().parse::<u64>().unwrap() <= 100);
+}
+
+#[test]
+fn large_bodies_stream_and_odd_heads_are_refused() {
+    let instance = Instance::start(|seen| {
+        assert!(seen.body.iter().all(|&byte| byte == b'x'));
+        Act::Raw(
+            format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{}",
+                seen.body.len(),
+                "y".repeat(seen.body.len())
+            )
+            .into_bytes(),
+        )
+    });
+    let world = web(&instance, &instance);
+    let body = "x".repeat(3_000_000);
+    let answer = post(world.gateway, "web.localhost", "", &body);
+    assert_eq!((answer.status, answer.body.len()), (200, body.len()));
+    let chunked = "POST / HTTP/1.1\r\nHost: web.localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nxxx\r\n2\r\nxx\r\n0\r\n\r\n";
+    assert_eq!(ask(world.gateway, chunked).body, "yyyyy");
+
+    let twice = "GET / HTTP/1.1\r\nHost: web.localhost\r\nHost: x\r\n\r\n";
+    assert_eq!(ask(world.gateway, twice).status, 400);
+    let long = format!(
+        "GET / HTTP/1.1\r\nHost: web.localhost\r\nX: {}\r\n\r\n",
+        "a".repeat(70_000)
+    );
+    assert_eq!(ask(world.gateway, &long).status, 431);
+}
+
+#[test]
+fn a_body_that_breaks_off_is_seen_as_broken() {
+    let instance = Instance::start(|_| {
+        Act::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf".to_vec())
+    });
+    let world = web(&instance, &instance);
+    let mut client = Client::connect(world.gateway);
+    client.send("GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n");
+    assert!(client.receive().is_none(), "a half body looked whole");
+
+    let chunked = Instance::start(|_| {
+        Act::Raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n".to_vec())
+    });
+    let world = web(&chunked, &chunked);
+    let mut client = Client::connect(world.gateway);
+    client.send("GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n");
+    assert!(
+        client.receive().is_none(),
+        "a half chunked body looked whole"
+    );
+}
+
+#[test]
+fn callers_on_the_same_node_pass_the_same_gate() {
+    let authority = Authority::new();
+    let cart = Instance::answering("cart");
+    let mut a = Node::start(&authority, "a");
+    let door = a.door(&authority, "shop/web", "shop/cart", Protocol::Http);
+    let endpoint = a.runs("shop/cart-1", "shop/cart", cart.address);
+    a.road("shop/cart", vec![endpoint]).traffic.wait = Span::milliseconds(100);
+    a.apply();
+    assert_eq!(get(door, "cart", "/").status, 403);
+    a.lets_in("shop/cart", &["shop/web"], false);
+    a.apply();
+    assert_eq!(get(door, "cart", "/").body, "cart");
+    a.set_gate("shop/cart-1", Gate::Leaving);
+    a.apply();
+    let refused = get(door, "cart", "/");
+    assert_eq!(refused.status, 503);
+    assert!(refused.body.contains("(leaving)"), "{}", refused.body);
+}
+
+#[test]
+fn what_runs_elsewhere_is_dialled_as_it_is_named() {
+    let authority = Authority::new();
+    let outside = Instance::start(|seen| {
+        assert!(header(&seen.head, "host").unwrap().starts_with("127."));
+        assert_eq!(header(&seen.head, "mainland-deadline-ms"), None);
+        Act::Answer("outside")
+    });
+    let mut a = Node::start(&authority, "a");
+    let door = a.door(&authority, "shop/web", "shop/bank", Protocol::Http);
+    let (host, port) = (outside.address.ip().to_string(), outside.address.port());
+    a.road("shop/bank", vec![]).external = vec![Address::External { host, port }];
+    a.apply();
+    assert_eq!(get(door, "anything", "/").body, "outside");
 }
