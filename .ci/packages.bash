@@ -81,9 +81,10 @@ apt_install() {
         printf '#!/bin/sh\nexit 101\n' >"$policy"
         chmod 755 "$policy"
     fi
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "$@"
-    stay_stopped "$@"
+    # Chained, for a caller that asks with `if` or `||` switches -e off.
+    apt-get update -qq &&
+        apt-get install -y -qq --no-install-recommends "$@" &&
+        stay_stopped "$@"
 }
 
 # Nor should what was installed just now start with the machine: Mainland starts its own.

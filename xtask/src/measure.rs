@@ -1,4 +1,10 @@
-//! Benchmarks and simulations.
+//! Benchmarks.
+//!
+//! | module | what it measures | peers |
+//! |---|---|---|
+//! | `plan` | placements a second, zone spread on | (kube-scheduler, Nomad: published) |
+//! | `store` | durable writes a second, 64 clients | etcd on the same disk in the same run |
+//! | `up` | exec to ready and to the example serving; memory and CPU at rest | |
 //!
 //! What they measure is linked in, and only the optimised build says anything. So the everyday `xtask` has none of it: it runs
 //! itself anew, built with `--release --features measure`.
@@ -6,11 +12,73 @@
 use std::path::Path;
 
 use anyhow::Result;
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
+
+#[cfg(feature = "measure")]
+mod etcd;
+#[cfg(feature = "measure")]
+mod plan;
+#[cfg(feature = "measure")]
+mod store;
+#[cfg(feature = "measure")]
+mod table;
+#[cfg(feature = "measure")]
+mod up;
 
 #[derive(Subcommand)]
-pub(crate) enum Task {}
+pub(crate) enum Task {
+    /// How fast it is, beside its peers in the same run
+    Bench {
+        name: Bench,
+        /// Write the table to bench/NAME.md too
+        #[arg(long)]
+        save: bool,
+    },
+}
 
-pub(crate) fn run(_root: &Path, task: Task) -> Result<()> {
-    match task {}
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Bench {
+    /// Placements a second on 10,000 nodes
+    Plan,
+    /// Durable writes a second
+    Store,
+    /// From exec to ready, to serving; memory and CPU at rest
+    Up,
+}
+
+#[cfg(not(feature = "measure"))]
+pub(crate) fn run(root: &Path, _: Task) -> Result<()> {
+    let build = [
+        "run",
+        "--release",
+        "--package",
+        "xtask",
+        "--features",
+        "measure",
+        "--",
+    ];
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments = arguments.iter().map(String::as_str);
+    crate::step::cargo(
+        root,
+        &build.into_iter().chain(arguments).collect::<Vec<_>>(),
+    )
+}
+
+#[cfg(feature = "measure")]
+pub(crate) fn run(root: &Path, task: Task) -> Result<()> {
+    let Task::Bench { name, save } = task;
+    let (file, table) = match name {
+        Bench::Plan => ("plan", plan::run()),
+        Bench::Store => ("store", store::run()?),
+        Bench::Up => ("up", up::run(root)?),
+    };
+    let text = table.to_markdown();
+    println!("{text}");
+    if save {
+        let folder = root.join("bench");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::write(folder.join(format!("{file}.md")), text)?;
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use syn::spanned::Spanned as _;
 use syn::visit::{self, Visit};
 
 use super::Violation;
-use super::workspace::{Member, Source, Workspace, is_for_tests};
+use super::workspace::{Member, Source, Workspace, test_items};
 
 /// Lines from `fn` to the closing brace.
 const FUNCTION_LINES: usize = 60;
@@ -190,7 +190,7 @@ fn too_long_in(source: &Source) -> Vec<Long> {
     let mut long: Vec<Long> = lengths
         .functions
         .into_iter()
-        .filter(|(_, _, lines)| *lines > FUNCTION_LINES)
+        .filter(|(_, line, lines)| *lines > FUNCTION_LINES && !source.is_test_line(*line))
         .map(|(name, line, lines)| Long {
             path: source.path.clone(),
             line,
@@ -198,7 +198,7 @@ fn too_long_in(source: &Source) -> Vec<Long> {
             lines,
         })
         .collect();
-    let lines = source.text.lines().count() - lengths.test_lines;
+    let lines = source.text.lines().count() - test_lines(source);
     if lines > FILE_LINES {
         long.push(Long {
             path: source.path.clone(),
@@ -210,11 +210,15 @@ fn too_long_in(source: &Source) -> Vec<Long> {
     long
 }
 
+fn test_lines(source: &Source) -> usize {
+    let items = test_items(&source.syntax).into_iter();
+    items.map(|lines| lines.count()).sum()
+}
+
 #[derive(Default)]
 struct Lengths {
     /// Name, line and lines.
     functions: Vec<(String, usize, usize)>,
-    test_lines: usize,
 }
 
 impl Lengths {
@@ -227,21 +231,6 @@ impl Lengths {
 }
 
 impl<'ast> Visit<'ast> for Lengths {
-    fn visit_item(&mut self, item: &'ast syn::Item) {
-        let attributes = match item {
-            syn::Item::Mod(module) => &module.attrs,
-            syn::Item::Fn(function) => &function.attrs,
-            syn::Item::Impl(block) => &block.attrs,
-            _ => return visit::visit_item(self, item),
-        };
-        if is_for_tests(attributes) {
-            let span = item.span();
-            self.test_lines += span.end().line + 1 - span.start().line;
-        } else {
-            visit::visit_item(self, item);
-        }
-    }
-
     fn visit_item_fn(&mut self, function: &'ast syn::ItemFn) {
         self.add(&function.sig, &function.block);
         visit::visit_item_fn(self, function);

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use syn::spanned::Spanned as _;
+use syn::visit::{self, Visit};
 
 use super::Violation;
 
@@ -133,6 +136,14 @@ impl Source {
         }
     }
 
+    /// Whether a line belongs to code that exists only in tests.
+    pub(crate) fn is_test_line(&self, line: usize) -> bool {
+        self.is_test
+            || test_items(&self.syntax)
+                .iter()
+                .any(|lines| lines.contains(&line))
+    }
+
     /// The folder that holds the files of this file's modules.
     fn module_folder(&self) -> String {
         let stem = self.path.strip_suffix(".rs").unwrap_or(&self.path);
@@ -163,6 +174,33 @@ pub(crate) fn is_for_tests(attributes: &[syn::Attribute]) -> bool {
                 .is_ok_and(|condition| condition.path().is_ident("test"));
         is_test || under_test
     })
+}
+
+/// The lines of items, at any depth of modules, that exist only in tests.
+pub(crate) fn test_items(syntax: &syn::File) -> Vec<RangeInclusive<usize>> {
+    let mut found = TestItems(Vec::new());
+    found.visit_file(syntax);
+    found.0
+}
+
+struct TestItems(Vec<RangeInclusive<usize>>);
+
+impl<'ast> Visit<'ast> for TestItems {
+    fn visit_item(&mut self, item: &'ast syn::Item) {
+        let attributes = match item {
+            syn::Item::Mod(module) => &module.attrs,
+            syn::Item::Fn(function) => &function.attrs,
+            syn::Item::Impl(block) => &block.attrs,
+            syn::Item::Use(import) => &import.attrs,
+            _ => return,
+        };
+        if is_for_tests(attributes) {
+            let span = item.span();
+            self.0.push(span.start().line..=span.end().line);
+        } else {
+            visit::visit_item(self, item);
+        }
+    }
 }
 
 /// `#[cfg(test)] mod testing;` makes a file, and all below it, a test.
