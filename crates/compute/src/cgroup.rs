@@ -153,31 +153,40 @@ impl Cgroups {
         }
     }
 
+    /// The group of one instance, whether it is there or not.
+    pub fn locate(&self, name: &str) -> Group {
+        let below = |base: &Option<PathBuf>| base.as_ref().map(|base| base.join(name));
+        let (unified, memory, cpu) = (
+            below(&self.unified),
+            below(&self.memory_v1),
+            below(&self.cpu_v1),
+        );
+        let counter_v1 = memory.as_ref().map(|path| path.join("memory.oom_control"));
+        let counter_v2 = unified.as_ref().filter(|_| self.unified_controllers);
+        Group {
+            out_of_memory: counter_v1.or_else(|| Some(counter_v2?.join("memory.events"))),
+            legacy: memory.into_iter().chain(cpu).collect(),
+            unified,
+        }
+    }
+
     /// Makes the group of one instance, or sets the limits of the one that is there.
     pub fn create(&self, name: &str, memory: Bytes, cpu: MilliCpu) -> Result<Group, Error> {
-        let mut group = Group::default();
         if let Some(base) = &self.unified {
             let path = make(base, name)?;
             if self.unified_controllers {
                 limit_memory_v2(&path, memory)?;
-                group.out_of_memory = Some(path.join("memory.events"));
             }
             // Refused where the CPU controller is missing, which was said.
             let _ = fs::write(path.join("cpu.weight"), cpu_weight(cpu).to_string());
-            group.unified = Some(path);
         }
         if let Some(base) = &self.memory_v1 {
-            let path = make(base, name)?;
-            limit_memory_v1(&path, memory)?;
-            group.out_of_memory = Some(path.join("memory.oom_control"));
-            group.legacy.push(path);
+            limit_memory_v1(&make(base, name)?, memory)?;
         }
         if let Some(base) = &self.cpu_v1 {
-            let path = make(base, name)?;
-            write(&path.join("cpu.shares"), cpu_shares(cpu))?;
-            group.legacy.push(path);
+            write(&make(base, name)?.join("cpu.shares"), cpu_shares(cpu))?;
         }
-        Ok(group)
+        Ok(self.locate(name))
     }
 }
 
@@ -254,6 +263,11 @@ impl Group {
         self.unified.iter().chain(&self.legacy)
     }
 
+    /// Whether any of it is there.
+    pub fn exists(&self) -> bool {
+        self.paths().any(|path| path.exists())
+    }
+
     /// Moves the calling process in. What it executes and whatever that starts stays in.
     pub fn join(&self) -> Result<(), Error> {
         for path in self.paths() {
@@ -276,6 +290,10 @@ impl Group {
         self.paths().flat_map(|path| processes(path)).collect()
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a poll interval, inside a wait with a deadline"
+    )]
     /// SIGKILL to all in it, until none is left or `patience` is over.
     pub fn kill_all(&self, patience: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + patience;

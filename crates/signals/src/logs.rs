@@ -258,6 +258,10 @@ impl Reader {
         })
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a poll interval, inside a wait with a deadline"
+    )]
     /// Waits for lines until `deadline`; empty when none came.
     pub fn next_batch(&mut self, deadline: Instant) -> Result<Batch, Error> {
         loop {

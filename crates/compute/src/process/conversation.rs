@@ -42,7 +42,7 @@ pub(super) type Stream = BufReader<UnixStream>;
 pub(super) enum Found {
     Running {
         stream: Stream,
-        record: Record,
+        record: Box<Record>,
         stopped: Option<i32>,
     },
     Ended(Exit),
@@ -102,7 +102,7 @@ async fn connect(directory: &Path) -> io::Result<Found> {
     match next_notice(&mut stream).await? {
         Notice::Hello { record, stopped } => Ok(Found::Running {
             stream,
-            record,
+            record: Box::new(record),
             stopped,
         }),
         other => Err(io::Error::other(format!("the shim began with {other:?}"))),

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use model::compute::OnPartition;
-use model::ids::Digest;
+use model::ids::{Digest, InstanceId};
 use model::units::Span;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -29,21 +29,34 @@ pub(super) async fn launch(
 ) -> Result<(Started, Child), Error> {
     let cgroup = make_cgroup(options, spec)?;
     let launch = Launch {
-        program: program(spec, spec.argv.clone(), cgroup),
+        program: program(spec, spec.argv.clone(), cgroup.clone()),
         memory: spec.memory,
         grace: Span(spec.grace),
         lease_sent_at: (spec.on_partition == OnPartition::Stop).then_some(spec.lease_sent_at),
     };
-    let mut shim = spawn(options, &spec.directory)?;
-    let told = tokio::time::timeout(PATIENCE, converse(&mut shim, &launch)).await;
+    let launched = start_shim(options, &spec.directory, &launch).await;
+    if let (Err(_), Some(group)) = (&launched, &cgroup) {
+        // It is empty, or it is another shim's, and then it stays.
+        let _ = group.remove();
+    }
+    launched
+}
+
+async fn start_shim(
+    options: &Options,
+    directory: &Path,
+    launch: &Launch,
+) -> Result<(Started, Child), Error> {
+    let mut shim = spawn(options, directory)?;
+    let told = tokio::time::timeout(PATIENCE, converse(&mut shim, launch)).await;
     match told {
         Ok(Ok(Launched::Started { pid, at })) => Ok((Started { pid, at }, shim)),
         Ok(Ok(Launched::NotStarted { error })) => {
             let _ = shim.wait().await;
             Err(Error::NotStarted { error })
         }
-        Ok(Err(error)) => Err(failed(&mut shim, &spec.directory, &error.to_string()).await),
-        Err(_) => Err(failed(&mut shim, &spec.directory, "it did not answer in 30 s").await),
+        Ok(Err(error)) => Err(failed(&mut shim, directory, &error.to_string()).await),
+        Err(_) => Err(failed(&mut shim, directory, "it did not answer in 30 s").await),
     }
 }
 
@@ -62,17 +75,17 @@ fn make_cgroup(options: &Options, spec: &InstanceSpec) -> Result<Option<Group>, 
     let Some(cgroups) = &options.cgroups else {
         return Ok(None);
     };
-    let name = cgroup_name(spec);
+    let name = cgroup_name(&spec.instance, &spec.directory);
     Ok(Some(cgroups.create(&name, spec.memory, spec.cpu)?))
 }
 
-/// The directory is in it as a digest: nodes that share a machine have instances of the same name one after the other.
-pub(super) fn cgroup_name(spec: &InstanceSpec) -> String {
-    let digest = Digest(Sha256::digest(spec.directory.as_os_str().as_encoded_bytes()).into()).hex();
+/// The name of an instance's cgroup. The directory is in it as a digest: nodes that share a machine have instances of the same name one after the other.
+pub fn cgroup_name(instance: &InstanceId, directory: &Path) -> String {
+    let digest = Digest(Sha256::digest(directory.as_os_str().as_encoded_bytes()).into()).hex();
     format!(
         "mainland-{}-{}-{}",
-        spec.instance.project,
-        spec.instance.name,
+        instance.project,
+        instance.name,
         &digest[..12]
     )
 }

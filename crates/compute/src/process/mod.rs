@@ -22,6 +22,7 @@ use crate::runtime::{
 use crate::shim::protocol::Request;
 
 use conversation::{Found, Run};
+pub use launch::cgroup_name;
 
 mod conversation;
 mod exec;
@@ -232,8 +233,11 @@ impl Runtime for ProcessRuntime {
             if self.shared.sender(instance).is_some() {
                 return Err(Error::Running(instance.clone()));
             }
+            let name = launch::cgroup_name(instance, directory);
+            let cgroups = self.shared.options.cgroups.as_ref();
+            let cgroup = cgroups.map(|cgroups| cgroups.locate(&name));
             let directory = directory.to_owned();
-            blocking(move || prepare::remove(&directory)).await
+            blocking(move || prepare::remove(&directory, cgroup)).await
         })
     }
 }

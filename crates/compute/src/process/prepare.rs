@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lcho
 use std::path::{Path, PathBuf};
 
 use crate::artifact::{self, unpack};
+use crate::cgroup::Group;
 use crate::instance::{self, Prepared};
 use crate::runtime::{Error, Identity, InstanceSpec, SecretFile, VolumeMount};
 
@@ -116,7 +117,7 @@ fn write_secret(secret: &SecretFile, owner: Option<Identity>) -> Result<(), Erro
 }
 
 /// Removes the instance's directory, its cgroup and its secret files.
-pub(super) fn remove(directory: &Path) -> Result<(), Error> {
+pub(super) fn remove(directory: &Path, cgroup: Option<Group>) -> Result<(), Error> {
     let list = directory.join(SECRET_LIST);
     let paths: Vec<PathBuf> = fs::read(&list)
         .ok()
@@ -127,7 +128,11 @@ pub(super) fn remove(directory: &Path) -> Result<(), Error> {
         // The folder made for it, if nothing else is in it.
         let _ = path.parent().map(fs::remove_dir);
     }
+    if let Some(group) = cgroup {
+        group.remove()?;
+    }
     if let Some(group) = instance::read_record(directory).and_then(|record| record.cgroup) {
+        // That of a former agent, which may have been in another place.
         group.remove()?;
     }
     remove_folder(directory)

@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use model::compute::{Exit, ExitHow};
@@ -35,6 +36,9 @@ pub(crate) use trampoline::encode;
 pub use trampoline::exec_main;
 
 use protocol::{LAUNCH_MAX_BYTES, Launch, Launched};
+
+/// For a shim that has recorded its exit to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where the output goes; the binary implements it with the log writer. It must not wait for a disk that is full: what
 /// can't be written is dropped, and counted there.
@@ -107,9 +111,24 @@ fn enter(directory: &Path) -> Result<(Launch, File), String> {
     let launch = read_launch().map_err(told("reading the launch"))?;
     std::env::set_current_dir(directory).map_err(told("entering the instance's directory"))?;
     let lock = File::open(".").map_err(told("opening the instance's directory"))?;
-    lock.try_lock()
-        .map_err(|_| "another shim runs in this directory".to_owned())?;
+    take(&lock)?;
     Ok((launch, lock))
+}
+
+/// Takes the lock. A shim that has recorded its exit holds it for a moment still.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a poll interval, inside a wait with a deadline"
+)]
+fn take(lock: &File) -> Result<(), String> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    while lock.try_lock().is_err() {
+        if instance::read_exit(Path::new(".")).is_none() || Instant::now() >= deadline {
+            return Err("another shim runs in this directory".to_owned());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn prepare(launch: Launch, lock: File, open_sink: OpenSink<'_>) -> Result<serve::Shim, String> {

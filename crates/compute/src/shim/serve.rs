@@ -122,7 +122,7 @@ impl Shim {
             io::Result::Ok((record, output))
         };
         let (record, output) = begin().map_err(|error| {
-            let _ = kill_unrecorded(spawned.pid, cgroup.as_ref());
+            kill_unrecorded(spawned.pid, cgroup.as_ref());
             format!("recording the start: {error}")
         })?;
         Ok(Self {
@@ -306,6 +306,10 @@ impl Shim {
         sink.flush();
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a poll interval, inside a bounded wait"
+    )]
     fn remove_cgroup(&self) {
         let Some(group) = &self.cgroup else { return };
         for _ in 0..REMOVE_TRIES {

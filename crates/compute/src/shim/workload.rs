@@ -157,6 +157,10 @@ fn kill_known(cgroup: Option<&Group>) -> Result<(), String> {
     result.map_err(|error| error.to_string())
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a poll interval, inside a wait with a deadline"
+)]
 /// After the main process was reaped: kills and reaps until the shim has no child.
 pub(super) fn kill_rest(cgroup: Option<&Group>) -> Result<(), String> {
     let deadline = Instant::now() + KILL_PATIENCE;

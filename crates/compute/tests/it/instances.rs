@@ -1,9 +1,11 @@
 //! Starting, ending, freezing, adopting.
 
 use std::fs;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use compute::instance::{read_exit, read_record};
+use compute::process::cgroup_name;
 use compute::runtime::{Adopted, Error, Happening, Identity, Runtime as _};
 use model::compute::ExitHow;
 use model::units::Bytes;
@@ -366,6 +368,89 @@ fn removing_ends_it_and_leaves_no_trace() {
     world
         .run(world.runtime().remove(&spec.instance, &spec.directory))
         .expect("removed again");
+}
+
+#[test]
+fn a_full_disk_hides_no_exit_and_holds_up_nobody() {
+    let mut world = World::new();
+    let disk = world.path("disk");
+    fs::create_dir(&disk).expect("made");
+    let Some(_mount) = Tiny::mount(&disk) else {
+        return;
+    };
+    let mut spec = world.shell(
+        "a",
+        "while ! [ -e go ]; do sleep 0.02; done; seq 1 50000; exit 8",
+    );
+    spec.directory = disk.join("a");
+    world.start(&spec);
+    fs::write(spec.directory.join("work/go"), "").expect("written");
+    let mut filler = fs::File::create(disk.join("filler")).expect("created");
+    while filler.write_all(&[0; 512]).is_ok() {}
+    let exit = world.exit();
+    assert_eq!(exit.how, ExitHow::Code { code: 8 });
+    assert_eq!(read_exit(&spec.directory), Some(exit));
+    drop(world.run(world.runtime().remove(&spec.instance, &spec.directory)));
+}
+
+/// A file system of 256 KiB, where that may be had.
+struct Tiny(std::path::PathBuf);
+
+impl Tiny {
+    fn mount(path: &std::path::Path) -> Option<Self> {
+        let mut command = std::process::Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs"]);
+        let mounted = command
+            .arg(path)
+            .stderr(std::process::Stdio::null())
+            .status();
+        let mounted = mounted.is_ok_and(|status| status.success());
+        if !mounted {
+            eprintln!("no file system may be mounted here");
+        }
+        mounted.then(|| Self(path.to_owned()))
+    }
+}
+
+impl Drop for Tiny {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[test]
+fn a_shim_asked_to_end_stops_its_workload_with_grace() {
+    let mut world = World::new();
+    let spec = world.shell(
+        "a",
+        "trap 'exit 3' TERM; echo ready; while :; do sleep 0.02; done",
+    );
+    world.start(&spec);
+    world.line("a", "o ready");
+    let shim = read_record(&spec.directory).expect("its record").shim.pid;
+    signal(shim, Signal::TERM);
+    assert_eq!(world.exit().how, ExitHow::Code { code: 3 });
+}
+
+#[test]
+fn no_end_and_no_failed_start_leaves_a_cgroup() {
+    let Some(groups) = cgroups() else { return };
+    let mut world = World::new();
+    let group = |name: &str| groups.locate(&cgroup_name(&id(name), &world.path(name)));
+    let (failed, ended) = (group("failed"), group("ended"));
+    world
+        .try_start(&world.spec("failed", &["./missing"]))
+        .expect_err("missing");
+    assert!(!failed.exists());
+    let spec = world.shell("ended", "while ! [ -e go ]; do sleep 0.02; done");
+    world.start(&spec);
+    assert!(ended.exists());
+    fs::write(spec.directory.join("work/go"), "").expect("written");
+    world.exit();
+    assert!(!ended.exists());
 }
 
 #[test]

@@ -7,7 +7,9 @@ use compute::lease::{EMPTY_AFTER, Moment, TERMINATE_AFTER};
 use compute::runtime::Runtime as _;
 use model::compute::{ExitHow, OnPartition};
 
-use crate::world::{World, is_alive, wait_until};
+use rustix::process::Signal;
+
+use crate::world::{World, is_alive, signal, wait_until};
 
 #[test]
 fn without_renewal_it_is_gone_in_time_even_with_the_agent_dead() {
@@ -56,4 +58,22 @@ fn renewed_it_goes_on_and_without_a_lease_it_needs_none() {
     assert!(ended >= TERMINATE_AFTER && ended < EMPTY_AFTER, "{ended:?}");
     assert!(is_alive(kept_pid));
     assert!(read_record(&kept.directory).is_some());
+}
+
+#[test]
+fn a_frozen_workload_and_no_cgroup_are_no_excuse() {
+    let mut world = World::without_cgroups();
+    let mut spec = world.shell("a", "(setsid sleep 1000 &); exec sleep 1000");
+    spec.on_partition = OnPartition::Stop;
+    spec.lease_sent_at = Moment::now();
+    let main = world.start(&spec);
+    signal(main, Signal::STOP);
+    world.kill_agent();
+    wait_until("it to be gone", || !is_alive(main));
+    assert!(Moment::now().since(spec.lease_sent_at) < EMPTY_AFTER);
+    wait_until("the exit", || read_exit(&spec.directory).is_some());
+    assert_eq!(
+        read_exit(&spec.directory).map(|exit| exit.how),
+        Some(ExitHow::LeaseLost)
+    );
 }

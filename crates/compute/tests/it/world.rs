@@ -224,6 +224,10 @@ pub fn open_to_others(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("its mode");
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a poll interval, inside a wait with a deadline"
+)]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
