@@ -14,7 +14,7 @@
 //! **The brake.** When more than half of all workers are silent at once, or several whole zones, it is likelier that the server is the one
 //! cut off, or that replacing would crush what is left. Then nobody is decided lost until enough are back or an operator says so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use model::control::{NodeRecord, NodeRole, Reason, Standing};
@@ -34,6 +34,8 @@ pub const STALL_FROM: Duration = Duration::from_secs(1);
 pub const AT_ONCE: Duration = Duration::from_secs(5);
 /// With fewer workers there is no majority to speak of.
 const BRAKE_FROM_WORKERS: usize = 3;
+/// Sessions of a node that are remembered as over: an agent would have to be restarted this often while one message travels.
+const RETIRED_SESSIONS: usize = 16;
 /// Whole zones at once that are more than bad luck.
 const BRAKE_FROM_ZONES: usize = 2;
 
@@ -58,6 +60,9 @@ struct Watch {
     lost_at: Option<Instant>,
     /// An operator said that it is gone: it counts for no brake.
     given_up: bool,
+    /// The session heard last and the number of its last heartbeat, and the sessions before it.
+    heard: Option<(SessionId, u64)>,
+    retired: VecDeque<SessionId>,
 }
 
 /// Why nobody is decided lost for now.
@@ -132,6 +137,27 @@ impl State {
         self.brake.as_ref()
     }
 
+    /// Whether a heartbeat is news: newer than the last of its session, and of no session that another one followed. One that is not must change
+    /// nothing, since what it says was true before what is known.
+    pub fn is_news(&mut self, node: &NodeName, session: SessionId, sequence: u64) -> bool {
+        let Some(watch) = self.nodes.get_mut(node) else {
+            return false;
+        };
+        match watch.heard {
+            _ if watch.retired.contains(&session) => return false,
+            Some((known, last)) if known == session && sequence <= last => return false,
+            Some((known, _)) if known != session => {
+                watch.retired.push_back(known);
+                if watch.retired.len() > RETIRED_SESSIONS {
+                    watch.retired.pop_front();
+                }
+            }
+            _ => {}
+        }
+        watch.heard = Some((session, sequence));
+        true
+    }
+
     /// The decision about a node could not be stored: it stands as before, and will be decided anew.
     pub fn undo(&mut self, node: &NodeName, standing: Standing) {
         if let Some(watch) = self.nodes.get_mut(node) {
@@ -152,6 +178,8 @@ impl State {
                 complete: None,
                 lost_at: None,
                 given_up: false,
+                heard: None,
+                retired: VecDeque::new(),
             });
         watch.region = record.region.clone();
         watch.zone = record.zone.clone();

@@ -132,9 +132,16 @@ struct Step<'a> {
     group: PlacementGroup,
     /// Copies that found no place in this step.
     pending: Vec<Pending>,
-    /// The first refusal of this step: what was refused once is not tried again for the next copy.
-    refusal: Option<(Ceiling, Reason)>,
+    /// What was refused in this step, which is not tried again for the next copy.
+    refusal: Option<Refusal>,
     events: Vec<(Level, String, Reason)>,
+}
+
+struct Refusal {
+    release: ReleaseNumber,
+    ceiling: Ceiling,
+    avoid: usize,
+    reason: Reason,
 }
 
 /// What is to be placed.
@@ -293,10 +300,15 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Places one copy, or records it as pending. Says whether it was placed.
+    /// Places one copy, or records it as pending. A node to avoid is better than none. Says whether it was placed.
     fn place(&mut self, wish: &Wish<'_>) -> bool {
         let (instance, since) = self.name(wish.slot);
-        match self.try_place(wish, &instance) {
+        let anywhere = Wish {
+            avoid: &[],
+            ..*wish
+        };
+        let tried = self.try_place(wish, &instance);
+        match tried.or_else(|_| self.try_place(&anywhere, &instance)) {
             Ok(()) => true,
             Err(reason) => {
                 let release = wish.release;
@@ -318,11 +330,12 @@ impl<'a> Step<'a> {
             .slot
             .and_then(|slot| self.group.homes.get(&slot))
             .cloned();
-        if let Some((ceiling, reason)) = &self.refusal
-            && *ceiling == wish.ceiling
-            && home.is_none()
-        {
-            return Err(reason.clone());
+        let known = self.refusal.as_ref().filter(|known| {
+            let asked = (known.release, known.ceiling, known.avoid);
+            home.is_none() && asked == (wish.release, wish.ceiling, wish.avoid.len())
+        });
+        if let Some(known) = known {
+            return Err(known.reason.clone());
         }
         let request = Request {
             service: self.view.id,
@@ -342,7 +355,12 @@ impl<'a> Step<'a> {
             }
             Err(refused) => {
                 if home.is_none() {
-                    self.refusal = Some((wish.ceiling, refused.reason.clone()));
+                    self.refusal = Some(Refusal {
+                        release: wish.release,
+                        ceiling: wish.ceiling,
+                        avoid: wish.avoid.len(),
+                        reason: refused.reason.clone(),
+                    });
                 }
                 Err(refused.reason)
             }

@@ -249,3 +249,26 @@ fn a_new_session_is_not_relied_on_until_it_told_all() {
     });
     assert_eq!(world.state.sight(&name, at(world.now_ms)), Sight::Heard);
 }
+
+#[test]
+fn a_heartbeat_that_was_overtaken_is_no_news() {
+    let mut state = State::new(&three_zones(), at(0));
+    let name = node_name("node-a");
+    let table = [
+        (1, 5, true),
+        (1, 4, false),
+        (1, 5, false),
+        (1, 6, true),
+        (2, 1, true),
+        (1, 7, false),
+        (2, 2, true),
+    ];
+    for (session, sequence, expect) in table {
+        assert_eq!(
+            state.is_news(&name, SessionId(session), sequence),
+            expect,
+            "{session} {sequence}"
+        );
+    }
+    assert!(!state.is_news(&node_name("nobody"), SessionId(1), 1));
+}

@@ -8,8 +8,6 @@ use super::{Memory, Step, Wish};
 use crate::backoff;
 use crate::place::Ceiling;
 
-/// Starts on one node that failed before anything ran, until the copy is moved to another node.
-const NOT_STARTED_TRIES: u32 = 3;
 /// How long a node that could not start a copy is not tried again.
 const AVOID_FOR: std::time::Duration = std::time::Duration::from_secs(300);
 
@@ -24,7 +22,7 @@ pub(super) fn act(
     let bounds = Bounds::of(step, rollout, active);
     place_missing(step, active, bounds, memory);
     if step.is_settled() {
-        move_not_started(step, active, memory);
+        move_not_started(step, active, bounds, memory);
         remove_surplus(step, rollout, active, bounds);
     }
 }
@@ -62,6 +60,11 @@ impl Bounds {
             paused,
         }
     }
+
+    /// Whether no copy may start before the one that it replaces has ended.
+    fn is_exclusive(self, step: &Step<'_>, active: ReleaseNumber) -> bool {
+        step.is_exclusive(active) && self.most == self.wanted
+    }
 }
 
 fn place_missing(step: &mut Step<'_>, active: ReleaseNumber, bounds: Bounds, memory: &Memory) {
@@ -72,7 +75,7 @@ fn place_missing(step: &mut Step<'_>, active: ReleaseNumber, bounds: Bounds, mem
         .filter(|placement| placement.wanted == Wanted::Leave)
         .count();
     // What must not run beside itself waits for the leaving one, unless it was given a surge.
-    let exclusive = step.is_exclusive(active) && bounds.most == bounds.wanted;
+    let exclusive = bounds.is_exclusive(step, active);
     let mut there = step.running().count() + if exclusive { leaving } else { 0 };
     let mut new = step
         .running()
@@ -97,7 +100,12 @@ fn place_missing(step: &mut Step<'_>, active: ReleaseNumber, bounds: Bounds, mem
 }
 
 /// A copy that a node can't even start is started elsewhere, at growing intervals; where there is no other node it is left to try on.
-fn move_not_started(step: &mut Step<'_>, active: ReleaseNumber, memory: &mut Memory) {
+fn move_not_started(
+    step: &mut Step<'_>,
+    active: ReleaseNumber,
+    bounds: Bounds,
+    memory: &mut Memory,
+) {
     if memory.next_move > step.now.instant {
         return;
     }
@@ -107,15 +115,21 @@ fn move_not_started(step: &mut Step<'_>, active: ReleaseNumber, memory: &mut Mem
     let Some(failing) = failing.cloned() else {
         return;
     };
-    memory
-        .avoided
-        .insert(failing.node.clone(), step.now.instant.after(AVOID_FOR));
+    let until = step.now.instant.after(AVOID_FOR);
+    memory.avoided.insert(failing.node.clone(), until);
     memory.moves = memory.moves.saturating_add(1);
     // Ten times the waits of a restart: 1 s, doubling.
     memory.next_move = step
         .now
         .instant
         .after(backoff::wait(memory.moves, 1.0) * 10);
+    let message = format!("node {} could not start it: another is tried", failing.node);
+    if bounds.is_exclusive(step, active) || start_elsewhere(step, active, memory) {
+        step.leave(&failing.instance, Reason::new("not-started", message));
+    }
+}
+
+fn start_elsewhere(step: &mut Step<'_>, active: ReleaseNumber, memory: &Memory) -> bool {
     let avoid: Vec<NodeName> = memory.avoided.keys().cloned().collect();
     let (instance, _) = step.name(None);
     let wish = Wish {
@@ -124,24 +138,19 @@ fn move_not_started(step: &mut Step<'_>, active: ReleaseNumber, memory: &mut Mem
         ceiling: step.ceiling(),
         avoid: &avoid,
     };
-    step.refusal = None;
-    if step.try_place(&wish, &instance).is_ok() {
-        let message = format!(
-            "node {} could not start it, {instance} is started elsewhere",
-            failing.node
-        );
-        step.leave(&failing.instance, Reason::new("not-started", message));
-    }
-    step.refusal = None;
+    step.try_place(&wish, &instance).is_ok()
 }
 
+/// Its node says that it is in a crash loop in which nothing ever ran.
 fn cannot_start(step: &Step<'_>, placement: &Placement) -> bool {
     step.report(placement).is_some_and(|report| {
-        let never_ran = report
-            .last_exit
+        let exit = report.last_exit.as_ref().map(|exit| &exit.how);
+        let never_ran = matches!(exit, Some(ExitHow::NotStarted { .. }));
+        let looping = report
+            .reason
             .as_ref()
-            .is_some_and(|exit| matches!(exit.how, ExitHow::NotStarted { .. }));
-        report.state == InstanceState::Failed && never_ran && report.restarts >= NOT_STARTED_TRIES
+            .is_some_and(|reason| reason.code == "crash-loop");
+        report.state == InstanceState::Failed && never_ran && looping
     })
 }
 

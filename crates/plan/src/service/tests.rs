@@ -169,7 +169,7 @@ impl World {
                 .or_insert_with(|| testing::report(placement, InstanceState::Starting, false));
             if self.failing.contains(&placement.node) {
                 report.state = InstanceState::Failed;
-                report.restarts += 1;
+                report.reason = Some(Reason::new("crash-loop", "crash loop"));
                 report.last_exit = Some(Exit {
                     how: ExitHow::NotStarted {
                         error: "no such file".into(),
@@ -185,6 +185,7 @@ impl World {
             } else {
                 report.state = InstanceState::Running;
                 report.ready = true;
+                report.reason = None;
             }
         }
     }
@@ -626,6 +627,21 @@ fn a_node_that_can_start_nothing_is_left_for_another() {
         "with back-off: {}",
         world.group.next_instance
     );
+}
+
+#[test]
+fn what_must_not_run_beside_itself_is_gone_before_it_is_tried_elsewhere() {
+    let mut spec = service(1);
+    spec.on_partition = OnPartition::Stop;
+    spec.rollout.surge = 0;
+    spec.rollout.unavailable = 1;
+    let mut world = World::new(spec);
+    world.failing.insert(node_name("node-a"));
+    for _ in 0..10 {
+        world.run(1);
+        assert!(world.group.placements.len() <= 1);
+    }
+    assert_eq!(world.ready(), 1);
 }
 
 #[test]
