@@ -1,1 +1,49 @@
+//! The agent: makes one machine do what the servers say it should, and says what it sees.
+//!
+//! Entry point: [`agent::run`]. What to do about each instance is decided by [`plan::agent::step`]; this crate acts.
+//!
+//! ```text
+//!   servers ◀─ heartbeat ── [heartbeat]◀─┐                       ┌─▶[instances]─▶ runtime ─▶ shims, workloads
+//!           ── desired ──▶ [desired] ────┤                       │      ▲ artifacts, secrets, ports, volumes
+//!           ── certificates ▶[identity]  ├─▶ [agent]: step ──────┼─▶[probes]
+//!           ◀─ tunnel ───── [socket]     │   under one lock      ├─▶[proxy] ◀─ JSON lines ─▶ proxy
+//!   runtime, proxy, probes, the clock ───┘                       └─▶[firewall]
+//! ```
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`options`] | what an agent is told once, and keeps in its directory |
+//! | [`layout`] | the node's directory: what lies where, who may read it, one agent at a time |
+//! | [`agent`] | puts the parts together; hands every input to the step and every output to who acts on it |
+//! | [`identity`] | joining, the node's certificate and those of the services placed here |
+//! | [`heartbeat`] | tells the servers what is seen, renews the lease |
+//! | [`desired`] | hears what the node should run, and keeps it on disk |
+//! | [`instances`] | prepares, starts, stops and removes, one worker per instance |
+//! | [`environment`] | what a workload finds in its environment (pure) |
+//! | [`doors`] | a loopback address per caller and need (pure) |
+//! | [`snapshot`] | what the proxy is told (pure) |
+//! | [`probes`] | asks an instance how it does |
+//! | [`proxy`] | the proxy process and the socket to it |
+//! | [`firewall`] | closes instance ports to other uids |
+//! | [`socket`] | the node's own API, on its Unix socket and through the tunnel; [`exec`] and logs |
 
+pub mod agent;
+mod artifacts;
+mod clock;
+mod desired;
+mod doors;
+mod environment;
+mod exec;
+mod firewall;
+mod heartbeat;
+mod identity;
+mod instances;
+mod layout;
+pub mod options;
+mod pause;
+mod probes;
+mod proxy;
+mod record;
+mod snapshot;
+mod socket;
+mod tunnel;

@@ -1,0 +1,74 @@
+//! Hears what the node should run, and keeps it on disk.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use model::control::NodeDesired;
+use plan::Instant;
+use plan::agent::Input;
+
+use crate::agent::Agent;
+use crate::pause::Pause;
+use crate::{clock, layout};
+
+/// Watches for as long as the agent lives.
+pub async fn run(agent: Arc<Agent>) {
+    let mut pause = Pause::of_connection();
+    loop {
+        let asked_at = clock::instant();
+        let client = agent.identities.client();
+        match client.watch_desired(&agent.config.name).await {
+            Ok(mut stream) => loop {
+                let told = tokio::select! {
+                    told = stream.next() => told,
+                    () = agent.signals.watch_anew.notified() => break,
+                };
+                match told {
+                    Some(Ok(desired)) => {
+                        pause.reset();
+                        take(&agent, desired, Some(asked_at));
+                    }
+                    Some(Err(error)) => {
+                        tracing::debug!(%error, "the watch of the desired state broke");
+                        break;
+                    }
+                    None => break,
+                }
+            },
+            Err(error) => tracing::debug!(%error, "the desired state can't be watched"),
+        }
+        pause.wait().await;
+    }
+}
+
+/// `asked_at`: `None` for what was kept on disk.
+pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Instant>) {
+    let generation = desired.generation;
+    let is_new = agent.with(|core| {
+        let is_new = core.state.generation() < Some(generation);
+        if is_new {
+            core.road = plan::road::merge(&core.road, &desired.road);
+            desired.road = core.road.clone();
+        }
+        is_new
+    });
+    if is_new && asked_at.is_some() {
+        keep(agent, &desired);
+    }
+    agent.tell(Input::Desired {
+        desired: Box::new(desired),
+        asked_at,
+    });
+    if is_new {
+        agent.signals.road.send_replace(());
+        agent.signals.certify.notify_one();
+        // That it was taken is what the server waits for.
+        agent.signals.report.notify_one();
+    }
+}
+
+fn keep(agent: &Agent, desired: &NodeDesired) {
+    if let Err(error) = layout::write(&agent.layout.desired(), desired) {
+        agent.with(|core| agent.disk_refuses(core, &error));
+    }
+}

@@ -1,0 +1,180 @@
+//! What a workload finds in its environment: the conventions of others, and nothing of the agent's own.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use compute::runtime::{Environment, expand};
+use model::compute::{DesiredInstance, Work, environment_name};
+use model::ids::{NodeName, ResourceName, ZoneName};
+use model::traffic::Protocol;
+
+/// As a login shell on Debian has it, for root and others alike.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// All that goes in.
+pub struct Given<'a> {
+    pub desired: &'a DesiredInstance,
+    pub node: &'a NodeName,
+    pub zone: &'a ZoneName,
+    pub port: u16,
+    pub work: &'a Path,
+    /// Where each needed service answers for this caller.
+    pub doors: &'a BTreeMap<ResourceName, (SocketAddr, Protocol)>,
+    pub secrets: &'a BTreeMap<ResourceName, Secret>,
+    pub volumes: &'a BTreeMap<ResourceName, PathBuf>,
+}
+
+/// A secret as the workload gets it.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    Value(String),
+    File(PathBuf),
+}
+
+/// The whole environment. What the spec says comes last and may replace the rest; its values see all that came before, and of one another
+/// those that come earlier by name.
+pub fn environment(given: &Given<'_>) -> Environment {
+    let mut all = Environment::default();
+    let mut set = |name: String, value: String| {
+        all.0.insert(name, value);
+    };
+    for (name, value) in fixed(given) {
+        set(name.to_owned(), value);
+    }
+    for (need, (address, protocol)) in given.doors {
+        let name = environment_name(need);
+        let scheme = match protocol {
+            Protocol::Http => "http",
+            Protocol::Tcp => "tcp",
+        };
+        set(format!("{name}_URL"), format!("{scheme}://{address}"));
+        set(format!("{name}_HOST"), address.ip().to_string());
+        set(format!("{name}_PORT"), address.port().to_string());
+    }
+    for (name, secret) in given.secrets {
+        let name = environment_name(name);
+        match secret {
+            Secret::Value(value) => set(name, value.clone()),
+            Secret::File(path) => set(format!("{name}_FILE"), path.display().to_string()),
+        }
+    }
+    for (name, path) in given.volumes {
+        set(
+            format!("{}_DIR", environment_name(name)),
+            path.display().to_string(),
+        );
+    }
+    for (name, value) in &given.desired.spec.env {
+        let value = expand(value, &all);
+        all.0.insert(name.clone(), value);
+    }
+    all
+}
+
+fn fixed(given: &Given<'_>) -> [(&'static str, String); 10] {
+    let desired = given.desired;
+    [
+        ("PORT", given.port.to_string()),
+        ("HOST", "127.0.0.1".to_owned()),
+        ("PATH", PATH.to_owned()),
+        ("HOME", given.work.display().to_string()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("MAINLAND_PROJECT", desired.instance.project.to_string()),
+        ("MAINLAND_SERVICE", desired.service.to_string()),
+        ("MAINLAND_INSTANCE", desired.instance.name.to_string()),
+        ("MAINLAND_NODE", given.node.to_string()),
+        ("MAINLAND_ZONE", given.zone.to_string()),
+    ]
+}
+
+/// The command, with variables replaced.
+pub fn arguments(desired: &DesiredInstance, environment: &Environment) -> Vec<String> {
+    match &desired.spec.work {
+        Work::Process { run, .. } => run
+            .iter()
+            .map(|argument| expand(argument, environment))
+            .collect(),
+        Work::External { .. } => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::testing::desired;
+
+    fn name(text: &str) -> ResourceName {
+        ResourceName::new(text).unwrap()
+    }
+
+    #[test]
+    fn a_workload_sees_conventions_and_what_it_declared() {
+        let mut desired = desired("checkout-3");
+        desired.spec.env = [
+            ("ADDRESS", "$HOST:$PORT"),
+            ("KEEP", "$$X $NOPE"),
+            ("ORDERS_DB_PORT", "1"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+        let doors = [
+            (
+                name("orders-db"),
+                ("127.77.16.1:7080".parse().unwrap(), Protocol::Tcp),
+            ),
+            (
+                name("cart"),
+                ("127.77.16.2:7080".parse().unwrap(), Protocol::Http),
+            ),
+        ];
+        let secrets = [
+            (name("payment-key"), Secret::Value("s3cret".to_owned())),
+            (name("tls-key"), Secret::File("/dev/shm/x".into())),
+        ];
+        let environment = environment(&Given {
+            desired: &desired,
+            node: &NodeName::new("a").unwrap(),
+            zone: &ZoneName::new("z").unwrap(),
+            port: 20_001,
+            work: Path::new("/d/work"),
+            doors: &doors.into(),
+            secrets: &secrets.into(),
+            volumes: &[(name("data"), PathBuf::from("/v/data"))].into(),
+        });
+        let table = [
+            ("PORT", "20001"),
+            ("HOST", "127.0.0.1"),
+            ("HOME", "/d/work"),
+            ("CART_URL", "http://127.77.16.2:7080"),
+            ("CART_HOST", "127.77.16.2"),
+            ("CART_PORT", "7080"),
+            ("ORDERS_DB_URL", "tcp://127.77.16.1:7080"),
+            ("ORDERS_DB_PORT", "1"),
+            ("PAYMENT_KEY", "s3cret"),
+            ("TLS_KEY_FILE", "/dev/shm/x"),
+            ("DATA_DIR", "/v/data"),
+            ("ADDRESS", "127.0.0.1:20001"),
+            ("KEEP", "$X $NOPE"),
+            ("MAINLAND_PROJECT", "shop"),
+            ("MAINLAND_SERVICE", "checkout"),
+            ("MAINLAND_INSTANCE", "checkout-3"),
+            ("MAINLAND_NODE", "a"),
+            ("MAINLAND_ZONE", "z"),
+        ];
+        for (name, value) in table {
+            assert_eq!(
+                environment.0.get(name).map(String::as_str),
+                Some(value),
+                "{name}"
+            );
+        }
+        // PATH, LANG and ORDERS_DB_HOST beside the table; nothing leaks in from the agent's own environment.
+        assert_eq!(
+            environment.0.len(),
+            table.len() + 3,
+            "{:?}",
+            environment.0.keys()
+        );
+    }
+}

@@ -1,0 +1,156 @@
+//! Closes the ports of instances to every uid but root's and the service's own, so that a call goes through the proxy or not at all.
+//!
+//! One nftables table per node, replaced as a whole in one transaction. <https://wiki.nftables.org/wiki-nftables/index.php/Atomic_rule_replacement>
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+
+use model::ids::NodeName;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// The rules of one node.
+pub struct Firewall {
+    table: String,
+    support: Support,
+    applied: tokio::sync::Mutex<Option<BTreeMap<u16, u32>>>,
+}
+
+enum Support {
+    Enforced,
+    Not(String),
+}
+
+impl Firewall {
+    /// Finds out whether rules can be set; sets none.
+    pub async fn detect(node: &NodeName, is_root: bool) -> Self {
+        let table = format!("mainland_{}", node.as_str().replace('-', "_"));
+        let support = match is_root {
+            false => Support::Not(
+                "not root: services share one user, so calls are labelled, not enforced".to_owned(),
+            ),
+            true => match nft(&format!("table inet {table} {{}}\n")).await {
+                Ok(()) => Support::Enforced,
+                Err(why) => Support::Not(format!(
+                    "nftables can't be used ({why}): calls through the mesh are enforced, calls to an instance's own port are not"
+                )),
+            },
+        };
+        Self {
+            table,
+            support,
+            applied: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// What is not enforced, to be said once.
+    pub fn limit(&self) -> Option<&str> {
+        match &self.support {
+            Support::Enforced => None,
+            Support::Not(why) => Some(why),
+        }
+    }
+
+    /// Port → the uid that may dial it beside root.
+    pub async fn apply(&self, ports: BTreeMap<u16, u32>) -> Result<(), String> {
+        if self.limit().is_some() {
+            return Ok(());
+        }
+        let mut applied = self.applied.lock().await;
+        if applied.as_ref() == Some(&ports) {
+            return Ok(());
+        }
+        nft(&rules(&self.table, &ports)).await?;
+        *applied = Some(ports);
+        Ok(())
+    }
+
+    pub async fn remove(&self) {
+        if self.limit().is_none() {
+            let table = &self.table;
+            let _ = nft(&format!(
+                "table inet {table} {{}}\ndelete table inet {table}\n"
+            ))
+            .await;
+        }
+    }
+}
+
+/// Declared empty first, so that deleting it never fails; all of it is one transaction.
+fn rules(table: &str, ports: &BTreeMap<u16, u32>) -> String {
+    let mut text =
+        format!("table inet {table} {{}}\ndelete table inet {table}\ntable inet {table} {{\n");
+    if !ports.is_empty() {
+        let all: Vec<String> = ports.keys().map(u16::to_string).collect();
+        let all = all.join(", ");
+        text += "  chain output {\n    type filter hook output priority filter; policy accept;\n";
+        for (port, uid) in ports {
+            text += &format!(
+                "    tcp dport {port} fib daddr type local meta skuid != {{ 0, {uid} }} reject with tcp reset\n"
+            );
+        }
+        text +=
+            "  }\n  chain input {\n    type filter hook input priority filter; policy accept;\n";
+        text +=
+            &format!("    iifname != \"lo\" tcp dport {{ {all} }} reject with tcp reset\n  }}\n");
+    }
+    text + "}\n"
+}
+
+async fn nft(script: &str) -> Result<(), String> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .env(
+            "PATH",
+            "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin",
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| format!("`nft` can't be run: {error}"))?;
+    let mut stdin = child.stdin.take().ok_or("`nft` has no stdin")?;
+    let written = stdin.write_all(script.as_bytes()).await;
+    drop(stdin);
+    let output = child
+        .wait_with_output()
+        .await
+        .map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(said
+            .lines()
+            .next()
+            .unwrap_or("`nft` failed without a word")
+            .to_owned());
+    }
+    written.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_table_is_one_transaction() {
+        let text = rules("mainland_a", &[(20_000, 70_001), (20_001, 70_002)].into());
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        assert_eq!(
+            lines[..3],
+            [
+                "table inet mainland_a {}",
+                "delete table inet mainland_a",
+                "table inet mainland_a {"
+            ]
+        );
+        assert!(
+            text.contains("tcp dport 20000 fib daddr type local meta skuid != { 0, 70001 } reject")
+        );
+        assert!(text.contains("iifname != \"lo\" tcp dport { 20000, 20001 } reject"));
+        assert!(
+            !rules("mainland_a", &BTreeMap::new()).contains("chain"),
+            "no rule when nothing runs"
+        );
+    }
+}

@@ -1,0 +1,173 @@
+//! Tells the servers what is seen: each second, and at once when something changed. The answer renews the lease, counted from the sending.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::compute::InstanceReport;
+use model::control::{Demand, Heartbeat, NodeEvent, Reason, observed_digest};
+use model::ids::{Epoch, InstanceId, SessionId};
+use model::signals::Level;
+use plan::agent::Input;
+use tokio::time::Instant;
+
+use crate::agent::{Agent, Core};
+use crate::clock;
+use crate::pause::{self, Pause};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Changes within this go together.
+const COALESCE: Duration = Duration::from_millis(20);
+/// An answer that takes longer is given up, so that two more can be asked for before the lease ends.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1200);
+/// For the proxy to answer before the first heartbeat: one without its address would take the node off the road.
+const PROXY_PATIENCE: Duration = Duration::from_secs(1);
+
+type Reports = BTreeMap<InstanceId, InstanceReport>;
+
+/// One life of the agent, as the servers see it.
+struct Session {
+    id: SessionId,
+    sequence: u64,
+    /// What the server has of us; `None`: it must hear all.
+    told: Option<Reports>,
+    leader: Epoch,
+}
+
+pub async fn run(agent: Arc<Agent>) {
+    let mut session = Session {
+        id: SessionId(pause::draw()),
+        sequence: 0,
+        told: None,
+        leader: Epoch::default(),
+    };
+    let mut acknowledged = agent.signals.acknowledged.subscribe();
+    let first = acknowledged.wait_for(|_| agent.with(|core| core.proxy_answers));
+    let _ = tokio::time::timeout(PROXY_PATIENCE, first).await;
+    let mut pause = Pause::new(Duration::from_millis(100), INTERVAL);
+    loop {
+        let sent = Instant::now();
+        match beat(&agent, &mut session).await {
+            Beat::Heard => {
+                pause.reset();
+                wait(&agent, sent).await;
+            }
+            Beat::SendAll => {}
+            Beat::Unheard => pause.wait().await,
+        }
+    }
+}
+
+/// Until the next is due, or something changed.
+async fn wait(agent: &Agent, sent: Instant) {
+    tokio::select! {
+        () = tokio::time::sleep_until(sent + INTERVAL) => {}
+        () = agent.signals.report.notified() => tokio::time::sleep(COALESCE).await,
+    }
+}
+
+enum Beat {
+    Heard,
+    /// The server's picture is another.
+    SendAll,
+    Unheard,
+}
+
+async fn beat(agent: &Arc<Agent>, session: &mut Session) -> Beat {
+    session.sequence += 1;
+    let (heartbeat, reports) = agent.with(|core| compose(agent, core, session));
+    let sent_at = clock::instant();
+    let client = agent.identities.client();
+    let answer = client
+        .heartbeat(&agent.config.name, &heartbeat, ANSWER_TIMEOUT)
+        .await;
+    match answer {
+        Ok(answer) if answer.epoch >= session.leader => {
+            session.leader = answer.epoch;
+            session.told = (!answer.send_full).then_some(reports);
+            agent.with(|core| core.connected = true);
+            agent.tell(Input::Renewed {
+                epoch: answer.epoch,
+                sent_at,
+            });
+            agent.signals.heard.send_modify(|heard| *heard += 1);
+            match answer.send_full && !heartbeat.full {
+                true => Beat::SendAll,
+                false => Beat::Heard,
+            }
+        }
+        Ok(answer) => {
+            tracing::warn!(epoch = %answer.epoch, known = %session.leader, "a fenced leader answered");
+            unheard(agent, session, heartbeat.events, None);
+            Beat::Unheard
+        }
+        Err(error) => {
+            unheard(agent, session, heartbeat.events, Some(&error.to_string()));
+            Beat::Unheard
+        }
+    }
+}
+
+/// Whether the server has it is not known: it must hear all, and the events again.
+fn unheard(agent: &Agent, session: &mut Session, events: Vec<NodeEvent>, error: Option<&str>) {
+    session.told = None;
+    agent.with(|core| {
+        if std::mem::take(&mut core.connected)
+            && let Some(error) = error
+        {
+            let reason = Reason::new(
+                "servers-silent",
+                format!("the servers do not answer: {error}"),
+            );
+            agent.say(core, None, Level::Warning, reason);
+        }
+        let newer: Vec<NodeEvent> = core.events.drain(..).collect();
+        for event in events.into_iter().chain(newer) {
+            if core.events.len() < crate::agent::EVENTS_MAX {
+                core.events.push_back(event);
+            }
+        }
+    });
+}
+
+fn compose(agent: &Agent, core: &mut Core, session: &Session) -> (Heartbeat, Reports) {
+    let reports: Reports = core
+        .state
+        .reports()
+        .map(|report| (report.instance.clone(), report.clone()))
+        .collect();
+    let (changed, gone) = difference(session.told.as_ref(), &reports);
+    let heartbeat = Heartbeat {
+        session: session.id,
+        sequence: session.sequence,
+        acknowledged: core.state.generation().unwrap_or_default(),
+        digest: observed_digest(reports.values()),
+        full: session.told.is_none(),
+        changed,
+        gone,
+        demand: core
+            .demand
+            .iter()
+            .map(|(service, waiting)| Demand {
+                service: service.clone(),
+                waiting: *waiting,
+            })
+            .collect(),
+        mesh: core.proxy_answers.then_some(agent.config.mesh),
+        pid: std::process::id(),
+        version: agent.version.clone(),
+        events: core.events.drain(..).collect(),
+    };
+    (heartbeat, reports)
+}
+
+fn difference(told: Option<&Reports>, now: &Reports) -> (Vec<InstanceReport>, Vec<InstanceId>) {
+    let Some(told) = told else {
+        return (now.values().cloned().collect(), Vec::new());
+    };
+    let changed = now
+        .values()
+        .filter(|report| told.get(&report.instance) != Some(report));
+    let gone = told.keys().filter(|id| !now.contains_key(*id));
+    (changed.cloned().collect(), gone.cloned().collect())
+}

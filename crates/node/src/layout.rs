@@ -1,0 +1,283 @@
+//! The node's directory.
+//!
+//! ```text
+//! DIR/                         0711: services pass through on the way to their own folders, only the owner lists
+//!   agent.json                 who the node is
+//!   agent.lock                 held while an agent lives
+//!   identity.json        0600  the node's certificate and key
+//!   desired.json         0600  what it should run, as last told
+//!   doors.json                 which loopback address belongs to which caller and need
+//!   services/P.S.json    0600  the certificate and key of a service placed here
+//!   instances/P/I.json   0600  what is kept of an instance: its desired state, port and history
+//!   instances/P/I/             the runtime's: working directory, logs, records
+//!   volumes/P/S/SLOT/NAME      data of users; kept until somebody says otherwise
+//!   artifacts/                 by digest
+//!   proxy/                     the proxy's own
+//!   proxy.sock, node.sock      sockets, 0600
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use model::compute::DesiredInstance;
+use model::ids::{InstanceId, ResourceId, ResourceName};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{doing} {path}: {source}", path = path.display())]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("another agent (pid {pid}) runs on {path}: end it first, or give this one a directory of its own", path = path.display())]
+    Taken { path: PathBuf, pid: String },
+    #[error("{path} can't be read: {source}", path = path.display())]
+    Malformed {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+}
+
+impl Error {
+    pub fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            doing,
+            path,
+            source,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+/// Held by the one agent of a directory.
+pub struct Lock {
+    _file: File,
+}
+
+impl Layout {
+    /// Makes what is missing, and takes the lock.
+    pub fn open(root: &Path) -> Result<(Self, Lock), Error> {
+        let layout = Self {
+            root: root.to_owned(),
+        };
+        make_passage(root)?;
+        let lock = layout.lock()?;
+        for folder in ["instances", "volumes"] {
+            make_passage(&root.join(folder))?;
+        }
+        make_private(&root.join("services"))?;
+        make_private(&layout.proxy())?;
+        Ok((layout, lock))
+    }
+
+    fn lock(&self) -> Result<Lock, Error> {
+        let path = self.root.join("agent.lock");
+        let mut options = OpenOptions::new();
+        options
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600);
+        let mut file = options.open(&path).map_err(Error::io("opening", &path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                let _ = file.read_to_string(&mut pid);
+                return Err(Error::Taken {
+                    path: self.root.clone(),
+                    pid,
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::io("locking", &path)(error)),
+        }
+        file.set_len(0).map_err(Error::io("writing", &path))?;
+        // Who it is matters to people only; the lock is what holds.
+        let _ = write!(file, "{}", std::process::id());
+        Ok(Lock { _file: file })
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.root.join("agent.json")
+    }
+    pub fn identity(&self) -> PathBuf {
+        self.root.join("identity.json")
+    }
+    pub fn desired(&self) -> PathBuf {
+        self.root.join("desired.json")
+    }
+    pub fn doors(&self) -> PathBuf {
+        self.root.join("doors.json")
+    }
+    pub fn artifacts(&self) -> PathBuf {
+        self.root.join("artifacts")
+    }
+    pub fn proxy(&self) -> PathBuf {
+        self.root.join("proxy")
+    }
+    pub fn proxy_socket(&self) -> PathBuf {
+        self.root.join("proxy.sock")
+    }
+    pub fn socket(&self) -> PathBuf {
+        self.root.join("node.sock")
+    }
+    pub fn service(&self, service: &ResourceId) -> PathBuf {
+        self.root
+            .join("services")
+            .join(format!("{}.{}.json", service.project, service.name))
+    }
+    pub fn services(&self) -> PathBuf {
+        self.root.join("services")
+    }
+    pub fn instances(&self) -> PathBuf {
+        self.root.join("instances")
+    }
+    pub fn instance(&self, id: &InstanceId) -> PathBuf {
+        self.instances()
+            .join(id.project.as_str())
+            .join(id.name.as_str())
+    }
+    pub fn record(&self, id: &InstanceId) -> PathBuf {
+        self.instances()
+            .join(id.project.as_str())
+            .join(format!("{}.json", id.name))
+    }
+
+    /// The folder above an instance's own.
+    pub fn make_project(&self, id: &InstanceId) -> Result<(), Error> {
+        make_passage(&self.instances().join(id.project.as_str()))
+    }
+
+    /// A volume's folder; only its service may look inside.
+    pub fn make_volume(
+        &self,
+        desired: &DesiredInstance,
+        name: &ResourceName,
+        owner: Option<u32>,
+    ) -> Result<PathBuf, Error> {
+        let mut path = self.root.join("volumes");
+        let slot = desired.slot.unwrap_or(0).to_string();
+        for part in [
+            desired.instance.project.as_str(),
+            desired.service.as_str(),
+            &slot,
+        ] {
+            path.push(part);
+            make_passage(&path)?;
+        }
+        path.push(name.as_str());
+        make_private(&path)?;
+        if let Some(owner) = owner {
+            std::os::unix::fs::chown(&path, Some(owner), Some(owner))
+                .map_err(Error::io("giving away", &path))?;
+        }
+        Ok(path)
+    }
+}
+
+/// A folder that others pass through and only its owner lists.
+fn make_passage(path: &Path) -> Result<(), Error> {
+    make(path, 0o711)
+}
+
+fn make_private(path: &Path) -> Result<(), Error> {
+    make(path, 0o700)
+}
+
+fn make(path: &Path, mode: u32) -> Result<(), Error> {
+    let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.map_err(Error::io("making", path))?;
+    let current = fs::metadata(path)
+        .map_err(Error::io("reading", path))?
+        .permissions()
+        .mode()
+        & 0o7777;
+    if current != mode {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))
+            .map_err(Error::io("setting the mode of", path))?;
+    }
+    Ok(())
+}
+
+/// `None` when there is none.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("reading", path)(error)),
+    };
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|source| Error::Malformed {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// Written beside and renamed over, so that a crash leaves the old or the new one. Mode 0600.
+pub fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    let text = serde_json::to_vec(value).expect("what is kept is plain data");
+    let beside = path.with_extension("json.new");
+    let mut options = OpenOptions::new();
+    options.create(true).write(true).truncate(true).mode(0o600);
+    let mut file = options
+        .open(&beside)
+        .map_err(Error::io("writing", &beside))?;
+    file.write_all(&text)
+        .map_err(Error::io("writing", &beside))?;
+    fs::rename(&beside, path).map_err(Error::io("replacing", path))
+}
+
+pub fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "a file can't be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_agent_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_layout, lock) = Layout::open(folder.path()).unwrap();
+        let second = Layout::open(folder.path());
+        let error = second.err().expect("the second is refused").to_string();
+        assert!(
+            error.contains(&format!("another agent (pid {})", std::process::id())),
+            "{error}"
+        );
+        drop(lock);
+        assert!(Layout::open(folder.path()).is_ok());
+    }
+
+    #[test]
+    fn what_is_kept_is_the_owners_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.json");
+        write(&path, &[1, 2]).unwrap();
+        assert_eq!(read::<Vec<u8>>(&path).unwrap(), Some(vec![1, 2]));
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(
+            read::<Vec<u8>>(&folder.path().join("y.json")).unwrap(),
+            None
+        );
+    }
+}

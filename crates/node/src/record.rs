@@ -1,0 +1,97 @@
+//! What a node keeps of an instance beside the runtime's own records, so that the next agent knows it.
+
+use std::path::Path;
+
+use model::compute::DesiredInstance;
+use plan::agent::History;
+use serde::{Deserialize, Serialize};
+
+use crate::layout::{self, Layout};
+
+/// `instances/P/I.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub desired: DesiredInstance,
+    /// Its own for as long as it is on this node.
+    #[serde(default)]
+    pub port: Option<u16>,
+    #[serde(default)]
+    pub history: History,
+}
+
+/// All that an earlier agent kept. One that can't be read is left out, and said.
+pub fn read_all(layout: &Layout) -> Vec<Record> {
+    let mut records = Vec::new();
+    for project in entries(&layout.instances()) {
+        for path in entries(&project) {
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match layout::read::<Record>(&path) {
+                Ok(record) => records.extend(record),
+                Err(error) => tracing::warn!(%error, "an instance's record is lost"),
+            }
+        }
+    }
+    records
+}
+
+fn entries(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten();
+    entries.flatten().map(|entry| entry.path()).collect()
+}
+
+#[cfg(test)]
+pub mod testing {
+    use std::collections::BTreeMap;
+
+    use model::compute::*;
+    use model::ids::*;
+    use model::traffic::{Protocol, TrafficOptions};
+    use model::units::{Bytes, MilliCpu};
+
+    pub fn desired(instance: &str) -> DesiredInstance {
+        let service = instance.rsplit_once('-').unwrap().0;
+        DesiredInstance {
+            instance: InstanceId::new(
+                ProjectName::new("shop").unwrap(),
+                InstanceName::new(instance).unwrap(),
+            ),
+            service: ResourceName::new(service).unwrap(),
+            release: ReleaseNumber(1),
+            epoch: Epoch(1),
+            slot: None,
+            role: Role::Member,
+            wanted: Wanted::Run,
+            uid: 70_001,
+            spec: service_of(vec!["./server".to_owned()]),
+            secrets: Vec::new(),
+            start_after: Vec::new(),
+        }
+    }
+
+    pub fn service_of(run: Vec<String>) -> Service {
+        Service {
+            work: Work::Process {
+                run,
+                artifact: None,
+            },
+            completion: Completion::Never,
+            replicas: 1,
+            cpu: MilliCpu(100),
+            memory: Bytes::mebibytes(64),
+            env: BTreeMap::new(),
+            needs: BTreeMap::new(),
+            protocol: Protocol::Http,
+            health: Probe::default(),
+            alive: None,
+            spread: Spread::default(),
+            on_partition: OnPartition::Keep,
+            volumes: BTreeMap::new(),
+            traffic: TrafficOptions::default(),
+            rollout: RolloutOptions::default(),
+            grace: default_grace(),
+            labels: BTreeMap::new(),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What the proxy is told: the road, joined with what this node knows of its own instances.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use model::compute::DesiredInstance;
+use model::ids::{Generation, ResourceId, ResourceName};
+use model::traffic::{
+    Address, Destination, Door, Gateway, Identity, LocalInstance, Protocol, ProxySnapshot, Road,
+    Trust,
+};
+use plan::agent::Instance;
+
+use crate::doors::Doors;
+use crate::identity::NodeIdentity;
+use crate::options::Config;
+
+/// Everything it is made of.
+pub struct Parts<'a> {
+    pub generation: Generation,
+    pub config: &'a Config,
+    pub node: &'a NodeIdentity,
+    pub services: BTreeMap<ResourceId, Identity>,
+    pub instances: Vec<&'a Instance>,
+    pub road: &'a Road,
+    pub doors: &'a Doors,
+    pub enforce_uid: bool,
+}
+
+pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
+    let config = parts.config;
+    ProxySnapshot {
+        generation: parts.generation,
+        node: config.name.clone(),
+        zone: config.zone.clone(),
+        region: config.region.clone(),
+        mesh: config.mesh,
+        gateway: config.gateway.map(|listen| Gateway {
+            listen,
+            routes: parts.road.routes.clone(),
+        }),
+        destinations: parts.road.destinations.clone(),
+        local: parts
+            .instances
+            .iter()
+            .filter_map(|instance| local(instance))
+            .collect(),
+        callers: parts.road.callers.clone(),
+        doors: doors(&parts),
+        enforce_uid: parts.enforce_uid,
+        trust: Trust {
+            cluster: parts.node.cluster.clone(),
+            authority: parts.node.authority.clone(),
+            node: parts.node.identity.clone(),
+            services: parts.services,
+        },
+    }
+}
+
+fn local(instance: &Instance) -> Option<LocalInstance> {
+    let address: SocketAddr = instance.address()?.parse().ok()?;
+    let desired = instance.desired();
+    Some(LocalInstance {
+        instance: desired.instance.clone(),
+        service: instance.service(),
+        epoch: desired.epoch,
+        address: Address::Tcp { address },
+        protocol: desired.spec.protocol,
+        max_in_flight: desired.spec.traffic.max_in_flight,
+        gate: instance.gate(),
+    })
+}
+
+/// One for each need of each service here, whichever instance declares it.
+fn doors(parts: &Parts<'_>) -> Vec<Door> {
+    let mut doors: BTreeMap<SocketAddr, Door> = BTreeMap::new();
+    for instance in &parts.instances {
+        let desired = instance.desired();
+        let caller = instance.service();
+        for need in service_needs(desired) {
+            let need_id = ResourceId::new(caller.project.clone(), need.clone());
+            let Some(listen) = parts.doors.get(&caller, &need_id) else {
+                continue;
+            };
+            let destination = destination(parts.road, &need_id);
+            let callee = destination
+                .map(|found| found.traffic.timeout)
+                .unwrap_or_default();
+            let asked = desired.spec.needs.get(need).and_then(|need| need.timeout);
+            let default = model::traffic::TrafficOptions::default().timeout;
+            let fallback = if destination.is_some() {
+                callee
+            } else {
+                default
+            };
+            let door = Door {
+                listen,
+                caller: caller.clone(),
+                uid: desired.uid,
+                need: need_id,
+                protocol: destination.map_or(Protocol::Http, |found| found.protocol),
+                timeout: asked.unwrap_or(fallback),
+            };
+            doors.insert(listen, door);
+        }
+    }
+    doors.into_values().collect()
+}
+
+/// The needs that are services: all that are not secrets.
+pub fn service_needs(desired: &DesiredInstance) -> impl Iterator<Item = &ResourceName> {
+    let secret = |need: &&ResourceName| desired.secrets.iter().any(|secret| secret.name == **need);
+    desired.spec.needs.keys().filter(move |need| !secret(need))
+}
+
+pub fn destination<'a>(road: &'a Road, service: &ResourceId) -> Option<&'a Destination> {
+    road.destinations
+        .iter()
+        .find(|destination| destination.service == *service)
+}
