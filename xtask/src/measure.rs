@@ -2,6 +2,7 @@
 //!
 //! | module | what it measures | peers |
 //! |---|---|---|
+//! | `gateway` | CPU and latency per request through the proxy | nginx, HAProxy, a bare hyper forwarder |
 //! | `plan` | placements a second, zone spread on | (kube-scheduler, Nomad: published) |
 //! | `store` | durable writes a second, 64 clients | etcd on the same disk in the same run |
 //! | `up` | exec to ready and to the example serving; memory and CPU at rest | |
@@ -16,6 +17,8 @@ use clap::{Subcommand, ValueEnum};
 
 #[cfg(feature = "measure")]
 mod etcd;
+#[cfg(feature = "measure")]
+mod gateway;
 #[cfg(feature = "measure")]
 mod plan;
 #[cfg(feature = "measure")]
@@ -34,10 +37,25 @@ pub(crate) enum Task {
         #[arg(long)]
         save: bool,
     },
+    /// What a bench runs beside itself, in a process of its own
+    #[command(hide = true)]
+    Role { role: Role, words: Vec<String> },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Role {
+    /// Answers every request
+    Backend,
+    /// A proxy with nothing on
+    Forwarder,
+    /// Our proxy
+    Proxy,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Bench {
+    /// CPU and latency per request through the proxy
+    Gateway,
     /// Placements a second on 10,000 nodes
     Plan,
     /// Durable writes a second
@@ -67,8 +85,12 @@ pub(crate) fn run(root: &Path, _: Task) -> Result<()> {
 
 #[cfg(feature = "measure")]
 pub(crate) fn run(root: &Path, task: Task) -> Result<()> {
-    let Task::Bench { name, save } = task;
+    let (name, save) = match task {
+        Task::Bench { name, save } => (name, save),
+        Task::Role { role, words } => return gateway::role(role, &words),
+    };
     let (file, table) = match name {
+        Bench::Gateway => ("gateway", gateway::run(root)?),
         Bench::Plan => ("plan", plan::run()),
         Bench::Store => ("store", store::run()?),
         Bench::Up => ("up", up::run(root)?),
