@@ -238,15 +238,15 @@ impl<'a> Step<'a> {
         }
     }
 
+    /// Its node says that it ended. That it says nothing of it is not enough: it may not yet have been told to run it, and would begin
+    /// after a successor did. A node that is told of a leaving instance it never had reports it as stopped.
     fn is_gone(&self, placement: &Placement) -> bool {
-        let ended = |report: &&InstanceReport| {
+        self.report(placement).is_some_and(|report| {
             matches!(
                 report.state,
                 InstanceState::Stopped | InstanceState::Finished
             )
-        };
-        self.sight(&placement.node) == Sight::Heard
-            && self.view.reports.get(&placement.instance).is_none_or(ended)
+        })
     }
 
     /// What waited for a lost node with a volume that is wanted no more.

@@ -160,7 +160,8 @@ impl World {
                 continue;
             }
             if placement.wanted == Wanted::Leave {
-                self.reports.remove(&placement.instance);
+                let stopped = testing::report(placement, InstanceState::Stopped, false);
+                self.reports.insert(placement.instance.clone(), stopped);
                 continue;
             }
             let report = self
@@ -719,6 +720,19 @@ fn a_deleted_service_leaves_and_is_gone() {
     );
     world.run(2);
     assert!(world.group.placements.is_empty());
+}
+
+#[test]
+fn a_leaving_copy_is_gone_when_its_node_says_so_and_not_when_it_says_nothing() {
+    let mut world = World::new(with_volume(service(1)));
+    world.step();
+    world.release(with_volume(service(1)));
+    world.step();
+    world.step();
+    world.step();
+    assert_eq!((world.of_release(1), world.of_release(2)), (1, 0));
+    world.run(3);
+    assert_eq!((world.of_release(1), world.of_release(2)), (0, 1));
 }
 
 #[test]
