@@ -1,4 +1,4 @@
-//! Benchmarks.
+//! Benchmarks, and the simulation of the whole system.
 //!
 //! | module | what it measures | peers |
 //! |---|---|---|
@@ -36,6 +36,15 @@ pub(crate) enum Task {
         /// Write the table to bench/NAME.md too
         #[arg(long)]
         save: bool,
+    },
+    /// The whole system from seeds; a seed that fails is told, and fails again
+    Sim {
+        /// How many seeds
+        #[arg(default_value_t = 100)]
+        count: u64,
+        /// The first of them
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
     },
     /// What a bench runs beside itself, in a process of its own
     #[command(hide = true)]
@@ -87,6 +96,7 @@ pub(crate) fn run(root: &Path, _: Task) -> Result<()> {
 pub(crate) fn run(root: &Path, task: Task) -> Result<()> {
     let (name, save) = match task {
         Task::Bench { name, save } => (name, save),
+        Task::Sim { count, seed } => return simulate(count, seed),
         Task::Role { role, words } => return gateway::role(role, &words),
     };
     let (file, table) = match name {
@@ -103,4 +113,13 @@ pub(crate) fn run(root: &Path, task: Task) -> Result<()> {
         std::fs::write(folder.join(format!("{file}.md")), text)?;
     }
     Ok(())
+}
+
+#[cfg(feature = "measure")]
+fn simulate(count: u64, seed: u64) -> Result<()> {
+    let seeds = seed..seed.saturating_add(count);
+    sim::main_loop(seeds).map_err(|failure| {
+        let again = format!("run it again: cargo xtask sim 1 --seed {}", failure.seed);
+        anyhow::Error::new(failure).context(again)
+    })
 }
