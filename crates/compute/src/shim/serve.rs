@@ -32,6 +32,8 @@ use crate::lease::Moment;
 
 /// For the pipes to close after everything was killed. Without a cgroup a process that escaped may hold them for ever.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
+/// The nice value of the thread that enforces the lease; it sleeps nearly always.
+const URGENT: i32 = -10;
 /// Tries to remove the cgroup, which the kernel may hold for a moment after its last process.
 const REMOVE_TRIES: usize = 50;
 
@@ -153,6 +155,8 @@ impl Shim {
 
     /// Until the workload has ended and its exit is recorded.
     pub(super) fn serve(mut self) -> ExitCode {
+        // A lease ends in time on a machine whose processors are all busy. Refused without privilege; this thread alone.
+        let _ = rustix::process::setpriority_process(None, URGENT);
         let ended = loop {
             self.arm_timer();
             self.wait_for_something();

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use rustix::fs::Mode;
@@ -115,7 +116,23 @@ fn become_program(program: &Program, attached: bool) -> Failure {
     if let Err(error) = connect(&mut command, terminal, attached) {
         return failure("connecting the terminal", &error);
     }
-    failure(name, &command.exec())
+    let error = command.exec();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied if !is_found(name, program) => {
+            failure(name, &rustix::io::Errno::NOENT.into())
+        }
+        _ => failure(name, &error),
+    }
+}
+
+/// Whether a program of that name is anywhere in PATH. A folder there that the user may not look into makes the exec say
+/// "permission denied" of a program that does not exist.
+fn is_found(name: &str, program: &Program) -> bool {
+    let folders = program.environment.0.get("PATH").map_or("", String::as_str);
+    name.contains('/')
+        || folders
+            .split(':')
+            .any(|folder| Path::new(folder).join(name).exists())
 }
 
 fn connect(command: &mut Command, terminal: Option<OwnedFd>, attached: bool) -> io::Result<()> {

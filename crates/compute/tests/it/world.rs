@@ -176,18 +176,20 @@ impl World {
 
     /// Waits for a line of the instance's output that starts with `start`; the rest of that line.
     pub fn line(&self, name: &str, start: &str) -> String {
-        let mut found = None;
-        wait_until(&format!("a line `{start}…`"), || {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
             let output = self.output(name);
             // The last line may be half written.
             let whole = output.rsplit_once('\n').map_or("", |(whole, _)| whole);
-            found = whole
-                .lines()
-                .find_map(|line| line.strip_prefix(start))
-                .map(str::to_owned);
-            found.is_some()
-        });
-        found.expect("found")
+            if let Some(rest) = whole.lines().find_map(|line| line.strip_prefix(start)) {
+                return rest.to_owned();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "waited in vain for `{start}` in: {output}"
+            );
+            pause();
+        }
     }
 }
 
@@ -224,15 +226,11 @@ pub fn open_to_others(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("its mode");
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a poll interval, inside a wait with a deadline"
-)]
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
+        pause();
     }
 }
 
@@ -243,4 +241,12 @@ pub fn is_alive(pid: u32) -> bool {
 pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
     rustix::process::kill_process(pid, signal).expect("a signal");
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a poll interval, inside waits with a deadline"
+)]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(5));
 }
