@@ -14,7 +14,7 @@
 //! **The brake.** When more than half of all workers are silent at once, or several whole zones, it is likelier that the server is the one
 //! cut off, or that replacing would crush what is left. Then nobody is decided lost until enough are back or an operator says so.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::control::{NodeRecord, NodeRole, Reason, Standing};
@@ -34,8 +34,8 @@ pub const STALL_FROM: Duration = Duration::from_secs(1);
 pub const AT_ONCE: Duration = Duration::from_secs(5);
 /// With fewer workers there is no majority to speak of.
 const BRAKE_FROM_WORKERS: usize = 3;
-/// Sessions of a node that are remembered as over: an agent would have to be restarted this often while one message travels.
-const RETIRED_SESSIONS: usize = 16;
+/// Sessions of a node that are remembered: an agent would have to be restarted this often while one message travels.
+const KNOWN_SESSIONS: usize = 16;
 /// Whole zones at once that are more than bad luck.
 const BRAKE_FROM_ZONES: usize = 2;
 
@@ -60,9 +60,8 @@ struct Watch {
     lost_at: Option<Instant>,
     /// An operator said that it is gone: it counts for no brake.
     given_up: bool,
-    /// The session heard last and the number of its last heartbeat, and the sessions before it.
-    heard: Option<(SessionId, u64)>,
-    retired: VecDeque<SessionId>,
+    /// The sessions heard, each with the number of its last heartbeat; the one heard last stands last.
+    sessions: Vec<(SessionId, u64)>,
 }
 
 /// Why nobody is decided lost for now.
@@ -138,23 +137,34 @@ impl State {
     }
 
     /// Whether a heartbeat is news: newer than the last of its session, and of no session that another one followed. One that is not must change
-    /// nothing, since what it says was true before what is known.
-    pub fn is_news(&mut self, node: &NodeName, session: SessionId, sequence: u64) -> bool {
+    /// nothing, since what it says was true before what is known. Of two sessions it can't be told which is the older, so one that goes on
+    /// while the other is silent is believed after all.
+    pub fn is_news(
+        &mut self,
+        node: &NodeName,
+        session: SessionId,
+        sequence: u64,
+        now: Now,
+    ) -> bool {
         let Some(watch) = self.nodes.get_mut(node) else {
             return false;
         };
-        match watch.heard {
-            _ if watch.retired.contains(&session) => return false,
-            Some((known, last)) if known == session && sequence <= last => return false,
-            Some((known, _)) if known != session => {
-                watch.retired.push_back(known);
-                if watch.retired.len() > RETIRED_SESSIONS {
-                    watch.retired.pop_front();
-                }
-            }
-            _ => {}
+        let current = watch.sessions.last().map(|known| known.0);
+        let known = watch.sessions.iter().position(|known| known.0 == session);
+        let last = known.map(|at| watch.sessions[at].1);
+        if last.is_some_and(|last| sequence <= last) {
+            return false;
         }
-        watch.heard = Some((session, sequence));
+        let is_retired = known.is_some() && current != Some(session);
+        if is_retired && watch.silence(now.instant) < SILENT_AFTER {
+            return false;
+        }
+        if let Some(at) = known {
+            watch.sessions.remove(at);
+        } else if watch.sessions.len() == KNOWN_SESSIONS {
+            watch.sessions.remove(0);
+        }
+        watch.sessions.push((session, sequence));
         true
     }
 
@@ -178,8 +188,7 @@ impl State {
                 complete: None,
                 lost_at: None,
                 given_up: false,
-                heard: None,
-                retired: VecDeque::new(),
+                sessions: Vec::new(),
             });
         watch.region = record.region.clone();
         watch.zone = record.zone.clone();

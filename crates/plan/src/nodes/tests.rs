@@ -255,20 +255,29 @@ fn a_heartbeat_that_was_overtaken_is_no_news() {
     let mut state = State::new(&three_zones(), at(0));
     let name = node_name("node-a");
     let table = [
-        (1, 5, true),
-        (1, 4, false),
-        (1, 5, false),
-        (1, 6, true),
-        (2, 1, true),
-        (1, 7, false),
-        (2, 2, true),
+        (100, 1, 5, true),
+        (100, 1, 4, false),
+        (100, 1, 5, false),
+        (100, 1, 6, true),
+        (200, 2, 1, true),
+        (300, 1, 7, false),
+        (400, 2, 2, true),
+        // It was the second that was late: the first goes on alone.
+        (3_000, 1, 8, true),
+        (3_000, 2, 3, false),
     ];
-    for (session, sequence, expect) in table {
-        assert_eq!(
-            state.is_news(&name, SessionId(session), sequence),
-            expect,
-            "{session} {sequence}"
-        );
+    for (ms, session, sequence, expect) in table {
+        let news = state.is_news(&name, SessionId(session), sequence, at(ms));
+        assert_eq!(news, expect, "{session} {sequence}");
+        if news {
+            let session = SessionId(session);
+            let heartbeat = Input::Heartbeat {
+                node: &name,
+                session,
+                complete: true,
+            };
+            step(&mut state, heartbeat, at(ms));
+        }
     }
-    assert!(!state.is_news(&node_name("nobody"), SessionId(1), 1));
+    assert!(!state.is_news(&node_name("nobody"), SessionId(1), 1, at(0)));
 }
