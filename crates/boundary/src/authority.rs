@@ -382,6 +382,8 @@ impl std::str::FromStr for Fingerprint {
 #[cfg(test)]
 mod tests {
     use model::boundary::Holder;
+    use rustls_pki_types::CertificateSigningRequestDer;
+    use rustls_pki_types::pem::PemObject as _;
 
     use super::*;
 
@@ -445,6 +447,32 @@ mod tests {
                     .is_err()
             );
         }
+    }
+
+    /// The signature covers the key; of the shell around both a byte may change and mean the same.
+    #[test]
+    fn no_changed_request_puts_another_key_into_a_certificate() {
+        let request = Key::generate().unwrap().request().unwrap();
+        let der = CertificateSigningRequestDer::from_pem_slice(request.as_bytes()).unwrap();
+        let key_in = |der: &[u8]| {
+            let request = CertificateSigningRequestParams::from_der(&der.to_vec().into());
+            Some(request.ok()?.public_key.der_bytes().to_vec())
+        };
+        let key = key_in(&der).unwrap();
+        let mut refused = 0;
+        for index in 0..der.len() {
+            let mut changed = der.to_vec();
+            changed[index] ^= 0x10;
+            match key_in(&changed) {
+                Some(other) => assert_eq!(other, key, "byte {index}"),
+                None => refused += 1,
+            }
+            assert_eq!(key_in(&der[..index]), None, "the first {index} bytes");
+        }
+        assert!(
+            refused > key.len() + 64,
+            "key and signature at least: {refused}"
+        );
     }
 
     #[test]

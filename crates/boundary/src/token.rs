@@ -329,6 +329,19 @@ mod tests {
     }
 
     #[test]
+    fn no_part_of_a_token_is_a_token() {
+        let (admin, join) = (Token::generate().reveal(), join(None).reveal());
+        for length in 0..admin.len() {
+            assert!(admin[..length].parse::<Token>().is_err(), "{length}");
+        }
+        // What is cut off at the end may be the node's name, and the rest a token for any node: the server's record decides.
+        let least = "ml_join_".len() + (1 + 32 + 32 + 8) * 4 / 3;
+        for length in 0..least {
+            assert!(join[..length].parse::<JoinToken>().is_err(), "{length}");
+        }
+    }
+
+    #[test]
     fn an_administrators_token_opens_until_its_end() {
         let token = Token::generate();
         let end = now() + SignedDuration::from_hours(1);
