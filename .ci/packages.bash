@@ -46,10 +46,6 @@ needs_of_first_example() {
     fi
 }
 
-needs_of_benches() {
-    need etcd-server program etcd
-}
-
 have_rust() {
     command -v cargo >/dev/null && return
     say "Rust is missing: https://rustup.rs (1.95 or newer)"
