@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use model::control::NodeDesired;
+use model::control::{NodeDesired, Reason};
+use model::ids::ResourceId;
+use model::signals::Level;
 use plan::Instant;
 use plan::agent::Input;
 
@@ -53,6 +55,10 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
         is_new
     });
     if is_new && asked_at.is_some() {
+        // Done before it is acknowledged, and not done again by who reads it from disk.
+        for service in std::mem::take(&mut desired.forget_volumes) {
+            forget(agent, &service);
+        }
         keep(agent, &desired);
     }
     agent.tell(Input::Desired {
@@ -64,6 +70,18 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
         agent.signals.certify.notify_one();
         // That it was taken is what the server waits for.
         agent.signals.report.notify_one();
+    }
+}
+
+fn forget(agent: &Arc<Agent>, service: &ResourceId) {
+    match agent.layout.forget_volumes(service) {
+        Ok(None) => {}
+        Ok(Some(gone)) => {
+            let message = format!("the volumes of {service} are deleted, as somebody asked");
+            agent.with(|core| agent.say(core, None, Level::Info, Reason::new("volumes-forgotten", message)));
+            tokio::task::spawn_blocking(move || std::fs::remove_dir_all(gone));
+        }
+        Err(error) => agent.with(|core| agent.disk_refuses(core, &error)),
     }
 }
 

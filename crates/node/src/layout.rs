@@ -26,6 +26,9 @@ use model::ids::{InstanceId, ResourceId, ResourceName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// No service has such a name.
+const FORGOTTEN: &str = ".forgotten-";
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{doing} {path}: {source}", path = path.display())]
@@ -75,6 +78,7 @@ impl Layout {
         for folder in ["instances", "volumes"] {
             make_passage(&root.join(folder))?;
         }
+        sweep(&root.join("volumes"));
         make_private(&root.join("services"))?;
         make_private(&layout.proxy())?;
         Ok((layout, lock))
@@ -154,6 +158,20 @@ impl Layout {
             .join(format!("{}.json", id.name))
     }
 
+    /// Puts a service's volumes aside at once; where they are then, to be deleted at leisure. `None`: there were none.
+    pub fn forget_volumes(&self, service: &ResourceId) -> Result<Option<PathBuf>, Error> {
+        let project = self.root.join("volumes").join(service.project.as_str());
+        let kept = project.join(service.name.as_str());
+        let pid = std::process::id();
+        let gone = (0..).map(|number| project.join(format!("{FORGOTTEN}{}.{pid}.{number}", service.name)));
+        let Some(gone) = gone.take(1000).find(|gone| !gone.exists()) else { return Ok(None) };
+        match fs::rename(&kept, &gone) {
+            Ok(()) => Ok(Some(gone)),
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("putting aside", &kept)(error)),
+        }
+    }
+
     /// The folder above an instance's own.
     pub fn make_project(&self, id: &InstanceId) -> Result<(), Error> {
         make_passage(&self.instances().join(id.project.as_str()))
@@ -183,6 +201,17 @@ impl Layout {
                 .map_err(Error::io("giving away", &path))?;
         }
         Ok(path)
+    }
+}
+
+/// What was put aside to be deleted by an agent that did not come to it.
+fn sweep(volumes: &Path) {
+    for project in fs::read_dir(volumes).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(project.path()).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(FORGOTTEN) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
 

@@ -1,0 +1,8 @@
+//! The agent as a real process, with real shims, proxy and workloads, against a server over real TLS.
+
+mod faults;
+mod life;
+mod server;
+mod survival;
+mod talk;
+mod world;

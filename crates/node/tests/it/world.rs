@@ -1,0 +1,225 @@
+//! One node as a real process, and what tests ask of it.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use api::client::{Client, Transport};
+use api::wire;
+use model::compute::*;
+use model::ids::*;
+use model::traffic::{Protocol, TrafficOptions};
+use model::units::{Bytes, MilliCpu, Span};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+
+use crate::server::Server;
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_node-for-tests");
+/// Generous, as the machine may be busy; a test that passes never waits for it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+static NEXT: AtomicU16 = AtomicU16::new(0);
+
+pub struct Node {
+    folder: tempfile::TempDir,
+    pub server: Arc<Server>,
+    pub agent: Child,
+}
+
+impl Node {
+    /// A node that has joined a server of its own.
+    pub async fn start() -> Self {
+        let server = Server::start().await;
+        let folder = tempfile::tempdir().unwrap();
+        // Services pass through on the way to their working directories.
+        set_mode(folder.path(), 0o711);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let process = (std::process::id() % 200) as u16;
+        let first = 30_000 + process * 100 + (number % 10) * 10;
+        let mut command = Command::new(BINARY);
+        command
+            .arg("agent")
+            .arg(folder.path().join("node"))
+            .arg("a")
+            .arg(server.address.to_string())
+            .arg(server.token())
+            .arg(format!("127.{}.{}.0/24", 80 + process % 100, number))
+            .arg(format!("{first}-{}", first + 9));
+        let agent = spawn(command, &folder.path().join("agent.log"));
+        let node = Self { folder, server, agent };
+        node.until("it is heard", |node| node.server.look(|state| state.mesh.is_some())).await;
+        node
+    }
+
+    pub fn directory(&self) -> PathBuf {
+        self.folder.path().join("node")
+    }
+
+    /// Another agent on the same directory, told nothing else.
+    pub fn start_again(&mut self) {
+        let mut command = Command::new(BINARY);
+        command.arg("agent").arg(self.directory());
+        self.agent = spawn(command, &self.folder.path().join("agent.log"));
+    }
+
+    pub async fn kill_agent(&mut self) {
+        self.agent.kill().await.unwrap();
+    }
+
+    pub fn socket(&self) -> Client {
+        Client::new(Transport::Unix(self.directory().join("node.sock")), None)
+    }
+
+    pub async fn status(&self) -> Option<wire::NodeStatus> {
+        self.socket().get("/v1/status").await.ok()
+    }
+
+    /// Waits for a condition; what the agent said if it does not come.
+    pub async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !condition(self) {
+            if Instant::now() > deadline {
+                let said = std::fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default();
+                let reports = self.server.look(|state| format!("{:#?}", state.reports));
+                panic!("{what} did not come:\n{reports}\n{said}");
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub async fn until_ready(&self, name: &str) -> InstanceReport {
+        self.until(&format!("{name} ready"), |node| node.server.report(name).is_some_and(|report| report.ready)).await;
+        self.server.report(name).unwrap()
+    }
+
+    pub async fn until_reason(&self, name: &str, part: &str) -> InstanceReport {
+        let said = |node: &Self| {
+            let reason = node.server.report(name).and_then(|report| report.reason);
+            reason.is_some_and(|reason| reason.message.contains(part))
+        };
+        self.until(&format!("`{part}` of {name}"), said).await;
+        self.server.report(name).unwrap()
+    }
+}
+
+/// A test that failed must leave no process behind either.
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.agent.start_kill();
+        let root = self.directory();
+        for pid in processes_of(&root) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Shims and the proxy name the directory in their arguments; workloads work below it.
+fn processes_of(root: &Path) -> Vec<Pid> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let root_text = root.to_str().unwrap();
+    numbers
+        .filter(|pid| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let named = String::from_utf8_lossy(&words).contains(root_text);
+            let works = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(root));
+            named || works
+        })
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+pub fn left_of(node: &Node) -> usize {
+    processes_of(&node.directory()).len()
+}
+
+fn spawn(mut command: Command, log: &Path) -> Child {
+    let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .env("LEAK", "must not be seen")
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+pub fn set_mode(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+pub fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid as i32).unwrap(), signal).unwrap();
+}
+
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
+
+/// An instance of the workload of these tests.
+pub fn web(instance: &str) -> DesiredInstance {
+    running(instance, &[BINARY, "web"])
+}
+
+pub fn running(instance: &str, run: &[&str]) -> DesiredInstance {
+    let service = instance.rsplit_once('-').unwrap().0;
+    DesiredInstance {
+        instance: InstanceId::new(ProjectName::new("shop").unwrap(), InstanceName::new(instance).unwrap()),
+        service: ResourceName::new(service).unwrap(),
+        release: ReleaseNumber(1),
+        epoch: Epoch(1),
+        slot: None,
+        role: Role::Member,
+        wanted: Wanted::Run,
+        uid: 70_123,
+        spec: service_of(run),
+        secrets: Vec::new(),
+        start_after: Vec::new(),
+    }
+}
+
+fn service_of(run: &[&str]) -> Service {
+    Service {
+        work: Work::Process {
+            run: run.iter().map(|word| (*word).to_owned()).collect(),
+            artifact: None,
+        },
+        completion: Completion::Never,
+        replicas: 1,
+        cpu: MilliCpu(100),
+        memory: Bytes::mebibytes(64),
+        env: [("GREETING".to_owned(), "hello from $MAINLAND_INSTANCE".to_owned())].into(),
+        needs: Default::default(),
+        protocol: Protocol::Http,
+        health: Probe {
+            ask: Ask::Http { path: "/health".to_owned() },
+            times: ProbeTimes { every: Span::milliseconds(100), ..ProbeTimes::default() },
+        },
+        alive: None,
+        spread: Spread::default(),
+        on_partition: OnPartition::Keep,
+        volumes: Default::default(),
+        traffic: TrafficOptions::default(),
+        rollout: RolloutOptions::default(),
+        grace: Span::seconds(5),
+        labels: Default::default(),
+    }
+}
+
+/// What the instance answers to a GET.
+pub async fn ask(report: &InstanceReport, path: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = report.address.as_deref().unwrap();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
+}
