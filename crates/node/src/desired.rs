@@ -78,7 +78,14 @@ fn forget(agent: &Arc<Agent>, service: &ResourceId) {
         Ok(None) => {}
         Ok(Some(gone)) => {
             let message = format!("the volumes of {service} are deleted, as somebody asked");
-            agent.with(|core| agent.say(core, None, Level::Info, Reason::new("volumes-forgotten", message)));
+            agent.with(|core| {
+                agent.say(
+                    core,
+                    None,
+                    Level::Info,
+                    Reason::new("volumes-forgotten", message),
+                )
+            });
             tokio::task::spawn_blocking(move || std::fs::remove_dir_all(gone));
         }
         Err(error) => agent.with(|core| agent.disk_refuses(core, &error)),

@@ -96,8 +96,7 @@ async fn carry(session: Session, frames: Frames, sender: &Sender) -> Result<i32,
     });
     let ended = tokio::select! {
         ended = exit => ended,
-        () = async { feeding.await; std::future::pending().await } => unreachable!("it waits for ever"),
-        () = sender.closed() => {
+        () = gone(feeding, sender) => {
             reading.abort();
             return Err("the other side is gone".to_owned());
         }
@@ -109,6 +108,23 @@ async fn carry(session: Session, frames: Frames, sender: &Sender) -> Result<i32,
         reading.abort();
     }
     Ok(code(&ended.map_err(|error| error.to_string())?))
+}
+
+/// The other side takes no more, or its words broke off before it said that its input is closed.
+async fn gone(feeding: impl Future<Output = Fed>, sender: &Sender) {
+    tokio::select! {
+        fed = feeding => match fed {
+            Fed::BrokeOff => {}
+            Fed::Closed => sender.closed().await,
+        },
+        () = sender.closed() => {}
+    }
+}
+
+/// How what the other side types came to an end.
+enum Fed {
+    Closed,
+    BrokeOff,
 }
 
 /// As a shell tells it: 128 and the signal's number.
@@ -124,8 +140,13 @@ fn code(how: &ExitHow) -> i32 {
 type Resize = Option<Box<dyn Fn(TerminalSize) -> std::io::Result<()> + Send + Sync>>;
 
 /// What the other side types. Its end closes the command's input.
-async fn feed(mut frames: Frames, input: Box<dyn AsyncWrite + Send + Unpin>, resize: Resize) {
+async fn feed(
+    mut frames: Frames,
+    input: Box<dyn AsyncWrite + Send + Unpin>,
+    resize: Resize,
+) -> Fed {
     let mut input = Some(input);
+    let mut fed = Fed::BrokeOff;
     while let Some(Ok(frame)) = frames.next().await {
         match (frame, &mut input) {
             (Frame::Stdin(bytes), Some(open)) => {
@@ -135,6 +156,7 @@ async fn feed(mut frames: Frames, input: Box<dyn AsyncWrite + Send + Unpin>, res
                 }
             }
             (Frame::StdinClosed, _) => {
+                fed = Fed::Closed;
                 if let Some(mut open) = input.take() {
                     let _ = open.shutdown().await;
                 }
@@ -147,6 +169,7 @@ async fn feed(mut frames: Frames, input: Box<dyn AsyncWrite + Send + Unpin>, res
             _ => {}
         }
     }
+    fed
 }
 
 async fn forward(

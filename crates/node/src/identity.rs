@@ -51,6 +51,8 @@ pub struct Identities {
     layout: Layout,
     clock: Clock,
     state: Mutex<State>,
+    /// One certificate is asked for at a time, so that none is asked for twice.
+    asking: tokio::sync::Mutex<()>,
 }
 
 struct State {
@@ -90,6 +92,7 @@ impl Identities {
             layout,
             clock,
             state,
+            asking: tokio::sync::Mutex::default(),
         })
     }
 
@@ -143,6 +146,7 @@ impl Identities {
 
     /// A certificate for a service placed here, if there is none that is fresh. True: it was changed.
     pub async fn certify(&self, service: &ResourceId) -> Result<bool, Error> {
+        let _turn = self.asking.lock().await;
         let kept = self.state().services.get(service).cloned();
         if kept.is_some_and(|kept| !self.is_due(&kept)) {
             return Ok(false);

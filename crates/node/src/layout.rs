@@ -163,8 +163,11 @@ impl Layout {
         let project = self.root.join("volumes").join(service.project.as_str());
         let kept = project.join(service.name.as_str());
         let pid = std::process::id();
-        let gone = (0..).map(|number| project.join(format!("{FORGOTTEN}{}.{pid}.{number}", service.name)));
-        let Some(gone) = gone.take(1000).find(|gone| !gone.exists()) else { return Ok(None) };
+        let gone =
+            (0..).map(|number| project.join(format!("{FORGOTTEN}{}.{pid}.{number}", service.name)));
+        let Some(gone) = gone.take(1000).find(|gone| !gone.exists()) else {
+            return Ok(None);
+        };
         match fs::rename(&kept, &gone) {
             Ok(()) => Ok(Some(gone)),
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -105,7 +105,10 @@ fn set_type(response: &mut Response<Body>, content_type: &'static str) {
         .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
 }
 
-async fn route(agent: Arc<Agent>, request: Request<Incoming>) -> Result<Response<Body>, Problem> {
+async fn route(
+    agent: Arc<Agent>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Box<Problem>> {
     let path = request.uri().path().to_owned();
     let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     let get = request.method() == Method::GET;
@@ -136,7 +139,7 @@ async fn route(agent: Arc<Agent>, request: Request<Incoming>) -> Result<Response
             agent.stop(instances).await;
             Ok(json(&()))
         }
-        _ => Err(Problem::not_found(format!("{} {path}", request.method()))),
+        _ => Err(Problem::not_found(format!("{} {path}", request.method())).into()),
     }
 }
 
@@ -182,7 +185,7 @@ fn views(agent: &Agent, project: Option<&ProjectName>) -> Vec<wire::InstanceView
         .collect()
 }
 
-fn listed(agent: &Agent, project: &str) -> Result<wire::List<wire::InstanceView>, Problem> {
+fn listed(agent: &Agent, project: &str) -> Result<wire::List<wire::InstanceView>, Box<Problem>> {
     let project = ProjectName::new(project).map_err(|error| Problem::invalid(error.to_string()))?;
     Ok(wire::List {
         items: views(agent, Some(&project)),
@@ -190,7 +193,7 @@ fn listed(agent: &Agent, project: &str) -> Result<wire::List<wire::InstanceView>
     })
 }
 
-fn find(agent: &Agent, project: &str, instance: &str) -> Result<InstanceId, Problem> {
+fn find(agent: &Agent, project: &str, instance: &str) -> Result<InstanceId, Box<Problem>> {
     let id: InstanceId = format!("{project}/{instance}").parse().map_err(|_| {
         Problem::invalid(format!(
             "`{project}/{instance}` is not the name of an instance"
@@ -213,7 +216,11 @@ fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
         .next()
 }
 
-fn logs(agent: &Agent, id: &InstanceId, query: Option<&str>) -> Result<Response<Body>, Problem> {
+fn logs(
+    agent: &Agent,
+    id: &InstanceId,
+    query: Option<&str>,
+) -> Result<Response<Body>, Box<Problem>> {
     let tail = match parameter(query, "tail") {
         Some(text) => text
             .parse()

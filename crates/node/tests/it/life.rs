@@ -20,15 +20,29 @@ async fn what_is_placed_here_runs_and_sees_what_it_declared() {
     let node = Node::start().await;
     node.server.look(|state| {
         state.secrets.insert(name("token"), b"s3cret".to_vec());
-        state.secrets.insert(name("key"), b"\x00\xffbinary".to_vec());
+        state
+            .secrets
+            .insert(name("key"), b"\x00\xffbinary".to_vec());
     });
     let mut web = web("web-1");
-    web.spec.needs = BTreeMap::from(["db", "token", "key"].map(|need| (name(need), Need::default())));
+    web.spec.needs =
+        BTreeMap::from(["db", "token", "key"].map(|need| (name(need), Need::default())));
     web.secrets = vec![
-        SecretNeed { name: name("token"), file: false },
-        SecretNeed { name: name("key"), file: true },
+        SecretNeed {
+            name: name("token"),
+            file: false,
+        },
+        SecretNeed {
+            name: name("key"),
+            file: true,
+        },
     ];
-    web.spec.volumes = BTreeMap::from([(name("data"), Volume { size: Bytes::mebibytes(1) })]);
+    web.spec.volumes = BTreeMap::from([(
+        name("data"),
+        Volume {
+            size: Bytes::mebibytes(1),
+        },
+    )]);
     web.slot = Some(4);
     node.server.change(|desired| {
         desired.instances = vec![web];
@@ -37,7 +51,10 @@ async fn what_is_placed_here_runs_and_sees_what_it_declared() {
             protocol: Protocol::Tcp,
             traffic: TrafficOptions::default(),
             endpoints: vec![],
-            external: vec![Address::External { host: "127.0.0.1".to_owned(), port: 9 }],
+            external: vec![Address::External {
+                host: "127.0.0.1".to_owned(),
+                port: 9,
+            }],
         }];
         desired.road.callers = vec![Callers {
             service: ResourceId::new("shop".parse().unwrap(), name("web")),
@@ -47,22 +64,44 @@ async fn what_is_placed_here_runs_and_sees_what_it_declared() {
     });
     let report = node.until_ready("web-1").await;
     assert_eq!((report.state, report.restarts), (InstanceState::Running, 0));
-    assert_eq!(node.server.look(|state| state.certified), 1, "a certificate for the service");
+    assert_eq!(
+        node.server.look(|state| state.certified),
+        1,
+        "a certificate for the service"
+    );
 
     let environment = ask(&report, "/env").await;
-    let variables: BTreeMap<&str, &str> = environment.lines().filter_map(|line| line.split_once('=')).collect();
-    let value = |name: &str| *variables.get(name).unwrap_or_else(|| panic!("{name} in\n{environment}"));
+    let variables: BTreeMap<&str, &str> = environment
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .collect();
+    let value = |name: &str| {
+        *variables
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} in\n{environment}"))
+    };
     assert_eq!(value("GREETING"), "hello from web-1");
     assert_eq!(value("TOKEN"), "s3cret");
-    assert_eq!(report.address.as_deref(), Some(format!("127.0.0.1:{}", value("PORT")).as_str()));
+    assert_eq!(
+        report.address.as_deref(),
+        Some(format!("127.0.0.1:{}", value("PORT")).as_str())
+    );
     assert!(value("DB_URL").starts_with("tcp://127."), "{environment}");
-    assert!(!variables.contains_key("LEAK"), "the agent's own environment stays its own");
+    assert!(
+        !variables.contains_key("LEAK"),
+        "the agent's own environment stays its own"
+    );
     assert_eq!(std::fs::read(value("KEY_FILE")).unwrap(), b"\x00\xffbinary");
-    assert!(value("DATA_DIR").ends_with("volumes/shop/web/4/data"), "{environment}");
+    assert!(
+        value("DATA_DIR").ends_with("volumes/shop/web/4/data"),
+        "{environment}"
+    );
 
     // The door listens: the proxy has taken it before the instance was started.
     let door = format!("{}:{}", value("DB_HOST"), value("DB_PORT"));
-    tokio::net::TcpStream::connect(&door).await.expect("the door is open");
+    tokio::net::TcpStream::connect(&door)
+        .await
+        .expect("the door is open");
 }
 
 #[tokio::test]
@@ -74,16 +113,25 @@ async fn leaving_is_off_the_road_then_off_the_machine() {
     leaving.wanted = Wanted::Leave;
     node.server.want(vec![leaving]);
     node.until("stopped", |node| {
-        node.server.report("web-1").is_some_and(|report| report.state == InstanceState::Stopped)
+        node.server
+            .report("web-1")
+            .is_some_and(|report| report.state == InstanceState::Stopped)
     })
     .await;
     assert!(!is_alive(pid));
     let exit = node.server.report("web-1").unwrap().last_exit.unwrap();
     assert_eq!(exit.how, ExitHow::Signal { signal: 15 });
-    assert!(node.directory().join("instances/shop/web-1").exists(), "its logs can still be read");
+    assert!(
+        node.directory().join("instances/shop/web-1").exists(),
+        "its logs can still be read"
+    );
     node.server.want(vec![]);
-    node.until("gone", |node| node.server.report("web-1").is_none()).await;
-    node.until("its directory gone", |node| !node.directory().join("instances/shop/web-1").exists()).await;
+    node.until("gone", |node| node.server.report("web-1").is_none())
+        .await;
+    node.until("its directory gone", |node| {
+        !node.directory().join("instances/shop/web-1").exists()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -93,7 +141,9 @@ async fn a_killed_instance_comes_back_on_its_port_with_its_reason() {
     let before = node.until_ready("web-1").await;
     signal(before.pid.unwrap(), Signal::KILL);
     node.until("another run", |node| {
-        node.server.report("web-1").is_some_and(|report| report.ready && report.restarts == 1)
+        node.server
+            .report("web-1")
+            .is_some_and(|report| report.ready && report.restarts == 1)
     })
     .await;
     let after = node.server.report("web-1").unwrap();
@@ -107,7 +157,13 @@ async fn a_frozen_instance_and_a_sick_one_are_not_ready_and_not_restarted() {
     let node = Node::start().await;
     node.server.want(vec![web("web-1")]);
     let pid = node.until_ready("web-1").await.pid.unwrap();
-    let is_ready = |ready| move |node: &Node| node.server.report("web-1").is_some_and(|report| report.ready == ready);
+    let is_ready = |ready| {
+        move |node: &Node| {
+            node.server
+                .report("web-1")
+                .is_some_and(|report| report.ready == ready)
+        }
+    };
     signal(pid, Signal::STOP);
     node.until("not ready while frozen", is_ready(false)).await;
     signal(pid, Signal::CONT);
@@ -126,16 +182,28 @@ async fn a_frozen_instance_and_a_sick_one_are_not_ready_and_not_restarted() {
 #[tokio::test]
 async fn a_node_that_stops_takes_everything_with_it() {
     let mut node = Node::start().await;
-    node.server.want(vec![web("web-1"), running("job-1", &["sleep", "1000"])]);
+    node.server
+        .want(vec![web("web-1"), running("job-1", &["sleep", "1000"])]);
     node.until_ready("web-1").await;
     let client = node.socket();
-    let _: () = client.exchange(http::Method::POST, "/v1/stop?instances=true", &(), None).await.unwrap();
+    let _: () = client
+        .exchange(http::Method::POST, "/v1/stop?instances=true", &(), None)
+        .await
+        .unwrap();
     assert!(node.agent.wait().await.unwrap().success());
     assert_eq!(left_of(&node), 0, "neither shim, nor workload, nor proxy");
     let stopped = |name| node.server.report(name).unwrap().state;
-    assert_eq!((stopped("web-1"), stopped("job-1")), (InstanceState::Stopped, InstanceState::Stopped));
+    assert_eq!(
+        (stopped("web-1"), stopped("job-1")),
+        (InstanceState::Stopped, InstanceState::Stopped)
+    );
 
     // And comes back as it was.
     node.start_again();
-    node.until("ready again", |node| node.server.report("web-1").is_some_and(|report| report.ready)).await;
+    node.until("ready again", |node| {
+        node.server
+            .report("web-1")
+            .is_some_and(|report| report.ready)
+    })
+    .await;
 }

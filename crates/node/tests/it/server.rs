@@ -60,17 +60,31 @@ impl Server {
     pub async fn start() -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let authority = Authority::generate("c1", Timestamp::now()).unwrap();
-        let id = SpiffeId { cluster: "c1".to_owned(), holder: Holder::Server };
-        let identity = authority.identity(&id, &Terms::default(), Timestamp::now()).unwrap();
+        let id = SpiffeId {
+            cluster: "c1".to_owned(),
+            holder: Holder::Server,
+        };
+        let identity = authority
+            .identity(&id, &Terms::default(), Timestamp::now())
+            .unwrap();
         let server = Arc::new(Self {
             address: listener.local_addr().unwrap(),
             authority,
             identity,
-            state: Mutex::new(State { epoch: 1, ..State::default() }),
+            state: Mutex::new(State {
+                epoch: 1,
+                ..State::default()
+            }),
             desired: watch::Sender::new(NodeDesired {
-                generation: Generation { epoch: Epoch(1), counter: 1 },
+                generation: Generation {
+                    epoch: Epoch(1),
+                    counter: 1,
+                },
                 instances: Vec::new(),
-                road: Road { complete: true, ..Road::default() },
+                road: Road {
+                    complete: true,
+                    ..Road::default()
+                },
                 forget_volumes: Vec::new(),
             }),
             answers: watch::Sender::new(true),
@@ -81,7 +95,9 @@ impl Server {
 
     pub fn token(&self) -> String {
         let expires = Timestamp::now() + Duration::from_secs(600);
-        JoinToken::generate(self.authority.fingerprint(), None, expires).reveal().to_string()
+        JoinToken::generate(self.authority.fingerprint(), None, expires)
+            .reveal()
+            .to_string()
     }
 
     pub fn want(&self, instances: Vec<DesiredInstance>) {
@@ -104,7 +120,13 @@ impl Server {
     }
 
     pub fn report(&self, name: &str) -> Option<InstanceReport> {
-        self.look(|state| state.reports.values().find(|report| report.instance.name.as_str() == name).cloned())
+        self.look(|state| {
+            state
+                .reports
+                .values()
+                .find(|report| report.instance.name.as_str() == name)
+                .cloned()
+        })
     }
 
     /// Asks the node through its tunnel.
@@ -117,15 +139,23 @@ impl Server {
 
     async fn serve(self: Arc<Self>, listener: TcpListener) {
         let clock: boundary::Clock = Arc::new(Timestamp::now);
-        let mut config =
-            tls::server_config(&self.identity, self.authority.certificate(), ClientAuth::Optional, Expect::Anyone, clock).unwrap();
+        let mut config = tls::server_config(
+            &self.identity,
+            self.authority.certificate(),
+            ClientAuth::Optional,
+            Expect::Anyone,
+            clock,
+        )
+        .unwrap();
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         loop {
             let (stream, _) = listener.accept().await.unwrap();
             let (server, acceptor) = (self.clone(), acceptor.clone());
             tokio::spawn(async move {
-                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let Ok(stream) = acceptor.accept(stream).await else {
+                    return;
+                };
                 let service = service_fn(move |request| server.clone().answer(request));
                 let _ = auto::Builder::new(TokioExecutor::new())
                     .serve_connection_with_upgrades(TokioIo::new(stream), service)
@@ -138,7 +168,10 @@ impl Server {
         let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
         self.until_it_answers().await;
         let path = request.uri().path().to_owned();
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').skip(1).collect();
@@ -155,7 +188,9 @@ impl Server {
                 let ask: wire::CertificateRequest = body(request).await;
                 let holder = Holder::Service(format!("{project}/{service}").parse().unwrap());
                 self.look(|state| state.certified += 1);
-                json(&wire::CertificateAnswer { certificate: self.joined(&ask.request, holder).certificate })
+                json(&wire::CertificateAnswer {
+                    certificate: self.joined(&ask.request, holder).certificate,
+                })
             }
             ["nodes", _, "secrets", ..] => json(&self.secrets()),
             ["nodes", _, "heartbeat"] => json(&self.hear(body(request).await)),
@@ -168,17 +203,29 @@ impl Server {
     }
 
     fn joined(&self, request: &str, holder: Holder) -> wire::Joined {
-        let id = SpiffeId { cluster: "c1".to_owned(), holder };
+        let id = SpiffeId {
+            cluster: "c1".to_owned(),
+            holder,
+        };
         wire::Joined {
             cluster: "c1".to_owned(),
             authority: self.authority.certificate().to_owned(),
-            certificate: self.authority.issue(request, &id, &Terms::default(), Timestamp::now()).unwrap(),
+            certificate: self
+                .authority
+                .issue(request, &id, &Terms::default(), Timestamp::now())
+                .unwrap(),
         }
     }
 
     fn secrets(&self) -> wire::SecretValues {
         let encode = |bytes: &Vec<u8>| base64::engine::general_purpose::STANDARD.encode(bytes);
-        let values = self.look(|state| state.secrets.iter().map(|(name, value)| (name.clone(), encode(value))).collect());
+        let values = self.look(|state| {
+            state
+                .secrets
+                .iter()
+                .map(|(name, value)| (name.clone(), encode(value)))
+                .collect()
+        });
         wire::SecretValues { values }
     }
 
@@ -191,13 +238,21 @@ impl Server {
             for id in &heartbeat.gone {
                 state.reports.remove(id);
             }
-            state.reports.extend(heartbeat.changed.into_iter().map(|report| (report.instance.clone(), report)));
+            state.reports.extend(
+                heartbeat
+                    .changed
+                    .into_iter()
+                    .map(|report| (report.instance.clone(), report)),
+            );
             state.heartbeats += 1;
             state.mesh = heartbeat.mesh;
             state.acknowledged = heartbeat.acknowledged;
             state.events.extend(heartbeat.events);
             let digest = model::control::observed_digest(state.reports.values());
-            HeartbeatAnswer { epoch: Epoch(state.epoch), send_full: digest != heartbeat.digest }
+            HeartbeatAnswer {
+                epoch: Epoch(state.epoch),
+                send_full: digest != heartbeat.digest,
+            }
         })
     }
 
@@ -205,12 +260,15 @@ impl Server {
         self.look(|state| state.watches += 1);
         let mut desired = self.desired.subscribe();
         desired.mark_changed();
-        let stream = futures_util::stream::unfold((self.clone(), desired), |(server, mut desired)| async move {
-            desired.changed().await.ok()?;
-            server.until_it_answers().await;
-            let line = json_line(&*desired.borrow_and_update());
-            Some((line, (server, desired)))
-        });
+        let stream = futures_util::stream::unfold(
+            (self.clone(), desired),
+            |(server, mut desired)| async move {
+                desired.changed().await.ok()?;
+                server.until_it_answers().await;
+                let line = json_line(&*desired.borrow_and_update());
+                Some((line, (server, desired)))
+            },
+        );
         Response::new(streamed(stream))
     }
 
@@ -219,7 +277,10 @@ impl Server {
         tokio::spawn(async move {
             let upgraded = hyper::upgrade::on(&mut request).await.unwrap();
             let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
-            let (sender, driver) = builder.handshake(TokioIo::new(TokioIo::new(upgraded))).await.unwrap();
+            let (sender, driver) = builder
+                .handshake(TokioIo::new(TokioIo::new(upgraded)))
+                .await
+                .unwrap();
             server.look(|state| state.tunnel = Some(sender));
             let _ = driver.await;
         });
@@ -232,7 +293,10 @@ impl Server {
     }
 
     fn artifact(&self, digest: Digest, query: Option<&str>) -> Response<Body> {
-        let offset = query.and_then(|query| query.strip_prefix("offset=")).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let offset = query
+            .and_then(|query| query.strip_prefix("offset="))
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
         match self.look(|state| state.artifacts.get(&digest).cloned()) {
             Some(bytes) => Response::new(whole(bytes.slice(offset..))),
             None => problem(&Problem::not_found(digest)),

@@ -16,7 +16,8 @@ async fn a_killed_agent_is_missed_by_nobody() {
     node.kill_agent().await;
     assert_eq!(ask(&kept, "/").await, "web-1", "it serves without an agent");
     signal(lost.pid.unwrap(), Signal::KILL);
-    node.until("its end", |_| !is_alive(lost.pid.unwrap())).await;
+    node.until("its end", |_| !is_alive(lost.pid.unwrap()))
+        .await;
 
     // With the servers gone too, the directory alone is enough.
     node.server.falls_silent(true);
@@ -41,7 +42,11 @@ async fn a_killed_agent_is_missed_by_nobody() {
     node.server.falls_silent(false);
     node.until_ready("web-1").await;
     let told = node.until_ready("web-2").await;
-    assert_eq!(told.last_exit.unwrap().how, ExitHow::Signal { signal: 9 }, "how it ended meanwhile");
+    assert_eq!(
+        told.last_exit.unwrap().how,
+        ExitHow::Signal { signal: 9 },
+        "how it ended meanwhile"
+    );
 }
 
 #[tokio::test]
@@ -58,9 +63,15 @@ async fn a_terminated_agent_ends_alone_and_the_proxy_is_adopted() {
         state.heartbeats
     });
     node.start_again();
-    node.until("heard again", |node| node.server.look(|state| state.heartbeats > counted)).await;
+    node.until("heard again", |node| {
+        node.server.look(|state| state.heartbeats > counted)
+    })
+    .await;
     // The first word of the new agent already says ready and reachable: a restart takes nothing off the road.
-    let report = node.server.report("web-1").expect("the first heartbeat names it");
+    let report = node
+        .server
+        .report("web-1")
+        .expect("the first heartbeat names it");
     assert!(report.ready);
     assert_eq!(report.pid, before.pid);
     assert_eq!(node.server.look(|state| state.mesh), mesh);
@@ -72,26 +83,46 @@ async fn a_partition_stops_what_must_not_run_twice_and_nothing_else() {
     let mut stop = web("db-1");
     stop.spec.on_partition = OnPartition::Stop;
     node.server.want(vec![stop, web("web-1")]);
-    let (db, web) = (node.until_ready("db-1").await, node.until_ready("web-1").await);
+    let (db, web) = (
+        node.until_ready("db-1").await,
+        node.until_ready("web-1").await,
+    );
     let cut = Instant::now();
     node.server.falls_silent(true);
-    node.until("the database gone", |_| !is_alive(db.pid.unwrap())).await;
+    node.until("the database gone", |_| !is_alive(db.pid.unwrap()))
+        .await;
     // From the last renewal, sent up to a second before the cut: SIGTERM at 2.5 s, empty by 3.5 s.
     let took = cut.elapsed().as_millis();
     assert!((1_400..4_000).contains(&took), "{took} ms");
     assert_eq!(ask(&web, "/").await, "web-1");
     let status = node.status().await.unwrap();
-    let db = status.instances.iter().find(|one| one.name.as_str() == "db-1").unwrap();
+    let db = status
+        .instances
+        .iter()
+        .find(|one| one.name.as_str() == "db-1")
+        .unwrap();
     assert_eq!(db.state, InstanceState::Failed);
-    assert!(db.reason.as_ref().unwrap().message.contains("servers did not answer"), "{db:?}");
+    assert!(
+        db.reason
+            .as_ref()
+            .unwrap()
+            .message
+            .contains("servers did not answer"),
+        "{db:?}"
+    );
 
     let watches = node.server.look(|state| state.watches);
     node.server.falls_silent(false);
     node.until("the database back", |node| {
-        node.server.report("db-1").is_some_and(|report| report.ready && report.restarts == 1)
+        node.server
+            .report("db-1")
+            .is_some_and(|report| report.ready && report.restarts == 1)
     })
     .await;
-    assert!(node.server.look(|state| state.watches) > watches, "what it should run was asked anew");
+    assert!(
+        node.server.look(|state| state.watches) > watches,
+        "what it should run was asked anew"
+    );
     assert_eq!(node.server.report("web-1").unwrap().pid, web.pid);
 }
 
@@ -106,14 +137,18 @@ async fn without_servers_a_restarted_agent_starts_nothing_that_must_not_run_twic
     node.server.falls_silent(true);
     node.kill_agent().await;
     // No agent, no servers: the shim alone ends it.
-    node.until("the database gone", |_| !is_alive(db.pid.unwrap())).await;
+    node.until("the database gone", |_| !is_alive(db.pid.unwrap()))
+        .await;
     node.start_again();
     let deadline = Instant::now() + crate::world::PATIENCE;
     loop {
         let status = node.status().await;
         let state = |name: &str| {
             let instances = &status.as_ref()?.instances;
-            instances.iter().find(|one| one.name.as_str() == name).map(|one| (one.state, one.ready))
+            instances
+                .iter()
+                .find(|one| one.name.as_str() == name)
+                .map(|one| (one.state, one.ready))
         };
         if state("web-1") == Some((InstanceState::Running, true)) {
             assert_eq!(state("db-1"), Some((InstanceState::Failed, false)));
@@ -123,18 +158,33 @@ async fn without_servers_a_restarted_agent_starts_nothing_that_must_not_run_twic
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     node.server.falls_silent(false);
-    node.until("the database back", |node| node.server.report("db-1").is_some_and(|report| report.ready)).await;
+    node.until("the database back", |node| {
+        node.server
+            .report("db-1")
+            .is_some_and(|report| report.ready)
+    })
+    .await;
 }
 
 #[tokio::test]
 async fn a_dead_proxy_is_started_anew() {
     let node = Node::start().await;
-    let proxy = std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let words = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
-        (words.contains("\0proxy\0") && words.contains(node.directory().to_str()?)).then_some(pid)
-    });
+    let proxy = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .find_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let words = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
+            (words.contains("\0proxy\0") && words.contains(node.directory().to_str()?))
+                .then_some(pid)
+        });
     signal(proxy.expect("a proxy runs"), Signal::KILL);
-    node.until("off the road", |node| node.server.look(|state| state.mesh.is_none())).await;
-    node.until("on the road", |node| node.server.look(|state| state.mesh.is_some())).await;
+    node.until("off the road", |node| {
+        node.server.look(|state| state.mesh.is_none())
+    })
+    .await;
+    node.until("on the road", |node| {
+        node.server.look(|state| state.mesh.is_some())
+    })
+    .await;
 }

@@ -10,9 +10,15 @@ use model::signals::{LogLine, Stream};
 
 use crate::world::{Node, is_alive, running, web};
 
-fn frames(exec: &wire::Exec, more: Vec<Frame>) -> impl futures_util::Stream<Item = Bytes> + Send + 'static {
+fn frames(
+    exec: &wire::Exec,
+    more: Vec<Frame>,
+) -> impl futures_util::Stream<Item = Bytes> + Send + 'static {
     let head = Frame::Head(serde_json::to_vec(exec).unwrap().into());
-    let sent: Vec<Bytes> = std::iter::once(head).chain(more).map(|frame| frame.encode()).collect();
+    let sent: Vec<Bytes> = std::iter::once(head)
+        .chain(more)
+        .map(|frame| frame.encode())
+        .collect();
     futures_util::stream::iter(sent).chain(futures_util::stream::pending())
 }
 
@@ -26,7 +32,10 @@ fn command(words: &[&str]) -> wire::Exec {
 
 async fn exec(node: &Node, exec: &wire::Exec, more: Vec<Frame>) -> (String, i32) {
     let client = node.socket();
-    let mut answer = client.duplex("/v1/instances/shop/web-1/exec", frames(exec, more)).await.unwrap();
+    let mut answer = client
+        .duplex("/v1/instances/shop/web-1/exec", frames(exec, more))
+        .await
+        .unwrap();
     let mut said = Vec::new();
     loop {
         match answer.next().await.expect("an end").unwrap() {
@@ -43,17 +52,33 @@ async fn a_command_runs_beside_the_instance_as_its_user() {
     node.server.want(vec![web("web-1")]);
     node.until_ready("web-1").await;
     let script = "read line; echo $line $MAINLAND_INSTANCE; id -u; pwd; exit 7";
-    let typed = || vec![Frame::Stdin(Bytes::from_static(b"hello\n")), Frame::StdinClosed];
+    let typed = || {
+        vec![
+            Frame::Stdin(Bytes::from_static(b"hello\n")),
+            Frame::StdinClosed,
+        ]
+    };
     let (said, code) = exec(&node, &command(&["sh", "-c", script]), typed()).await;
-    let uid = if rustix::process::geteuid().is_root() { 70_123 } else { rustix::process::geteuid().as_raw() };
-    let work = node.directory().join("instances/shop/web-1/work").canonicalize().unwrap();
+    let uid = if rustix::process::geteuid().is_root() {
+        70_123
+    } else {
+        rustix::process::geteuid().as_raw()
+    };
+    let work = node
+        .directory()
+        .join("instances/shop/web-1/work")
+        .canonicalize()
+        .unwrap();
     assert_eq!(said, format!("hello web-1\n{uid}\n{}\n", work.display()));
     assert_eq!(code, 7);
 
     // An agent that has only adopted it finds the environment as well.
     node.kill_agent().await;
     node.start_again();
-    node.until("the socket", |node| std::os::unix::net::UnixStream::connect(node.directory().join("node.sock")).is_ok()).await;
+    node.until("the socket", |node| {
+        std::os::unix::net::UnixStream::connect(node.directory().join("node.sock")).is_ok()
+    })
+    .await;
     let (said, code) = exec(&node, &command(&["sh", "-c", "echo $GREETING"]), vec![]).await;
     assert_eq!((said.as_str(), code), ("hello from web-1\n", 0));
 }
@@ -70,11 +95,22 @@ async fn a_terminal_is_a_terminal_and_a_lost_client_ends_the_command() {
 
     let client = node.socket();
     let ask = command(&["sh", "-c", "echo $$; sleep 1000"]);
-    let mut answer = client.duplex("/v1/instances/shop/web-1/exec", frames(&ask, vec![])).await.unwrap();
-    let Some(Ok(Frame::Stdout(pid))) = answer.next().await else { panic!("no pid") };
+    let (typing, typed) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let typed = futures_util::stream::unfold(typed, |mut typed| async move {
+        Some((typed.recv().await?, typed))
+    });
+    let head = Frame::Head(serde_json::to_vec(&ask).unwrap().into()).encode();
+    let sent = futures_util::stream::iter([head]).chain(typed);
+    let mut answer = client
+        .duplex("/v1/instances/shop/web-1/exec", sent)
+        .await
+        .unwrap();
+    let Some(Ok(Frame::Stdout(pid))) = answer.next().await else {
+        panic!("no pid")
+    };
     let pid: u32 = String::from_utf8_lossy(&pid).trim().parse().unwrap();
     assert!(is_alive(pid));
-    drop((answer, client));
+    drop((answer, client, typing));
     node.until("the command ended", |_| !is_alive(pid)).await;
 }
 
@@ -82,24 +118,42 @@ async fn a_terminal_is_a_terminal_and_a_lost_client_ends_the_command() {
 async fn logs_are_read_and_followed() {
     let node = Node::start().await;
     let script = "echo one; echo two >&2; sleep 0.3; echo three; sleep 1000";
-    node.server.want(vec![running("job-1", &["sh", "-c", script])]);
+    node.server
+        .want(vec![running("job-1", &["sh", "-c", script])]);
     let client = node.socket();
-    node.until("it runs", |node| node.server.report("job-1").is_some_and(|report| report.pid.is_some())).await;
+    node.until("it runs", |node| {
+        node.server
+            .report("job-1")
+            .is_some_and(|report| report.pid.is_some())
+    })
+    .await;
     let path = "/v1/instances/shop/job-1/logs?tail=10&follow=true";
     let mut lines = client.watch::<LogLine>(path).await.unwrap();
     let mut found = Vec::new();
     while found.len() < 3 {
-        let line = tokio::time::timeout(Duration::from_secs(20), lines.next()).await.expect("a line in time");
+        let line = tokio::time::timeout(Duration::from_secs(20), lines.next())
+            .await
+            .expect("a line in time");
         let line = line.unwrap().unwrap();
         if line.stream != Stream::Shim {
             found.push((line.stream, line.text));
         }
     }
     assert_eq!(found[2], (Stream::Stdout, "three".to_owned()));
-    assert!(found[..2].contains(&(Stream::Stderr, "two".to_owned())), "{found:?}");
+    assert!(
+        found[..2].contains(&(Stream::Stderr, "two".to_owned())),
+        "{found:?}"
+    );
 
-    let last = client.watch::<LogLine>("/v1/projects/shop/instances/job-1/logs?tail=1").await.unwrap();
-    assert_eq!(last.collect::<Vec<_>>().await.len(), 1, "not followed: it ends");
+    let last = client
+        .watch::<LogLine>("/v1/projects/shop/instances/job-1/logs?tail=1")
+        .await
+        .unwrap();
+    assert_eq!(
+        last.collect::<Vec<_>>().await.len(),
+        1,
+        "not followed: it ends"
+    );
 }
 
 #[tokio::test]
@@ -118,6 +172,9 @@ async fn the_servers_ask_through_the_tunnel() {
     assert_eq!((status.node.as_str(), status.connected), ("a", true));
     assert_eq!(status.instances[0].name.as_str(), "web-1");
 
-    let unknown = node.socket().get::<serde_json::Value>("/v1/instances/shop/nobody-1/logs").await;
+    let unknown = node
+        .socket()
+        .get::<serde_json::Value>("/v1/instances/shop/nobody-1/logs")
+        .await;
     assert_eq!(unknown.unwrap_err().code(), Some("not-found"));
 }

@@ -37,8 +37,9 @@ impl Node {
         // Services pass through on the way to their working directories.
         set_mode(folder.path(), 0o711);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let process = (std::process::id() % 200) as u16;
-        let first = 30_000 + process * 100 + (number % 10) * 10;
+        let process = (std::process::id() % 97) as u16;
+        // Below the ports that the kernel gives to who dials.
+        let first = 22_000 + (process * 260 + number * 10) % 10_000;
         let mut command = Command::new(BINARY);
         command
             .arg("agent")
@@ -46,11 +47,18 @@ impl Node {
             .arg("a")
             .arg(server.address.to_string())
             .arg(server.token())
-            .arg(format!("127.{}.{}.0/24", 80 + process % 100, number))
+            .arg(format!("127.{}.{}.0/24", 80 + process, number))
             .arg(format!("{first}-{}", first + 9));
         let agent = spawn(command, &folder.path().join("agent.log"));
-        let node = Self { folder, server, agent };
-        node.until("it is heard", |node| node.server.look(|state| state.mesh.is_some())).await;
+        let node = Self {
+            folder,
+            server,
+            agent,
+        };
+        node.until("it is heard", |node| {
+            node.server.look(|state| state.mesh.is_some())
+        })
+        .await;
         node
     }
 
@@ -82,7 +90,8 @@ impl Node {
         let deadline = Instant::now() + PATIENCE;
         while !condition(self) {
             if Instant::now() > deadline {
-                let said = std::fs::read_to_string(self.folder.path().join("agent.log")).unwrap_or_default();
+                let said = std::fs::read_to_string(self.folder.path().join("agent.log"))
+                    .unwrap_or_default();
                 let reports = self.server.look(|state| format!("{:#?}", state.reports));
                 panic!("{what} did not come:\n{reports}\n{said}");
             }
@@ -91,7 +100,10 @@ impl Node {
     }
 
     pub async fn until_ready(&self, name: &str) -> InstanceReport {
-        self.until(&format!("{name} ready"), |node| node.server.report(name).is_some_and(|report| report.ready)).await;
+        self.until(&format!("{name} ready"), |node| {
+            node.server.report(name).is_some_and(|report| report.ready)
+        })
+        .await;
         self.server.report(name).unwrap()
     }
 
@@ -125,7 +137,8 @@ fn processes_of(root: &Path) -> Vec<Pid> {
         .filter(|pid| {
             let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let named = String::from_utf8_lossy(&words).contains(root_text);
-            let works = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(root));
+            let works = std::fs::read_link(format!("/proc/{pid}/cwd"))
+                .is_ok_and(|cwd| cwd.starts_with(root));
             named || works
         })
         .filter_map(Pid::from_raw)
@@ -137,7 +150,11 @@ pub fn left_of(node: &Node) -> usize {
 }
 
 fn spawn(mut command: Command, log: &Path) -> Child {
-    let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .unwrap();
     command
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
@@ -170,7 +187,10 @@ pub fn web(instance: &str) -> DesiredInstance {
 pub fn running(instance: &str, run: &[&str]) -> DesiredInstance {
     let service = instance.rsplit_once('-').unwrap().0;
     DesiredInstance {
-        instance: InstanceId::new(ProjectName::new("shop").unwrap(), InstanceName::new(instance).unwrap()),
+        instance: InstanceId::new(
+            ProjectName::new("shop").unwrap(),
+            InstanceName::new(instance).unwrap(),
+        ),
         service: ResourceName::new(service).unwrap(),
         release: ReleaseNumber(1),
         epoch: Epoch(1),
@@ -194,12 +214,21 @@ fn service_of(run: &[&str]) -> Service {
         replicas: 1,
         cpu: MilliCpu(100),
         memory: Bytes::mebibytes(64),
-        env: [("GREETING".to_owned(), "hello from $MAINLAND_INSTANCE".to_owned())].into(),
+        env: [(
+            "GREETING".to_owned(),
+            "hello from $MAINLAND_INSTANCE".to_owned(),
+        )]
+        .into(),
         needs: Default::default(),
         protocol: Protocol::Http,
         health: Probe {
-            ask: Ask::Http { path: "/health".to_owned() },
-            times: ProbeTimes { every: Span::milliseconds(100), ..ProbeTimes::default() },
+            ask: Ask::Http {
+                path: "/health".to_owned(),
+            },
+            times: ProbeTimes {
+                every: Span::milliseconds(100),
+                ..ProbeTimes::default()
+            },
         },
         alive: None,
         spread: Spread::default(),
@@ -221,5 +250,8 @@ pub async fn ask(report: &InstanceReport, path: &str) -> String {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
+    answer
+        .split_once("\r\n\r\n")
+        .map(|(_, body)| body.to_owned())
+        .unwrap_or_default()
 }

@@ -29,7 +29,13 @@ fn main() -> ExitCode {
 struct LogSink(Writer);
 
 fn open_sink(folder: &Path) -> io::Result<Box<dyn compute::shim::Sink>> {
-    let writer = Writer::open(folder, Limits { files: 2, file_bytes: 1 << 20 });
+    let writer = Writer::open(
+        folder,
+        Limits {
+            files: 2,
+            file_bytes: 1 << 20,
+        },
+    );
     Ok(Box::new(LogSink(writer.map_err(io::Error::other)?)))
 }
 
@@ -79,13 +85,17 @@ fn agent(words: &[OsString]) -> ExitCode {
         clock: Arc::new(Timestamp::now),
         given,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let outcome = runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate()).expect("a signal");
         node::agent::run(options, async move {
             let _ = terminate.recv().await;
-        }).await
+        })
+        .await
     });
     runtime.shutdown_background();
     match outcome {
@@ -117,9 +127,21 @@ fn respond(mut stream: TcpStream) -> io::Result<()> {
     }
     let path = first.split(' ').nth(1).unwrap_or("/");
     let (status, body) = match path {
-        "/env" => ("200 OK", std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect()),
+        "/env" => (
+            "200 OK",
+            std::env::vars()
+                .map(|(name, value)| format!("{name}={value}\n"))
+                .collect(),
+        ),
         _ if Path::new("sick").exists() => ("500 Sick", String::new()),
-        _ => ("200 OK", std::env::var("MAINLAND_INSTANCE").unwrap_or_default()),
+        _ => (
+            "200 OK",
+            std::env::var("MAINLAND_INSTANCE").unwrap_or_default(),
+        ),
     };
-    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }
