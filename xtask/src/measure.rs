@@ -1,11 +1,11 @@
 //! Benchmarks, and the simulation of the whole system.
 //!
-//! | module | what it measures | peers |
+//! | bench | what it measures | where |
 //! |---|---|---|
-//! | `gateway` | CPU and latency per request through the proxy | nginx, HAProxy, a bare hyper forwarder |
-//! | `plan` | placements a second, zone spread on | (kube-scheduler, Nomad: published) |
-//! | `store` | durable writes a second, 64 clients | etcd on the same disk in the same run |
-//! | `up` | exec to ready and to the example serving; memory and CPU at rest | |
+//! | `gateway` | CPU and latency per request through the gateway, beside nginx and HAProxy | `system::bench::gateway` |
+//! | `plan` | placements a second, zone spread on | `plan::bench` |
+//! | `store` | durable writes a second, beside etcd on the same disk | `system::bench::store`, `store::bench` |
+//! | `up` | exec to ready and to serving; memory and CPU at rest | `system::bench::up` |
 //!
 //! What they measure is linked in, and only the optimised build says anything. So the everyday `xtask` has none of it: it runs
 //! itself anew, built with `--release --features measure`.
@@ -16,26 +16,18 @@ use anyhow::Result;
 use clap::{Subcommand, ValueEnum};
 
 #[cfg(feature = "measure")]
-mod etcd;
-#[cfg(feature = "measure")]
-mod gateway;
+mod linked;
 #[cfg(feature = "measure")]
 mod plan;
-#[cfg(feature = "measure")]
-mod store;
-#[cfg(feature = "measure")]
-mod table;
-#[cfg(feature = "measure")]
-mod up;
 
 #[derive(Subcommand)]
 pub(crate) enum Task {
-    /// How fast it is, beside its peers in the same run
+    /// How fast it is, beside its peers in the same run; the table goes to bench/NAME.md too. Fails when a promised number is missed
     Bench {
         name: Bench,
-        /// Write the table to bench/NAME.md too
+        /// Print JSON instead of the table
         #[arg(long)]
-        save: bool,
+        json: bool,
     },
     /// The whole system from seeds; a seed that fails is told, and fails again
     Sim {
@@ -46,24 +38,11 @@ pub(crate) enum Task {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
-    /// What a bench runs beside itself, in a process of its own
-    #[command(hide = true)]
-    Role { role: Role, words: Vec<String> },
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Role {
-    /// Answers every request
-    Backend,
-    /// A proxy with nothing on
-    Forwarder,
-    /// Our proxy
-    Proxy,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
-    /// CPU and latency per request through the proxy
+    /// CPU and latency per request through the gateway
     Gateway,
     /// Placements a second on 10,000 nodes
     Plan,
@@ -94,32 +73,8 @@ pub(crate) fn run(root: &Path, _: Task) -> Result<()> {
 
 #[cfg(feature = "measure")]
 pub(crate) fn run(root: &Path, task: Task) -> Result<()> {
-    let (name, save) = match task {
-        Task::Bench { name, save } => (name, save),
-        Task::Sim { count, seed } => return simulate(count, seed),
-        Task::Role { role, words } => return gateway::role(role, &words),
-    };
-    let (file, table) = match name {
-        Bench::Gateway => ("gateway", gateway::run(root)?),
-        Bench::Plan => ("plan", plan::run()),
-        Bench::Store => ("store", store::run()?),
-        Bench::Up => ("up", up::run(root)?),
-    };
-    let text = table.to_markdown();
-    println!("{text}");
-    if save {
-        let folder = root.join("bench");
-        std::fs::create_dir_all(&folder)?;
-        std::fs::write(folder.join(format!("{file}.md")), text)?;
+    match task {
+        Task::Bench { name, json } => linked::bench(root, name, json),
+        Task::Sim { count, seed } => linked::simulate(count, seed),
     }
-    Ok(())
-}
-
-#[cfg(feature = "measure")]
-fn simulate(count: u64, seed: u64) -> Result<()> {
-    let seeds = seed..seed.saturating_add(count);
-    sim::main_loop(seeds).map_err(|failure| {
-        let again = format!("run it again: cargo xtask sim 1 --seed {}", failure.seed);
-        anyhow::Error::new(failure).context(again)
-    })
 }
