@@ -42,7 +42,7 @@ pub struct Cloud {
     pub directory: tempfile::TempDir,
     pub api: SocketAddr,
     pub gateway: SocketAddr,
-    manifest: PathBuf,
+    manifest: Option<PathBuf>,
     zones: u32,
     up: Option<Child>,
 }
@@ -57,7 +57,8 @@ pub fn load_program() -> PathBuf {
     built("MAINLAND_LOAD_BIN", "load")
 }
 
-fn built(variable: &str, name: &str) -> PathBuf {
+/// A program of this workspace: what `variable` says, or the one built beside the program that runs.
+pub fn built(variable: &str, name: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return path.into();
     }
@@ -79,6 +80,15 @@ pub fn free_address() -> SocketAddr {
 impl Cloud {
     /// Prepares one for a manifest; nothing runs yet.
     pub fn new(manifest: &Path, zones: u32) -> Result<Self> {
+        Self::prepare(Some(manifest.to_owned()), zones)
+    }
+
+    /// Prepares one with nothing deployed.
+    pub fn empty(zones: u32) -> Result<Self> {
+        Self::prepare(None, zones)
+    }
+
+    fn prepare(manifest: Option<PathBuf>, zones: u32) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("mainland-test-")
             .tempdir()?;
@@ -92,7 +102,7 @@ impl Cloud {
             directory,
             api: free_address(),
             gateway: free_address(),
-            manifest: manifest.to_owned(),
+            manifest,
             zones,
             up: None,
         })
@@ -101,13 +111,20 @@ impl Cloud {
     /// `mainland up` in the foreground of a process of its own; returns when it says that it is ready.
     pub fn up(&mut self) -> Result<Duration> {
         let begin = std::time::Instant::now();
+        self.start()?;
+        wait::until("`up` is ready", Duration::from_secs(60), || self.is_up());
+        Ok(begin.elapsed())
+    }
+
+    /// Starts `mainland up` and returns at once.
+    pub fn start(&mut self) -> Result<()> {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.log_path())?;
         let mut command = self.command(&["up"]);
         command
-            .arg(&self.manifest)
+            .args(&self.manifest)
             .args(["--zones", &self.zones.to_string()]);
         command.args(["--gateway", &self.gateway.to_string()]);
         self.up = Some(
@@ -117,8 +134,12 @@ impl Cloud {
                 .stderr(log)
                 .spawn()?,
         );
-        wait::until("`up` is ready", Duration::from_secs(60), || self.is_up());
-        Ok(begin.elapsed())
+        Ok(())
+    }
+
+    /// The address and the token that the server leaves for its owner.
+    pub fn client_file(&self) -> PathBuf {
+        self.directory.path().join("data/client.json")
     }
 
     pub fn log_path(&self) -> PathBuf {
@@ -155,7 +176,8 @@ impl Cloud {
             .arg("--data-dir")
             .arg(self.directory.path().join("data"));
         command.args(["--api", &self.api.to_string()]);
-        command.current_dir(self.manifest.parent().unwrap_or(Path::new("/")));
+        let folder = self.manifest.as_deref().and_then(Path::parent);
+        command.current_dir(folder.unwrap_or(self.directory.path()));
         command
     }
 
@@ -270,7 +292,9 @@ impl Cloud {
             left if left.is_empty() => Ok(()),
             left => Err(format!("{left:?} still run")),
         };
-        wait::until("nothing runs after `down`", Duration::from_secs(20), left);
+        let interval = Duration::from_millis(20);
+        wait::looking_each(interval, Duration::from_secs(20), left)
+            .map_err(|left| anyhow::anyhow!("20 s after `down` {left}"))?;
         Ok(())
     }
 

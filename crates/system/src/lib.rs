@@ -6,9 +6,11 @@
 //! | [`cloud`] | a `mainland up` of one's own: start it, ask it, break it, end it |
 //! | [`proc`] | what the kernel says of processes: alive, memory, CPU time |
 //! | [`wait`] | waiting for a condition, with a deadline |
+//! | [`bench`] | whole-system benchmarks, beside peers in the same run |
 //!
 //! Nothing here knows the inside of Mainland: it types commands and reads answers.
 
+pub mod bench;
 pub mod cloud;
 pub mod load;
 pub mod proc;

@@ -1,5 +1,6 @@
 //! What the kernel says of processes: alive, memory, CPU time.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -29,19 +30,27 @@ pub fn parent(pid: u32) -> Option<u32> {
     stat_field(pid, 4)?.parse().ok()
 }
 
-/// Proportional set size: shared pages counted by share.
-pub fn pss_bytes(pid: u32) -> Result<u64> {
+/// What a process holds in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// Proportional set size: shared pages counted by share.
+    pub pss_bytes: u64,
+    pub rss_bytes: u64,
+}
+
+pub fn memory(pid: u32) -> Result<Memory> {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = rollup
-        .lines()
-        .find(|line| line.starts_with("Pss:"))
-        .context("no Pss")?;
-    let kibibytes: u64 = line
-        .split_whitespace()
-        .nth(1)
-        .context("no number")?
-        .parse()?;
-    Ok(kibibytes * 1024)
+    let field = |name: &str| -> Result<u64> {
+        let mut lines = rollup.lines();
+        let line = lines.find_map(|line| line.strip_prefix(name));
+        let value = line.and_then(|line| line.split_whitespace().next());
+        let kibibytes: u64 = value.with_context(|| format!("no {name}"))?.parse()?;
+        Ok(kibibytes * 1024)
+    };
+    Ok(Memory {
+        pss_bytes: field("Pss:")?,
+        rss_bytes: field("Rss:")?,
+    })
 }
 
 /// CPU time that a process has used, user and system.
@@ -52,6 +61,20 @@ pub fn cpu_time(pid: u32) -> Option<Duration> {
         .sum();
     let per_second = rustix::param::clock_ticks_per_second();
     Some(Duration::from_millis(ticks * 1000 / per_second))
+}
+
+/// CPU time of each living thread of a process, to the nanosecond (`schedstat`).
+pub fn thread_times(pid: u32) -> BTreeMap<u32, Duration> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return BTreeMap::new();
+    };
+    let times = entries.flatten().filter_map(|entry| {
+        let thread = entry.file_name().to_str()?.parse().ok()?;
+        let text = std::fs::read_to_string(entry.path().join("schedstat")).ok()?;
+        let nanoseconds = text.split(' ').next()?.parse().ok()?;
+        Some((thread, Duration::from_nanos(nanoseconds)))
+    });
+    times.collect()
 }
 
 /// Every process whose executable is `binary`, or was before it was replaced.

@@ -9,16 +9,24 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 pub fn until<T>(
     what: &str,
     within: Duration,
-    mut condition: impl FnMut() -> Result<T, String>,
+    condition: impl FnMut() -> Result<T, String>,
 ) -> (T, Duration) {
+    looking_each(LOOK_INTERVAL, within, condition)
+        .unwrap_or_else(|hindrance| panic!("{what}: not within {within:?}: {hindrance}"))
+}
+
+/// Looks every `interval`; the last hindrance after `within`.
+pub fn looking_each<T>(
+    interval: Duration,
+    within: Duration,
+    mut condition: impl FnMut() -> Result<T, String>,
+) -> Result<(T, Duration), String> {
     let begin = Instant::now();
     loop {
         match condition() {
-            Ok(value) => return (value, begin.elapsed()),
-            Err(hindrance) if begin.elapsed() > within => {
-                panic!("{what}: not within {within:?}: {hindrance}")
-            }
-            Err(_) => pause(LOOK_INTERVAL),
+            Ok(value) => return Ok((value, begin.elapsed())),
+            Err(hindrance) if begin.elapsed() > within => return Err(hindrance),
+            Err(_) => pause(interval),
         }
     }
 }
