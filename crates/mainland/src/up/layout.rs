@@ -1,0 +1,151 @@
+//! Where `up` keeps things: one directory, in it one for each process that shares nothing with the others.
+//!
+//! ```text
+//! DATA/client.json      address and token for the owner's CLI, written by the server
+//! DATA/up.lock          held while a supervisor lives
+//! DATA/up.json          which processes it has started, so that a later `up` adopts them
+//! DATA/server/          the server's own
+//! DATA/nodes/a/         node a's own: no other process reads it
+//! DATA/nodes/edge/      the front door's own
+//! DATA/logs/            what the processes themselves say
+//! ```
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::process::Identity;
+
+/// Nodes that one machine can pretend to be: each has a /20 of its own in 127.77.0.0/16, the edge the first.
+pub const ZONES_MAX: u32 = 9;
+/// Ports that each node hands to its instances.
+const PORTS_PER_NODE: u16 = 1000;
+const FIRST_PORT: u16 = 20_000;
+
+pub struct Layout {
+    pub data: PathBuf,
+}
+
+impl Layout {
+    pub fn client_file(&self) -> PathBuf {
+        self.data.join("client.json")
+    }
+    pub fn lock(&self) -> PathBuf {
+        self.data.join("up.lock")
+    }
+    pub fn state(&self) -> PathBuf {
+        self.data.join("up.json")
+    }
+    pub fn server(&self) -> PathBuf {
+        self.data.join("server")
+    }
+    pub fn node(&self, name: &str) -> PathBuf {
+        self.data.join("nodes").join(name)
+    }
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.data.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Makes the directories. Services run as users of their own, so all may pass through, and only the owner may list.
+    pub fn create(&self) -> Result<()> {
+        for directory in [
+            self.data.clone(),
+            self.data.join("nodes"),
+            self.data.join("logs"),
+        ] {
+            std::fs::create_dir_all(&directory).with_context(|| {
+                format!("the data directory {} can't be made", directory.display())
+            })?;
+            set_mode(&directory, 0o711)?;
+        }
+        Ok(())
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .with_context(|| format!("the mode of {} can't be set", path.display()))
+}
+
+/// What a supervisor remembers for the next one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct State {
+    pub zones: u32,
+    pub api: SocketAddr,
+    /// Where nodes dial the server.
+    pub nodes: SocketAddr,
+    pub gateway: SocketAddr,
+    pub supervisor: Option<Identity>,
+    pub processes: Vec<(String, Identity)>,
+}
+
+impl State {
+    pub fn load(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let temporary = path.with_extension("json.new");
+        std::fs::write(&temporary, serde_json::to_vec_pretty(self)?)
+            .and_then(|()| std::fs::rename(&temporary, path))
+            .with_context(|| format!("{} can't be written", path.display()))
+    }
+}
+
+/// One node of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodePlan {
+    pub name: String,
+    pub zone: String,
+    pub edge: bool,
+    /// First address of its /20.
+    pub mesh_block: Ipv4Addr,
+    pub ports: (u16, u16),
+    pub cpu_milli: u64,
+    pub memory_bytes: u64,
+}
+
+/// The edge and `zones` nodes named `a`, `b`, ..., the machine divided evenly among them.
+pub fn node_plans(zones: u32, cpu_milli: u64, memory_bytes: u64) -> Vec<NodePlan> {
+    let share = u64::from(zones.max(1));
+    let node = |index: u32, name: String, edge: bool| NodePlan {
+        zone: name.clone(),
+        name,
+        edge,
+        mesh_block: Ipv4Addr::new(127, 77, (index * 16) as u8, 0),
+        ports: port_range(index),
+        cpu_milli: if edge { 0 } else { cpu_milli / share },
+        memory_bytes: if edge { 0 } else { memory_bytes / share },
+    };
+    let letter = |index: u32| char::from(b'a' + (index - 1) as u8).to_string();
+    std::iter::once(node(0, "edge".to_owned(), true))
+        .chain((1..=zones).map(|index| node(index, letter(index), false)))
+        .collect()
+}
+
+fn port_range(index: u32) -> (u16, u16) {
+    let first = FIRST_PORT + PORTS_PER_NODE * index as u16;
+    (first, first + PORTS_PER_NODE - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_share_the_machine_and_nothing_else() {
+        let plans = node_plans(ZONES_MAX, 9000, 9 << 30);
+        assert_eq!(plans.len(), 10);
+        assert_eq!(plans.iter().map(|plan| plan.cpu_milli).sum::<u64>(), 9000);
+        for (index, one) in plans.iter().enumerate() {
+            for other in &plans[index + 1..] {
+                assert_ne!(one.name, other.name);
+                assert_ne!(one.mesh_block, other.mesh_block);
+                assert!(one.ports.1 < other.ports.0);
+            }
+        }
+    }
+}

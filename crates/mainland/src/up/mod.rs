@@ -1,0 +1,344 @@
+//! `mainland up`: a stateless supervisor of the production commands.
+//!
+//! It starts (or adopts) a server, an edge node and N nodes, each a process in a session of its own, applies the manifest, shows progress,
+//! then one screen. It restarts the server and the edge; a node that dies stays lost until told otherwise, as a real one would. ctrl-C ends
+//! all of it cleanly; `down` does the same from elsewhere; a killed supervisor leaves everything running for the next `up` to adopt.
+
+mod layout;
+mod process;
+mod supervisor;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use experience::Globals;
+use experience::failure::Failure;
+use rustix::fs::FlockOperation;
+use rustix::process::Signal;
+
+pub use layout::ZONES_MAX;
+use layout::{Layout, State};
+use process::Identity;
+use supervisor::Supervisor;
+
+/// How long `down` and ctrl-C wait for a clean end before they kill.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Run a system on this machine
+///
+/// Starts everything that is needed, applies the manifest, and stays until ctrl-C (or goes to the background with -d).
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Examples:\n  mainland up                          the manifest here, one zone\n  mainland up examples/first --zones 3\n  mainland up -d && mainland ps        in the background"
+)]
+pub struct Up {
+    /// The manifest, or the folder that holds `mainland.yaml`. Left out: the one here, if there is one
+    path: Option<PathBuf>,
+    /// Nodes in zones of their own that this machine pretends to be (default: as last time, else 1)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(ZONES_MAX)))]
+    zones: Option<u32>,
+    /// Return when it is ready; `mainland down` ends it
+    #[arg(short, long)]
+    detach: bool,
+    /// Where the gateway listens for requests from outside (default 127.0.0.1:8080)
+    #[arg(long, value_name = "ADDR", env = "MAINLAND_GATEWAY")]
+    gateway: Option<SocketAddr>,
+    /// Environment of the manifest: project NAME-ENV with its overlay
+    #[arg(long, value_name = "NAME")]
+    env: Option<String>,
+    /// How long to wait for everything to be ready before saying what is not
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = experience::parse_span)]
+    timeout: Duration,
+}
+
+/// End what `up` runs here
+#[derive(Debug, Clone, clap::Args)]
+pub struct Down {
+    /// Delete all data as well: volumes, releases, secrets
+    #[arg(long)]
+    delete_data: bool,
+    /// Assent to deleting data
+    #[arg(short)]
+    yes: bool,
+}
+
+/// Start a node again that died
+#[derive(Debug, Clone, clap::Args)]
+pub struct Start {
+    /// The node's name, as `mainland nodes` lists it
+    #[arg(value_name = "NODE")]
+    node: String,
+}
+
+impl Up {
+    pub async fn run(self, globals: Globals) -> Result<u8, Failure> {
+        let layout = Layout {
+            data: globals.data_dir(),
+        };
+        layout.create()?;
+        match self.detach {
+            true => self.run_detached(globals, &layout).await,
+            false => self.run_here(globals, layout).await,
+        }
+    }
+
+    /// Starts another of itself without `-d` in a session of its own, then watches it as a foreground `up` would.
+    async fn run_detached(self, globals: Globals, layout: &Layout) -> Result<u8, Failure> {
+        drop(take_lock(layout)?);
+        let words: Vec<String> = std::env::args()
+            .skip(1)
+            .filter(|word| word != "-d" && word != "--detach")
+            .collect();
+        let binary = current_binary()?;
+        let log = layout.log("up");
+        let here = std::env::current_dir().context("the working directory is gone")?;
+        let start = process::Start {
+            binary: &binary,
+            words,
+            environment: vec![("MAINLAND_DETACHED", here.display().to_string())],
+            log: &log,
+        };
+        let supervisor = process::start(start)?;
+        let client_file = layout.client_file();
+        tokio::select! {
+            outcome = self.until_ready(&globals, &client_file) => outcome,
+            () = supervisor.ended() => {
+                let said = std::fs::read_to_string(&log).unwrap_or_default();
+                let tail: Vec<&str> = said.lines().rev().take(20).collect();
+                eprintln!("{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+                Ok(1)
+            }
+        }
+    }
+
+    async fn run_here(mut self, globals: Globals, layout: Layout) -> Result<u8, Failure> {
+        if let Some(here) = std::env::var_os("MAINLAND_DETACHED") {
+            std::env::set_current_dir(here).context("the working directory is gone")?;
+            let _ = rustix::process::setsid();
+        }
+        let _lock = take_lock(&layout)?;
+        let manifest = experience::deploy::find_manifest(self.path.take())?;
+        let old = State::load(&layout.state());
+        let state = self.state(&globals, old)?;
+        let globals = globals.at(state.api, layout.client_file());
+        let mut supervisor = Supervisor::new(layout, state, current_binary()?);
+        let ending = ending_signal()?;
+        tokio::pin!(ending);
+        let begun = async {
+            supervisor.begin(&globals).await?;
+            self.deliver(&globals, manifest).await
+        };
+        let code = tokio::select! {
+            code = begun => code,
+            () = &mut ending => { supervisor.stop().await; return Ok(0) }
+        };
+        match code {
+            Ok(0) => {}
+            Ok(code) if supervisor.fresh() => {
+                supervisor.stop().await;
+                return Ok(code);
+            }
+            Err(failure) if supervisor.fresh() => {
+                supervisor.stop().await;
+                return Err(failure);
+            }
+            // What ran before goes on running, whatever is wrong with the new manifest.
+            Ok(_) => {}
+            Err(failure) => failure.print(),
+        }
+        tokio::select! {
+            () = supervisor.watch() => {}
+            () = &mut ending => {}
+        }
+        supervisor.stop().await;
+        Ok(0)
+    }
+
+    fn state(&self, globals: &Globals, old: Option<State>) -> Result<State> {
+        let zones = self
+            .zones
+            .or(old.as_ref().map(|old| old.zones))
+            .unwrap_or(1);
+        let api = globals.api_address();
+        let gateway = self
+            .gateway
+            .or(old.as_ref().map(|old| old.gateway))
+            .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
+        // Nodes remember where they dial: it stays.
+        let nodes = match &old {
+            Some(old) => old.nodes,
+            None => free_loopback_address()?,
+        };
+        let processes = old.map(|old| old.processes).unwrap_or_default();
+        let supervisor = Identity::of(std::process::id());
+        Ok(State {
+            zones,
+            api,
+            nodes,
+            gateway,
+            supervisor,
+            processes,
+        })
+    }
+
+    async fn deliver(&self, globals: &Globals, manifest: Option<PathBuf>) -> Result<u8, Failure> {
+        let mut projects = Vec::new();
+        if let Some(manifest) = manifest {
+            let client = globals.client()?;
+            let project =
+                experience::deploy::deliver(&client, &manifest, self.env.as_deref()).await?;
+            projects.push(project);
+        }
+        experience::progress::until_ready(globals, &projects, self.timeout).await
+    }
+
+    async fn until_ready(
+        &self,
+        globals: &Globals,
+        client_file: &std::path::Path,
+    ) -> Result<u8, Failure> {
+        let manifest = experience::deploy::find_manifest(self.path.clone())?;
+        let projects = match manifest {
+            Some(manifest) => vec![experience::deploy::project_of(
+                &manifest,
+                self.env.as_deref(),
+            )?],
+            None => Vec::new(),
+        };
+        experience::progress::until_file(client_file, self.timeout).await?;
+        experience::progress::until_ready(globals, &projects, self.timeout).await
+    }
+}
+
+impl Down {
+    pub async fn run(self, globals: Globals) -> Result<u8, Failure> {
+        let layout = Layout {
+            data: globals.data_dir(),
+        };
+        let Some(state) = State::load(&layout.state()) else {
+            println!(
+                "Nothing runs here: there is no {}.",
+                layout.state().display()
+            );
+            return Ok(0);
+        };
+        if self.delete_data && !self.yes {
+            experience::assent(&format!(
+                "This deletes all data in {}. Go on?",
+                layout.data.display()
+            ))?;
+        }
+        match state.supervisor.clone().filter(Identity::alive) {
+            Some(supervisor) => {
+                supervisor.signal(Signal::TERM);
+                let ended = tokio::time::timeout(STOP_TIMEOUT * 2, supervisor.ended()).await;
+                if ended.is_err() {
+                    return Err(Failure::from(anyhow::anyhow!(
+                        "`up` (pid {}) does not end",
+                        supervisor.pid
+                    )));
+                }
+            }
+            None => {
+                Supervisor::new(
+                    Layout {
+                        data: layout.data.clone(),
+                    },
+                    state,
+                    current_binary()?,
+                )
+                .stop()
+                .await
+            }
+        }
+        if self.delete_data {
+            std::fs::remove_dir_all(&layout.data)
+                .with_context(|| format!("{} can't be deleted", layout.data.display()))?;
+        }
+        println!(
+            "Everything has ended{}.",
+            if self.delete_data {
+                ", all data is deleted"
+            } else {
+                "; data is kept"
+            }
+        );
+        Ok(0)
+    }
+}
+
+impl Start {
+    pub async fn run(self, globals: Globals) -> Result<u8, Failure> {
+        let layout = Layout {
+            data: globals.data_dir(),
+        };
+        let state =
+            State::load(&layout.state()).context("no `up` runs here: `mainland up` starts one")?;
+        if !layout.node(&self.node).join("agent.json").exists() {
+            return Err(Failure::from(anyhow::anyhow!(
+                "there is no node `{}` here",
+                self.node
+            )));
+        }
+        let mut supervisor = Supervisor::new(layout, state, current_binary()?);
+        match supervisor.start_known_node(&self.node)? {
+            true => println!("Node {} starts.", self.node),
+            false => println!("Node {} runs already.", self.node),
+        }
+        Ok(0)
+    }
+}
+
+/// The lock file says who holds it, for the one who can't have it.
+fn take_lock(layout: &Layout) -> Result<std::fs::File> {
+    let path = layout.lock();
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("{} can't be opened", path.display()))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let pid = State::load(&layout.state())
+                .and_then(|state| state.supervisor)
+                .map(|id| id.pid);
+            let who = pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
+            bail!(
+                "another `mainland up`{who} runs with the data directory {}\n  remedy: `mainland apply` changes what it runs, `mainland down` ends it, --data-dir starts one apart",
+                layout.data.display()
+            )
+        }
+        Err(error) => Err(error).with_context(|| format!("{} can't be locked", path.display())),
+    }
+}
+
+fn current_binary() -> Result<PathBuf> {
+    std::env::current_exe().context("the path of this program is not known")
+}
+
+fn free_loopback_address() -> Result<SocketAddr> {
+    let preferred = std::net::TcpListener::bind("127.0.0.1:7071");
+    let listener = preferred.or_else(|_| std::net::TcpListener::bind("127.0.0.1:0"));
+    Ok(listener
+        .and_then(|listener| listener.local_addr())
+        .context("loopback has no free port")?)
+}
+
+/// Comes when the user or the machine asks for the end.
+fn ending_signal() -> Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals can't be taken")?;
+    let mut terminate = signal(SignalKind::terminate()).context("signals can't be taken")?;
+    let mut hangup = signal(SignalKind::hangup()).context("signals can't be taken")?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}

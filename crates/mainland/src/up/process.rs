@@ -1,0 +1,146 @@
+//! A process that is started or adopted: known by boot id, pid and start time, watched by a pidfd.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, PidfdFlags, Signal};
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+use tokio::process::Command;
+
+/// A log of a process is begun anew beyond this; one old one is kept.
+const LOG_MAX_BYTES: u64 = 4 << 20;
+
+/// Which process is meant, however often its pid is used again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub boot: String,
+    pub pid: u32,
+    /// Clock ticks since the boot: field 22 of /proc/PID/stat.
+    pub started: u64,
+}
+
+impl Identity {
+    pub fn of(pid: u32) -> Option<Self> {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
+        // A zombie has ended; only its parent does not know yet.
+        if matches!(fields[0], "Z" | "X") {
+            return None;
+        }
+        Some(Self {
+            boot: boot.trim().to_owned(),
+            pid,
+            started: fields.get(19)?.parse().ok()?,
+        })
+    }
+
+    pub fn alive(&self) -> bool {
+        Self::of(self.pid).as_ref() == Some(self)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
+            return;
+        };
+        // A pidfd taken before the identity is checked can't come to mean another process.
+        let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
+            return;
+        };
+        if self.alive() {
+            let _ = rustix::process::pidfd_send_signal(fd, signal);
+        }
+    }
+
+    /// Waits for its end, child or not.
+    pub async fn ended(&self) {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
+            return;
+        };
+        let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) else {
+            return;
+        };
+        if !self.alive() {
+            return;
+        }
+        #[expect(
+            deprecated,
+            reason = "sound for an owned descriptor, which nobody else closes; its successor is unsafe to call"
+        )]
+        let watched = AsyncFd::new(fd);
+        if let Ok(watched) = watched {
+            let _ = watched.readable().await;
+        }
+    }
+}
+
+/// What to start, and where its own words go.
+pub struct Start<'a> {
+    pub binary: &'a Path,
+    pub words: Vec<String>,
+    pub environment: Vec<(&'static str, String)>,
+    pub log: &'a Path,
+}
+
+/// Starts it. It makes itself a session of its own, so that a ctrl-C at the terminal is not its concern.
+pub fn start(start: Start<'_>) -> Result<Identity> {
+    let log = open_log(start.log)?;
+    let mut child = Command::new(start.binary)
+        .args(&start.words)
+        .envs(start.environment)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("`{}` can't be started", start.words.join(" ")))?;
+    let identity = child.id().and_then(Identity::of);
+    // Its exit status is of no interest, but somebody must take it.
+    tokio::spawn(async move { child.wait().await });
+    identity.with_context(|| format!("`{}` ended at once", start.words.join(" ")))
+}
+
+fn open_log(path: &Path) -> Result<std::fs::File> {
+    if std::fs::metadata(path).is_ok_and(|log| log.len() > LOG_MAX_BYTES) {
+        std::fs::rename(path, path.with_extension("log.1"))?;
+    }
+    std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("{} can't be written", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_until_it_ends() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let identity = Identity::of(child.id()).unwrap();
+        assert!(identity.alive());
+        let other = Identity {
+            started: identity.started + 1,
+            ..identity.clone()
+        };
+        assert!(
+            !other.alive(),
+            "the same pid with another start is another process"
+        );
+        identity.signal(Signal::KILL);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(identity.ended());
+        assert!(!identity.alive(), "a zombie is not alive");
+        child.wait().unwrap();
+    }
+}
