@@ -25,7 +25,7 @@
 //! or repeated input costs time and nothing else. What is told of an earlier run of an instance is ignored by its run number.
 //!
 //! An instance with `on_partition: stop` is started only while the node holds its lease *and* the desired state in hand was asked for after the
-//! lease was last lost: an older one may name what runs elsewhere by now.
+//! lease was last gained: an older one may name what runs elsewhere by now.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,6 +45,7 @@ mod probing;
 mod tests;
 
 pub use instance::{History, Instance};
+use lease::Renewal;
 pub use lease::{EMPTY_AFTER, Lease, TERMINATE_AFTER};
 pub use probing::{NOT_READY_INTERVAL, NOT_READY_PATIENCE};
 
@@ -192,7 +193,7 @@ pub enum Output {
     Report {
         instance: InstanceId,
     },
-    /// The lease is lost: what the watch of the desired state brings is no longer to be trusted; ask anew.
+    /// The lease was lost, or gained: what the watch of the desired state has brought so far starts nothing that must not run twice; ask anew.
     WatchAnew,
     /// Something a person should read.
     Tell {
@@ -301,8 +302,12 @@ impl State {
                 Touched::All
             }
             Input::Renewed { epoch, sent_at } => {
-                if self.lease.renew(epoch, sent_at, now.instant) {
+                let renewal = self.lease.renew(epoch, sent_at, now.instant);
+                if renewal != Renewal::Void {
                     self.renew_leases(sent_at, outputs);
+                }
+                if renewal == Renewal::Gained {
+                    outputs.push(Output::WatchAnew);
                 }
                 Touched::All
             }

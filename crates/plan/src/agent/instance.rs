@@ -553,6 +553,8 @@ impl Instance {
         let now = world.now.instant;
         let leaves = self.leaves(world.stopping);
         match self.phase {
+            // An agent that slept may be told only now that it is prepared: what it was allowed then it may not be now.
+            Phase::Preparing if !leaves && self.must_stop(world) => self.wait_for_lease(),
             Phase::Preparing | Phase::Starting if !leaves => {}
             // Its process comes up in a moment; then it is stopped.
             Phase::Starting => {}
@@ -670,13 +672,7 @@ impl Instance {
 
     fn prepare(&mut self, world: &World<'_>, outputs: &mut Vec<Output>) {
         if self.stops_in_partition() && !world.lease.allows_start(world.now.instant) {
-            self.phase = Phase::Fenced;
-            let reason = Reason::new(
-                "waits-for-lease",
-                "starts when the servers answer (`on_partition: stop`): until then it may run elsewhere",
-            );
-            // Why it ended says more, if it did.
-            self.reason.get_or_insert(reason);
+            self.wait_for_lease();
             return;
         }
         self.phase = Phase::Preparing;
@@ -692,6 +688,16 @@ impl Instance {
             instance: self.desired.instance.clone(),
             run: self.run,
         });
+    }
+
+    fn wait_for_lease(&mut self) {
+        self.phase = Phase::Fenced;
+        let reason = Reason::new(
+            "waits-for-lease",
+            "starts when the servers answer (`on_partition: stop`): until then it may run elsewhere",
+        );
+        // Why it ended says more, if it did.
+        self.reason.get_or_insert(reason);
     }
 
     /// Off the road first. One that was never sent a request has nothing to wait for.

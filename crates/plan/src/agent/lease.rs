@@ -11,6 +11,16 @@ pub const TERMINATE_AFTER: Duration = Duration::from_millis(2500);
 /// From the same moment: they are killed and their cgroups empty. A replacement starts no earlier.
 pub const EMPTY_AFTER: Duration = Duration::from_millis(3500);
 
+/// What an answer did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Renewal {
+    /// It came too late, or from a fenced leader.
+    Void,
+    Prolonged,
+    /// It was not held, and now it is.
+    Gained,
+}
+
 /// What an agent knows of its own lease.
 #[derive(Debug, Default)]
 pub struct Lease {
@@ -18,28 +28,33 @@ pub struct Lease {
     leader: Epoch,
     sent_at: Option<Instant>,
     lost: bool,
-    /// When the last loss was noticed.
-    lost_at: Instant,
-    /// The desired state in hand was asked for after the lease was last lost.
-    confirmed: bool,
+    /// When an answer first gave it after it was lost, or at all. It is held without a gap since then.
+    held_since: Option<Instant>,
+    /// When the desired state in hand was asked for.
+    asked_at: Option<Instant>,
 }
 
 impl Lease {
     /// Whether the answer to what was sent at `sent_at` counts.
-    pub(super) fn renew(&mut self, epoch: Epoch, sent_at: Instant, now: Instant) -> bool {
+    pub(super) fn renew(&mut self, epoch: Epoch, sent_at: Instant, now: Instant) -> Renewal {
         if epoch < self.leader {
-            return false;
+            return Renewal::Void;
         }
         self.leader = epoch;
         self.sent_at = self.sent_at.max(Some(sent_at));
-        let held = self.is_held(now);
-        self.lost &= !held;
-        held
+        if !self.is_held(now) {
+            return Renewal::Void;
+        }
+        self.lost = false;
+        match self.held_since.replace(self.held_since.unwrap_or(now)) {
+            Some(_) => Renewal::Prolonged,
+            None => Renewal::Gained,
+        }
     }
 
     pub(super) fn confirm(&mut self, epoch: Epoch, asked_at: Option<Instant>) {
         self.leader = self.leader.max(epoch);
-        self.confirmed |= asked_at.is_some_and(|asked_at| asked_at >= self.lost_at);
+        self.asked_at = self.asked_at.max(asked_at);
     }
 
     /// True once for each loss.
@@ -48,8 +63,7 @@ impl Lease {
             return false;
         }
         self.lost = true;
-        self.lost_at = now;
-        self.confirmed = false;
+        self.held_since = None;
         true
     }
 
@@ -63,9 +77,14 @@ impl Lease {
         self.lost
     }
 
-    /// Whether what must never run twice may be started.
+    /// Whether what must never run twice may be started: the desired state in hand was asked for when the lease was already held, and it was held
+    /// ever since. One asked for earlier may have been answered before the servers decided that this node is lost, even if the lease came
+    /// back meanwhile.
     pub fn allows_start(&self, now: Instant) -> bool {
-        self.confirmed && self.is_held(now)
+        let confirmed = self
+            .held_since
+            .is_some_and(|since| self.asked_at >= Some(since));
+        confirmed && self.is_held(now)
     }
 
     pub fn sent_at(&self) -> Option<Instant> {

@@ -556,12 +556,30 @@ fn without_a_lease_nothing_that_must_not_run_twice_is_started() {
         ["prepare web-1 1"],
         "from disk, the servers gone"
     );
-    assert_eq!(node.renew(), NOTHING);
+    assert_eq!(node.renew(), ["watch anew"]);
+    let asked_before = Input::Desired {
+        desired: told(1, vec![stop.clone(), desired("web-1")], Road::default()),
+        asked_at: Some(Instant(node.clock - Duration::from_millis(1))),
+    };
+    assert_eq!(node.step(asked_before), NOTHING);
     let confirmed = Input::Desired {
         desired: told(1, vec![stop, desired("web-1")], Road::default()),
         asked_at: Some(Instant(node.clock)),
     };
     assert_eq!(node.step(confirmed), ["prepare db-1 1"]);
+}
+
+#[test]
+fn what_was_asked_for_while_the_lease_was_lost_starts_nothing_either() {
+    let stop = changed("db-1", |one| one.spec.on_partition = OnPartition::Stop);
+    let mut node = Node::leased(vec![stop.clone()]);
+    node.after_ms(3_000);
+    node.exited("db-1", ExitHow::LeaseLost);
+    // Answers arrive and heartbeats do not: after this, the servers may have decided that the node is lost.
+    assert_eq!(node.want(vec![stop.clone()]), NOTHING);
+    node.after_ms(10_000);
+    assert_eq!(node.renew(), ["watch anew"]);
+    assert_eq!(node.want(vec![stop]), ["prepare db-1 2"]);
 }
 
 #[test]
@@ -592,6 +610,20 @@ fn an_agent_that_slept_does_not_believe_what_it_knew() {
     let heard = node.exited("db-1", ExitHow::LeaseLost);
     assert_eq!(heard, ["watch anew", "gate db-1 Leaving", "gate db-1 Shut"]);
     assert!(!node.renew().iter().any(|done| done.starts_with("prepare")));
+}
+
+#[test]
+fn what_was_prepared_before_the_lease_was_lost_is_not_started_after() {
+    let stop = changed("db-1", |one| one.spec.on_partition = OnPartition::Stop);
+    let mut node = Node::new();
+    node.renew();
+    assert_eq!(node.want(vec![stop.clone()]), ["prepare db-1 1"]);
+    node.clock += Duration::from_secs(10);
+    assert_eq!(node.prepared("db-1", 1), ["watch anew"]);
+    node.renew();
+    assert_eq!(node.want(vec![stop]), ["prepare db-1 2"]);
+    assert_eq!(node.prepared("db-1", 1), NOTHING);
+    assert_eq!(node.prepared("db-1", 2), ["start db-1 2"]);
 }
 
 #[test]
