@@ -12,7 +12,7 @@ use system::bench::{Place, gateway, up};
 use super::{Bench, plan};
 use crate::step::cargo;
 
-/// Printed, written to `bench/NAME.md`, and an error when a number that DESIGN promises is missed.
+/// Printed, written to a file of its name in `bench/`, and an error when a number that DESIGN promises is missed.
 pub(super) fn bench(root: &Path, name: Bench, json: bool) -> Result<()> {
     let report = measure(root, name)?;
     let text = report.to_markdown();
