@@ -108,7 +108,9 @@ fn repository_path(text: &str) -> Option<String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
     let begins = FOLDERS.iter().any(|folder| text.starts_with(folder));
     let text = text.split(':').next().unwrap_or(text);
-    (begins && text.chars().all(plain)).then(|| text.trim_end_matches('/').to_owned())
+    let is_example = text.split(['/', '.']).any(|segment| segment == "NAME");
+    (begins && !is_example && text.chars().all(plain))
+        .then(|| text.trim_end_matches('/').to_owned())
 }
 
 #[cfg(test)]
@@ -129,7 +131,7 @@ mod tests {
                 "",
             ),
             (
-                "`crates/{name}/src` `crates/*/src` `shop/checkout` `/v1/projects`",
+                "`crates/{name}/src` `crates/*/src` `bench/NAME.md` `shop/checkout` `/v1/projects`",
                 "",
             ),
             ("```\n`crates/gone`\n[x](gone.md)\n```", ""),
