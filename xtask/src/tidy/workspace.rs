@@ -308,8 +308,12 @@ pub(crate) mod testing {
     /// The house with some files changed or added.
     pub(crate) fn house(changes: &[(&str, &str)]) -> Workspace {
         let files = HOUSE.iter().chain(changes).map(|(path, text)| {
-            let name = path.split('/').nth(1).unwrap_or_default();
-            ((*path).to_owned(), Some(text.replace("NAME", name)))
+            let folder = path.split('/').nth(1).unwrap_or_default();
+            let text = match path.ends_with("Cargo.toml") {
+                true => text.replace("NAME", folder),
+                false => (*text).to_owned(),
+            };
+            ((*path).to_owned(), Some(text))
         });
         Workspace::of(files.collect()).unwrap()
     }
