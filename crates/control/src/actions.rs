@@ -1,0 +1,146 @@
+//! What each operation asks for, in the words of the boundary.
+
+use api::problem::Problem;
+use boundary::authorize::{Action, NodeWants, Placed, Verb};
+use model::boundary::Principal;
+use model::ids::Digest;
+
+use crate::call::Call;
+use crate::records::artifact_of;
+use crate::state::Server;
+
+pub fn of(server: &Server, operation: &str, call: &Call) -> Result<Action, Problem> {
+    Ok(match operation {
+        "health" => Action::Health,
+        "version" | "openapi" => Action::Version,
+        "whoami" => return whoami(call),
+        "join" => Action::Join,
+        "audit" | "events" | "listProjects" => cluster(Verb::Read, operation, None),
+        "listNodes" => cluster(Verb::Read, "nodes", None),
+        "explainNode" => cluster(Verb::Read, "nodes", Some(call.text("node"))),
+        "cordon" => cluster(Verb::Operate, "nodes", Some(call.text("node"))),
+        "makeJoinToken" => cluster(Verb::Write, "join-tokens", None),
+        "beginUpload" | "uploadChunk" => {
+            cluster(Verb::Write, "artifacts", Some(call.text("digest")))
+        }
+        "getArtifact" => artifact(server, call)?,
+        "renew" => node(call, NodeWants::Certificate)?,
+        "heartbeat" => node(call, NodeWants::Heartbeat)?,
+        "desired" => node(call, NodeWants::Desired)?,
+        "tunnel" => node(call, NodeWants::Tunnel)?,
+        "serviceCertificate" => {
+            let service = call.resource("service")?;
+            let placed = placed(server, call)?;
+            node(call, NodeWants::ServiceCertificate { service, placed })?
+        }
+        "secretValues" => {
+            // The values that this service needs: together, as one secret of its name.
+            let secret = call.resource("service")?;
+            let placed = placed(server, call)?;
+            node(call, NodeWants::Secret { secret, placed })?
+        }
+        other => resource(other, call)?,
+    })
+}
+
+/// Operations whose refusal is worth a line in the audit log.
+pub fn is_change(operation: &str) -> bool {
+    !matches!(
+        operation,
+        "heartbeat" | "renew" | "serviceCertificate" | "uploadChunk" | "beginUpload"
+    )
+}
+
+fn whoami(call: &Call) -> Result<Action, Problem> {
+    match call.principal {
+        Principal::Anonymous => Err(Problem::unauthenticated()),
+        _ => Ok(Action::Version),
+    }
+}
+
+fn cluster(verb: Verb, kind: &str, name: Option<&str>) -> Action {
+    Action::Cluster {
+        verb,
+        kind: kind.to_owned(),
+        name: name.map(str::to_owned),
+    }
+}
+
+fn node(call: &Call, wants: NodeWants) -> Result<Action, Problem> {
+    Ok(Action::Node {
+        node: call.node()?,
+        wants,
+    })
+}
+
+fn placed(server: &Server, call: &Call) -> Result<Placed, Problem> {
+    let (service, node) = (call.resource("service")?, call.node()?);
+    Ok(Placed::here(
+        server.look(|world| world.is_placed(&service, &node)),
+    ))
+}
+
+/// A node asks as itself; anyone else as of the cluster.
+fn artifact(server: &Server, call: &Call) -> Result<Action, Problem> {
+    let digest: Digest = call.parameter("digest")?;
+    let Principal::Node { name } = &call.principal else {
+        return Ok(cluster(Verb::Read, "artifacts", Some(call.text("digest"))));
+    };
+    let here = server.look(|world| {
+        let services = world
+            .services
+            .iter()
+            .filter(|(id, _)| world.is_placed(id, name));
+        let mut specs = services.flat_map(|(_, entry)| {
+            let current = entry.record.as_ref().map(|record| &record.spec);
+            entry
+                .releases
+                .values()
+                .map(|release| &release.spec)
+                .chain(current)
+        });
+        specs.any(|spec| artifact_of(&spec.work) == Some(digest))
+    });
+    let wants = NodeWants::Artifact {
+        digest,
+        placed: Placed::here(here),
+    };
+    Ok(Action::Node {
+        node: name.clone(),
+        wants,
+    })
+}
+
+fn resource(operation: &str, call: &Call) -> Result<Action, Problem> {
+    let (verb, kind) = match operation {
+        "apply" => (Verb::Write, "resources"),
+        "deleteProject" => (Verb::Delete, "resources"),
+        "status" | "explain" => (Verb::Read, "status"),
+        "projectEvents" => (Verb::Read, "events"),
+        "listResources" | "getResource" => (Verb::Read, call.text("kind")),
+        "deleteResource" => (Verb::Delete, call.text("kind")),
+        "putService" => (Verb::Write, "services"),
+        "setSecret" => (Verb::Write, "secrets"),
+        "scale" => (Verb::Write, "scales"),
+        "listReleases" | "getRelease" => (Verb::Read, "releases"),
+        "getRollout" => (Verb::Read, "rollouts"),
+        "restart" | "rollback" => (Verb::Operate, "services"),
+        "listInstances" | "logs" => (Verb::Read, "instances"),
+        "exec" => (Verb::Operate, "instances"),
+        other => {
+            return Err(Problem::internal(format!(
+                "nothing says who may do `{other}`"
+            )));
+        }
+    };
+    let name = ["name", "service"]
+        .into_iter()
+        .find_map(|name| call.parameters.get(name));
+    Ok(Action::Resource {
+        verb,
+        project: call.project()?,
+        kind: kind.to_owned(),
+        // A route's name is a host and a path, which is no resource's name.
+        name: name.and_then(|name| name.parse().ok()),
+    })
+}

@@ -1,0 +1,167 @@
+//! What is deleted: by name, by `--prune`, or a project as a whole.
+
+use api::problem::Problem;
+use api::wire::{Action, Change, Kind};
+use model::ids::{ProjectName, ResourceId};
+use model::traffic::Route;
+
+use super::secrets::users;
+use super::{Author, Step, change};
+use crate::call::IfMatch;
+use crate::changes;
+use crate::draft::Draft;
+use crate::records::{Key, Removing, SecretRecord, ServiceRecord};
+use crate::world::{Entry, Stored, World};
+
+/// Removes one resource.
+pub fn remove_resource(
+    world: &World,
+    project: &ProjectName,
+    kind: Kind,
+    name: &str,
+    delete_data: bool,
+    if_match: IfMatch,
+    author: &Author,
+) -> Result<Step, Problem> {
+    let what = format!("{} {project}/{name}", kind.as_str().trim_end_matches('s'));
+    let missing = || Problem::not_found(&what);
+    let id = || {
+        let name = name.parse().map_err(|_| missing())?;
+        Ok::<_, Problem>(ResourceId::new(project.clone(), name))
+    };
+    match kind {
+        Kind::Services => {
+            let id = id()?;
+            let entry = world.services.get(&id).ok_or_else(missing)?;
+            if_match.check(&what, entry.live())?;
+            of_service(&id, entry, delete_data, author).ok_or_else(missing)
+        }
+        Kind::Routes => {
+            let stored = world
+                .routes
+                .get(&(project.clone(), name.to_owned()))
+                .ok_or_else(missing)?;
+            if_match.check(&what, Some(stored))?;
+            Ok(of_route(project, name, stored))
+        }
+        Kind::Secrets => {
+            let id = id()?;
+            let stored = world.secrets.get(&id).ok_or_else(missing)?;
+            if_match.check(&what, Some(stored))?;
+            let users = users(world, &id);
+            match users.is_empty() {
+                true => Ok(of_secret(world, &id, stored)),
+                false => Err(Problem::conflict(
+                    "needed",
+                    format!("{what} is needed by {}", users.join(", ")),
+                )
+                .remedy("take it out of their `needs` first")),
+            }
+        }
+        Kind::Scales => {
+            let id = id()?;
+            let entry = world.services.get(&id).ok_or_else(missing)?;
+            let scale = entry.scale.as_ref().ok_or_else(missing)?;
+            if_match.check(&what, Some(scale))?;
+            Ok(of_scale(&id, entry, scale))
+        }
+        Kind::Releases | Kind::Rollouts => Err(Problem::new(
+            405,
+            "not-deletable",
+            format!("{}: they follow from what is applied", kind.as_str()),
+        )),
+    }
+}
+
+/// Removes all of a project.
+pub fn remove_project(
+    world: &World,
+    project: &ProjectName,
+    delete_data: bool,
+    author: &Author,
+) -> Result<Vec<Step>, Problem> {
+    let mut steps: Vec<Step> = world
+        .routes_of(project)
+        .map(|(place, stored)| of_route(project, place, stored))
+        .collect();
+    for (name, entry, _) in world.services_of(project) {
+        let id = ResourceId::new(project.clone(), name.clone());
+        steps.extend(of_service(&id, entry, delete_data, author));
+    }
+    for (name, stored) in world.secrets_of(project) {
+        let id = ResourceId::new(project.clone(), name.clone());
+        steps.push(of_secret(world, &id, stored));
+    }
+    if steps.is_empty() {
+        return Err(Problem::not_found(format!("project {project}")));
+    }
+    Ok(steps)
+}
+
+/// Marks a service as on its way out: its instances leave, then the leader removes its records.
+pub(super) fn of_service(
+    id: &ResourceId,
+    entry: &Entry,
+    delete_data: bool,
+    author: &Author,
+) -> Option<Step> {
+    let record = entry.live()?;
+    let removing = Removing {
+        delete_data,
+        by: author.name.clone(),
+        at: author.at,
+    };
+    let next = ServiceRecord {
+        removing: Some(removing),
+        ..record.value.clone()
+    };
+    let mut draft = Draft::new();
+    draft.put(Key::Service(id.clone()), Some(record), &next);
+    let group = entry.group();
+    let running = u32::try_from(group.placements.len()).unwrap_or(u32::MAX);
+    let consequence =
+        changes::consequence_of_removal(running, !group.homes.is_empty(), delete_data);
+    let change = removed(Kind::Services, id.name.as_str(), consequence);
+    Some(Step { change, draft })
+}
+
+pub(super) fn of_route(project: &ProjectName, place: &str, stored: &Stored<Route>) -> Step {
+    let mut draft = Draft::new();
+    draft.delete(Key::Route(project.clone(), place.to_owned()), stored);
+    let consequence = format!("{} is no longer reached by it", stored.to);
+    Step {
+        change: removed(Kind::Routes, place, consequence),
+        draft,
+    }
+}
+
+pub(super) fn of_secret(world: &World, id: &ResourceId, stored: &Stored<SecretRecord>) -> Step {
+    let mut draft = Draft::new();
+    draft.delete(Key::Secret(id.clone()), stored);
+    if let Some(name) = world.names.get(id) {
+        draft.delete(Key::Name(id.clone()), name);
+    }
+    Step {
+        change: removed(
+            Kind::Secrets,
+            id.name.as_str(),
+            "its value is gone".to_owned(),
+        ),
+        draft,
+    }
+}
+
+fn of_scale(id: &ResourceId, entry: &Entry, scale: &Stored<model::compute::Scale>) -> Step {
+    let mut draft = Draft::new();
+    draft.delete(Key::Scale(id.clone()), scale);
+    let declared = entry.live().map_or(0, |record| record.spec.replicas);
+    let consequence = format!("{declared} as declared, instead of {}", scale.replicas);
+    Step {
+        change: removed(Kind::Scales, id.name.as_str(), consequence),
+        draft,
+    }
+}
+
+fn removed(kind: Kind, name: &str, consequence: String) -> Change {
+    change(kind, name, Action::Remove, consequence, Vec::new(), None)
+}

@@ -1,0 +1,361 @@
+//! A service of an apply: created, changed, kept.
+
+use api::problem::Problem;
+use api::wire::{Action, Kind};
+use boundary::authorize::Change as Admitted;
+use model::compute::{Release, ReleaseOrigin, Service};
+use model::ids::{ReleaseNumber, ResourceId, ResourceName};
+
+use super::{Author, Planner, change, open_zones};
+use crate::changes::{self, Running};
+use crate::draft::Draft;
+use crate::records::{Current, Key, NameRecord, ServiceRecord, UidRecord, encode};
+use crate::world::{Entry, Stored, World};
+
+impl Planner<'_> {
+    pub(super) fn service(&mut self, name: &ResourceName, spec: &Service) -> Result<(), Problem> {
+        let id = self.id(name);
+        self.admit_service(&id, spec)?;
+        let empty = Entry::default();
+        let entry = self.world.services.get(&id).unwrap_or(&empty);
+        self.request
+            .if_match
+            .check(format!("service {id}"), entry.live())?;
+        match entry.live() {
+            None => self.create(&id, entry, spec),
+            Some(record) if record.spec == *spec => {
+                self.keep(&id, entry, record);
+                Ok(())
+            }
+            Some(record) => self.alter(&id, entry, record, spec),
+        }
+    }
+
+    fn admit_service(&self, id: &ResourceId, spec: &Service) -> Result<(), Problem> {
+        let world = self.world;
+        let project = self.request.project;
+        let resources = world.services_of(project).count()
+            + world.secrets_of(project).count()
+            + world.routes_of(project).count();
+        self.admit(&Admitted::Resource {
+            project: project.clone(),
+            resources: resources + usize::from(world.service(id).is_none()),
+            spec_length: encode(spec).len(),
+        })?;
+        let others = world
+            .services_of(project)
+            .filter(|(name, ..)| **name != id.name);
+        let in_project: u64 = others.map(|(_, entry, _)| u64::from(entry.wanted())).sum();
+        self.admit(&Admitted::Replicas {
+            service: id.clone(),
+            replicas: u64::from(spec.replicas),
+            in_project: in_project + u64::from(spec.replicas),
+        })
+    }
+
+    fn create(&mut self, id: &ResourceId, entry: &Entry, spec: &Service) -> Result<(), Problem> {
+        self.check_forgotten(id, entry)?;
+        let mut draft = Draft::new();
+        claim_name(self.world, id, NameRecord::Service, &mut draft)?;
+        let current = (!spec.is_external()).then(|| Current {
+            number: next_release(entry),
+            same_since: next_release(entry),
+            rolled_back_to: None,
+        });
+        if let Some(current) = &current {
+            self.give_uid(id, entry, &mut draft)?;
+            let release = release(
+                id,
+                current.number,
+                spec,
+                self.request.author,
+                ReleaseOrigin::Apply,
+                Vec::new(),
+            );
+            draft.put_anyway(Key::Release(id.clone(), current.number), &release);
+        }
+        let number = current.as_ref().map(|current| current.number);
+        let record = ServiceRecord {
+            spec: spec.clone(),
+            current,
+            removing: None,
+        };
+        draft.put(Key::Service(id.clone()), entry.record.as_ref(), &record);
+        if let Some(forget) = &entry.forget {
+            draft.delete(Key::Forget(id.clone()), forget);
+        }
+        let zones = open_zones(self.world);
+        let after = entry
+            .scale
+            .as_ref()
+            .map_or(spec.replicas, |scale| scale.replicas);
+        let running = Running {
+            before: 0,
+            after,
+            zones: &zones,
+        };
+        let consequence = changes::consequence_of_start(spec, running);
+        self.push(
+            change(
+                Kind::Services,
+                &id.name,
+                Action::Create,
+                consequence,
+                Vec::new(),
+                number,
+            ),
+            draft,
+        );
+        Ok(())
+    }
+
+    /// Data that somebody deleted must be gone before a service of that name writes again.
+    fn check_forgotten(&self, id: &ResourceId, entry: &Entry) -> Result<(), Problem> {
+        let standing = |name: &model::ids::NodeName| {
+            let node = self.world.nodes.get(name);
+            node.is_some_and(|node| node.standing == model::control::Standing::Present)
+        };
+        let left = entry
+            .forget
+            .iter()
+            .flat_map(|forget| &forget.nodes)
+            .find(|name| standing(name));
+        let Some(node) = left.filter(|_| !self.request.dry_run) else {
+            return Ok(());
+        };
+        Err(Problem::conflict(
+            "still-deleting",
+            format!("the data of the former {id} is still being deleted"),
+        )
+        .detail(format!("node {node} has not yet been told"))
+        .remedy("repeat the command in some seconds"))
+    }
+
+    fn give_uid(
+        &mut self,
+        id: &ResourceId,
+        entry: &Entry,
+        draft: &mut Draft,
+    ) -> Result<(), Problem> {
+        if entry.uid.is_some() {
+            return Ok(());
+        }
+        let uid = self.world.free_uid(&self.uids).ok_or_else(|| {
+            Problem::new(422, "limit", "no uid is left for another service")
+                .remedy("delete services that are no longer used")
+        })?;
+        self.uids.push(uid);
+        draft.put::<UidRecord>(
+            Key::Uid(uid),
+            None,
+            &UidRecord {
+                service: id.clone(),
+            },
+        );
+        Ok(())
+    }
+
+    fn keep(&mut self, id: &ResourceId, entry: &Entry, record: &Stored<ServiceRecord>) {
+        let diff = scaled_line(entry, &record.spec);
+        let mut draft = Draft::new();
+        if self.request.if_match != crate::call::IfMatch::Nothing {
+            draft.only_if(Key::Service(id.clone()), Some(record));
+        }
+        let kept = change(
+            Kind::Services,
+            &id.name,
+            Action::Keep,
+            "nothing changes",
+            diff,
+            None,
+        );
+        self.push(kept, draft);
+    }
+
+    fn alter(
+        &mut self,
+        id: &ResourceId,
+        entry: &Entry,
+        record: &Stored<ServiceRecord>,
+        spec: &Service,
+    ) -> Result<(), Problem> {
+        self.check_rollback(id, entry, record, spec)?;
+        let mut draft = Draft::new();
+        let mut diff = changes::diff(&record.spec, spec);
+        let current = self.next_current(id, entry, record, spec, &diff, &mut draft)?;
+        let number = current.as_ref().map(|current| current.number);
+        let next = ServiceRecord {
+            spec: spec.clone(),
+            current,
+            removing: None,
+        };
+        draft.put(Key::Service(id.clone()), Some(record), &next);
+        let zones = open_zones(self.world);
+        let after = entry
+            .scale
+            .as_ref()
+            .map_or(spec.replicas, |scale| scale.replicas);
+        let running = Running {
+            before: entry.wanted(),
+            after,
+            zones: &zones,
+        };
+        let consequence = changes::consequence_of_change(&record.spec, spec, running);
+        diff.extend(scaled_line(entry, spec));
+        self.push(
+            change(
+                Kind::Services,
+                &id.name,
+                Action::Change,
+                consequence,
+                diff,
+                number,
+            ),
+            draft,
+        );
+        Ok(())
+    }
+
+    /// The release of a changed service, drafted; `None` for what becomes external.
+    fn next_current(
+        &mut self,
+        id: &ResourceId,
+        entry: &Entry,
+        record: &ServiceRecord,
+        spec: &Service,
+        diff: &[String],
+        draft: &mut Draft,
+    ) -> Result<Option<Current>, Problem> {
+        if spec.is_external() {
+            return Ok(None);
+        }
+        self.give_uid(id, entry, draft)?;
+        let number = next_release(entry);
+        let made = release(
+            id,
+            number,
+            spec,
+            self.request.author,
+            ReleaseOrigin::Apply,
+            diff.to_vec(),
+        );
+        draft.put_anyway(Key::Release(id.clone(), number), &made);
+        let same = record
+            .current
+            .as_ref()
+            .filter(|_| !changes::restarts(&record.spec, spec));
+        Ok(Some(Current {
+            number,
+            same_since: same.map_or(number, |current| current.same_since),
+            rolled_back_to: same.and_then(|current| current.rolled_back_to),
+        }))
+    }
+
+    /// Somebody left certain releases on purpose: a file that still says what they said does not silently return to them.
+    fn check_rollback(
+        &mut self,
+        id: &ResourceId,
+        entry: &Entry,
+        record: &ServiceRecord,
+        spec: &Service,
+    ) -> Result<(), Problem> {
+        let Some((current, to)) = record
+            .current
+            .as_ref()
+            .and_then(|current| Some((current, current.rolled_back_to?)))
+        else {
+            return Ok(());
+        };
+        let left = entry.releases.range(to.next()..current.same_since);
+        let Some((undone, _)) = left
+            .rev()
+            .find(|(_, release)| !changes::restarts(&release.spec, spec))
+        else {
+            return Ok(());
+        };
+        let message = format!(
+            "{} was rolled back from release {undone} to release {to}; applying this would undo that",
+            id.name
+        );
+        if self.request.dry_run || self.request.apply.undo_rollback {
+            self.warn(message);
+            return Ok(());
+        }
+        Err(Problem::conflict("would-undo-rollback", message)
+            .remedy("change the file, or apply with `--undo-rollback` if that is what you want"))
+    }
+}
+
+/// Names are unique in a project across kinds.
+pub(super) fn claim_name(
+    world: &World,
+    id: &ResourceId,
+    kind: NameRecord,
+    draft: &mut Draft,
+) -> Result<(), Problem> {
+    match world.names.get(id) {
+        None => draft.put::<NameRecord>(Key::Name(id.clone()), None, &kind),
+        Some(known) if known.value == kind => {}
+        Some(known) => {
+            return Err(Problem::conflict(
+                "name-taken",
+                format!("{id} is the name of a {} already", known.value),
+            )
+            .detail("names are unique in a project across kinds, since `needs` refers to them")
+            .remedy("choose another name, or delete the other first"));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn next_release(entry: &Entry) -> ReleaseNumber {
+    let kept = entry
+        .releases
+        .keys()
+        .next_back()
+        .copied()
+        .unwrap_or_default();
+    let named = entry
+        .record
+        .as_ref()
+        .and_then(|record| record.current.as_ref())
+        .map_or(kept, |current| current.number);
+    let rolled = entry.rollout.as_ref().map_or(kept, |rollout| rollout.to);
+    kept.max(named).max(rolled).next()
+}
+
+pub(super) fn release(
+    id: &ResourceId,
+    number: ReleaseNumber,
+    spec: &Service,
+    author: &Author,
+    origin: ReleaseOrigin,
+    diff: Vec<String>,
+) -> Release {
+    Release {
+        service: id.name.clone(),
+        number,
+        spec: spec.clone(),
+        author: author.name.clone(),
+        at: author.at,
+        origin,
+        diff,
+    }
+}
+
+/// `apply` does not undo what `scale` set; it is shown.
+fn scaled_line(entry: &Entry, spec: &Service) -> Vec<String> {
+    let scale = entry
+        .scale
+        .as_ref()
+        .filter(|scale| scale.replicas != spec.replicas);
+    scale
+        .map(|scale| {
+            format!(
+                "replicas: {} here, {} by scale of {}",
+                spec.replicas, scale.replicas, scale.owner
+            )
+        })
+        .into_iter()
+        .collect()
+}

@@ -1,0 +1,199 @@
+//! What works and is probably not meant: rings of needs, single points, a zone that the others could not carry.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::compute::{PlacementGroup, Service};
+use model::ids::{InstanceName, ReleaseNumber, ResourceId, ResourceName};
+use plan::place::{self, Ceiling, Cluster, Request};
+
+use super::Planner;
+use crate::world::World;
+
+pub(super) fn collect(planner: &mut Planner<'_>) {
+    let services = services_after(planner);
+    let mut warnings = rings(&services);
+    warnings.extend(single_points(planner, &services));
+    if !planner.request.apply.services.is_empty() {
+        warnings.extend(not_covered(planner, &services));
+    }
+    planner.planned.warnings.extend(warnings);
+}
+
+/// The project's services as they will be, each with its wanted number of copies.
+fn services_after(planner: &Planner<'_>) -> BTreeMap<ResourceName, (Service, u32)> {
+    let apply = planner.request.apply;
+    let mut after = BTreeMap::new();
+    for (name, entry, record) in planner.world.services_of(planner.request.project) {
+        if !apply.prune || apply.services.contains_key(name) {
+            after.insert(name.clone(), (record.spec.clone(), entry.wanted()));
+        }
+    }
+    for (name, spec) in &apply.services {
+        let scale = planner
+            .world
+            .services
+            .get(&planner.id(name))
+            .and_then(|entry| entry.scale.as_ref());
+        let wanted = scale.map_or(spec.replicas, |scale| scale.replicas);
+        after.insert(
+            name.clone(),
+            (spec.clone(), if spec.is_external() { 0 } else { wanted }),
+        );
+    }
+    after
+}
+
+fn rings(services: &BTreeMap<ResourceName, (Service, u32)>) -> Vec<String> {
+    let order = plan::order::order(services.iter().map(|(name, (spec, _))| (name, spec)));
+    let shown = |ring: &Vec<ResourceName>| {
+        let names: Vec<_> = ring
+            .iter()
+            .chain(ring.first())
+            .map(ResourceName::as_str)
+            .collect();
+        format!(
+            "needs form a ring: {}; none of them waits for the others when they start",
+            names.join(" → ")
+        )
+    };
+    order.cycles.iter().map(shown).collect()
+}
+
+fn single_points(
+    planner: &Planner<'_>,
+    services: &BTreeMap<ResourceName, (Service, u32)>,
+) -> Vec<String> {
+    let named = planner.request.apply.services.keys();
+    let single = named.filter(|name| services.get(*name).is_some_and(|(_, wanted)| *wanted == 1));
+    let needed_by = |name: &ResourceName| -> Vec<&str> {
+        let callers = services
+            .iter()
+            .filter(|(_, (spec, _))| spec.needs.get(name).is_some_and(|need| !need.optional));
+        callers.map(|(caller, _)| caller.as_str()).collect()
+    };
+    single
+        .map(|name| (name, needed_by(name)))
+        .filter(|(_, callers)| !callers.is_empty())
+        .map(|(name, callers)| {
+            format!(
+                "{name} runs once: when it fails, so does {}",
+                callers.join(", ")
+            )
+        })
+        .collect()
+}
+
+/// Places all as it will be, and asks which zone could not be lost.
+fn not_covered(
+    planner: &Planner<'_>,
+    services: &BTreeMap<ResourceName, (Service, u32)>,
+) -> Vec<String> {
+    let world = planner.world;
+    let mut cluster = Cluster::new(world.nodes.values().map(|node| &node.value));
+    let mut plans: Vec<(ResourceId, PlacementGroup, Service)> = others(world, planner);
+    for (id, group, spec) in &plans {
+        cluster.set_group(id, group, |_| place::size_of(spec));
+    }
+    for (name, (spec, wanted)) in services {
+        let id = planner.id(name);
+        let group = imagined(&mut cluster, world, &id, spec, *wanted);
+        plans.push((id, group, spec.clone()));
+    }
+    let releases: Vec<BTreeMap<ReleaseNumber, &Service>> = plans
+        .iter()
+        .map(|(_, group, spec)| {
+            group
+                .placements
+                .iter()
+                .map(|placement| (placement.release, spec))
+                .collect()
+        })
+        .collect();
+    let loads: Vec<_> = plans
+        .iter()
+        .zip(&releases)
+        .map(|((id, group, _), releases)| plan::capacity::Load {
+            id,
+            group,
+            releases,
+        })
+        .collect();
+    let shortfalls = plan::capacity::shortfalls(&cluster, &loads);
+    shortfalls
+        .into_iter()
+        .map(|reason| reason.message)
+        .collect()
+}
+
+/// The other projects as they are.
+fn others(world: &World, planner: &Planner<'_>) -> Vec<(ResourceId, PlacementGroup, Service)> {
+    let others = world
+        .services
+        .iter()
+        .filter(|(id, _)| id.project != *planner.request.project);
+    others
+        .filter_map(|(id, entry)| {
+            let record = entry.record.as_ref()?;
+            Some((id.clone(), entry.group(), record.spec.clone()))
+        })
+        .collect()
+}
+
+/// The copies of one service where they are, and where the missing ones would go.
+fn imagined(
+    cluster: &mut Cluster,
+    world: &World,
+    id: &ResourceId,
+    spec: &Service,
+    wanted: u32,
+) -> PlacementGroup {
+    let mut group = world
+        .services
+        .get(id)
+        .map(|entry| entry.group())
+        .unwrap_or_default();
+    group.placements.truncate(wanted as usize);
+    cluster.set_group(id, &group, |_| place::size_of(spec));
+    let taken: BTreeSet<InstanceName> = group
+        .placements
+        .iter()
+        .map(|placement| placement.instance.clone())
+        .collect();
+    let names =
+        (1..).filter_map(|number: u64| InstanceName::new(format!("{}-{number}", id.name)).ok());
+    let missing = (wanted as usize).saturating_sub(group.placements.len());
+    for instance in names.filter(|name| !taken.contains(name)).take(missing) {
+        let request = Request {
+            service: id,
+            instance: &instance,
+            size: place::size_of(spec),
+            labels: &spec.labels,
+            spread: spec.spread,
+            home: None,
+            ceiling: Ceiling::Watermark,
+            avoid: &[],
+            going: &[],
+        };
+        // What finds no place is pending, and told as such.
+        let Ok(placed) = place::place(cluster, &request) else {
+            break;
+        };
+        group.placements.push(model::compute::Placement {
+            instance: instance.clone(),
+            release: ReleaseNumber::default(),
+            node: placed.node,
+            slot: (!spec.volumes.is_empty()).then_some(0),
+            role: model::compute::Role::Member,
+            epoch: model::ids::Epoch::default(),
+            wanted: model::compute::Wanted::Run,
+            reason: placed.reason,
+            at: planner_time(),
+        });
+    }
+    group
+}
+
+/// Imagined placements are never stored.
+fn planner_time() -> jiff::Timestamp {
+    jiff::Timestamp::UNIX_EPOCH
+}

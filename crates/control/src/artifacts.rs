@@ -1,0 +1,194 @@
+//! Artifacts on the server: uploads, downloads, and which may go. File work happens on threads of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use api::problem::Problem;
+use api::wire::{CHUNK_MAX_BYTES, UploadState};
+use axum::body::Body;
+use bytes::Bytes;
+use compute::artifact::store::Progress;
+use compute::artifact::{ArtifactStore, Error};
+use futures_util::stream;
+use model::ids::Digest;
+use plan::Instant;
+
+/// An upload that nobody touched for this long is given up; a complete artifact that no release uses is kept as long.
+pub const KEPT_UNUSED: Duration = Duration::from_secs(3600);
+/// Bytes read from disk at once.
+const READ_BYTES: usize = 256 << 10;
+
+pub struct Artifacts {
+    store: Arc<ArtifactStore>,
+    /// When each was last asked about by somebody who may be about to use it.
+    pinned: Mutex<BTreeMap<Digest, Instant>>,
+}
+
+impl Artifacts {
+    pub fn open(root: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            store: Arc::new(ArtifactStore::open(root)?),
+            pinned: Mutex::default(),
+        })
+    }
+
+    fn pin(&self, digest: Digest, now: Instant) {
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        pinned.insert(digest, now);
+    }
+
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&ArtifactStore) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let store = self.store.clone();
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        match done {
+            Ok(result) => result.map_err(|error| of_artifact(&error)),
+            Err(panic) => Err(Problem::internal(format!(
+                "the artifact store failed: {panic}"
+            ))),
+        }
+    }
+
+    pub async fn begin(
+        &self,
+        digest: Digest,
+        size: model::units::Bytes,
+        now: Instant,
+    ) -> Result<UploadState, Problem> {
+        self.pin(digest, now);
+        self.work(move |store| {
+            let progress = store.begin(digest, size)?;
+            if size.0 == 0 && progress != Progress::Complete {
+                store.commit(digest)?;
+                return Ok(state(digest, size, Progress::Complete));
+            }
+            Ok(state(digest, size, progress))
+        })
+        .await
+    }
+
+    /// Adds a chunk; the one that completes the upload verifies it.
+    pub async fn append(
+        &self,
+        digest: Digest,
+        offset: u64,
+        chunk: Bytes,
+        now: Instant,
+    ) -> Result<UploadState, Problem> {
+        debug_assert!(chunk.len() <= CHUNK_MAX_BYTES);
+        self.pin(digest, now);
+        self.work(move |store| {
+            let received = store.append(digest, offset, &chunk)?;
+            match store.commit(digest) {
+                Ok(()) => Ok(state(
+                    digest,
+                    model::units::Bytes(received),
+                    Progress::Complete,
+                )),
+                Err(Error::Incomplete { received, size, .. }) => Ok(state(
+                    digest,
+                    model::units::Bytes(size),
+                    Progress::Partial { received },
+                )),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
+    /// The bytes from `offset` on, read as they are taken.
+    pub async fn read(&self, digest: Digest, offset: u64) -> Result<Body, Problem> {
+        let file = self.work(move |store| store.read(digest, offset)).await?;
+        let chunks = stream::try_unfold(file, |mut file| async move {
+            let read = tokio::task::spawn_blocking(move || {
+                let mut chunk = vec![0; READ_BYTES];
+                let count = file.read(&mut chunk)?;
+                chunk.truncate(count);
+                Ok::<_, std::io::Error>((Bytes::from(chunk), file))
+            });
+            let (chunk, file) = read.await.map_err(std::io::Error::other)??;
+            Ok::<_, std::io::Error>((!chunk.is_empty()).then_some((chunk, file)))
+        });
+        Ok(Body::from_stream(chunks))
+    }
+
+    /// Of these, those that are not here. Those that are stay for a while.
+    pub async fn missing(
+        &self,
+        digests: BTreeSet<Digest>,
+        now: Instant,
+    ) -> Result<BTreeSet<Digest>, Problem> {
+        for digest in &digests {
+            self.pin(*digest, now);
+        }
+        self.work(move |store| {
+            Ok(digests
+                .into_iter()
+                .filter(|digest| !store.contains(*digest))
+                .collect())
+        })
+        .await
+    }
+
+    /// Removes what no release uses and nobody asked about lately; gives up stale uploads. Answers what was removed.
+    pub async fn collect(
+        &self,
+        used: BTreeSet<Digest>,
+        now: Instant,
+    ) -> Result<Vec<Digest>, Problem> {
+        let pinned: BTreeSet<Digest> = {
+            let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+            pinned.retain(|_, at| now.since(*at) < KEPT_UNUSED);
+            pinned.keys().copied().collect()
+        };
+        self.work(move |store| {
+            let before = SystemTime::now() - KEPT_UNUSED;
+            store.remove_stale_uploads(before)?;
+            let mut removed = Vec::new();
+            for stored in store.list()? {
+                let kept = used.contains(&stored.digest)
+                    || pinned.contains(&stored.digest)
+                    || stored.stored_at > before;
+                if !kept {
+                    store.remove(stored.digest)?;
+                    removed.push(stored.digest);
+                }
+            }
+            Ok(removed)
+        })
+        .await
+    }
+}
+
+fn state(digest: Digest, size: model::units::Bytes, progress: Progress) -> UploadState {
+    let (received, complete) = match progress {
+        Progress::Complete => (size, true),
+        Progress::Partial { received } => (model::units::Bytes(received), false),
+    };
+    UploadState {
+        digest,
+        size,
+        received,
+        complete,
+    }
+}
+
+fn of_artifact(error: &Error) -> Problem {
+    let text = error.to_string();
+    match error {
+        Error::Unknown(_) => Problem::new(404, "artifact-missing", text).remedy("upload it first"),
+        Error::Offset { .. } | Error::Incomplete { .. } => Problem::conflict("wrong-offset", text),
+        Error::Mismatch { .. } => {
+            Problem::new(422, "artifact-corrupt", text).remedy("upload it again")
+        }
+        Error::TooLarge { .. } => Problem::new(413, "too-large", text),
+        Error::Io { .. } => Problem::unavailable("disk", text)
+            .remedy("see that the disk of the server has room and works, then repeat"),
+        _ => Problem::internal(text),
+    }
+}

@@ -1,0 +1,216 @@
+//! One request as handlers see it: who asks, for what, with which body; and the shapes of answers.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+
+use api::problem::{self, Problem};
+use axum::body::Body;
+use axum::extract::{Query, RawPathParams};
+use axum::response::Response;
+use axum::{RequestExt, http::Request};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use model::boundary::Principal;
+use model::ids::{NodeName, ProjectName, ResourceId, ResourceName};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use store::Revision;
+
+use crate::world::Stored;
+
+/// Longest JSON body: some hundred services at the longest specs, or as many secrets.
+const JSON_MAX_BYTES: usize = 8 << 20;
+
+pub type Answer = Result<Response, Problem>;
+
+/// A request, taken apart.
+pub struct Call {
+    pub principal: Principal,
+    pub parameters: BTreeMap<String, String>,
+    pub query: BTreeMap<String, String>,
+    pub headers: HeaderMap,
+    /// With its body, its upgrade and what the acceptor knows of the peer.
+    pub request: Request<Body>,
+}
+
+impl Call {
+    pub async fn new(principal: Principal, mut request: Request<Body>) -> Result<Self, Problem> {
+        let parameters: RawPathParams = request
+            .extract_parts()
+            .await
+            .map_err(|error| Problem::invalid(format!("the path can't be read: {error}")))?;
+        let parameters = parameters
+            .iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        let query = Query::<BTreeMap<String, String>>::try_from_uri(request.uri())
+            .map_err(|error| Problem::invalid(format!("the query can't be read: {error}")))?;
+        let headers = request.headers().clone();
+        Ok(Self {
+            principal,
+            parameters,
+            query: query.0,
+            headers,
+            request,
+        })
+    }
+
+    pub fn text(&self, name: &str) -> &str {
+        self.parameters.get(name).map_or("", String::as_str)
+    }
+
+    /// A segment of the path, read as what it must be.
+    pub fn parameter<T: FromStr>(&self, name: &str) -> Result<T, Problem>
+    where
+        T::Err: std::fmt::Display,
+    {
+        self.text(name)
+            .parse()
+            .map_err(|error| Problem::invalid(format!("{error}")))
+    }
+
+    pub fn project(&self) -> Result<ProjectName, Problem> {
+        self.parameter("project")
+    }
+
+    pub fn node(&self) -> Result<NodeName, Problem> {
+        self.parameter("node")
+    }
+
+    /// `{project}` and `{service}` or another segment that names a resource.
+    pub fn resource(&self, name: &str) -> Result<ResourceId, Problem> {
+        let name: ResourceName = self.parameter(name)?;
+        Ok(ResourceId::new(self.project()?, name))
+    }
+
+    /// A parameter of the query; the default where it is absent.
+    pub fn asks<T: FromStr>(&self, name: &str, default: T) -> Result<T, Problem> {
+        match self.query.get(name) {
+            None => Ok(default),
+            Some(text) => text
+                .parse()
+                .map_err(|_| Problem::invalid(format!("`{name}={text}` can't be read"))),
+        }
+    }
+
+    pub fn takes_body(&mut self) -> Body {
+        std::mem::take(self.request.body_mut())
+    }
+
+    /// The body, whole, if it is no longer than that.
+    pub async fn bytes(&mut self, most: usize) -> Result<Bytes, Problem> {
+        let body = Limited::new(self.takes_body(), most);
+        match body.collect().await {
+            Ok(whole) => Ok(whole.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => Err(Problem::new(
+                413,
+                "too-large",
+                format!("the body is longer than {most} bytes"),
+            )),
+            Err(error) => Err(Problem::invalid(format!(
+                "the body did not come whole: {error}"
+            ))),
+        }
+    }
+
+    pub async fn json<T: DeserializeOwned>(&mut self) -> Result<T, Problem> {
+        let bytes = self.bytes(JSON_MAX_BYTES).await?;
+        parse_json(&bytes)
+    }
+
+    /// What `If-Match` asks for. `*` is any.
+    pub fn if_match(&self) -> Result<IfMatch, Problem> {
+        let Some(value) = self.headers.get(header::IF_MATCH) else {
+            return Ok(IfMatch::Nothing);
+        };
+        let text = value.to_str().unwrap_or_default().trim();
+        if text == "*" {
+            return Ok(IfMatch::Any);
+        }
+        let token = text.trim_matches('"');
+        token.parse().map(IfMatch::Revision).map_err(|_| {
+            Problem::invalid(format!("`If-Match: {text}` is no ETag of this server"))
+                .remedy("pass the ETag that a GET answered, unchanged")
+        })
+    }
+}
+
+pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        Problem::new(422, "malformed", "the body is not what is asked for")
+            .detail(error.to_string())
+    })
+}
+
+/// A condition on the record that a request changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfMatch {
+    Nothing,
+    Any,
+    Revision(Revision),
+}
+
+impl IfMatch {
+    pub fn check<T>(
+        self,
+        what: impl std::fmt::Display,
+        stored: Option<&Stored<T>>,
+    ) -> Result<(), Problem> {
+        let holds = match self {
+            Self::Nothing => true,
+            Self::Any => stored.is_some(),
+            Self::Revision(revision) => stored.is_some_and(|stored| stored.modified == revision),
+        };
+        if holds {
+            return Ok(());
+        }
+        Err(Problem::new(
+            412,
+            "changed-meanwhile",
+            format!("{what} is not what If-Match names"),
+        )
+        .remedy("read it again and repeat the change on what it is now"))
+    }
+}
+
+/// A JSON answer.
+pub fn json(value: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(value).expect("wire types are plain data");
+    answer(StatusCode::OK, "application/json", body)
+}
+
+/// A JSON answer about one record, with its revision as ETag.
+pub fn tagged(value: &impl Serialize, revision: Revision) -> Response {
+    let mut response = json(value);
+    let tag = HeaderValue::try_from(format!("\"{revision}\"")).expect("a revision is plain text");
+    response.headers_mut().insert(header::ETAG, tag);
+    response
+}
+
+/// One JSON text a line, as they come.
+pub fn lines<T: Serialize>(items: impl Stream<Item = T> + Send + 'static) -> Response {
+    let chunks = items.map(|item| Ok::<_, std::convert::Infallible>(api::stream::json_line(&item)));
+    answer(
+        StatusCode::OK,
+        "application/x-ndjson",
+        Body::from_stream(chunks),
+    )
+}
+
+pub fn refused(problem: &Problem) -> Response {
+    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let body = serde_json::to_vec(problem).expect("a problem is plain data");
+    answer(status, problem::CONTENT_TYPE, body)
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    let content_type = HeaderValue::from_static(content_type);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    response
+}

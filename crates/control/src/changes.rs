@@ -1,0 +1,275 @@
+//! What a change of a service is, in lines and in consequences. Pure.
+
+use model::compute::{Need, Service, Work};
+use model::ids::ZoneName;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// Whether running instances must be started anew to be what `new` says. `replicas`, `traffic`, `rollout`, `spread`, `grace` and the
+/// options of needs are taken up as they run.
+pub fn restarts(old: &Service, new: &Service) -> bool {
+    let mut aligned = old.clone();
+    aligned.replicas = new.replicas;
+    aligned.traffic = new.traffic;
+    aligned.rollout = new.rollout;
+    aligned.spread = new.spread;
+    aligned.grace = new.grace;
+    for (name, need) in &mut aligned.needs {
+        if let Some(wanted) = new.needs.get(name) {
+            *need = Need {
+                file: need.file,
+                ..wanted.clone()
+            };
+        }
+    }
+    aligned != *new
+}
+
+/// What differs, a line each: `replicas: 2 → 3`, `env.LOG_LEVEL: added info`.
+pub fn diff(old: &Service, new: &Service) -> Vec<String> {
+    let mut lines = Vec::new();
+    compare("", &value(old), &value(new), &mut lines);
+    lines
+}
+
+fn value(service: &Service) -> Value {
+    serde_json::to_value(service).expect("a service is plain data")
+}
+
+fn compare(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
+    match (old, new) {
+        _ if old == new => {}
+        (Value::Object(before), Value::Object(after)) => {
+            let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+            for name in names {
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
+                match (before.get(name), after.get(name)) {
+                    (Some(old), Some(new)) => compare(&path, old, new, lines),
+                    (None, Some(new)) => lines.push(added(&path, new)),
+                    (Some(old), None) => lines.push(
+                        format!("{path}: removed {}", shown(old))
+                            .trim_end()
+                            .to_owned(),
+                    ),
+                    (None, None) => {}
+                }
+            }
+        }
+        (old, new) => lines.push(format!("{path}: {} → {}", shown(old), shown(new))),
+    }
+}
+
+fn added(path: &str, value: &Value) -> String {
+    format!("{path}: added {}", shown(value))
+        .trim_end()
+        .to_owned()
+}
+
+/// A value in a line: short, and a digest by its beginning.
+fn shown(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => match text.strip_prefix("sha256:") {
+            Some(hex) => format!("sha256:{}…", &hex[..hex.len().min(12)]),
+            None => text.clone(),
+        },
+        Value::Object(fields) if fields.is_empty() => String::new(),
+        other => other.to_string(),
+    };
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+/// What runs of a service, as far as its consequences go.
+#[derive(Debug, Clone, Copy)]
+pub struct Running<'a> {
+    /// Copies wanted before the change, and after it.
+    pub before: u32,
+    pub after: u32,
+    /// Zones with a node that takes placements.
+    pub zones: &'a BTreeSet<ZoneName>,
+}
+
+/// What it means that a service appears.
+pub fn consequence_of_start(service: &Service, running: Running<'_>) -> String {
+    match &service.work {
+        Work::External { .. } => "is routed to".to_owned(),
+        _ if running.after == 0 => "starts nothing".to_owned(),
+        _ if running.zones.is_empty() => format!("{} for a node", waits(running.after)),
+        _ => {
+            let zones = running.zones.len().min(running.after as usize);
+            format!(
+                "starts {} over {}",
+                instances(running.after),
+                count(zones, "zone")
+            )
+        }
+    }
+}
+
+/// What it means that a service changes.
+pub fn consequence_of_change(old: &Service, new: &Service, running: Running<'_>) -> String {
+    if new.is_external() {
+        return if old.is_external() {
+            "is routed to anew"
+        } else {
+            "all instances stop, it is routed to"
+        }
+        .to_owned();
+    }
+    if old.is_external() {
+        return consequence_of_start(new, running);
+    }
+    let mut parts = Vec::new();
+    let staying = running.before.min(running.after);
+    match restarts(old, new) {
+        true if staying == 1 => parts.push("1 instance rolls".to_owned()),
+        true if staying > 0 => parts.push(format!("{staying} instances roll")),
+        _ => {}
+    }
+    match running.after.cmp(&running.before) {
+        std::cmp::Ordering::Greater => {
+            parts.push(format!(
+                "starts {}",
+                instances(running.after - running.before)
+            ));
+        }
+        std::cmp::Ordering::Less => parts.push(format!(
+            "stops {}",
+            instances(running.before - running.after)
+        )),
+        std::cmp::Ordering::Equal => {}
+    }
+    if !restarts(old, new) {
+        parts.push("nothing restarts".to_owned());
+    }
+    parts.join(", ")
+}
+
+pub fn consequence_of_removal(running: u32, has_data: bool, delete_data: bool) -> String {
+    let stops = match running {
+        0 => "nothing stops".to_owned(),
+        1 => "1 instance stops".to_owned(),
+        many => format!("{many} instances stop"),
+    };
+    match (has_data, delete_data) {
+        (false, _) => stops,
+        (true, true) => format!("{stops}, its data is deleted"),
+        (true, false) => format!("{stops}, its data stays"),
+    }
+}
+
+pub fn instances(count: u32) -> String {
+    self::count(count as usize, "instance")
+}
+
+fn waits(replicas: u32) -> String {
+    match replicas {
+        1 => "1 instance waits".to_owned(),
+        many => format!("{many} instances wait"),
+    }
+}
+
+pub fn count(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        many => format!("{many} {noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::service;
+    use model::units::Span;
+
+    fn zones(names: &[&str]) -> BTreeSet<ZoneName> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    /// Something to do to a service.
+    type Edit = fn(&mut Service);
+
+    #[test]
+    fn changes_read_like_a_table() {
+        let table: [(Edit, &[&str], &str); 8] = [
+            (
+                |service| service.replicas = 5,
+                &["replicas: 3 → 5"],
+                "starts 2 instances, nothing restarts",
+            ),
+            (
+                |service| service.replicas = 1,
+                &["replicas: 3 → 1"],
+                "stops 2 instances, nothing restarts",
+            ),
+            (
+                |service| drop(service.env.insert("LOG".to_owned(), "debug".to_owned())),
+                &["env: added {\"LOG\":\"debug\"}"],
+                "3 instances roll",
+            ),
+            (
+                |service| service.traffic.timeout = Span::seconds(1),
+                &["traffic.timeout: 30s → 1s"],
+                "nothing restarts",
+            ),
+            (
+                |service| service.needs.get_mut("cache").unwrap().optional = true,
+                &["needs.cache.optional: added true"],
+                "nothing restarts",
+            ),
+            (
+                |service| drop(service.needs.remove("cache")),
+                &["needs: removed {\"cache\":{}}"],
+                "3 instances roll",
+            ),
+            (
+                |service| {
+                    service.replicas = 2;
+                    service.memory = model::units::Bytes::mebibytes(64);
+                },
+                &["memory: 100Mi → 64Mi", "replicas: 3 → 2"],
+                "2 instances roll, stops 1 instance",
+            ),
+            (|_| {}, &[], "nothing restarts"),
+        ];
+        let mut old = service(3);
+        old.needs.insert("cache".parse().unwrap(), Need::default());
+        for (edit, lines, consequence) in table {
+            let mut new = old.clone();
+            edit(&mut new);
+            assert_eq!(diff(&old, &new), lines);
+            let zones = zones(&["a"]);
+            let running = Running {
+                before: 3,
+                after: new.replicas,
+                zones: &zones,
+            };
+            assert_eq!(consequence_of_change(&old, &new, running), consequence);
+        }
+    }
+
+    #[test]
+    fn starts_say_how_far_they_spread() {
+        let table = [
+            (3, vec!["a", "b", "c"], "starts 3 instances over 3 zones"),
+            (1, vec!["a", "b", "c"], "starts 1 instance over 1 zone"),
+            (3, vec![], "3 instances wait for a node"),
+            (0, vec!["a"], "starts nothing"),
+        ];
+        for (after, names, expected) in table {
+            let zones = zones(&names);
+            let running = Running {
+                before: 0,
+                after,
+                zones: &zones,
+            };
+            assert_eq!(consequence_of_start(&service(after), running), expected);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What each node is told: its instances from the placements, with what it takes to run them, and its road. Pure.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use model::compute::{
+    DesiredInstance, InstanceReport, Placement, PlacementGroup, SecretNeed, Service,
+};
+use model::control::{NodeDesired, NodeRecord};
+use model::ids::{
+    Generation, InstanceId, NodeName, ProjectName, ReleaseNumber, ResourceId, ResourceName,
+};
+use model::traffic::GatewayRoute;
+use plan::order::Order;
+use plan::road;
+
+use crate::observed::Observed;
+use crate::world::{Entry, World};
+
+/// One service as decisions see it: under the newest number everything that needs no restart to be that.
+pub struct Seen<'w> {
+    pub releases: BTreeMap<ReleaseNumber, &'w Service>,
+    pub group: PlacementGroup,
+}
+
+impl<'w> Seen<'w> {
+    pub fn of(entry: &'w Entry) -> Self {
+        let record = entry.record.as_ref();
+        let current = record.and_then(|record| record.current.as_ref());
+        let counts_as = |release| current.map_or(release, |current| current.counts_as(release));
+        let mut releases: BTreeMap<_, _> = entry
+            .releases
+            .iter()
+            .filter(|(number, _)| counts_as(**number) == **number)
+            .map(|(number, release)| (*number, &release.spec))
+            .collect();
+        if let Some((record, current)) = record.zip(current) {
+            releases.insert(current.number, &record.spec);
+        }
+        let mut group = entry.group();
+        for placement in &mut group.placements {
+            placement.release = counts_as(placement.release);
+        }
+        Self { releases, group }
+    }
+
+    /// A decided group as it is stored: what was there keeps the number it was started under.
+    pub fn to_store(entry: &Entry, mut decided: PlacementGroup) -> PlacementGroup {
+        let stored = entry.group();
+        for placement in &mut decided.placements {
+            let before = stored
+                .placements
+                .iter()
+                .find(|before| before.instance == placement.instance);
+            if let Some(before) = before {
+                placement.release = before.release;
+            }
+        }
+        decided
+    }
+}
+
+/// What the nodes report of the instances that are placed on them.
+pub fn reports<'a>(
+    world: &World,
+    observed: &'a Observed,
+) -> BTreeMap<InstanceId, &'a InstanceReport> {
+    let mut reports = BTreeMap::new();
+    for (id, entry) in &world.services {
+        let placements = entry.placements.iter().flat_map(|group| &group.placements);
+        for placement in placements {
+            let instance = InstanceId::new(id.project.clone(), placement.instance.clone());
+            if let Some(report) = observed.report(&placement.node, &instance) {
+                reports.insert(instance, report);
+            }
+        }
+    }
+    reports
+}
+
+/// For every node what it should now be told. The generation is left for who tells it.
+pub fn of_all(
+    world: &World,
+    observed: &Observed,
+    complete: bool,
+) -> BTreeMap<NodeName, NodeDesired> {
+    let seen: BTreeMap<&ResourceId, Seen<'_>> = world
+        .services
+        .iter()
+        .map(|(id, entry)| (id, Seen::of(entry)))
+        .collect();
+    let index = road_index(world, observed, &seen, complete);
+    let mut all: BTreeMap<NodeName, NodeDesired> = world
+        .nodes
+        .keys()
+        .map(|name| {
+            let desired = NodeDesired {
+                generation: Generation::default(),
+                instances: Vec::new(),
+                road: index.road(name),
+                forget_volumes: Vec::new(),
+            };
+            (name.clone(), desired)
+        })
+        .collect();
+    let orders = orders(world);
+    for (id, seen) in &seen {
+        let entry = &world.services[*id];
+        let order = orders.get(&id.project);
+        for placement in &seen.group.placements {
+            let Some(desired) = all.get_mut(&placement.node) else {
+                continue;
+            };
+            desired
+                .instances
+                .extend(instance(world, id, entry, seen, placement, order));
+        }
+        for node in entry.forget.iter().flat_map(|forget| &forget.nodes) {
+            if let Some(desired) = all.get_mut(node) {
+                desired.forget_volumes.push((*id).clone());
+            }
+        }
+    }
+    all
+}
+
+fn orders(world: &World) -> BTreeMap<ProjectName, Order> {
+    let projects = world.projects().into_iter();
+    projects
+        .map(|project| {
+            let order = plan::order::order(
+                world
+                    .services_of(&project)
+                    .map(|(name, _, record)| (name, &record.spec)),
+            );
+            (project, order)
+        })
+        .collect()
+}
+
+fn instance(
+    world: &World,
+    id: &ResourceId,
+    entry: &Entry,
+    seen: &Seen<'_>,
+    placement: &Placement,
+    order: Option<&Order>,
+) -> Option<DesiredInstance> {
+    let spec = *seen.releases.get(&placement.release)?;
+    let stored = entry.placements.as_ref()?;
+    let started_as = stored
+        .placements
+        .iter()
+        .find(|stored| stored.instance == placement.instance)?;
+    Some(DesiredInstance {
+        instance: InstanceId::new(id.project.clone(), placement.instance.clone()),
+        service: id.name.clone(),
+        // The number it was started under: a new one would start it anew.
+        release: started_as.release,
+        epoch: placement.epoch,
+        slot: placement.slot,
+        role: placement.role,
+        wanted: placement.wanted,
+        uid: entry.uid?,
+        spec: spec.clone(),
+        secrets: secrets(world, &id.project, spec),
+        start_after: order.map_or_else(Vec::new, |order| order.start_after(&id.name).to_vec()),
+    })
+}
+
+/// The secrets among a service's needs.
+pub fn secrets(world: &World, project: &ProjectName, spec: &Service) -> Vec<SecretNeed> {
+    let is_secret = |name: &ResourceName| {
+        world
+            .secrets
+            .contains_key(&ResourceId::new(project.clone(), name.clone()))
+    };
+    let needs = spec.needs.iter().filter(|(name, _)| is_secret(name));
+    needs
+        .map(|(name, need)| SecretNeed {
+            name: name.clone(),
+            file: need.file,
+        })
+        .collect()
+}
+
+fn road_index(
+    world: &World,
+    observed: &Observed,
+    seen: &BTreeMap<&ResourceId, Seen<'_>>,
+    complete: bool,
+) -> road::Index {
+    let nodes: BTreeMap<NodeName, NodeRecord> = world
+        .nodes
+        .iter()
+        .map(|(name, node)| (name.clone(), node.value.clone()))
+        .collect();
+    let services: BTreeMap<ResourceId, road::ServiceEntry<'_>> = seen
+        .iter()
+        .filter_map(|(id, seen)| {
+            let spec = &world.services[*id].record.as_ref()?.spec;
+            let entry = road::ServiceEntry {
+                spec,
+                releases: seen.releases.clone(),
+                group: &seen.group,
+            };
+            Some(((*id).clone(), entry))
+        })
+        .collect();
+    let routes: Vec<GatewayRoute> = world
+        .routes
+        .iter()
+        .map(|((project, _), route)| GatewayRoute {
+            host: route.host.clone(),
+            path: route.path.clone(),
+            to: ResourceId::new(project.clone(), route.to.clone()),
+        })
+        .collect();
+    let reports = reports(world, observed);
+    road::Index::new(&road::World {
+        nodes: &nodes,
+        services: &services,
+        routes: &routes,
+        reports: &|instance| reports.get(instance).copied(),
+        mesh: &|node| observed.nodes.get(node).and_then(|node| node.mesh),
+        complete,
+    })
+}
+
+/// Whether two say the same, whatever their generations.
+pub fn same(a: &NodeDesired, b: &NodeDesired) -> bool {
+    a.instances == b.instances && a.road == b.road && a.forget_volumes == b.forget_volumes
+}
+
+pub type Told = Option<Arc<NodeDesired>>;

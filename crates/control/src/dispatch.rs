@@ -1,0 +1,179 @@
+//! From a request to its handler: one table, from the operations of `api`. Every request resolves to a principal and passes `authorize`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use api::operations::{self, Operation};
+use api::problem::Problem;
+use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
+use axum::routing::{MethodFilter, MethodRouter, on};
+use boundary::authorize::authorize;
+use boundary::token::Token;
+use futures_util::FutureExt;
+use http::{Method, Request, header};
+use model::boundary::{Principal, SpiffeId};
+
+use crate::actions;
+use crate::call::{self, Answer, Call};
+use crate::handlers;
+use crate::idempotency;
+use crate::problems;
+use crate::state::Server;
+
+pub type Handler = fn(Arc<Server>, Call) -> Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// What the acceptor knows of the other side.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Of its certificate, which was checked.
+    pub id: Option<SpiffeId>,
+}
+
+/// Every operation of the API with its handler.
+pub fn router(server: &Arc<Server>) -> Router {
+    let mut router = Router::new();
+    for operation in operations::all() {
+        let path = operation.path;
+        if let Some(method) = route(server, operation) {
+            router = router.route(path, method);
+        }
+    }
+    router
+        .fallback(|| async {
+            call::refused(&Problem::not_found("this path").remedy("see /v1/openapi.json"))
+        })
+        .method_not_allowed_fallback(|| async {
+            call::refused(
+                &Problem::new(
+                    405,
+                    "method-not-allowed",
+                    "this path does not take this method",
+                )
+                .remedy("see /v1/openapi.json"),
+            )
+        })
+}
+
+fn route(server: &Arc<Server>, operation: Operation) -> Option<MethodRouter> {
+    let handler = handlers::of(operation.id)?;
+    let filter = match operation.method {
+        Method::PUT => MethodFilter::PUT,
+        Method::POST => MethodFilter::POST,
+        Method::PATCH => MethodFilter::PATCH,
+        Method::DELETE => MethodFilter::DELETE,
+        _ => MethodFilter::GET,
+    };
+    let server = server.clone();
+    let operation = Arc::new(operation);
+    Some(on(filter, move |request: Request<Body>| {
+        let (server, operation) = (server.clone(), operation.clone());
+        async move { answer(server, &operation, handler, request).await }
+    }))
+}
+
+async fn answer(
+    server: Arc<Server>,
+    operation: &Operation,
+    handler: Handler,
+    request: Request<Body>,
+) -> Response {
+    let answered = handle(server, operation, handler, request).boxed().await;
+    answered.unwrap_or_else(|problem| call::refused(&problem))
+}
+
+async fn handle(
+    server: Arc<Server>,
+    operation: &Operation,
+    handler: Handler,
+    request: Request<Body>,
+) -> Answer {
+    let principal = principal(&server, &request)?;
+    let mut call = Call::new(principal, request).await?;
+    let action = actions::of(&server, operation.id, &call)?;
+    if let Err(refusal) = authorize(&call.principal, &action) {
+        if operation.method != Method::GET {
+            let on = call.request.uri().path().to_owned();
+            server.audit_refusal(
+                call.principal.name(),
+                operation.id,
+                on,
+                refusal.reason.message.clone(),
+            );
+        }
+        return Err(problems::of_refusal(&refusal));
+    }
+    let by = call.principal.name();
+    let path = call.request.uri().path().to_owned();
+    let answered = match operation.keyed {
+        true => {
+            idempotency::once(&server, &mut call)
+                .await?
+                .run(server.clone(), handler, call)
+                .await
+        }
+        false => handler(server.clone(), call).await,
+    };
+    if let Err(problem) = &answered
+        && operation.method != Method::GET
+        && actions::is_change(operation.id)
+    {
+        server.audit_refusal(by, operation.id, path, problem.title.clone());
+    }
+    answered
+}
+
+/// Who asks: the certificate's name, else the token's.
+fn principal(server: &Server, request: &Request<Body>) -> Result<Principal, Problem> {
+    let peer = request.extensions().get::<Peer>();
+    if let Some(id) = peer.and_then(|peer| peer.id.as_ref()) {
+        return Ok(boundary::tls::principal(id));
+    }
+    let Some(value) = request.headers().get(header::AUTHORIZATION) else {
+        return Ok(Principal::Anonymous);
+    };
+    let text = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.strip_prefix("Bearer "));
+    // A join token is no principal: `join` itself looks at it.
+    let Some(Ok(token)) = text.map(str::parse::<Token>) else {
+        return Ok(Principal::Anonymous);
+    };
+    let record = server.look(|world| {
+        world
+            .tokens
+            .get(&token.hash().to_string())
+            .map(|record| record.value.clone())
+    });
+    let admitted = record.filter(|record| record.admits(&token, server.now()).is_ok());
+    Ok(
+        admitted.map_or(Principal::Anonymous, |record| Principal::Administrator {
+            name: record.name,
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_of_the_table_has_a_handler() {
+        let without: Vec<_> = operations::all()
+            .iter()
+            .map(|operation| operation.id)
+            .filter(|id| handlers::of(id).is_none())
+            .collect();
+        assert!(without.is_empty(), "{without:?}");
+        assert!(handlers::of("nothing").is_none());
+    }
+
+    #[test]
+    fn keyed_operations_are_posts() {
+        for operation in operations::all().iter().filter(|operation| operation.keyed) {
+            assert_eq!(operation.method, Method::POST, "{}", operation.id);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The server itself: version, health, who asks, events, the audit log.
+
+use std::sync::Arc;
+
+use api::problem::Problem;
+use api::wire;
+use futures_util::stream;
+use model::boundary::Principal;
+use model::ids::ProjectName;
+use model::signals::Event;
+
+use crate::call::{self, Answer, Call};
+use crate::state::Server;
+
+/// Events and audit records of one answer at most.
+const ANSWERED_MOST: usize = 5_000;
+
+pub async fn version(server: Arc<Server>, call: Call) -> Answer {
+    let cluster = match call.principal {
+        Principal::Anonymous => String::new(),
+        _ => server.authority.cluster().to_owned(),
+    };
+    Ok(call::json(&wire::Version {
+        version: server.version.to_owned(),
+        cluster,
+    }))
+}
+
+pub async fn health(server: Arc<Server>, _: Call) -> Answer {
+    let fenced = server.leadership.is_fenced();
+    let ready = server.with(|shared| shared.ready) && !fenced;
+    let reason = match (ready, fenced) {
+        (true, _) => None,
+        (false, true) => {
+            Some("another server took over; this one decides nothing any more".to_owned())
+        }
+        (false, false) => Some("it has not yet looked at the world".to_owned()),
+    };
+    Ok(call::json(&wire::Health { ready, reason }))
+}
+
+pub async fn whoami(server: Arc<Server>, call: Call) -> Answer {
+    let cluster = server.authority.cluster().to_owned();
+    Ok(call::json(&wire::WhoAmI {
+        principal: call.principal.name(),
+        cluster,
+    }))
+}
+
+pub async fn openapi(_: Arc<Server>, _: Call) -> Answer {
+    Ok(call::json(&api::operations::openapi()))
+}
+
+pub async fn audit(server: Arc<Server>, call: Call) -> Answer {
+    let limit = call.asks("limit", 100_usize)?.min(ANSWERED_MOST);
+    let revision = server.look(|world| world.revision.to_string());
+    let read = tokio::task::spawn_blocking(move || server.auditor.newest(limit)).await;
+    let items = read
+        .map_err(|panic| Problem::internal(panic.to_string()))?
+        .map_err(|error| Problem::unavailable("disk", error.to_string()))?;
+    Ok(call::json(&wire::List { items, revision }))
+}
+
+/// Of everything, or of the project in the path.
+pub async fn events(server: Arc<Server>, call: Call) -> Answer {
+    let project = call
+        .parameters
+        .contains_key("project")
+        .then(|| call.project())
+        .transpose()?;
+    let after = call.asks("after", 0_u64)?;
+    if call.asks("watch", false)? {
+        return Ok(call::lines(follow(server, project, after)));
+    }
+    let mut items = of_project(server.events.since(after), project.as_ref());
+    let surplus = items.len().saturating_sub(ANSWERED_MOST);
+    items.drain(..surplus);
+    let revision = server.look(|world| world.revision.to_string());
+    Ok(call::json(&wire::List { items, revision }))
+}
+
+fn of_project(mut events: Vec<Event>, project: Option<&ProjectName>) -> Vec<Event> {
+    if project.is_some() {
+        events.retain(|event| event.project.as_ref() == project);
+    }
+    events
+}
+
+/// Events after a number, and then those that come, until the server ends.
+fn follow(
+    server: Arc<Server>,
+    project: Option<ProjectName>,
+    after: u64,
+) -> impl stream::Stream<Item = Event> + Send {
+    use futures_util::StreamExt;
+    let newest = server.events.newest();
+    let ending = server.ending.clone();
+    let batches = stream::unfold(
+        (server, newest, ending, after),
+        move |(server, mut newest, mut ending, after)| async move {
+            loop {
+                newest.mark_unchanged();
+                let events = server.events.since(after);
+                if let Some(last) = events.last().map(|event| event.sequence) {
+                    return Some((events, (server, newest, ending, last)));
+                }
+                tokio::select! {
+                    changed = newest.changed() => changed.ok()?,
+                    _ = ending.wait_for(|ending| *ending) => return None,
+                }
+            }
+        },
+    );
+    batches.flat_map(move |events| stream::iter(of_project(events, project.as_ref())))
+}

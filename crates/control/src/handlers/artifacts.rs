@@ -1,0 +1,51 @@
+//! Uploads in chunks, and downloads.
+
+use std::sync::Arc;
+
+use api::problem::Problem;
+use api::wire::{BeginUpload, CHUNK_MAX_BYTES};
+use axum::response::Response;
+use http::{HeaderValue, header};
+use model::ids::Digest;
+
+use crate::call::{self, Answer, Call};
+use crate::state::Server;
+
+pub async fn begin(server: Arc<Server>, mut call: Call) -> Answer {
+    let digest: Digest = call.parameter("digest")?;
+    let ask: BeginUpload = call.json().await?;
+    let now = server.clock.now().instant;
+    let state = server.artifacts.begin(digest, ask.size, now).await?;
+    Ok(call::json(&state))
+}
+
+pub async fn chunk(server: Arc<Server>, mut call: Call) -> Answer {
+    let digest: Digest = call.parameter("digest")?;
+    let offset = call.asks("offset", u64::MAX)?;
+    if offset == u64::MAX {
+        return Err(Problem::invalid("a chunk needs `?offset=N`: where it goes"));
+    }
+    let chunk = call.bytes(CHUNK_MAX_BYTES).await?;
+    let now = server.clock.now().instant;
+    let state = server.artifacts.append(digest, offset, chunk, now).await?;
+    if state.complete {
+        server
+            .audited(call.principal.name(), "artifact.upload", digest, Vec::new())
+            .await;
+    }
+    Ok(call::json(&state))
+}
+
+pub async fn get(server: Arc<Server>, call: Call) -> Answer {
+    let digest: Digest = call.parameter("digest")?;
+    let body = server
+        .artifacts
+        .read(digest, call.asks("offset", 0_u64)?)
+        .await?;
+    let mut response = Response::new(body);
+    let content_type = HeaderValue::from_static("application/octet-stream");
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    Ok(response)
+}

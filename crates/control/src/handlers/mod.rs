@@ -1,0 +1,66 @@
+//! The handlers, by room of the API. Each takes the server and a call that `authorize` let through.
+
+mod about;
+mod artifacts;
+mod instances;
+mod nodes;
+mod projects;
+mod resources;
+mod secrets;
+mod services;
+
+use crate::dispatch::Handler;
+
+pub use services::rollout_of;
+
+macro_rules! handler {
+    ($($path:tt)+) => {
+        Some(|server, call| Box::pin($($path)+(server, call)))
+    };
+}
+
+/// The handler of an operation.
+pub fn of(operation: &str) -> Option<Handler> {
+    match operation {
+        "version" => handler!(about::version),
+        "health" => handler!(about::health),
+        "whoami" => handler!(about::whoami),
+        "openapi" => handler!(about::openapi),
+        "audit" => handler!(about::audit),
+        "events" | "projectEvents" => handler!(about::events),
+        "listProjects" => handler!(projects::list),
+        "apply" => handler!(projects::apply),
+        "deleteProject" => handler!(projects::delete),
+        "status" => handler!(projects::status),
+        "explain" => handler!(projects::explain),
+        "listResources" => handler!(resources::list),
+        "getResource" => handler!(resources::get),
+        "deleteResource" => handler!(resources::delete),
+        "putService" => handler!(services::put),
+        "scale" => handler!(services::scale),
+        "listReleases" => handler!(services::releases),
+        "getRelease" => handler!(services::release),
+        "getRollout" => handler!(services::rollout),
+        "restart" => handler!(services::restart),
+        "rollback" => handler!(services::rollback),
+        "setSecret" => handler!(secrets::set),
+        "secretValues" => handler!(secrets::values),
+        "listInstances" => handler!(instances::list),
+        "logs" => handler!(instances::logs),
+        "exec" => handler!(instances::exec),
+        "beginUpload" => handler!(artifacts::begin),
+        "uploadChunk" => handler!(artifacts::chunk),
+        "getArtifact" => handler!(artifacts::get),
+        "listNodes" => handler!(nodes::list),
+        "cordon" => handler!(nodes::cordon),
+        "explainNode" => handler!(nodes::explain),
+        "makeJoinToken" => handler!(nodes::make_join_token),
+        "join" => handler!(nodes::join),
+        "renew" => handler!(nodes::renew),
+        "serviceCertificate" => handler!(nodes::service_certificate),
+        "heartbeat" => handler!(nodes::heartbeat),
+        "desired" => handler!(nodes::desired),
+        "tunnel" => handler!(nodes::tunnel),
+        _ => None,
+    }
+}

@@ -1,0 +1,258 @@
+//! Projects as a whole: apply, delete, status, explain.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use api::problem::Problem;
+use api::wire::{self, Action};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use boundary::secret::SecretValue;
+use model::boundary::Principal;
+use model::ids::{Digest, ProjectName, ResourceName};
+
+use crate::apply::{self, Author, Planned, Step};
+use crate::call::{self, Answer, Call, IfMatch};
+use crate::draft::Draft;
+use crate::explain;
+use crate::idempotency::Remember;
+use crate::records::artifact_of;
+use crate::state::{CommitError, Server};
+use crate::views;
+
+/// How often an apply is walked through anew because others changed the same things.
+const ATTEMPTS: usize = 8;
+
+pub async fn list(server: Arc<Server>, _: Call) -> Answer {
+    Ok(server.look(|world| {
+        let revision = world.revision.to_string();
+        call::json(&wire::List {
+            items: world.projects(),
+            revision,
+        })
+    }))
+}
+
+pub async fn status(server: Arc<Server>, call: Call) -> Answer {
+    let project = call.project()?;
+    let now = server.clock.now();
+    let status = server.with(|shared| views::status(shared, &project, now));
+    let status = status.ok_or_else(|| unknown(&server, &project))?;
+    Ok(call::json(&status))
+}
+
+pub fn unknown(server: &Server, project: &ProjectName) -> Problem {
+    let problem = Problem::not_found(format!("project {project}"));
+    let projects = server.look(|world| world.projects());
+    match crate::problems::nearest(project.as_str(), projects.iter().map(ProjectName::as_str)) {
+        Some(nearest) => problem.remedy(format!("did you mean `{nearest}`?")),
+        None => problem.remedy("apply a manifest that declares it"),
+    }
+}
+
+pub async fn explain(server: Arc<Server>, call: Call) -> Answer {
+    let project = call.project()?;
+    let subject = call.text("subject").to_owned();
+    let events = server.events.since(0);
+    let now = server.clock.now();
+    let explanation =
+        server.with(|shared| explain::resource(shared, &events, &project, &subject, now));
+    let explanation = explanation.ok_or_else(|| {
+        Problem::not_found(format!("`{subject}` in project {project}"))
+            .remedy("ask about a service, an instance, a route or a node; `mainland ps` lists them")
+    })?;
+    Ok(call::json(&explanation))
+}
+
+pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
+    let project = call.project()?;
+    let delete_data = call.asks("delete_data", false)?;
+    let author = author(&server, &call.principal);
+    let (changes, _) = write_steps(&server, None, |world| {
+        let steps = apply::remove_project(world, &project, delete_data, &author)?;
+        Ok(Planned {
+            steps,
+            warnings: Vec::new(),
+        })
+    })
+    .await?;
+    server
+        .audited(author.name, "delete", &project, lines(&changes.changes))
+        .await;
+    Ok(call::json(&changes.changes))
+}
+
+pub async fn apply(server: Arc<Server>, mut call: Call) -> Answer {
+    let project = call.project()?;
+    let dry_run = call.asks("dry_run", false)?;
+    let ask: wire::Apply = call.json().await?;
+    let remember = call.request.extensions().get::<Remember>().cloned();
+    let applied = run(
+        &server,
+        &project,
+        &ask,
+        &call.principal,
+        IfMatch::Nothing,
+        dry_run,
+        remember,
+    )
+    .await?;
+    Ok(call::json(&applied))
+}
+
+pub fn author(server: &Server, principal: &Principal) -> Author {
+    Author {
+        name: principal.name(),
+        at: server.now(),
+    }
+}
+
+/// Applies, or says what it would do.
+pub async fn run(
+    server: &Arc<Server>,
+    project: &ProjectName,
+    ask: &wire::Apply,
+    principal: &Principal,
+    if_match: IfMatch,
+    dry_run: bool,
+    remember: Option<Remember>,
+) -> Result<wire::Applied, Problem> {
+    let author = author(server, principal);
+    let values = values(ask)?;
+    let digests: BTreeSet<Digest> = ask
+        .services
+        .values()
+        .filter_map(|spec| artifact_of(&spec.work))
+        .collect();
+    let missing = server
+        .artifacts
+        .missing(digests, server.clock.now().instant)
+        .await?;
+    let plan = |world: &crate::world::World| {
+        let request = apply::Request {
+            project,
+            apply: ask,
+            values: &values,
+            author: &author,
+            if_match,
+            missing_artifacts: &missing,
+            limits: &server.limits,
+            keyring: &server.keyring,
+            dry_run,
+        };
+        apply::plan(world, &request)
+    };
+    if dry_run {
+        let (planned, revision) =
+            server.look(|world| Ok::<_, Problem>((plan(world)?, world.revision)))?;
+        return Ok(applied(&planned, true, revision.to_string()));
+    }
+    let (applied, wrote) = write_steps(server, remember, plan).await?;
+    if wrote {
+        server
+            .audited(author.name, "apply", project, lines(&applied.changes))
+            .await;
+    }
+    Ok(applied)
+}
+
+fn values(ask: &wire::Apply) -> Result<BTreeMap<ResourceName, SecretValue>, Problem> {
+    let decode = |(name, text): (&ResourceName, &String)| {
+        let bytes = STANDARD.decode(text).map_err(|_| {
+            Problem::new(
+                422,
+                "malformed",
+                format!("the value of secret {name} is not base64"),
+            )
+        })?;
+        Ok((name.clone(), SecretValue::from(bytes)))
+    };
+    ask.secret_values.iter().map(decode).collect()
+}
+
+fn applied(planned: &Planned, dry_run: bool, revision: String) -> wire::Applied {
+    wire::Applied {
+        changes: planned.changes(),
+        warnings: planned.warnings.clone(),
+        dry_run,
+        revision,
+    }
+}
+
+/// A line for each change, for the audit log. No change's text holds a secret's value.
+pub fn lines(changes: &[wire::Change]) -> Vec<String> {
+    let changed = changes
+        .iter()
+        .filter(|change| change.action != Action::Keep);
+    changed
+        .map(|change| {
+            let action = format!("{:?}", change.action).to_lowercase();
+            format!(
+                "{action} {} {}: {}",
+                change.kind.as_str(),
+                change.name,
+                change.consequence
+            )
+        })
+        .collect()
+}
+
+/// Plans on the world as it is and writes it; starts over when that moved on meanwhile. What does not fit into one transaction is written
+/// in several, in order; if a later one fails, the problem says how much is done, and the same request again does the rest.
+async fn write_steps(
+    server: &Arc<Server>,
+    remember: Option<Remember>,
+    plan: impl Fn(&crate::world::World) -> Result<Planned, Problem>,
+) -> Result<(wire::Applied, bool), Problem> {
+    let mut done = 0;
+    let mut first: Option<wire::Applied> = None;
+    for _ in 0..ATTEMPTS {
+        let (planned, at) =
+            server.look(|world| Ok::<_, Problem>((plan(world)?, world.revision)))?;
+        let answer = applied(&planned, false, at.to_string());
+        // What an earlier attempt has written is no longer a change now: the first plan is what was done.
+        let answer = first.get_or_insert(answer).clone();
+        let drafts = Draft::pack(planned.steps.into_iter().map(|Step { draft, .. }| draft));
+        match write(server, drafts, remember.as_ref(), &answer, &mut done).await {
+            Ok(Some(revision)) => {
+                server.changed.notify_one();
+                return Ok((wire::Applied { revision, ..answer }, true));
+            }
+            Ok(None) => return Ok((answer, done > 0)),
+            Err(CommitError::Conflict(_)) if done == 0 => first = None,
+            Err(CommitError::Conflict(_)) => {}
+            Err(error) => return Err(partly(error.problem(), done)),
+        }
+    }
+    Err(partly(
+        CommitError::Conflict(String::from("a resource")).problem(),
+        done,
+    ))
+}
+
+fn partly(problem: Problem, done: usize) -> Problem {
+    match done {
+        0 => problem,
+        many => problem.detail(format!(
+            "{many} transactions of it are done; the same request again does the rest"
+        )),
+    }
+}
+
+async fn write(
+    server: &Server,
+    mut drafts: Vec<Draft>,
+    remember: Option<&Remember>,
+    answer: &wire::Applied,
+    done: &mut usize,
+) -> Result<Option<String>, CommitError> {
+    if let (Some(remember), Some(last)) = (remember, drafts.last_mut()) {
+        remember.add(last, server.now(), answer);
+    }
+    let mut revision = None;
+    for draft in drafts {
+        revision = Some(server.commit(draft).await?.to_string());
+        *done += 1;
+    }
+    Ok(revision)
+}

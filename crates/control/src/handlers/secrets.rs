@@ -1,0 +1,95 @@
+//! Secrets: set by people, read by the nodes that run what needs them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::problem::Problem;
+use api::wire::{self, SecretValues};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use boundary::authorize::{self, Change};
+use boundary::secret::SecretValue;
+use model::ids::ResourceId;
+
+use super::projects;
+use crate::apply;
+use crate::call::{self, Answer, Call};
+use crate::desired;
+use crate::problems;
+use crate::state::Server;
+use crate::views;
+use crate::world::World;
+
+pub async fn set(server: Arc<Server>, mut call: Call) -> Answer {
+    let id = call.resource("name")?;
+    let ask: wire::SecretValue = call.json().await?;
+    let bytes = STANDARD.decode(&ask.value).map_err(|_| {
+        Problem::new(
+            422,
+            "malformed",
+            format!("the value of secret {id} is not base64"),
+        )
+    })?;
+    let value = SecretValue::from(bytes);
+    let admitted = Change::Secret {
+        secret: id.clone(),
+        length: value.expose().len(),
+    };
+    authorize::admit(&admitted, &server.limits)
+        .map_err(|refusal| problems::of_refusal(&refusal))?;
+    let if_match = call.if_match()?;
+    let author = projects::author(&server, &call.principal);
+    let (record, revision) = server
+        .change(|world: &World| {
+            if_match.check(format!("secret {id}"), world.secrets.get(&id))?;
+            apply::set_value(world, &id, &value, &server.keyring, &author)
+        })
+        .await?;
+    let line = format!("version {}", record.version);
+    server
+        .audited(author.name, "secret.set", &id, vec![line])
+        .await;
+    Ok(call::tagged(&views::secret(&id, &record), revision))
+}
+
+/// The values that a service's secrets have now. That it is placed on the node that asks was checked.
+pub async fn values(server: Arc<Server>, call: Call) -> Answer {
+    let service = call.resource("service")?;
+    let opened = server.look(|world| {
+        let entry = world
+            .services
+            .get(&service)
+            .ok_or_else(|| Problem::not_found(format!("service {service}")))?;
+        let specs = entry
+            .releases
+            .values()
+            .map(|release| &release.spec)
+            .chain(entry.record.as_ref().map(|record| &record.spec));
+        let needs = specs.flat_map(|spec| desired::secrets(world, &service.project, spec));
+        let mut values = BTreeMap::new();
+        for need in needs {
+            let id = ResourceId::new(service.project.clone(), need.name.clone());
+            if let Some(value) = value(&server, world, &id)? {
+                values.insert(need.name, value);
+            }
+        }
+        Ok::<_, Problem>(values)
+    })?;
+    Ok(call::json(&SecretValues { values: opened }))
+}
+
+/// A secret without a value is left out: what needs it says so by name.
+fn value(server: &Server, world: &World, id: &ResourceId) -> Result<Option<String>, Problem> {
+    let Some(record) = world
+        .secrets
+        .get(id)
+        .filter(|record| record.envelope.is_some())
+    else {
+        return Ok(None);
+    };
+    let value = apply::open_secret(&server.keyring, id, record).ok_or_else(|| {
+        Problem::internal(format!("the envelope of secret {id} does not open"))
+            .remedy("restore the server's `keyring` file")
+    })?;
+    Ok(Some(STANDARD.encode(value.expose())))
+}

@@ -1,0 +1,232 @@
+//! One service: put, scaled, restarted, rolled back, its releases and its rollout.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::problem::Problem;
+use api::wire::{self, Released};
+use model::boundary::PrincipalName;
+use model::compute::{Scale, Service};
+use model::control::{Reason, Rollout, RolloutPhase};
+use model::ids::{ReleaseNumber, ResourceId};
+
+use super::projects;
+use crate::apply;
+use crate::call::{self, Answer, Call};
+use crate::draft::Draft;
+use crate::idempotency::Remember;
+use crate::problems;
+use crate::records::{Key, artifact_of};
+use crate::state::Server;
+use crate::world::{Entry, World};
+
+pub async fn put(server: Arc<Server>, mut call: Call) -> Answer {
+    let id = call.resource("name")?;
+    let spec: Service = call.json().await?;
+    let dry_run = call.asks("dry_run", false)?;
+    let if_match = call.if_match()?;
+    let ask = wire::Apply {
+        services: BTreeMap::from([(id.name.clone(), spec)]),
+        undo_rollback: call.asks("undo_rollback", false)?,
+        ..wire::Apply::default()
+    };
+    let applied = projects::run(
+        &server,
+        &id.project,
+        &ask,
+        &call.principal,
+        if_match,
+        dry_run,
+        None,
+    )
+    .await?;
+    Ok(call::json(&applied))
+}
+
+fn missing(id: &ResourceId) -> Problem {
+    Problem::not_found(format!("service {id}"))
+}
+
+pub async fn scale(server: Arc<Server>, mut call: Call) -> Answer {
+    let id = call.resource("service")?;
+    let ask: wire::SetScale = call.json().await?;
+    let if_match = call.if_match()?;
+    let author = projects::author(&server, &call.principal);
+    let scale = Scale {
+        replicas: ask.replicas,
+        owner: author.name.clone(),
+        at: author.at,
+    };
+    let limits = server.limits;
+    let (before, _) = server
+        .change(|world: &World| {
+            let (entry, record) = world.service(&id).ok_or_else(|| missing(&id))?;
+            if record.spec.is_external() {
+                return Err(Problem::conflict(
+                    "external",
+                    format!("{id} runs elsewhere: it can't be scaled here"),
+                ));
+            }
+            if_match.check(format!("the scale of {id}"), entry.scale.as_ref())?;
+            admit(world, &id, ask.replicas, &limits)?;
+            let mut draft = Draft::new();
+            draft.only_if(Key::Service(id.clone()), Some(record));
+            draft.put(Key::Scale(id.clone()), entry.scale.as_ref(), &scale);
+            Ok((draft, entry.wanted()))
+        })
+        .await?;
+    let line = format!("replicas: {before} → {}", ask.replicas);
+    server.audited(author.name, "scale", &id, vec![line]).await;
+    Ok(call::json(&scale))
+}
+
+fn admit(
+    world: &World,
+    id: &ResourceId,
+    replicas: u32,
+    limits: &boundary::authorize::Limits,
+) -> Result<(), Problem> {
+    let others = world
+        .services_of(&id.project)
+        .filter(|(name, ..)| **name != id.name);
+    let in_project: u64 = others.map(|(_, entry, _)| u64::from(entry.wanted())).sum();
+    let replicas = u64::from(replicas);
+    let change = boundary::authorize::Change::Replicas {
+        service: id.clone(),
+        replicas,
+        in_project: in_project + replicas,
+    };
+    boundary::authorize::admit(&change, limits).map_err(|refusal| problems::of_refusal(&refusal))
+}
+
+pub async fn releases(server: Arc<Server>, call: Call) -> Answer {
+    let id = call.resource("service")?;
+    server.look(|world| {
+        let (entry, record) = world.service(&id).ok_or_else(|| missing(&id))?;
+        let current = record.current.as_ref().map(|current| current.number);
+        let newest_first = entry.releases.values().rev();
+        let items = newest_first.map(|release| wire::ReleaseView {
+            service: release.service.clone(),
+            number: release.number,
+            author: release.author.clone(),
+            at: release.at,
+            origin: release.origin.clone(),
+            diff: release.diff.clone(),
+            digest: artifact_of(&release.spec.work),
+            current: Some(release.number) == current,
+        });
+        Ok(call::json(&wire::List {
+            items: items.collect(),
+            revision: world.revision.to_string(),
+        }))
+    })
+}
+
+pub async fn release(server: Arc<Server>, call: Call) -> Answer {
+    let id = call.resource("service")?;
+    let number = ReleaseNumber(call.parameter("number")?);
+    server.look(|world| {
+        let entry = world.services.get(&id).ok_or_else(|| missing(&id))?;
+        let release = entry.releases.get(&number);
+        let release =
+            release.ok_or_else(|| Problem::not_found(format!("release {number} of {id}")))?;
+        Ok(call::tagged(&release.value, release.modified))
+    })
+}
+
+pub async fn rollout(server: Arc<Server>, call: Call) -> Answer {
+    let id = call.resource("service")?;
+    server.look(|world| {
+        let (entry, record) = world.service(&id).ok_or_else(|| missing(&id))?;
+        let rollout = rollout_of(entry).ok_or_else(|| {
+            Problem::not_found(format!("a rollout of {id}"))
+                .detail("what runs elsewhere has no releases to roll out")
+        })?;
+        let modified = entry
+            .rollout
+            .as_ref()
+            .map_or(record.modified, |rollout| rollout.modified);
+        Ok(call::tagged(&rollout, modified))
+    })
+}
+
+/// The rollout of the newest release. Until the leader has begun it, it is about to begin.
+pub fn rollout_of(entry: &Entry) -> Option<Rollout> {
+    let current = entry.live()?.current.as_ref()?.number;
+    let known = entry
+        .rollout
+        .as_ref()
+        .filter(|rollout| rollout.to == current);
+    if let Some(known) = known {
+        return Some(known.value.clone());
+    }
+    let at = entry.releases.get(&current)?.at;
+    Some(Rollout {
+        to: current,
+        from: entry.rollout.as_ref().map(|rollout| rollout.to),
+        phase: RolloutPhase::Rolling,
+        reason: Reason::new(
+            "rolling",
+            format!("release {current} is about to be rolled out"),
+        ),
+        started_at: at,
+        progressed_at: at,
+    })
+}
+
+pub async fn restart(server: Arc<Server>, call: Call) -> Answer {
+    let id = call.resource("service")?;
+    let author = projects::author(&server, &call.principal);
+    released(&server, Asked::of(&call, "restart"), &id, |world| {
+        apply::restart(world, &id, &author)
+    })
+    .await
+}
+
+pub async fn rollback(server: Arc<Server>, mut call: Call) -> Answer {
+    let id = call.resource("service")?;
+    let ask: wire::Rollback = call.json().await?;
+    let author = projects::author(&server, &call.principal);
+    released(&server, Asked::of(&call, "rollback"), &id, |world| {
+        apply::rollback(world, &id, ask.to, &author)
+    })
+    .await
+}
+
+/// Who asked for what, and how a repetition is recognised.
+struct Asked {
+    by: PrincipalName,
+    action: &'static str,
+    remember: Option<Remember>,
+}
+
+impl Asked {
+    fn of(call: &Call, action: &'static str) -> Self {
+        let remember = call.request.extensions().get::<Remember>().cloned();
+        Self {
+            by: call.principal.name(),
+            action,
+            remember,
+        }
+    }
+}
+
+async fn released(
+    server: &Server,
+    asked: Asked,
+    id: &ResourceId,
+    build: impl Fn(&World) -> Result<(Draft, Released), Problem>,
+) -> Answer {
+    let (released, _) = server
+        .change(|world| {
+            let (mut draft, released) = build(world)?;
+            if let Some(remember) = &asked.remember {
+                remember.add(&mut draft, server.now(), &released);
+            }
+            Ok((draft, released))
+        })
+        .await?;
+    let line = format!("release {}: {}", released.release, released.consequence);
+    server.audited(asked.by, asked.action, id, vec![line]).await;
+    Ok(call::json(&released))
+}

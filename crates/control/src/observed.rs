@@ -1,0 +1,211 @@
+//! What nodes say they see: soft state, in memory only, told anew after a restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use model::compute::InstanceReport;
+use model::control::{Demand, Heartbeat, observed_digest};
+use model::ids::{Generation, InstanceId, NodeName, ResourceId, SessionId};
+use plan::Instant;
+
+/// One node as it last told.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub session: SessionId,
+    pub sequence: u64,
+    pub heard: Instant,
+    /// All of it is known; false from the first heartbeat of a session until a full one.
+    pub whole: bool,
+    pub reports: BTreeMap<InstanceId, InstanceReport>,
+    pub demand: Vec<Demand>,
+    pub mesh: Option<SocketAddr>,
+    pub acknowledged: Generation,
+    pub pid: u32,
+    pub version: String,
+    /// Whose volumes it has been told to delete, and has acknowledged.
+    pub forgot: BTreeSet<ResourceId>,
+}
+
+/// All nodes that this server has heard since it began.
+#[derive(Debug, Default)]
+pub struct Observed {
+    pub nodes: BTreeMap<NodeName, Node>,
+    /// Grows with each change that decisions rest on.
+    pub version: u64,
+}
+
+/// What a heartbeat did to the picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Took {
+    pub send_full: bool,
+    /// Something that decisions rest on is different.
+    pub changed: bool,
+}
+
+impl Observed {
+    /// Folds a heartbeat in.
+    pub fn take(&mut self, name: &NodeName, heartbeat: &Heartbeat, now: Instant) -> Took {
+        let before = self.nodes.get(name);
+        let first = before.is_none_or(|node| node.session != heartbeat.session);
+        if !first && before.is_some_and(|node| heartbeat.sequence <= node.sequence) {
+            return self.late(name, now);
+        }
+        let mut node = before
+            .cloned()
+            .filter(|_| !first)
+            .unwrap_or_else(|| fresh(heartbeat));
+        node.heard = now;
+        node.sequence = heartbeat.sequence;
+        node.acknowledged = heartbeat.acknowledged;
+        let reports_changed = fold(&mut node, heartbeat);
+        let rest_changed = node.mesh != heartbeat.mesh || node.demand != heartbeat.demand;
+        node.mesh = heartbeat.mesh;
+        node.demand.clone_from(&heartbeat.demand);
+        let matches = observed_digest(node.reports.values()) == heartbeat.digest;
+        let became_whole = heartbeat.full && !node.whole;
+        node.whole = heartbeat.full || (node.whole && matches);
+        let took = Took {
+            send_full: !node.whole || !matches,
+            changed: first || reports_changed || rest_changed || became_whole,
+        };
+        self.nodes.insert(name.clone(), node);
+        self.version += u64::from(took.changed);
+        took
+    }
+
+    /// A heartbeat that was overtaken by a later one is a sign of life and nothing more.
+    fn late(&mut self, name: &NodeName, now: Instant) -> Took {
+        let node = self.nodes.get_mut(name);
+        let send_full = node.is_some_and(|node| {
+            node.heard = now;
+            !node.whole
+        });
+        Took {
+            send_full,
+            changed: false,
+        }
+    }
+
+    pub fn report(&self, node: &NodeName, instance: &InstanceId) -> Option<&InstanceReport> {
+        self.nodes.get(node)?.reports.get(instance)
+    }
+
+    /// Requests that wait for a service, as all nodes last told.
+    pub fn demand(&self, service: &ResourceId) -> u32 {
+        let told = self.nodes.values().flat_map(|node| &node.demand);
+        told.filter(|demand| demand.service == *service)
+            .map(|demand| demand.waiting)
+            .fold(0, u32::saturating_add)
+    }
+}
+
+fn fresh(heartbeat: &Heartbeat) -> Node {
+    Node {
+        session: heartbeat.session,
+        sequence: 0,
+        heard: Instant::default(),
+        whole: false,
+        reports: BTreeMap::new(),
+        demand: Vec::new(),
+        mesh: None,
+        acknowledged: Generation::default(),
+        pid: heartbeat.pid,
+        version: heartbeat.version.clone(),
+        forgot: BTreeSet::new(),
+    }
+}
+
+/// Folds the reports in; answers whether they changed anything.
+fn fold(node: &mut Node, heartbeat: &Heartbeat) -> bool {
+    if heartbeat.full {
+        let all: BTreeMap<_, _> = heartbeat
+            .changed
+            .iter()
+            .map(|report| (report.instance.clone(), report.clone()))
+            .collect();
+        let changed = node.reports != all;
+        node.reports = all;
+        return changed;
+    }
+    for report in &heartbeat.changed {
+        node.reports.insert(report.instance.clone(), report.clone());
+    }
+    for gone in &heartbeat.gone {
+        node.reports.remove(gone);
+    }
+    !heartbeat.changed.is_empty() || !heartbeat.gone.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::compute::InstanceState;
+    use model::ids::{Epoch, ReleaseNumber};
+    use std::time::Duration;
+
+    fn report(name: &str, ready: bool) -> InstanceReport {
+        InstanceReport {
+            instance: format!("shop/{name}").parse().unwrap(),
+            service: "web".parse().unwrap(),
+            release: ReleaseNumber(1),
+            epoch: Epoch(1),
+            state: InstanceState::Running,
+            ready,
+            pid: None,
+            address: None,
+            restarts: 0,
+            started_at: None,
+            last_exit: None,
+            reason: None,
+        }
+    }
+
+    fn beat(
+        sequence: u64,
+        full: bool,
+        changed: Vec<InstanceReport>,
+        all: &[InstanceReport],
+    ) -> Heartbeat {
+        Heartbeat {
+            session: SessionId(7),
+            sequence,
+            acknowledged: Generation::default(),
+            digest: observed_digest(all),
+            full,
+            changed,
+            gone: Vec::new(),
+            demand: Vec::new(),
+            mesh: None,
+            pid: 1,
+            version: "0".to_owned(),
+            events: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn deltas_fold_and_a_mismatch_asks_for_all() {
+        let name: NodeName = "a".parse().unwrap();
+        let at = |ms| Instant(Duration::from_millis(ms));
+        let mut observed = Observed::default();
+        let (one, two) = (report("web-1", true), report("web-2", true));
+        let took = |send_full, changed| Took { send_full, changed };
+
+        // The first is not full: the picture may miss something even where the digests agree.
+        let first = beat(1, false, vec![], &[]);
+        assert_eq!(observed.take(&name, &first, at(0)), took(true, true));
+        let full = beat(2, true, vec![one.clone()], &[one.clone()]);
+        assert_eq!(observed.take(&name, &full, at(1)), took(false, true));
+        let quiet = beat(3, false, vec![], &[one.clone()]);
+        assert_eq!(observed.take(&name, &quiet, at(2)), took(false, false));
+        let delta = beat(4, false, vec![two.clone()], &[two.clone(), one.clone()]);
+        assert_eq!(observed.take(&name, &delta, at(3)), took(false, true));
+        // A delta was lost on the way.
+        let lost = beat(6, false, vec![], std::slice::from_ref(&one));
+        assert_eq!(observed.take(&name, &lost, at(4)), took(true, false));
+        // Overtaken: counts as life, changes nothing.
+        let late = beat(5, true, vec![], &[]);
+        assert_eq!(observed.take(&name, &late, at(5)), took(true, false));
+        assert_eq!(observed.nodes[&name].reports.len(), 2);
+        assert_eq!(observed.nodes[&name].heard, at(5));
+    }
+}

@@ -1,0 +1,419 @@
+//! Starts and runs a server: its directory, its identity, its listeners, the mirror and the leader.
+//!
+//! ```text
+//! directory/
+//!   lock          held while a server runs here
+//!   keyring       the keys that seal secrets and the authority's key (0600)
+//!   store.db      what was decided
+//!   artifacts/    what was uploaded
+//!   events/       what happened, bounded
+//!   audit/        who changed what, bounded
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use boundary::authority::{Authority, SealedAuthority};
+use boundary::authorize::Limits;
+use boundary::secret::Keyring;
+use boundary::token::{Record, Token};
+use model::ids::Epoch;
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use store::{Store, Transaction};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+
+use crate::artifacts::Artifacts;
+use crate::auditor::Auditor;
+use crate::clock::Clock;
+use crate::dispatch;
+use crate::events::Recorder;
+use crate::leader::Leader;
+use crate::listen::{self, Certificate};
+use crate::mirror;
+use crate::observed::Observed;
+use crate::records::{AUTHORITY, Key, LEADER, LeaderRecord, decode, encode};
+use crate::state::{Leadership, Server, Shared, Turns};
+use crate::tunnel::Tunnels;
+use crate::world::World;
+
+/// Opens the store in a directory that is locked for it.
+pub type OpenStore = Box<dyn FnOnce(&Path) -> Result<Arc<dyn Store>, store::Error> + Send>;
+
+/// How a server is to run.
+pub struct Options {
+    pub directory: PathBuf,
+    /// For people and scripts. On loopback it is plain, elsewhere TLS.
+    pub api: SocketAddr,
+    /// For nodes: always TLS.
+    pub nodes: SocketAddr,
+    /// Where the commands of the machine's owner find address and token.
+    pub client_file: PathBuf,
+    pub open_store: OpenStore,
+    pub clock: boundary::Clock,
+    pub version: &'static str,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{path} can't be written: {source}\n  remedy: choose another directory with --data-dir, or make this one yours", path = path.display())]
+    Directory {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("another server runs in {path}\n  remedy: stop it first (`mainland down`), or choose another directory with --data-dir", path = path.display())]
+    Locked { path: PathBuf },
+    #[error(
+        "{address} is taken by another program\n  remedy: stop it, or choose another address with {flag}"
+    )]
+    PortTaken {
+        address: SocketAddr,
+        flag: &'static str,
+    },
+    #[error("can't listen on {address}: {source}\n  remedy: choose another address with {flag}")]
+    Listen {
+        address: SocketAddr,
+        flag: &'static str,
+        source: std::io::Error,
+    },
+    #[error("the store can't be opened: {0}\n  remedy: see that the disk has room and works")]
+    Store(#[from] store::Error),
+    #[error("the store can't be read: {0}")]
+    Load(#[from] mirror::LoadError),
+    #[error("the keys of this server can't be read: {0}")]
+    Keyring(#[from] boundary::secret::Error),
+    #[error(
+        "the cluster's authority can't be used: {0}\n  remedy: restore the `keyring` file that belongs to this store"
+    )]
+    Authority(#[from] boundary::authority::Error),
+    #[error(transparent)]
+    Tls(#[from] listen::Error),
+    #[error(transparent)]
+    Events(#[from] signals::events::Error),
+    #[error(transparent)]
+    Audit(#[from] boundary::audit::Error),
+    #[error(transparent)]
+    Artifacts(#[from] compute::artifact::Error),
+    #[error("another server took over the store while this one started")]
+    Overtaken,
+}
+
+/// What the client file holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientFile {
+    pub api: SocketAddr,
+    pub nodes: SocketAddr,
+    pub token: String,
+}
+
+/// Between two looks at whether the server's certificate is to be exchanged.
+const ROTATION_EVERY: Duration = Duration::from_secs(600);
+
+/// Runs until `shutdown` is done. The client file is written once requests are answered.
+pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let _lock = lock(&options.directory)?;
+    // Bound before anything else is done: a taken port is told at once.
+    let api = bind(options.api, "--api").await?;
+    let nodes = bind(options.nodes, "--nodes").await?;
+    let addresses = [local(&api, options.api)?, local(&nodes, options.nodes)?];
+    let store = (options.open_store)(&options.directory)?;
+    let (ending_sender, ending) = watch::channel(false);
+    let clock = Clock::new(options.clock.clone());
+    let begun = Begun {
+        directory: &options.directory,
+        store,
+        clock,
+        version: options.version,
+        nodes: addresses[1],
+        ending,
+    };
+    let server = Arc::new(begin(begun).await?);
+    let certificate = Arc::new(Certificate::new(
+        &server.authority,
+        &addresses,
+        &server.clock,
+    )?);
+    write_client_file(&server, &options.client_file, addresses).await?;
+
+    let router = dispatch::router(&server);
+    let api_certificate = listen::needs_tls(&addresses[0]).then(|| certificate.clone());
+    let tasks = [
+        tokio::spawn(mirror::run(server.clone())),
+        tokio::spawn(Leader::new(server.clone()).run()),
+        tokio::spawn(store::maintain(server.store.clone())),
+        tokio::spawn(rotate(server.clone(), certificate.clone())),
+    ];
+    let serving = async {
+        tokio::join!(
+            listen::serve(api, api_certificate, router.clone(), server.ending.clone()),
+            listen::serve(nodes, Some(certificate), router, server.ending.clone()),
+        )
+    };
+    tokio::select! {
+        _ = serving => {}
+        () = shutdown => {}
+    }
+    ending_sender.send_replace(true);
+    // Answers under way end, watches are closed.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(())
+}
+
+/// Makes the directory and takes it for this process.
+fn lock(directory: &Path) -> Result<File, Error> {
+    let failed = |source| Error::Directory {
+        path: directory.to_owned(),
+        source,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(failed)?;
+    let path = directory.join("lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Locked {
+            path: directory.to_owned(),
+        }),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, Error> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| match source.kind() {
+            std::io::ErrorKind::AddrInUse => Error::PortTaken { address, flag },
+            _ => Error::Listen {
+                address,
+                flag,
+                source,
+            },
+        })
+}
+
+fn local(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, Error> {
+    listener.local_addr().map_err(|source| Error::Listen {
+        address: asked,
+        flag: "",
+        source,
+    })
+}
+
+struct Begun<'a> {
+    directory: &'a Path,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    version: &'static str,
+    nodes: SocketAddr,
+    ending: watch::Receiver<bool>,
+}
+
+/// Reads what is there, makes what is missing, and takes the lead.
+async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
+    let directory = begun.directory;
+    let keyring = Keyring::load_or_create(&directory.join("keyring"))?;
+    let authority = authority(&*begun.store, &keyring, &begun.clock).await?;
+    let (epoch, claim) = take_lead(&*begun.store, &begun.clock).await?;
+    let world = mirror::load(&*begun.store).await?;
+    let revision = world.revision;
+    let now = begun.clock.now();
+    let nodes = plan::nodes::State::new(world.nodes.values().map(|node| &node.value), now);
+    Ok(Server {
+        store: begun.store,
+        version: begun.version,
+        nodes: begun.nodes,
+        authority,
+        keyring,
+        limits: Limits::default(),
+        events: Recorder::open(&directory.join("events"))?,
+        auditor: Auditor::open(&directory.join("audit"))?,
+        artifacts: Artifacts::open(&directory.join("artifacts"))?,
+        tunnels: Tunnels::default(),
+        leadership: Leadership {
+            epoch,
+            claim,
+            fenced: AtomicBool::new(false),
+        },
+        shared: Mutex::new(shared(world, nodes)),
+        changed: Notify::new(),
+        turns: Turns::default(),
+        mirrored: watch::Sender::new(revision),
+        ending: begun.ending,
+        clock: begun.clock,
+    })
+}
+
+fn shared(world: World, nodes: plan::nodes::State) -> Shared {
+    Shared {
+        world,
+        observed: Observed::default(),
+        desired: BTreeMap::new(),
+        running: BTreeSet::new(),
+        nodes,
+        node_outputs: Vec::new(),
+        ready: false,
+    }
+}
+
+/// The cluster's authority: read, or made at the first start. Its id is the cluster's.
+async fn authority(
+    store: &dyn Store,
+    keyring: &Keyring,
+    clock: &Clock,
+) -> Result<Authority, Error> {
+    if let Some(record) = store.get(AUTHORITY).await? {
+        return open_authority(&record.value, keyring);
+    }
+    let id = Token::generate().hash().to_string();
+    let authority = Authority::generate(&format!("c{}", &id[..12]), clock.at())?;
+    let sealed = encode(&authority.seal(keyring)?);
+    match store
+        .transact(
+            Transaction::new()
+                .if_absent(AUTHORITY)
+                .put(AUTHORITY, sealed),
+        )
+        .await
+    {
+        Ok(_) => Ok(authority),
+        Err(store::Error::Conflict(_)) => {
+            let record = store.get(AUTHORITY).await?.ok_or(Error::Overtaken)?;
+            open_authority(&record.value, keyring)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn open_authority(value: &[u8], keyring: &Keyring) -> Result<Authority, Error> {
+    let sealed: SealedAuthority = decode(AUTHORITY, value).map_err(mirror::LoadError::from)?;
+    Ok(Authority::unseal(&sealed, keyring)?)
+}
+
+/// A higher epoch than any before: from now on writes of an older leader fail.
+async fn take_lead(store: &dyn Store, clock: &Clock) -> Result<(Epoch, Vec<u8>), Error> {
+    const ATTEMPTS: usize = 5;
+    for _ in 0..ATTEMPTS {
+        let known = store.get(LEADER).await?;
+        let before = match &known {
+            Some(record) => {
+                decode::<LeaderRecord>(LEADER, &record.value)
+                    .map_err(mirror::LoadError::from)?
+                    .epoch
+            }
+            None => Epoch::default(),
+        };
+        let record = LeaderRecord {
+            epoch: before.next(),
+            since: clock.at(),
+        };
+        let claim = encode(&record);
+        let version = known.map_or(0, |record| record.version);
+        let transaction = Transaction::new()
+            .if_version(LEADER, version)
+            .put(LEADER, claim.clone());
+        match store.transact(transaction).await {
+            Ok(_) => return Ok((record.epoch, claim)),
+            Err(store::Error::Conflict(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Error::Overtaken)
+}
+
+/// Leaves address and token for the owner's commands. The token stays what it was as long as the file is there.
+async fn write_client_file(
+    server: &Server,
+    path: &Path,
+    [api, nodes]: [SocketAddr; 2],
+) -> Result<(), Error> {
+    let failed = |source| Error::Directory {
+        path: path.to_owned(),
+        source,
+    };
+    let known = fs::read(path)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<ClientFile>(&text).ok());
+    let token = match known.filter(|known| is_valid(server, &known.token)) {
+        Some(known) => known.token,
+        None => make_token(server).await?,
+    };
+    let text = serde_json::to_vec_pretty(&ClientFile { api, nodes, token }).expect("plain data");
+    if let Some(parent) = path.parent() {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)
+            .map_err(failed)?;
+    }
+    let fresh = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options
+        .open(&fresh)
+        .and_then(|mut file| file.write_all(&text))
+        .map_err(failed)?;
+    fs::rename(&fresh, path).map_err(failed)
+}
+
+fn is_valid(server: &Server, text: &str) -> bool {
+    let Ok(token) = text.parse::<Token>() else {
+        return false;
+    };
+    let known = server.look(|world| {
+        world
+            .tokens
+            .get(&token.hash().to_string())
+            .map(|record| record.value.clone())
+    });
+    known.is_some_and(|record| record.admits(&token, server.now()).is_ok())
+}
+
+/// A new token of the owner. Those of files that are gone are forgotten.
+async fn make_token(server: &Server) -> Result<String, Error> {
+    const OWNER: &str = "owner";
+    let token = Token::generate();
+    let record = Record::of_admin(&token, OWNER, None);
+    let old: Vec<String> = server.look(|world| {
+        let owners = world
+            .tokens
+            .iter()
+            .filter(|(_, known)| known.kind == record.kind && known.name == OWNER);
+        owners.map(|(hash, _)| hash.clone()).take(100).collect()
+    });
+    let mut transaction =
+        Transaction::new().put(Key::Token(token.hash().to_string()), encode(&record));
+    for hash in old {
+        transaction = transaction.delete(Key::Token(hash));
+    }
+    server.store.transact(transaction).await?;
+    Ok(token.reveal().to_string())
+}
+
+async fn rotate(server: Arc<Server>, certificate: Arc<Certificate>) {
+    loop {
+        tokio::time::sleep(ROTATION_EVERY).await;
+        match certificate.rotate(&server.authority, &server.clock) {
+            Ok(true) => tracing::info!("the server's certificate was exchanged"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the server's certificate can't be exchanged"),
+        }
+    }
+}

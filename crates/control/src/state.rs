@@ -1,0 +1,266 @@
+//! What the handlers, the mirror and the leader share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use api::problem::Problem;
+use boundary::authority::Authority;
+use boundary::authorize::Limits;
+use boundary::secret::Keyring;
+use jiff::Timestamp;
+use model::boundary::{AuditOutcome, AuditRecord, PrincipalName};
+use model::control::{NodeDesired, Reason};
+use model::ids::{Epoch, NodeName};
+use model::signals::Level;
+use store::{Condition, Revision, Store, Transaction};
+use tokio::sync::{Notify, watch};
+
+use crate::artifacts::Artifacts;
+use crate::auditor::Auditor;
+use crate::clock::Clock;
+use crate::draft::Draft;
+use crate::events::{About, Recorder};
+use crate::observed::Observed;
+use crate::problems;
+use crate::records::LEADER;
+use crate::tunnel::Tunnels;
+use crate::world::World;
+
+/// How often a change is tried anew on what others made of the world meanwhile.
+const ATTEMPTS: usize = 8;
+/// How long an answer waits for the mirror to show what was written.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One server.
+pub struct Server {
+    pub store: Arc<dyn Store>,
+    pub clock: Clock,
+    pub version: &'static str,
+    /// Where nodes reach it.
+    pub nodes: SocketAddr,
+    pub authority: Authority,
+    pub keyring: Keyring,
+    pub limits: Limits,
+    pub events: Recorder,
+    pub auditor: Auditor,
+    pub artifacts: Artifacts,
+    pub tunnels: Tunnels,
+    pub leadership: Leadership,
+    pub shared: Mutex<Shared>,
+    /// Wakes the leader.
+    pub changed: Notify,
+    pub turns: Turns,
+    /// Up to where the mirror is.
+    pub mirrored: watch::Sender<Revision>,
+    /// True once the server ends: bodies that go on must not.
+    pub ending: watch::Receiver<bool>,
+}
+
+/// What is behind the one lock. It is never held across an await.
+pub struct Shared {
+    pub world: World,
+    pub observed: Observed,
+    /// What each node was last told to run.
+    pub desired: BTreeMap<NodeName, watch::Sender<Option<Arc<NodeDesired>>>>,
+    /// Keys of POSTs that are being answered.
+    pub running: BTreeSet<String>,
+    /// Who is silent, lost, back: fed by each heartbeat, acted on by the leader.
+    pub nodes: plan::nodes::State,
+    /// What heartbeats made it decide, for the leader to store.
+    pub node_outputs: Vec<plan::nodes::Output>,
+    /// The leader has looked at the world once.
+    pub ready: bool,
+}
+
+/// Counts the leader's turns, so that who asks what it should run is told what a turn begun later has decided.
+#[derive(Default)]
+pub struct Turns {
+    begun: AtomicU64,
+    ended: watch::Sender<u64>,
+}
+
+impl Turns {
+    pub fn begin(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub fn end(&self, turn: u64) {
+        self.ended.send_replace(turn);
+    }
+
+    /// Waits until a turn has ended that begins after now.
+    pub async fn whole(&self) {
+        let next = self.begun.load(Ordering::Relaxed) + 1;
+        let mut ended = self.ended.subscribe();
+        let _ = ended.wait_for(|ended| *ended >= next).await;
+    }
+}
+
+/// The claim that every write is conditioned on.
+pub struct Leadership {
+    pub epoch: Epoch,
+    /// The bytes of our leader record.
+    pub claim: Vec<u8>,
+    pub fenced: AtomicBool,
+}
+
+impl Leadership {
+    fn condition(&self) -> Condition {
+        Condition::Value {
+            key: LEADER.to_owned(),
+            value: self.claim.clone().into(),
+        }
+    }
+
+    pub fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Relaxed)
+    }
+}
+
+/// Why a write was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    #[error("another server leads")]
+    Fenced,
+    #[error("`{0}` changed meanwhile")]
+    Conflict(String),
+    #[error(transparent)]
+    Store(store::Error),
+}
+
+impl CommitError {
+    pub fn problem(&self) -> Problem {
+        match self {
+            Self::Fenced => problems::fenced(),
+            Self::Conflict(key) => {
+                Problem::conflict("busy", format!("`{key}` changes all the time"))
+                    .remedy("repeat the command")
+            }
+            Self::Store(error) => problems::of_store(error),
+        }
+    }
+}
+
+impl Server {
+    pub fn now(&self) -> Timestamp {
+        self.clock.at()
+    }
+
+    /// Looks at, or changes, what is shared. Short, and without awaiting.
+    pub fn with<T>(&self, look: impl FnOnce(&mut Shared) -> T) -> T {
+        look(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn look<T>(&self, look: impl FnOnce(&World) -> T) -> T {
+        self.with(|shared| look(&shared.world))
+    }
+
+    /// Writes a draft as the leader, and waits until the mirror shows it.
+    pub async fn commit(&self, draft: Draft) -> Result<Revision, CommitError> {
+        if self.leadership.is_fenced() {
+            return Err(CommitError::Fenced);
+        }
+        let mut transaction = Transaction::new().condition(self.leadership.condition());
+        transaction.conditions.extend(draft.transaction.conditions);
+        transaction.operations.extend(draft.transaction.operations);
+        match self.store.transact(transaction).await {
+            Ok(revision) => {
+                self.catch_up(revision).await;
+                Ok(revision)
+            }
+            Err(store::Error::Conflict(conflict)) if conflict.index == 0 => {
+                self.step_down();
+                Err(CommitError::Fenced)
+            }
+            Err(store::Error::Conflict(conflict)) => {
+                if let Ok(revision) = self.store.revision().await {
+                    self.catch_up(revision).await;
+                }
+                Err(CommitError::Conflict(conflict.condition.key().to_owned()))
+            }
+            Err(error) => Err(CommitError::Store(error)),
+        }
+    }
+
+    /// Waits until the mirror shows the revision.
+    async fn catch_up(&self, revision: Revision) {
+        let mut mirrored = self.mirrored.subscribe();
+        let shown = mirrored.wait_for(|shown| *shown >= revision);
+        if tokio::time::timeout(MIRROR_PATIENCE, shown).await.is_err() {
+            tracing::warn!("the mirror of the store is late");
+        }
+    }
+
+    /// Builds a change from the world as it is, writes it, and starts over when the world moved on meanwhile.
+    pub async fn change<T>(
+        &self,
+        mut build: impl FnMut(&World) -> Result<(Draft, T), Problem>,
+    ) -> Result<(T, Revision), Problem> {
+        let mut last = None;
+        for _ in 0..ATTEMPTS {
+            let (draft, answer) = self.look(|world| build(world))?;
+            if draft.is_empty() {
+                return Ok((answer, self.look(|world| world.revision)));
+            }
+            match self.commit(draft).await {
+                Ok(revision) => {
+                    self.changed.notify_one();
+                    return Ok((answer, revision));
+                }
+                Err(error @ CommitError::Conflict(_)) => last = Some(error),
+                Err(error) => return Err(error.problem()),
+            }
+        }
+        Err(last.map_or_else(problems::fenced, |error| error.problem()))
+    }
+
+    fn step_down(&self) {
+        if self.leadership.fenced.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::error!("fenced: another server took over; this one decides nothing any more");
+        let reason = Reason::new(
+            "fenced",
+            "another server took over; this one decides nothing any more",
+        );
+        self.say(Level::Error, About::server(), reason);
+    }
+
+    pub fn say(&self, level: Level, about: About, reason: Reason) {
+        self.events.say(self.now(), level, about, reason);
+    }
+
+    /// Keeps a change that was made, and waits until it is on disk.
+    pub async fn audited(
+        &self,
+        by: PrincipalName,
+        action: &str,
+        on: impl ToString,
+        detail: Vec<String>,
+    ) {
+        let kept = self.auditor.keep(AuditRecord {
+            at: self.now(),
+            principal: by,
+            action: action.to_owned(),
+            on: on.to_string(),
+            outcome: AuditOutcome::Done,
+            detail,
+        });
+        let _ = kept.await;
+    }
+
+    pub fn audit_refusal(&self, by: PrincipalName, action: &str, on: impl ToString, why: String) {
+        drop(self.auditor.keep(AuditRecord {
+            at: self.now(),
+            principal: by,
+            action: action.to_owned(),
+            on: on.to_string(),
+            outcome: AuditOutcome::Refused { why },
+            detail: Vec::new(),
+        }));
+    }
+}

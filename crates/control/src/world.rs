@@ -1,0 +1,285 @@
+//! The store's records, typed, in memory: what every decision and every answer is made from.
+//!
+//! A mirror: filled by one list, kept by one watch. Nobody writes to it but [`World::apply`].
+
+use std::collections::BTreeMap;
+use std::ops::Deref;
+
+use boundary::token;
+use model::compute::{PlacementGroup, Release, Scale};
+use model::control::{NodeRecord, Rollout};
+use model::ids::{NodeName, ProjectName, ReleaseNumber, ResourceId, ResourceName};
+use model::traffic::Route;
+use store::{Event, Record, Revision};
+
+use crate::records::{
+    self, ForgetRecord, IdempotencyRecord, Key, LeaderRecord, NameRecord, SecretRecord,
+    ServiceRecord, UidRecord, Unreadable,
+};
+
+/// A record's value, and the revision that changed it last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored<T> {
+    pub value: T,
+    pub modified: Revision,
+}
+
+impl<T> Deref for Stored<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+/// All that is stored about one service.
+#[derive(Debug, Default, Clone)]
+pub struct Entry {
+    pub record: Option<Stored<ServiceRecord>>,
+    pub releases: BTreeMap<ReleaseNumber, Stored<Release>>,
+    pub scale: Option<Stored<Scale>>,
+    pub rollout: Option<Stored<Rollout>>,
+    pub placements: Option<Stored<PlacementGroup>>,
+    pub uid: Option<u32>,
+    pub forget: Option<Stored<ForgetRecord>>,
+}
+
+impl Entry {
+    /// The record of a service that is declared and not on its way out.
+    pub fn live(&self) -> Option<&Stored<ServiceRecord>> {
+        self.record
+            .as_ref()
+            .filter(|record| record.removing.is_none())
+    }
+
+    /// How many copies should run.
+    pub fn wanted(&self) -> u32 {
+        let Some(record) = self.live().filter(|record| !record.spec.is_external()) else {
+            return 0;
+        };
+        self.scale
+            .as_ref()
+            .map_or(record.spec.replicas, |scale| scale.replicas)
+    }
+
+    pub fn group(&self) -> PlacementGroup {
+        self.placements
+            .as_ref()
+            .map(|group| group.value.clone())
+            .unwrap_or_default()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.record.is_none()
+            && self.releases.is_empty()
+            && self.scale.is_none()
+            && self.rollout.is_none()
+            && self.placements.is_none()
+            && self.uid.is_none()
+            && self.forget.is_none()
+    }
+}
+
+#[derive(Default)]
+pub struct World {
+    /// All changes up to here are in it.
+    pub revision: Revision,
+    pub leader: Option<Stored<LeaderRecord>>,
+    pub services: BTreeMap<ResourceId, Entry>,
+    pub routes: BTreeMap<(ProjectName, String), Stored<Route>>,
+    pub secrets: BTreeMap<ResourceId, Stored<SecretRecord>>,
+    pub names: BTreeMap<ResourceId, Stored<NameRecord>>,
+    pub nodes: BTreeMap<NodeName, Stored<NodeRecord>>,
+    pub tokens: BTreeMap<String, Stored<token::Record>>,
+    pub uids: BTreeMap<u32, Stored<UidRecord>>,
+    pub idempotency: BTreeMap<String, Stored<IdempotencyRecord>>,
+}
+
+impl World {
+    /// The world of a whole list.
+    pub fn load(records: &[Record], revision: Revision) -> Result<Self, Unreadable> {
+        let mut world = Self::default();
+        for record in records {
+            world.put(record)?;
+        }
+        world.revision = revision;
+        Ok(world)
+    }
+
+    /// Takes one transaction's changes in. What can't be read leaves what was known, and is answered.
+    pub fn apply(&mut self, change: &store::Change) -> Vec<Unreadable> {
+        let mut unreadable = Vec::new();
+        for event in &change.events {
+            match event {
+                Event::Put(record) => unreadable.extend(self.put(record).err()),
+                Event::Deleted { key, .. } => self.delete(key),
+            }
+        }
+        self.revision = change.revision;
+        unreadable
+    }
+
+    fn put(&mut self, record: &Record) -> Result<(), Unreadable> {
+        // Keys of a later version are none of ours.
+        let Ok(key) = record.key.parse::<Key>() else {
+            return Ok(());
+        };
+        match key {
+            Key::Leader => self.leader = Some(read(record)?),
+            Key::Authority => {}
+            Key::Service(id) => self.entry(id).record = Some(read(record)?),
+            Key::Route(project, place) => {
+                self.routes.insert((project, place), read(record)?);
+            }
+            Key::Secret(id) => {
+                self.secrets.insert(id, read(record)?);
+            }
+            Key::Name(id) => {
+                self.names.insert(id, read(record)?);
+            }
+            Key::Release(id, number) => {
+                let release = read(record)?;
+                self.entry(id).releases.insert(number, release);
+            }
+            Key::Scale(id) => self.entry(id).scale = Some(read(record)?),
+            Key::Rollout(id) => self.entry(id).rollout = Some(read(record)?),
+            Key::Placement(id) => self.entry(id).placements = Some(read(record)?),
+            Key::Uid(number) => self.put_uid(number, read(record)?),
+            Key::Forget(id) => self.entry(id).forget = Some(read(record)?),
+            Key::Node(name) => {
+                self.nodes.insert(name, read(record)?);
+            }
+            Key::Token(hash) => {
+                self.tokens.insert(hash, read(record)?);
+            }
+            Key::Idempotency(key) => {
+                self.idempotency.insert(key, read(record)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_uid(&mut self, number: u32, record: Stored<UidRecord>) {
+        self.entry(record.service.clone()).uid = Some(number);
+        self.uids.insert(number, record);
+    }
+
+    fn delete(&mut self, key: &str) {
+        let Ok(key) = key.parse::<Key>() else {
+            return;
+        };
+        match key {
+            Key::Leader => self.leader = None,
+            Key::Authority => {}
+            Key::Service(id) => self.change(id, |entry| entry.record = None),
+            Key::Route(project, place) => drop(self.routes.remove(&(project, place))),
+            Key::Secret(id) => drop(self.secrets.remove(&id)),
+            Key::Name(id) => drop(self.names.remove(&id)),
+            Key::Release(id, number) => {
+                self.change(id, |entry| drop(entry.releases.remove(&number)))
+            }
+            Key::Scale(id) => self.change(id, |entry| entry.scale = None),
+            Key::Rollout(id) => self.change(id, |entry| entry.rollout = None),
+            Key::Placement(id) => self.change(id, |entry| entry.placements = None),
+            Key::Uid(number) => {
+                if let Some(record) = self.uids.remove(&number) {
+                    self.change(record.value.service, |entry| entry.uid = None);
+                }
+            }
+            Key::Forget(id) => self.change(id, |entry| entry.forget = None),
+            Key::Node(name) => drop(self.nodes.remove(&name)),
+            Key::Token(hash) => drop(self.tokens.remove(&hash)),
+            Key::Idempotency(key) => drop(self.idempotency.remove(&key)),
+        }
+    }
+
+    fn entry(&mut self, id: ResourceId) -> &mut Entry {
+        self.services.entry(id).or_default()
+    }
+
+    fn change(&mut self, id: ResourceId, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.services.get_mut(&id) {
+            change(entry);
+            if entry.is_empty() {
+                self.services.remove(&id);
+            }
+        }
+    }
+
+    /// The services of a project that are declared and not on their way out.
+    pub fn services_of<'a>(
+        &'a self,
+        project: &'a ProjectName,
+    ) -> impl Iterator<Item = (&'a ResourceName, &'a Entry, &'a Stored<ServiceRecord>)> {
+        self.services
+            .iter()
+            .filter(move |(id, _)| id.project == *project)
+            .filter_map(|(id, entry)| Some((&id.name, entry, entry.live()?)))
+    }
+
+    pub fn service(&self, id: &ResourceId) -> Option<(&Entry, &Stored<ServiceRecord>)> {
+        let entry = self.services.get(id)?;
+        Some((entry, entry.live()?))
+    }
+
+    pub fn secrets_of<'a>(
+        &'a self,
+        project: &'a ProjectName,
+    ) -> impl Iterator<Item = (&'a ResourceName, &'a Stored<SecretRecord>)> {
+        self.secrets
+            .iter()
+            .filter(move |(id, _)| id.project == *project)
+            .map(|(id, record)| (&id.name, record))
+    }
+
+    pub fn routes_of<'a>(
+        &'a self,
+        project: &'a ProjectName,
+    ) -> impl Iterator<Item = (&'a String, &'a Stored<Route>)> {
+        self.routes
+            .iter()
+            .filter(move |((of, _), _)| of == project)
+            .map(|((_, place), route)| (place, route))
+    }
+
+    /// Those with anything declared.
+    pub fn projects(&self) -> Vec<ProjectName> {
+        let services = self
+            .services
+            .iter()
+            .filter(|(_, entry)| entry.live().is_some());
+        let mut projects: Vec<_> = services.map(|(id, _)| id.project.clone()).collect();
+        projects.extend(self.routes.keys().map(|(project, _)| project.clone()));
+        projects.extend(self.secrets.keys().map(|id| id.project.clone()));
+        projects.sort_unstable();
+        projects.dedup();
+        projects
+    }
+
+    /// Whether a placement puts the service on the node. One that leaves still finishes its work.
+    pub fn is_placed(&self, id: &ResourceId, node: &NodeName) -> bool {
+        let group = self
+            .services
+            .get(id)
+            .and_then(|entry| entry.placements.as_ref());
+        group.is_some_and(|group| {
+            group
+                .placements
+                .iter()
+                .any(|placement| placement.node == *node)
+        })
+    }
+
+    /// The lowest uid that nobody has.
+    pub fn free_uid(&self, taken_meanwhile: &[u32]) -> Option<u32> {
+        records::UIDS
+            .clone()
+            .find(|uid| !self.uids.contains_key(uid) && !taken_meanwhile.contains(uid))
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(record: &Record) -> Result<Stored<T>, Unreadable> {
+    Ok(Stored {
+        value: records::decode(&record.key, &record.value)?,
+        modified: record.modified,
+    })
+}

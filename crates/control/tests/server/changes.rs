@@ -1,0 +1,584 @@
+//! Changes: applies, releases, rollouts, conditions, keys, watches.
+
+use api::wire::{Action, Apply, Kind, Rollback, WatchEvent};
+use futures_util::StreamExt;
+use http::Method;
+use model::boundary::AuditOutcome;
+use model::compute::{ArtifactForm, ArtifactRef, Work};
+use model::control::RolloutPhase;
+use model::ids::{Digest, ReleaseNumber};
+use model::traffic::Route;
+use model::units::{Bytes, Span};
+
+use crate::cloud::*;
+
+#[tokio::test]
+async fn a_change_rolls_and_a_bad_one_leaves_the_old_version_serving() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _nodes = cloud.three_nodes().await;
+    cloud.apply(&apply_of(&[("web", service(3))])).await;
+    cloud.ready("web", 3).await;
+
+    let second = apply_of(&[("web", with_env(service(3), "COLOR", "blue"))]);
+    let dry = cloud
+        .client
+        .apply(&project(), &second, true, &key())
+        .await
+        .unwrap();
+    assert!(dry.dry_run);
+    assert_eq!(dry.changes[0].consequence, "3 instances roll");
+    assert_eq!(dry.changes[0].diff, ["env: added {\"COLOR\":\"blue\"}"]);
+    cloud.apply(&second).await;
+    let is_new = |views: &[api::wire::InstanceView]| {
+        views.len() == 3
+            && views
+                .iter()
+                .all(|view| view.ready && view.version == ReleaseNumber(2))
+    };
+    cloud.ps_until("release 2 everywhere", is_new).await;
+    assert_eq!(phase(&cloud).await, RolloutPhase::Done);
+
+    cloud
+        .apply(&apply_of(&[("web", with_env(service(3), "BROKEN", "yes"))]))
+        .await;
+    until("the rollout is judged bad", || async {
+        (phase(&cloud).await == RolloutPhase::Failed).then_some(())
+    })
+    .await;
+    cloud.ps_until("release 2 serves still", is_new).await;
+    let rollout = cloud
+        .client
+        .rollout(&project(), &name("web"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (rollout.to, rollout.from),
+        (ReleaseNumber(3), Some(ReleaseNumber(2)))
+    );
+    assert!(
+        rollout.reason.message.contains("release 3 was judged bad"),
+        "{}",
+        rollout.reason
+    );
+    let status = cloud.client.status(&project()).await.unwrap();
+    assert!(
+        status
+            .attention
+            .iter()
+            .any(|reason| reason.code == "not-ready"),
+        "{:?}",
+        status.attention
+    );
+    let explained = cloud.client.explain(&project(), "web").await.unwrap();
+    assert!(
+        explained
+            .because
+            .iter()
+            .any(|because| because.from == "rollout"),
+        "{explained:?}"
+    );
+}
+
+async fn phase(cloud: &Cloud) -> RolloutPhase {
+    cloud
+        .client
+        .rollout(&project(), &name("web"))
+        .await
+        .unwrap()
+        .phase
+}
+
+#[tokio::test]
+async fn what_needs_no_restart_restarts_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(2))])).await;
+    let before = cloud.ready("web", 2).await;
+    let told = node.desired().unwrap();
+
+    let mut quicker = service(2);
+    quicker.traffic.timeout = Span::seconds(3);
+    let applied = cloud.apply(&apply_of(&[("web", quicker.clone())])).await;
+    assert_eq!(applied.changes[0].consequence, "nothing restarts");
+    assert_eq!(applied.changes[0].release, Some(ReleaseNumber(2)));
+    until("it is rolled out", || async {
+        let rollout = cloud
+            .client
+            .rollout(&project(), &name("web"))
+            .await
+            .unwrap();
+        (rollout.to == ReleaseNumber(2) && rollout.phase == RolloutPhase::Done).then_some(())
+    })
+    .await;
+    let after = until("the node is told of the new timeout", || {
+        let desired = node
+            .desired()
+            .filter(|desired| desired.instances.iter().all(|one| one.spec == quicker));
+        std::future::ready(desired)
+    })
+    .await;
+    let runs = |desired: &model::control::NodeDesired| -> Vec<_> {
+        desired
+            .instances
+            .iter()
+            .map(|one| (one.instance.clone(), one.release, one.epoch))
+            .collect()
+    };
+    assert_eq!(
+        runs(&after),
+        runs(&told),
+        "no instance, release or epoch is another"
+    );
+    let names = |views: &[api::wire::InstanceView]| {
+        views
+            .iter()
+            .map(|view| view.name.clone())
+            .collect::<Vec<_>>()
+    };
+    let shown = cloud.ready("web", 2).await;
+    assert_eq!(names(&shown), names(&before));
+    assert!(shown.iter().all(|view| view.version == ReleaseNumber(2)));
+
+    // A copy that is started now is of the newest release, and the older ones stay.
+    quicker.replicas = 3;
+    cloud.apply(&apply_of(&[("web", quicker)])).await;
+    let more = cloud.ready("web", 3).await;
+    assert_eq!(names(&more)[..2], names(&before)[..]);
+}
+
+#[tokio::test]
+async fn rollback_restart_and_what_would_undo_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _nodes = cloud.three_nodes().await;
+    let web = name("web");
+    let (one, two) = (
+        apply_of(&[("web", service(2))]),
+        apply_of(&[("web", with_env(service(2), "V", "2"))]),
+    );
+    cloud.apply(&one).await;
+    cloud.ready("web", 2).await;
+    cloud.apply(&two).await;
+    let at = |release: u64| {
+        move |views: &[api::wire::InstanceView]| {
+            views.len() == 2
+                && views
+                    .iter()
+                    .all(|view| view.ready && view.version == ReleaseNumber(release))
+        }
+    };
+    cloud.ps_until("release 2", at(2)).await;
+
+    let back = cloud
+        .client
+        .rollback(&project(), &web, &Rollback::default(), &key())
+        .await
+        .unwrap();
+    assert_eq!(
+        (back.release, &*back.consequence),
+        (ReleaseNumber(3), "2 instances roll")
+    );
+    cloud.ps_until("release 3", at(3)).await;
+    assert_eq!(
+        cloud.client.service(&project(), &web).await.unwrap(),
+        service(2)
+    );
+
+    assert_eq!(
+        code(cloud.client.apply(&project(), &two, false, &key()).await),
+        "would-undo-rollback"
+    );
+    let dry = cloud
+        .client
+        .apply(&project(), &two, true, &key())
+        .await
+        .unwrap();
+    assert!(
+        dry.warnings.iter().any(|warning| warning.contains("undo")),
+        "{:?}",
+        dry.warnings
+    );
+    // The file that says what runs now undoes nothing; neither does one that moves on.
+    assert_eq!(cloud.apply(&one).await.changes[0].action, Action::Keep);
+    let forced = Apply {
+        undo_rollback: true,
+        ..two.clone()
+    };
+    cloud.apply(&forced).await;
+    cloud.ps_until("release 4", at(4)).await;
+
+    let restarted = cloud
+        .client
+        .restart(&project(), &web, &key())
+        .await
+        .unwrap();
+    assert_eq!(restarted.release, ReleaseNumber(5));
+    cloud.ps_until("release 5", at(5)).await;
+    let releases = cloud.client.releases(&project(), &web).await.unwrap().items;
+    let numbers: Vec<_> = releases
+        .iter()
+        .map(|release| (release.number.0, release.current))
+        .collect();
+    assert_eq!(
+        numbers,
+        [(5, true), (4, false), (3, false), (2, false), (1, false)]
+    );
+    assert_eq!(
+        cloud
+            .client
+            .release(&project(), &web, ReleaseNumber(2))
+            .await
+            .unwrap()
+            .diff,
+        ["env: added {\"V\":\"2\"}"]
+    );
+}
+
+#[tokio::test]
+async fn conditions_hold_or_nothing_is_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    let path = "/v1/projects/shop/services/web";
+    let got = cloud
+        .client
+        .send(api::client::request(Method::GET, path, ""))
+        .await
+        .unwrap();
+    let tag = got.headers()[http::header::ETAG].clone();
+    let put = |tag: &http::HeaderValue, replicas| {
+        let mut request = api::client::request(
+            Method::PUT,
+            path,
+            serde_json::to_vec(&service(replicas)).unwrap(),
+        );
+        request
+            .headers_mut()
+            .insert(http::header::IF_MATCH, tag.clone());
+        cloud.client.send(request)
+    };
+    assert!(put(&tag, 2).await.is_ok());
+    assert_eq!(code(put(&tag, 3).await), "changed-meanwhile");
+    assert_eq!(
+        cloud
+            .client
+            .service(&project(), &name("web"))
+            .await
+            .unwrap()
+            .replicas,
+        2
+    );
+    let mut delete = api::client::request(Method::DELETE, path, "");
+    delete.headers_mut().insert(http::header::IF_MATCH, tag);
+    assert_eq!(code(cloud.client.send(delete).await), "changed-meanwhile");
+}
+
+#[tokio::test]
+async fn a_post_with_a_key_is_done_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _node = cloud.join("a").await;
+    let apply = apply_of(&[("web", service(1))]);
+    let first = cloud
+        .client
+        .apply(&project(), &apply, false, "k1")
+        .await
+        .unwrap();
+    let again = cloud
+        .client
+        .apply(&project(), &apply, false, "k1")
+        .await
+        .unwrap();
+    assert_eq!(
+        (again.changes[0].action, again.revision),
+        (Action::Create, first.revision)
+    );
+    let other = apply_of(&[("web", service(2))]);
+    assert_eq!(
+        code(cloud.client.apply(&project(), &other, false, "k1").await),
+        "key-reused"
+    );
+    let web = name("web");
+    let restarted = cloud.client.restart(&project(), &web, "k2").await.unwrap();
+    assert_eq!(
+        cloud
+            .client
+            .restart(&project(), &web, "k2")
+            .await
+            .unwrap()
+            .release,
+        restarted.release
+    );
+    let keyless = api::client::request(
+        Method::POST,
+        "/v1/projects/shop/services/web/restart",
+        "null",
+    );
+    assert_eq!(code(cloud.client.send(keyless).await), "invalid");
+}
+
+#[tokio::test]
+async fn mistakes_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    cloud.apply(&apply_of(&[("payment", service(1))])).await;
+    let try_it = |apply: Apply| {
+        let client = &cloud.client;
+        async move {
+            client
+                .apply(&project(), &apply, false, &key())
+                .await
+                .unwrap_err()
+                .to_string()
+        }
+    };
+    let typo = try_it(apply_of(&[("web", needing(service(1), "paymnt"))])).await;
+    assert!(
+        typo.contains("web needs `paymnt`") && typo.contains("did you mean `payment`?"),
+        "{typo}"
+    );
+    let mut with_artifact = service(1);
+    with_artifact.work = Work::Process {
+        run: vec!["./app".to_owned()],
+        artifact: Some(ArtifactRef {
+            digest: Digest([7; 32]),
+            form: ArtifactForm::Folder,
+            size: Bytes(10),
+        }),
+    };
+    assert!(
+        try_it(apply_of(&[("web", with_artifact)]))
+            .await
+            .contains("[artifact-missing]")
+    );
+    let route = |host: &str, path: &str, to: &str| Apply {
+        routes: vec![Route {
+            host: host.into(),
+            path: path.into(),
+            to: name(to),
+        }],
+        ..Apply::default()
+    };
+    assert!(
+        try_it(route("shop.localhost", "/", "paymen"))
+            .await
+            .contains("did you mean `payment`?")
+    );
+    assert!(
+        try_it(route("Shop", "/", "payment"))
+            .await
+            .contains("is no host")
+    );
+    assert!(
+        try_it(route("shop", "x", "payment"))
+            .await
+            .contains("is no path")
+    );
+    let mut clash = Apply::default();
+    clash
+        .secrets
+        .insert(name("payment"), model::boundary::SecretSource::Given);
+    assert!(try_it(clash).await.contains("[name-taken]"));
+    assert!(
+        try_it(apply_of(&[("web", service(1_000_000))]))
+            .await
+            .contains("[limit]")
+    );
+    assert_eq!(
+        code(cloud.client.status(&"nowhere".parse().unwrap()).await),
+        "not-found"
+    );
+}
+
+#[tokio::test]
+async fn an_apply_of_many_resources_is_done_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let services: Vec<_> = (0..60)
+        .map(|index| (format!("s{index}"), service(0)))
+        .collect();
+    let services: Vec<_> = services
+        .iter()
+        .map(|(name, spec)| (name.as_str(), spec.clone()))
+        .collect();
+    let applied = cloud.apply(&apply_of(&services)).await;
+    assert_eq!(applied.changes.len(), 60);
+    assert!(
+        applied
+            .changes
+            .iter()
+            .all(|change| change.action == Action::Create)
+    );
+    assert_eq!(
+        cloud
+            .client
+            .resources(&project(), Kind::Services)
+            .await
+            .unwrap()
+            .items
+            .len(),
+        60
+    );
+    let again = cloud.apply(&apply_of(&services)).await;
+    assert!(
+        again
+            .changes
+            .iter()
+            .all(|change| change.action == Action::Keep)
+    );
+
+    let prune = Apply {
+        prune: true,
+        ..apply_of(&services[..2])
+    };
+    cloud.apply(&prune).await;
+    assert_eq!(
+        cloud
+            .client
+            .resources(&project(), Kind::Services)
+            .await
+            .unwrap()
+            .items
+            .len(),
+        2
+    );
+    cloud
+        .client
+        .delete_project(&project(), false)
+        .await
+        .unwrap();
+    until("the project is gone", || async {
+        cloud
+            .client
+            .projects()
+            .await
+            .unwrap()
+            .items
+            .is_empty()
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn scale_outlives_an_apply_and_is_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud
+        .client
+        .scale(&project(), &name("web"), 3)
+        .await
+        .unwrap();
+    cloud.ready("web", 3).await;
+    let applied = cloud
+        .apply(&apply_of(&[("web", with_env(service(2), "A", "b"))]))
+        .await;
+    assert_eq!(applied.changes[0].consequence, "3 instances roll");
+    assert!(
+        applied.changes[0]
+            .diff
+            .iter()
+            .any(|line| line.contains("3 by scale of admin:owner")),
+        "{:?}",
+        applied.changes
+    );
+    cloud
+        .ps_until("three of release 2", |views| {
+            views.len() == 3 && views.iter().all(|view| view.version.0 == 2 && view.ready)
+        })
+        .await;
+    cloud
+        .client
+        .delete(&project(), Kind::Scales, "web", false)
+        .await
+        .unwrap();
+    cloud.ready("web", 2).await;
+}
+
+#[tokio::test]
+async fn watches_tell_each_change_and_resume() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let listed = cloud
+        .client
+        .resources(&project(), Kind::Services)
+        .await
+        .unwrap();
+    let path = format!(
+        "/v1/projects/shop/services?watch=true&from={}",
+        listed.revision
+    );
+    let mut watch = cloud.client.watch::<WatchEvent>(&path).await.unwrap();
+    cloud.apply(&apply_of(&[("web", service(0))])).await;
+    let WatchEvent::Put {
+        name: put,
+        revision,
+        ..
+    } = watch.next().await.unwrap().unwrap()
+    else {
+        panic!("not a put")
+    };
+    assert_eq!(put, "web");
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud
+        .client
+        .delete(&project(), Kind::Services, "web", false)
+        .await
+        .unwrap();
+    let path = format!("/v1/projects/shop/services?watch=true&from={revision}");
+    let mut resumed = cloud.client.watch::<WatchEvent>(&path).await.unwrap();
+    assert!(
+        matches!(resumed.next().await.unwrap().unwrap(), WatchEvent::Put { value, .. } if value["replicas"] == 1)
+    );
+    assert!(matches!(
+        resumed.next().await.unwrap().unwrap(),
+        WatchEvent::Deleted { .. }
+    ));
+    let forged = cloud
+        .client
+        .watch::<WatchEvent>("/v1/projects/shop/services?watch=true&from=17")
+        .await;
+    assert_eq!(code(forged.map(drop)), "invalid");
+}
+
+#[tokio::test]
+async fn changes_and_refusals_are_audited() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    assert_eq!(
+        code(node.client.scale(&project(), &name("web"), 9).await),
+        "not-permitted"
+    );
+    let records = until("both", || async {
+        let records = cloud.client.audit(50).await.unwrap().items;
+        let refused = records.iter().any(|record| {
+            record.principal.0 == "node:a" && matches!(record.outcome, AuditOutcome::Refused { .. })
+        });
+        refused.then_some(records)
+    })
+    .await;
+    let apply = records
+        .iter()
+        .find(|record| record.action == "apply")
+        .unwrap();
+    assert_eq!((&*apply.principal.0, &*apply.on), ("admin:owner", "shop"));
+    assert!(records.iter().any(|record| record.action == "node.join"));
+    let events = cloud
+        .client
+        .events(Some(&project()), 0)
+        .await
+        .unwrap()
+        .items;
+    assert!(
+        events.iter().any(|event| event.subject == "web-1"),
+        "{events:?}"
+    );
+    let document: serde_json::Value = cloud.client.get("/v1/openapi.json").await.unwrap();
+    assert_eq!(document["openapi"], "3.1.0");
+}

@@ -1,0 +1,8 @@
+//! A server on loopback, and nodes that do what they are told in memory: what people and agents see from outside.
+
+mod artifacts;
+mod changes;
+mod cloud;
+mod nodes;
+mod secrets;
+mod tunnel;

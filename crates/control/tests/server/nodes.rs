@@ -1,0 +1,441 @@
+//! Nodes: joining, heartbeats, placements, loss, restarts of the server.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use api::client::{Client, Transport};
+use api::wire::NodeState;
+use boundary::authority::{Authority, Key, Terms};
+use jiff::Timestamp;
+use model::boundary::{Holder, SpiffeId};
+use model::compute::{InstanceState, OnPartition};
+use model::control::{NodeRole, Standing};
+use model::state::Volume;
+use model::units::Bytes;
+
+use crate::cloud::*;
+
+#[tokio::test]
+async fn what_is_applied_runs_on_nodes_that_joined() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let nodes = cloud.three_nodes().await;
+    let applied = cloud.apply(&apply_of(&[("web", service(3))])).await;
+    assert_eq!(
+        applied.changes[0].consequence,
+        "starts 3 instances over 3 zones"
+    );
+    let ready = cloud.ready("web", 3).await;
+    let zones: BTreeSet<_> = ready
+        .iter()
+        .map(|view| view.zone.clone().unwrap().to_string())
+        .collect();
+    assert_eq!(zones.into_iter().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert!(
+        ready
+            .iter()
+            .all(|view| view.state == InstanceState::Running && view.pid == Some(1000))
+    );
+    for node in &nodes {
+        let desired = node.desired().unwrap();
+        assert_eq!(desired.instances.len(), 1);
+        assert!(desired.road.complete);
+        assert!(node.generations().is_sorted());
+    }
+    let listed = cloud.client.nodes().await.unwrap().items;
+    assert!(listed.iter().all(|node| node.state == NodeState::Ready && node.used.memory == Bytes::mebibytes(100)));
+
+    cloud
+        .client
+        .scale(&project(), &name("web"), 5)
+        .await
+        .unwrap();
+    cloud.ready("web", 5).await;
+    cloud
+        .client
+        .scale(&project(), &name("web"), 1)
+        .await
+        .unwrap();
+    cloud.ready("web", 1).await;
+}
+
+#[tokio::test]
+async fn a_silent_node_is_lost_and_what_it_ran_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let mut nodes = cloud.three_nodes().await;
+    let mut stateful = service(1);
+    stateful.volumes.insert(
+        name("data"),
+        Volume {
+            size: Bytes::mebibytes(1),
+        },
+    );
+    stateful.on_partition = OnPartition::Stop;
+    cloud
+        .apply(&apply_of(&[("web", service(3)), ("db", stateful)]))
+        .await;
+    cloud.ready("web", 3).await;
+    let home = cloud.ready("db", 1).await[0].node.clone().unwrap();
+    let lost = nodes.iter_mut().find(|node| node.name == home).unwrap();
+
+    lost.silence();
+    let since = Instant::now();
+    let elsewhere = |views: &[api::wire::InstanceView]| {
+        let web = views.iter().filter(|view| {
+            view.service == name("web") && view.ready && view.node.as_ref() != Some(&home)
+        });
+        web.count() == 3
+    };
+    let shown = cloud
+        .ps_until("three ready copies elsewhere", elsewhere)
+        .await;
+    assert!(
+        since.elapsed().as_secs_f64() > 3.0,
+        "a node is not given up before its leases end"
+    );
+    let db = shown
+        .iter()
+        .find(|view| view.service == name("db"))
+        .unwrap();
+    assert_eq!(db.state, InstanceState::Pending);
+    assert_eq!(
+        db.reason.as_ref().unwrap().message,
+        format!("volume on lost node {home}")
+    );
+    let explained = cloud.client.explain_node(&home).await.unwrap();
+    assert!(explained.now.starts_with("lost"), "{explained:?}");
+    assert_eq!(explained.because[0].reason.code, "node-lost");
+    let status = cloud.client.status(&project()).await.unwrap();
+    assert!(
+        status
+            .attention
+            .iter()
+            .any(|reason| reason.code == "node-lost"),
+        "{:?}",
+        status.attention
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_starts_again_knows_all_and_empties_no_road() {
+    let directory = tempfile::tempdir().unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let cloud = Cloud::start_with(directory.path(), Memory::Disk, any, any).await;
+    let nodes = cloud.three_nodes().await;
+    cloud
+        .apply(&apply_of(&[
+            ("web", service(3)),
+            ("front", needing(service(3), "web")),
+        ]))
+        .await;
+    let before = cloud.ready("web", 3).await;
+    cloud.ready("front", 3).await;
+    let token = cloud.file.token.clone();
+    let epoch = nodes[0].generations().last().unwrap().epoch;
+
+    let cloud = cloud.again().await;
+    assert_eq!(cloud.file.token, token, "the owner's token stays");
+    let after = cloud.ready("web", 3).await;
+    let names = |views: &[api::wire::InstanceView]| {
+        views
+            .iter()
+            .map(|view| view.name.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&after), names(&before));
+    let told = until("the new leader's word", || {
+        let desired = nodes[0]
+            .desired()
+            .filter(|desired| desired.generation.epoch > epoch && desired.road.complete);
+        std::future::ready(desired)
+    })
+    .await;
+    assert_eq!(told.instances.len(), 2);
+    assert!(nodes[0].generations().is_sorted());
+    assert_eq!(told.road.destinations[0].endpoints.len(), 3);
+}
+
+#[tokio::test]
+async fn data_goes_only_when_that_is_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    let mut db = service(1);
+    db.volumes.insert(
+        name("data"),
+        Volume {
+            size: Bytes::mebibytes(1),
+        },
+    );
+    let kind = api::wire::Kind::Services;
+    cloud.apply(&apply_of(&[("db", db.clone())])).await;
+    cloud.ready("db", 1).await;
+
+    let changes = cloud
+        .client
+        .delete(&project(), kind, "db", false)
+        .await
+        .unwrap();
+    assert_eq!(changes[0].consequence, "1 instance stops, its data stays");
+    cloud.ps_until("nothing", |views| views.is_empty()).await;
+    let missing = || async {
+        cloud
+            .client
+            .rollout(&project(), &name("db"))
+            .await
+            .is_err()
+            .then_some(())
+    };
+    until("the records are gone", missing).await;
+    assert!(node.forgot().is_empty());
+
+    cloud.apply(&apply_of(&[("db", db)])).await;
+    let again = cloud.ready("db", 1).await;
+    assert_eq!(again[0].name.as_str(), "db-2", "names are not used twice");
+    let changes = cloud
+        .client
+        .delete(&project(), kind, "db", true)
+        .await
+        .unwrap();
+    assert_eq!(
+        changes[0].consequence,
+        "1 instance stops, its data is deleted"
+    );
+    until("the node forgets", || {
+        std::future::ready((!node.forgot().is_empty()).then_some(()))
+    })
+    .await;
+    until("the node has nothing left to forget", || {
+        std::future::ready(
+            node.desired()
+                .filter(|desired| desired.forget_volumes.is_empty()),
+        )
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_may_join() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let worker = NodeRole::Worker;
+    let server = cloud.file.nodes;
+
+    let token = cloud.join_token(Some("a")).await;
+    assert_eq!(
+        code(FakeNode::let_in(&token, server, "b", worker).await),
+        "join-refused"
+    );
+    assert!(FakeNode::let_in(&token, server, "a", worker).await.is_ok());
+    // Bound to a name, it is good once.
+    assert_eq!(
+        code(FakeNode::let_in(&token, server, "a", worker).await),
+        "join-refused"
+    );
+    let fresh = cloud.join_token(Some("a")).await;
+    assert!(FakeNode::let_in(&fresh, server, "a", worker).await.is_ok());
+
+    let open = cloud.join_token(None).await;
+    assert!(FakeNode::let_in(&open, server, "x", worker).await.is_ok());
+    assert!(FakeNode::let_in(&open, server, "y", worker).await.is_ok());
+    assert_eq!(
+        code(FakeNode::let_in(&open, server, "a", worker).await),
+        "node-exists"
+    );
+
+    let nobody = Client::new(Transport::Tcp(cloud.file.api), None);
+    let request = Key::generate().unwrap().request().unwrap();
+    assert_eq!(
+        code(nobody.join(&join_of("z", worker, request)).await),
+        "join-refused"
+    );
+    let ask = api::wire::MakeJoinToken {
+        node: None,
+        valid_seconds: 1,
+    };
+    assert_eq!(code(cloud.client.make_join_token(&ask).await), "invalid");
+}
+
+#[tokio::test]
+async fn foreign_certificates_are_refused_and_nodes_speak_for_themselves() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let [a, b, _c] = cloud.three_nodes().await;
+    let foreign = Authority::generate("elsewhere", Timestamp::now()).unwrap();
+    let id = SpiffeId {
+        cluster: "elsewhere".to_owned(),
+        holder: Holder::Node(a.name.clone()),
+    };
+    let identity = foreign
+        .identity(&id, &Terms::default(), Timestamp::now())
+        .unwrap();
+    let stranger = client_as(&identity, &a.authority, a.server);
+    assert!(stranger.version().await.is_err());
+
+    assert_eq!(
+        code(a.client.watch_desired(&b.name).await.map(drop)),
+        "other-node"
+    );
+    assert_eq!(code(a.client.nodes().await), "not-permitted");
+    assert_eq!(code(a.client.projects().await), "not-permitted");
+    let nobody = Client::new(Transport::Tcp(cloud.file.api), None);
+    assert_eq!(code(nobody.nodes().await), "unauthenticated");
+    assert_eq!(nobody.version().await.unwrap().cluster, "");
+    assert!(nobody.health().await.unwrap().ready);
+    assert_eq!(a.client.whoami().await.unwrap().principal.0, "node:a");
+
+    let ask = api::wire::CertificateRequest {
+        request: Key::generate().unwrap().request().unwrap(),
+    };
+    let renewed = a.client.renew(&a.name, &ask).await.unwrap();
+    assert_eq!(
+        boundary::authority::name_in(&renewed.certificate)
+            .unwrap()
+            .holder,
+        Holder::Node(a.name.clone())
+    );
+    let service = "shop/web".parse().unwrap();
+    assert_eq!(
+        code(a.client.service_certificate(&a.name, &service, &ask).await),
+        "not-placed-here"
+    );
+    cloud
+        .apply(&apply_of(&[("web", service_on_every_zone())]))
+        .await;
+    cloud.ready("web", 3).await;
+    let answer = a
+        .client
+        .service_certificate(&a.name, &service, &ask)
+        .await
+        .unwrap();
+    assert_eq!(
+        boundary::authority::name_in(&answer.certificate)
+            .unwrap()
+            .holder,
+        Holder::Service(service)
+    );
+}
+
+fn service_on_every_zone() -> model::compute::Service {
+    service(3)
+}
+
+#[tokio::test]
+async fn cordoned_nodes_take_nothing_new() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let [a, _b, _c] = cloud.three_nodes().await;
+    let view = cloud.client.cordon(&a.name, true).await.unwrap();
+    assert!(view.cordoned);
+    cloud.apply(&apply_of(&[("web", service(4))])).await;
+    let ready = cloud.ready("web", 4).await;
+    assert!(ready.iter().all(|view| view.node.as_ref() != Some(&a.name)));
+}
+
+#[tokio::test]
+async fn a_fenced_server_changes_nothing_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let first = Cloud::start(directory.path()).await;
+    std::fs::copy(
+        directory.path().join("keyring"),
+        other.path().join("keyring"),
+    )
+    .unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let second = Cloud::start_with(other.path(), first.memory.clone(), any, any).await;
+    let refused = first
+        .client
+        .apply(&project(), &apply_of(&[("web", service(1))]), false, &key())
+        .await;
+    // The second start made a token of its own for the owner and forgot the first.
+    assert!(["fenced", "unauthenticated"].contains(&&*code(refused)));
+    second.apply(&apply_of(&[("web", service(1))])).await;
+    until("the first one knows that it is fenced", || async {
+        first
+            .client
+            .health()
+            .await
+            .ok()
+            .filter(|health| !health.ready)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_second_server_in_the_same_place_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    let again = control::server::run(
+        options(directory.path(), &cloud.memory, any, any),
+        std::future::pending(),
+    )
+    .await;
+    assert!(
+        again
+            .unwrap_err()
+            .to_string()
+            .contains("another server runs in")
+    );
+    let elsewhere = tempfile::tempdir().unwrap();
+    let taken = control::server::run(
+        options(elsewhere.path(), &cloud.memory, cloud.file.api, any),
+        std::future::pending(),
+    )
+    .await;
+    assert!(
+        taken
+            .unwrap_err()
+            .to_string()
+            .contains("is taken by another program")
+    );
+    let file = elsewhere.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let unwritable = control::server::run(
+        options(&file, &cloud.memory, any, any),
+        std::future::pending(),
+    )
+    .await;
+    assert!(
+        unwritable
+            .unwrap_err()
+            .to_string()
+            .contains("can't be written")
+    );
+}
+
+#[tokio::test]
+async fn an_edge_runs_nothing_and_knows_the_routes() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _worker = cloud.join("a").await;
+    let edge = FakeNode::join(&cloud, "edge", NodeRole::Edge)
+        .await
+        .unwrap();
+    let mut apply = apply_of(&[("web", service(1))]);
+    apply.routes.push(model::traffic::Route {
+        host: "shop.localhost".into(),
+        path: "/".into(),
+        to: name("web"),
+    });
+    cloud.apply(&apply).await;
+    cloud.ready("web", 1).await;
+    let told = until("the way to web", || {
+        let desired = edge.desired().filter(|desired| {
+            desired
+                .road
+                .destinations
+                .iter()
+                .any(|to| !to.endpoints.is_empty())
+        });
+        std::future::ready(desired)
+    })
+    .await;
+    assert!(told.instances.is_empty());
+    assert_eq!(told.road.routes[0].to.to_string(), "shop/web");
+    let status = cloud.client.status(&project()).await.unwrap();
+    assert!(status.routes[0].serving);
+    assert_eq!(Standing::Present, Standing::Present);
+}

@@ -1,0 +1,139 @@
+//! Logs and exec: asked of the server, answered by the node over the connection that it opened.
+
+use std::sync::Arc;
+
+use api::client::Transport;
+use api::stream::Frame;
+use boundary::tls::{self, Expect};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, combinators::BoxBody};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use model::signals::{LogLine, Stream};
+
+use crate::cloud::*;
+
+/// Opens the tunnel of a node, and answers on it: two log lines, and exec that says back what it is told.
+async fn open_tunnel(node: &FakeNode) {
+    let mut config =
+        tls::client_config(&node.identity, &node.authority, Expect::Anyone, clock()).unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let transport = Transport::Tls {
+        address: node.server,
+        config: Arc::new(config),
+        name: tls::server_name(),
+    };
+    let io = transport.connect().await.unwrap();
+    let (mut sender, driver) =
+        hyper::client::conn::http1::handshake(TokioIo::new(std::pin::Pin::new(io)))
+            .await
+            .unwrap();
+    tokio::spawn(driver.with_upgrades());
+    let request = Request::builder()
+        .uri(format!("/v1/nodes/{}/tunnel", node.name))
+        .header("host", "mainland")
+        .header("connection", "upgrade")
+        .header("upgrade", "mainland-tunnel")
+        .body(Empty::<Bytes>::new())
+        .unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let upgraded = hyper::upgrade::on(answer).await.unwrap();
+    tokio::spawn(
+        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(upgraded_io(upgraded), service_fn(on_node)),
+    );
+}
+
+fn upgraded_io(upgraded: hyper::upgrade::Upgraded) -> hyper::upgrade::Upgraded {
+    upgraded
+}
+
+type Body = BoxBody<Bytes, hyper::Error>;
+
+async fn on_node(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+    let path = request.uri().path().to_owned();
+    if path.ends_with("/logs") {
+        let query = request.uri().query().unwrap_or_default().to_owned();
+        let line = |text: String| {
+            api::stream::json_line(&LogLine {
+                at: jiff::Timestamp::UNIX_EPOCH,
+                stream: Stream::Stdout,
+                text,
+            })
+        };
+        let text = [line(path), line(query)].concat();
+        let body = http_body_util::Full::new(Bytes::from(text))
+            .map_err(|never| match never {})
+            .boxed();
+        return Ok(Response::new(body));
+    }
+    // Frames come back as they come in: nothing is collected first.
+    Ok(Response::new(request.into_body().boxed()))
+}
+
+#[tokio::test]
+async fn logs_and_exec_travel_the_nodes_own_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    let refused = cloud.client.logs(&project(), "web-1", 10, false).await;
+    assert_eq!(code(refused.map(drop)), "node-unreachable");
+    assert_eq!(
+        code(
+            cloud
+                .client
+                .logs(&project(), "web-9", 10, false)
+                .await
+                .map(drop)
+        ),
+        "not-found"
+    );
+
+    open_tunnel(&node).await;
+    let lines = until("the tunnel", || async {
+        cloud.client.logs(&project(), "web-1", 10, false).await.ok()
+    })
+    .await;
+    let lines: Vec<_> = lines.map(|line| line.unwrap().text).collect().await;
+    assert_eq!(
+        lines,
+        ["/v1/instances/shop/web-1/logs", "tail=10&follow=false"]
+    );
+
+    // Each frame is answered before the next is sent: bodies are streamed both ways. Two at once.
+    let (first, second) = tokio::join!(echo(&cloud), echo(&cloud));
+    assert_eq!((first, second), (3, 3));
+}
+
+async fn echo(cloud: &Cloud) -> usize {
+    let (sender, receiver) = tokio::sync::mpsc::channel::<Bytes>(1);
+    let frames = stream::unfold(receiver, |mut receiver| async move {
+        Some((receiver.recv().await?, receiver))
+    });
+    sender
+        .send(Frame::Stdin(Bytes::from_static(b"0")).encode())
+        .await
+        .unwrap();
+    let mut answer = cloud
+        .client
+        .exec(&project(), "web-1", frames)
+        .await
+        .unwrap();
+    let mut count = 0;
+    for index in 0..3_u8 {
+        let Some(Ok(Frame::Stdin(said))) = answer.next().await else {
+            panic!("no frame came back")
+        };
+        assert_eq!(said, index.to_string().as_bytes());
+        count += 1;
+        let next = Frame::Stdin(Bytes::from((index + 1).to_string())).encode();
+        sender.send(next).await.unwrap();
+    }
+    count
+}
