@@ -1,0 +1,234 @@
+//! What must hold at every moment, and what must come to hold once the faults end. Written against the true state of the world, which no part of
+//! the system sees: which processes exist, and what was acknowledged.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::compute::{PlacementGroup, Wanted};
+use model::control::{RolloutPhase, Standing};
+use model::ids::{Epoch, InstanceName, NodeName, ReleaseNumber, ResourceName};
+use model::traffic::Road;
+
+use crate::workload::{self, SINGLE, STORE};
+use crate::world::{Life, World};
+
+/// All is as wanted for this long: then it is believed.
+const STEADY_MS: u64 = 6_000;
+
+/// What was seen, to be compared with what is seen later.
+#[derive(Debug, Default)]
+pub(crate) struct Invariants {
+    leaders: BTreeMap<Epoch, Life>,
+    heard: BTreeSet<(Epoch, NodeName)>,
+    holders: BTreeMap<(ResourceName, Epoch), (InstanceName, NodeName)>,
+    acknowledged: BTreeMap<ResourceName, (ReleaseNumber, u32)>,
+    as_wanted_since: Option<u64>,
+}
+
+impl Invariants {
+    /// One holder per leader's epoch.
+    pub(crate) fn leader(&mut self, epoch: Epoch, life: Life) {
+        let other = self.leaders.insert(epoch, life);
+        assert!(other.is_none(), "two leaders with epoch {epoch}");
+    }
+
+    pub(crate) fn heard(&mut self, by: Epoch, node: &NodeName) {
+        self.heard.insert((by, node.clone()));
+    }
+
+    pub(crate) fn was_heard(&self, by: Epoch, node: &NodeName) -> bool {
+        self.heard.contains(&(by, node.clone()))
+    }
+
+    /// One holder per placement's epoch, for ever.
+    pub(crate) fn placed(
+        &mut self,
+        service: &ResourceName,
+        group: &PlacementGroup,
+    ) -> Option<String> {
+        group.placements.iter().find_map(|placement| {
+            let holder = (placement.instance.clone(), placement.node.clone());
+            let known = self
+                .holders
+                .entry((service.clone(), placement.epoch))
+                .or_insert_with(|| holder.clone());
+            (*known != holder).then(|| {
+                format!(
+                    "epoch {} of {service} was given to {known:?} and to {holder:?}",
+                    placement.epoch
+                )
+            })
+        })
+    }
+
+    pub(crate) fn acknowledged(
+        &mut self,
+        service: &ResourceName,
+        release: ReleaseNumber,
+        replicas: u32,
+    ) {
+        self.acknowledged
+            .insert(service.clone(), (release, replicas));
+    }
+}
+
+impl World {
+    pub(crate) fn check_moment(&mut self) {
+        self.check_never_twice();
+        self.check_intent();
+    }
+
+    /// What must not run twice does not: counted by the processes that exist, wherever they are and whoever knows of them.
+    fn check_never_twice(&mut self) {
+        let mut holders: BTreeMap<(&str, Option<u32>), u32> = BTreeMap::new();
+        for process in self.nodes.values().flat_map(|node| node.processes.values()) {
+            let service = process.service.as_str();
+            if service == SINGLE || service == STORE {
+                *holders.entry((service, process.slot)).or_default() += 1;
+            }
+        }
+        let twice = holders.into_iter().find(|(_, count)| *count > 1);
+        if let Some(((service, slot), count)) = twice {
+            let slot = slot.map_or_else(String::new, |slot| format!(", slot {slot},"));
+            let what = format!("{service}{slot} runs {count} times at once");
+            self.violated(what);
+        }
+    }
+
+    /// What a user was told is done stays done.
+    fn check_intent(&mut self) {
+        let undone = self
+            .invariants
+            .acknowledged
+            .iter()
+            .find(|(service, acknowledged)| {
+                let record = &self.store.services[*service];
+                (record.target, record.replicas) != **acknowledged
+            });
+        if let Some((service, _)) = undone {
+            let what = format!("what a user asked of {service} was acknowledged and is undone");
+            self.violated(what);
+        }
+    }
+
+    /// From a partial view endpoints are only added.
+    pub(crate) fn check_road(&mut self, node: &NodeName, before: &Road, told: &Road) {
+        if told.complete {
+            return;
+        }
+        let after = endpoints(&self.nodes[node].road);
+        let gone = endpoints(before)
+            .into_iter()
+            .find(|endpoint| !after.contains(endpoint));
+        if let Some((service, instance)) = gone {
+            self.violated(format!(
+                "{node} lost the endpoint {instance} of {service} to a partial view"
+            ));
+        }
+    }
+
+    /// The faults are over, and all has been as wanted for a while.
+    pub(crate) fn has_recovered(&mut self) -> bool {
+        if !self.faults_are_over() {
+            return false;
+        }
+        if self.not_as_wanted().is_some() {
+            self.invariants.as_wanted_since = None;
+            return false;
+        }
+        let now_ms = self.now_ms;
+        let since = *self.invariants.as_wanted_since.get_or_insert(now_ms);
+        self.summary.recovered_after_ms = since - self.options.faults_for_ms;
+        now_ms - since >= STEADY_MS
+    }
+
+    /// What is not yet as it should be in a world without faults.
+    pub(crate) fn not_as_wanted(&self) -> Option<String> {
+        let lost = self
+            .store
+            .nodes
+            .values()
+            .find(|node| node.standing == Standing::Lost);
+        if let Some(node) = lost {
+            return Some(format!("{} is lost", node.name));
+        }
+        self.store
+            .services
+            .keys()
+            .find_map(|service| self.service_not_as_wanted(service))
+            .or_else(|| self.road_not_as_wanted())
+    }
+
+    fn service_not_as_wanted(&self, service: &ResourceName) -> Option<String> {
+        let record = &self.store.services[service];
+        let placements = &record.group.placements;
+        let done = record.rollout.as_ref().is_some_and(|rollout| {
+            rollout.phase == RolloutPhase::Done && rollout.to == record.target
+        });
+        if !done {
+            return Some(format!("the rollout of {service} is {:?}", record.rollout));
+        }
+        if placements.len() != record.replicas as usize || !record.group.pending.is_empty() {
+            return Some(format!(
+                "{service} has {} of {} copies",
+                placements.len(),
+                record.replicas
+            ));
+        }
+        let idle = placements.iter().find(|placement| {
+            let id = model::ids::InstanceId::new(workload::project(), placement.instance.clone());
+            let process = self.nodes[&placement.node].processes.get(&id);
+            let ready = process.is_some_and(|process| process.is_ready(self.now_ms));
+            !ready || placement.wanted != Wanted::Run || placement.release != record.target
+        });
+        if let Some(placement) = idle {
+            return Some(format!(
+                "{} on {} does not serve",
+                placement.instance, placement.node
+            ));
+        }
+        let processes = self.nodes.values().flat_map(|node| node.processes.values());
+        let running = processes
+            .filter(|process| process.service == *service)
+            .count();
+        (running != placements.len())
+            .then(|| format!("{service} runs {running} times, not {}", placements.len()))
+    }
+
+    /// Every node goes by exactly the endpoints that serve.
+    fn road_not_as_wanted(&self) -> Option<String> {
+        self.nodes.values().find_map(|node| {
+            for destination in &node.road.destinations {
+                let group = &self.store.services[&destination.service.name].group;
+                let serving: BTreeSet<_> = group
+                    .placements
+                    .iter()
+                    .map(|placement| &placement.instance)
+                    .collect();
+                let known: BTreeSet<_> = destination
+                    .endpoints
+                    .iter()
+                    .map(|endpoint| &endpoint.instance.name)
+                    .collect();
+                if serving != known {
+                    return Some(format!(
+                        "{} goes by {known:?} for {}, not by {serving:?}",
+                        node.name, destination.service
+                    ));
+                }
+            }
+            (!node.road.complete).then(|| format!("{} has no whole road", node.name))
+        })
+    }
+}
+
+fn endpoints(road: &Road) -> BTreeSet<(String, String)> {
+    let of = |destination: &model::traffic::Destination| {
+        let service = destination.service.to_string();
+        let instances = destination
+            .endpoints
+            .iter()
+            .map(move |endpoint| (service.clone(), endpoint.instance.name.to_string()));
+        instances.collect::<Vec<_>>()
+    };
+    road.destinations.iter().flat_map(of).collect()
+}

@@ -1,0 +1,140 @@
+//! What the simulated user declares: one service of each temper.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use model::compute::{
+    Completion, Need, OnPartition, PlacementGroup, Probe, RolloutOptions, Service, Spread, Work,
+};
+use model::control::{Capacity, NodeRecord, NodeRole, Reason, Standing};
+use model::ids::{
+    NodeName, ProjectName, RegionName, ReleaseNumber, ResourceId, ResourceName, ZoneName,
+};
+use model::state::Volume;
+use model::traffic::{Protocol, TrafficOptions};
+use model::units::{Bytes, MilliCpu, Span};
+
+use crate::store::ServiceRecord;
+
+/// Serves from anywhere, needs the two others.
+pub(crate) const WEB: &str = "web";
+/// Must never run twice, and has no volume.
+pub(crate) const SINGLE: &str = "single";
+/// Has a volume for each copy.
+pub(crate) const STORE: &str = "store";
+
+/// An environment variable that makes a release one whose instances never become ready.
+pub(crate) const BROKEN: &str = "BROKEN";
+
+pub(crate) fn project() -> ProjectName {
+    ProjectName::new("sim").expect("a name")
+}
+
+pub(crate) fn name(text: &str) -> ResourceName {
+    ResourceName::new(text).expect("a name")
+}
+
+pub(crate) fn id(service: &ResourceName) -> ResourceId {
+    ResourceId::new(project(), service.clone())
+}
+
+/// One worker in each of three zones.
+pub(crate) fn nodes() -> Vec<NodeRecord> {
+    ["a", "b", "c"].map(node).to_vec()
+}
+
+fn node(zone: &str) -> NodeRecord {
+    NodeRecord {
+        name: NodeName::new(format!("node-{zone}")).expect("a name"),
+        region: RegionName::new("home").expect("a name"),
+        zone: ZoneName::new(zone).expect("a name"),
+        role: NodeRole::Worker,
+        capacity: Capacity {
+            cpu: MilliCpu(8000),
+            memory: Bytes::mebibytes(2000),
+        },
+        labels: BTreeMap::new(),
+        cordoned: false,
+        standing: Standing::Present,
+        reason: Reason::new("joined", "joined"),
+        joined_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+pub(crate) fn services() -> BTreeMap<ResourceName, ServiceRecord> {
+    [WEB, SINGLE, STORE]
+        .into_iter()
+        .map(|text| (name(text), record(spec(text, false))))
+        .collect()
+}
+
+fn record(spec: Service) -> ServiceRecord {
+    ServiceRecord {
+        target: ReleaseNumber(1),
+        replicas: spec.replicas,
+        releases: BTreeMap::from([(ReleaseNumber(1), spec)]),
+        rollout: None,
+        group: PlacementGroup::default(),
+        version: 0,
+    }
+}
+
+/// A release of one of the services.
+pub(crate) fn spec(service: &str, broken: bool) -> Service {
+    let mut spec = plain();
+    if broken {
+        spec.env.insert(BROKEN.to_owned(), "1".to_owned());
+    }
+    match service {
+        WEB => {
+            spec.replicas = 3;
+            for need in [SINGLE, STORE] {
+                spec.needs.insert(name(need), Need::default());
+            }
+        }
+        SINGLE => {
+            spec.on_partition = OnPartition::Stop;
+            spec.rollout.surge = 0;
+            spec.rollout.unavailable = 1;
+        }
+        _ => {
+            spec.replicas = 2;
+            spec.on_partition = OnPartition::Stop;
+            spec.volumes.insert(
+                name("data"),
+                Volume {
+                    size: Bytes::mebibytes(1),
+                },
+            );
+        }
+    }
+    spec
+}
+
+fn plain() -> Service {
+    Service {
+        work: Work::Process {
+            run: vec!["./server".to_owned()],
+            artifact: None,
+        },
+        completion: Completion::Never,
+        replicas: 1,
+        cpu: MilliCpu(100),
+        memory: Bytes::mebibytes(100),
+        env: BTreeMap::new(),
+        needs: BTreeMap::new(),
+        protocol: Protocol::Http,
+        health: Probe::default(),
+        alive: None,
+        spread: Spread::default(),
+        on_partition: OnPartition::Keep,
+        volumes: BTreeMap::new(),
+        traffic: TrafficOptions::default(),
+        rollout: RolloutOptions {
+            ready_within: Span::seconds(15),
+            ..RolloutOptions::default()
+        },
+        grace: Span::seconds(2),
+        labels: BTreeMap::new(),
+    }
+}
