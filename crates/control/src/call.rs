@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use api::problem::{self, Problem};
+use api::wire::Kind;
 use axum::body::Body;
 use axum::extract::{Query, RawPathParams};
 use axum::response::Response;
@@ -41,10 +42,16 @@ impl Call {
             .extract_parts()
             .await
             .map_err(|error| Problem::invalid(format!("the path can't be read: {error}")))?;
-        let parameters = parameters
+        let mut parameters: BTreeMap<String, String> = parameters
             .iter()
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect();
+        if let Some(kind) = request.extensions().get::<Kind>() {
+            parameters.insert("kind".to_owned(), kind.as_str().to_owned());
+            if let Some(service) = parameters.get("service").cloned() {
+                parameters.entry("name".to_owned()).or_insert(service);
+            }
+        }
         let query = Query::<BTreeMap<String, String>>::try_from_uri(request.uri())
             .map_err(|error| Problem::invalid(format!("the query can't be read: {error}")))?;
         let headers = request.headers().clone();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use api::operations::{self, Operation};
 use api::problem::Problem;
+use api::wire::Kind;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
@@ -33,11 +34,11 @@ pub struct Peer {
 
 /// Every operation of the API with its handler.
 pub fn router(server: &Arc<Server>) -> Router {
+    let operations: Vec<Arc<Operation>> = operations::all().into_iter().map(Arc::new).collect();
     let mut router = Router::new();
-    for operation in operations::all() {
-        let path = operation.path;
-        if let Some(method) = route(server, operation) {
-            router = router.route(path, method);
+    for place in places(&operations) {
+        if let Some(method) = route(server, &place) {
+            router = router.route(place.path, method);
         }
     }
     router
@@ -45,30 +46,76 @@ pub fn router(server: &Arc<Server>) -> Router {
             call::refused(&Problem::not_found("this path").remedy("see /v1/openapi.json"))
         })
         .method_not_allowed_fallback(|| async {
+            let title = "this path does not take this method";
             call::refused(
-                &Problem::new(
-                    405,
-                    "method-not-allowed",
-                    "this path does not take this method",
-                )
-                .remedy("see /v1/openapi.json"),
+                &Problem::new(405, "method-not-allowed", title).remedy("see /v1/openapi.json"),
             )
         })
 }
 
-fn route(server: &Arc<Server>, operation: Operation) -> Option<MethodRouter> {
-    let handler = handlers::of(operation.id)?;
-    let filter = match operation.method {
+/// An operation at a path.
+struct Place {
+    path: &'static str,
+    operation: Arc<Operation>,
+    /// The `{kind}` that the path spells out.
+    kind: Option<Kind>,
+}
+
+/// Where the operations are. One for any `{kind}` is also at the paths that others have for one kind, which would hide it there.
+fn places(operations: &[Arc<Operation>]) -> Vec<Place> {
+    let mut places = Vec::new();
+    for operation in operations {
+        places.push(Place {
+            path: operation.path,
+            operation: operation.clone(),
+            kind: None,
+        });
+        for kind in Kind::ALL
+            .into_iter()
+            .filter(|_| operation.path.contains("{kind}"))
+        {
+            let shape = shape(&operation.path.replace("{kind}", kind.as_str()));
+            let mut hiding = operations
+                .iter()
+                .filter(|other| self::shape(other.path) == shape);
+            let Some(path) = hiding.clone().next().map(|other| other.path) else {
+                continue;
+            };
+            if !hiding.any(|other| other.method == operation.method) {
+                places.push(Place {
+                    path,
+                    operation: operation.clone(),
+                    kind: Some(kind),
+                });
+            }
+        }
+    }
+    places
+}
+
+/// A path without the names of its parameters.
+fn shape(path: &str) -> String {
+    let parts = path
+        .split('/')
+        .map(|part| if part.starts_with('{') { "{}" } else { part });
+    parts.collect::<Vec<_>>().join("/")
+}
+
+fn route(server: &Arc<Server>, place: &Place) -> Option<MethodRouter> {
+    let handler = handlers::of(place.operation.id)?;
+    let filter = match place.operation.method {
         Method::PUT => MethodFilter::PUT,
         Method::POST => MethodFilter::POST,
         Method::PATCH => MethodFilter::PATCH,
         Method::DELETE => MethodFilter::DELETE,
         _ => MethodFilter::GET,
     };
-    let server = server.clone();
-    let operation = Arc::new(operation);
-    Some(on(filter, move |request: Request<Body>| {
+    let (server, operation, kind) = (server.clone(), place.operation.clone(), place.kind);
+    Some(on(filter, move |mut request: Request<Body>| {
         let (server, operation) = (server.clone(), operation.clone());
+        if let Some(kind) = kind {
+            request.extensions_mut().insert(kind);
+        }
         async move { answer(server, &operation, handler, request).await }
     }))
 }

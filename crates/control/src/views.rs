@@ -232,7 +232,7 @@ fn state_of(
     }
     match (report, placement.wanted) {
         (None, Wanted::Run) => (InstanceState::Pending, Some(placement.reason.clone())),
-        (None, Wanted::Leave) => (InstanceState::Stopped, Some(placement.reason.clone())),
+        (None, Wanted::Leave) => (InstanceState::Draining, Some(placement.reason.clone())),
         (Some(report), Wanted::Leave)
             if matches!(
                 report.state,

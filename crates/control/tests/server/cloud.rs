@@ -323,8 +323,6 @@ struct Seen {
     /// The newest generation of each epoch must grow.
     generations: Vec<Generation>,
     forgot: Vec<model::ids::ResourceId>,
-    /// Instances whose process somebody killed: reported as not ready until further notice.
-    failing: Vec<InstanceId>,
 }
 
 pub struct FakeNode {
@@ -451,11 +449,6 @@ impl FakeNode {
     pub fn forgot(&self) -> Vec<model::ids::ResourceId> {
         self.seen.lock().unwrap().forgot.clone()
     }
-
-    pub fn fail(&self, instance: &str) {
-        let instance = InstanceId::new(project(), instance.parse().unwrap());
-        self.seen.lock().unwrap().failing.push(instance);
-    }
 }
 
 async fn watch(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>) {
@@ -517,7 +510,7 @@ async fn beat(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>, behav
     }
 }
 
-/// Everything that is wanted runs at once; what is to leave is gone at once.
+/// Everything that is wanted runs at once; what is to leave has ended at once, and is said to until nothing is wanted of it.
 fn observe(
     seen: &Seen,
     behaviour: &Behaviour,
@@ -525,14 +518,10 @@ fn observe(
     let Some(desired) = &seen.desired else {
         return Default::default();
     };
-    let wanted = desired
-        .instances
-        .iter()
-        .filter(|instance| instance.wanted == Wanted::Run);
-    let reports = wanted.map(|instance| {
-        let (state, ready) = match seen.failing.contains(&instance.instance) {
-            true => (InstanceState::Failed, false),
-            false => behaviour(instance),
+    let reports = desired.instances.iter().map(|instance| {
+        let (state, ready) = match instance.wanted {
+            Wanted::Leave => (InstanceState::Stopped, false),
+            Wanted::Run => behaviour(instance),
         };
         let report = InstanceReport {
             instance: instance.instance.clone(),
