@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use compute::artifact::store::Progress;
@@ -76,6 +76,14 @@ fn the_same_folder_is_the_same_artifact_and_unpacks_to_the_same_folder() {
         made(other.path(), "").expect("made").reference.digest,
         reference.digest
     );
+
+    let mut archive = tar::Archive::new(&*tar);
+    let entries = archive.entries().expect("entries").flatten();
+    let paths: Vec<_> = entries
+        .map(|entry| entry.path().expect("a path").into_owned())
+        .collect();
+    let sorted = ["b", "b/empty", "b/link", "b/nested", "checkout", "é"].map(PathBuf::from);
+    assert_eq!(paths, sorted);
 
     let target = folder();
     let file = target.path().join("artifact");

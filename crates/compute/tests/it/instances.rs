@@ -9,7 +9,7 @@ use compute::process::cgroup_name;
 use compute::runtime::{Adopted, Error, Happening, Identity, Runtime as _};
 use model::compute::ExitHow;
 use model::units::Bytes;
-use rustix::process::Signal;
+use rustix::process::{Gid, Signal};
 
 use crate::world::{World, cgroups, id, is_alive, is_root, signal, wait_until};
 
@@ -227,6 +227,8 @@ fn it_runs_without_privileges() {
         gid: 61_234,
     });
     spec.open_files = 4321;
+    // The shim is started by this thread: what the agent has beside its gid must not reach the workload.
+    rustix::thread::set_thread_groups(&[Gid::from_raw(61_999)]).expect("a group");
     world.start(&spec);
     assert_eq!(world.exit().how, ExitHow::Code { code: 0 });
     let output = world.output("a");
