@@ -34,17 +34,17 @@ impl Applier {
     pub async fn restore(&mut self) {
         match disk::load(&self.directory) {
             Ok(None) => {}
-            Ok(Some(snapshot)) => self.take(snapshot).await,
+            Ok(Some(snapshot)) => drop(self.take(snapshot).await),
             Err(error) => tracing::warn!(%error, "the kept snapshot is of no use"),
         }
     }
 
     pub async fn apply(&mut self, snapshot: ProxySnapshot) {
-        let kept = disk::save(&self.directory, &snapshot);
-        if let Err(error) = kept {
+        if let Some(snapshot) = self.take(snapshot).await
+            && let Err(error) = disk::save(&self.directory, &snapshot)
+        {
             tracing::warn!(%error, "the snapshot is in force but not kept");
         }
-        self.take(snapshot).await;
     }
 
     /// Waits a moment and tries once more to claim what was taken; waits for ever when nothing is missing.
@@ -58,23 +58,27 @@ impl Applier {
         }
     }
 
-    async fn take(&mut self, snapshot: ProxySnapshot) {
+    /// Brings a snapshot into force and returns it; `None` when it could not be taken and the last good one stays.
+    async fn take(&mut self, snapshot: ProxySnapshot) -> Option<ProxySnapshot> {
         let reports = self.common.reports.clone();
         let before = self.common.view();
         let tls = match Tls::new(&snapshot.trust, before.as_deref().map(|view| &view.tls)) {
             Ok(tls) => tls,
-            Err(error) => return reports.refused(Some((snapshot.generation, error.to_string()))),
+            Err(error) => {
+                reports.refused(Some((snapshot.generation, error.to_string())));
+                return None;
+            }
         };
         let held = before.as_deref().map(|view| &view.sockets);
         let (sockets, missing) = sockets::claim(&snapshot, held);
         let view = View::new(&snapshot, tls, sockets, before.as_deref(), &reports);
         drop(before);
-        let view = Arc::new(view);
-        self.common.publish(view.clone()).await;
-        // After the swap: whoever entered by the old view is counted, whoever comes now sees the gate as it is.
+        // Old and new view share the gates: from here on nobody enters by either whom the snapshot keeps out.
         view.set_gates(&snapshot);
+        self.common.publish(Arc::new(view)).await;
         reports.refused((!missing.is_empty()).then(|| (snapshot.generation, missing.join("; "))));
         reports.acknowledged(snapshot.generation);
-        self.incomplete = (!missing.is_empty()).then_some(snapshot);
+        self.incomplete = (!missing.is_empty()).then(|| snapshot.clone());
+        Some(snapshot)
     }
 }

@@ -188,11 +188,12 @@ impl Shared {
         if self.overflowed {
             return;
         }
-        self.kept_bytes += data.len();
+        // One chunk may reach beyond the bound: a chunk is bounded by the connection's read buffer.
         if self.kept_bytes > REPLAY_BYTES {
             self.overflowed = true;
             self.chunks = Vec::new();
         } else {
+            self.kept_bytes += data.len();
             self.chunks.push(data.clone());
         }
     }

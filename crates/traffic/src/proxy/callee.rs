@@ -18,7 +18,7 @@ use super::body::{Guards, RequestBody, ResponseBody};
 use super::failure::Failure;
 use super::gate::Pass;
 use super::instances;
-use super::peers::{CONNECTION_WINDOW, STREAM_WINDOW};
+use super::peers::CONNECTION_WINDOW;
 use super::tls;
 use super::tunnel::{self, Io};
 use super::view::{Caller, Local, View};
@@ -29,8 +29,11 @@ use crate::retry::{Stage, is_idempotent};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A caller that is gone must not keep its requests in flight for ever.
-const PING_EVERY: Duration = Duration::from_secs(5);
+const PING_EVERY: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(5);
+/// How much of a request's body comes before the gate has let it in: less than a caller keeps to send it elsewhere.
+const REQUEST_WINDOW: u32 = 48 * 1024;
+/// Also bounds how many may be given up at once: callers are trusted to, when their own clients leave.
 const MOST_STREAMS: u32 = 16_384;
 
 /// Which instance a request is meant for.
@@ -150,9 +153,11 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(SILENCE)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_stream_window_size(REQUEST_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MOST_STREAMS)
+        .max_pending_accept_reset_streams(MOST_STREAMS as usize)
+        .max_local_error_reset_streams(MOST_STREAMS as usize)
         .max_header_list_size(2 * wire::MOST_HEADER_BYTES as u32)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service);

@@ -243,7 +243,6 @@ where
         .max_header_size(wire::MOST_HEADER_BYTES)
         .max_buf_size(2 * wire::MOST_HEADER_BYTES)
         .auto_date_header(false)
-        .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);

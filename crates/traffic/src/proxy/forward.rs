@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, StatusCode, Uri};
+use http::{HeaderValue, StatusCode, Uri, Version};
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use model::ids::ResourceId;
@@ -59,7 +59,14 @@ pub async fn forward(
     let result = timeout_at(deadline, search(worker, errand, &parts, &kept, deadline)).await;
     result
         .unwrap_or_else(|_| Err(out_of_time(errand.service)))
+        .map(as_http1)
         .unwrap_or_else(|problem| refuse(worker, errand, &problem))
+}
+
+/// What the instance or the mesh spoke is no business of the client's connection.
+fn as_http1(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    *response.version_mut() = Version::HTTP_11;
+    response
 }
 
 /// The problem as an answer; a refused call is also told to the agent.
@@ -95,7 +102,6 @@ async fn search(
     let mut search = Search::new(worker, errand.service);
     loop {
         let chosen = search.next().await?;
-        chosen.destination.shared.budget.deposit();
         let attempt = Attempt {
             worker,
             errand,

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use model::traffic::Address;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::body::RequestBody;
+use super::body::{REPLAY_BYTES, RequestBody};
 use super::failure::{Failure, chain};
 use super::stream::Stream;
 use super::wire::{MOST_HEADER_BYTES, MOST_HEADERS};
@@ -25,7 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const MOST_IDLE: usize = 64;
 /// Common servers close after 2 to 75 s (gunicorn 2 s, Node.js 5 s, nginx 75 s).
 const IDLE_FOR_SAFE: Duration = Duration::from_secs(10);
-const IDLE_FOR_UNSAFE: Duration = Duration::from_secs(1);
+/// Long enough that a server which closes after each answer has done so, short enough that none is about to.
+const IDLE_FOR_UNSAFE: std::ops::Range<Duration> = Duration::from_millis(2)..Duration::from_secs(1);
 /// Connections whose last answer is still being tidied up are passed over, this many at most.
 const LOOKED_AT: usize = 8;
 
@@ -75,7 +76,14 @@ impl Instances {
         idempotent: bool,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
         loop {
-            let (mut connection, reused) = match self.take(address, idempotent) {
+            // More than is kept might be read off the client before the first byte is written.
+            let small = request
+                .body()
+                .size_hint()
+                .upper()
+                .is_some_and(|most| most <= REPLAY_BYTES as u64);
+            let used = small.then(|| self.take(address, idempotent)).flatten();
+            let (mut connection, reused) = match used {
                 Some(connection) => (connection, true),
                 None => (connect_http(address).await?, false),
             };
@@ -103,23 +111,18 @@ impl Instances {
     }
 
     fn take(&self, address: &Address, idempotent: bool) -> Option<Idle> {
-        let longest = if idempotent {
-            IDLE_FOR_SAFE
-        } else {
-            IDLE_FOR_UNSAFE
-        };
         let mut idle = self.lock();
         let kept = idle.get_mut(address)?;
+        let most = if idempotent { LOOKED_AT } else { MOST_IDLE };
         let mut place = kept.len();
-        let mut looked_at = 0;
-        while place > 0 && looked_at < LOOKED_AT {
+        for _ in 0..most.min(kept.len()) {
             place -= 1;
-            looked_at += 1;
-            if kept[place].sender.is_closed()
-                || kept[place].since.elapsed() > longest.max(IDLE_FOR_SAFE)
-            {
+            let age = kept[place].since.elapsed();
+            if kept[place].sender.is_closed() || age > IDLE_FOR_SAFE {
                 kept.swap_remove(place);
-            } else if kept[place].sender.is_ready() && kept[place].since.elapsed() <= longest {
+            } else if kept[place].sender.is_ready()
+                && (idempotent || IDLE_FOR_UNSAFE.contains(&age))
+            {
                 return Some(kept.swap_remove(place));
             }
         }

@@ -30,21 +30,21 @@ const SILENCE: Duration = Duration::from_millis(500);
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
 /// Larger reads pass the buffer by.
 const FIRST_BYTES: usize = 1024;
-pub const STREAM_WINDOW: u32 = 256 * 1024;
+const STREAM_WINDOW: u32 = 256 * 1024;
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 type Sender = SendRequest<RequestBody>;
 
 #[derive(Default)]
 pub struct Peers {
-    peers: Mutex<HashMap<Key, Arc<Peer>>>,
+    /// By mesh port; behind each the few identities that call it, searched one by one.
+    peers: Mutex<HashMap<SocketAddr, Vec<Known>>>,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Key {
+struct Known {
     caller: Option<ResourceId>,
     node: NodeName,
-    mesh: SocketAddr,
+    peer: Arc<Peer>,
 }
 
 #[derive(Default)]
@@ -92,21 +92,28 @@ impl Peers {
     }
 
     fn peer(&self, caller: Option<&ResourceId>, target: &Target) -> Arc<Peer> {
-        let key = Key {
+        let mut peers = self.lock();
+        let known = peers.entry(target.mesh).or_default();
+        let same = |it: &&Known| it.caller.as_ref() == caller && it.node == target.node;
+        if let Some(found) = known.iter().find(same) {
+            return found.peer.clone();
+        }
+        let peer = Arc::<Peer>::default();
+        known.push(Known {
             caller: caller.cloned(),
             node: target.node.clone(),
-            mesh: target.mesh,
-        };
-        self.lock().entry(key).or_default().clone()
+            peer: peer.clone(),
+        });
+        peer
     }
 
     /// Forgets peers that are no longer in any road.
     pub fn tidy(&self, view: &View) {
         let known = view.mesh_addresses();
-        self.lock().retain(|key, _| known.contains(&key.mesh));
+        self.lock().retain(|mesh, _| known.contains(mesh));
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Peer>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<Known>>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -31,6 +31,8 @@ pub struct Search<'a> {
     tried: Vec<Arc<Load>>,
     round: u32,
     repeats: u32,
+    /// The request has brought its share of the retry budget.
+    counted: bool,
     last_reason: Option<String>,
 }
 
@@ -76,6 +78,7 @@ impl<'a> Search<'a> {
             tried: Vec::new(),
             round: 0,
             repeats: 0,
+            counted: false,
             last_reason: None,
         }
     }
@@ -91,6 +94,9 @@ impl<'a> Search<'a> {
                 ));
             };
             if let Some(index) = self.choose(destination) {
+                if !std::mem::replace(&mut self.counted, true) {
+                    destination.shared.budget.deposit();
+                }
                 return Ok(Chosen {
                     index,
                     in_flight: destination.endpoints[index].load.begin(),

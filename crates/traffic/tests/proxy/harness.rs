@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use model::ids::{Epoch, Generation, ResourceId};
@@ -226,7 +226,9 @@ impl Node {
 
     /// Whether it has been told by now.
     pub fn has_told(&mut self, wanted: impl Fn(&FromProxy) -> bool) -> bool {
-        self.agent.told.try_iter().any(|told| wanted(&told))
+        let agent = &mut self.agent;
+        agent.unheard.extend(agent.told.try_iter());
+        agent.unheard.iter().any(wanted)
     }
 
     /// As an agent that was restarted.
@@ -294,6 +296,8 @@ pub fn id(text: &str) -> ResourceId {
 struct Agent {
     stream: UnixStream,
     told: mpsc::Receiver<FromProxy>,
+    /// Told, and not waited for yet.
+    unheard: Vec<FromProxy>,
 }
 
 impl Agent {
@@ -311,7 +315,11 @@ impl Agent {
                 let _ = tell.send(serde_json::from_str(&line).unwrap());
             }
         });
-        Self { stream, told }
+        Self {
+            stream,
+            told,
+            unheard: Vec::new(),
+        }
     }
 
     fn send(&mut self, message: &ToProxy) {
@@ -321,6 +329,9 @@ impl Agent {
     }
 
     fn wait(&mut self, what: &str, wanted: impl Fn(&FromProxy) -> bool) -> FromProxy {
+        if let Some(place) = self.unheard.iter().position(&wanted) {
+            return self.unheard.remove(place);
+        }
         let deadline = Instant::now() + PATIENCE;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -331,6 +342,7 @@ impl Agent {
             if wanted(&told) {
                 return told;
             }
+            self.unheard.push(told);
         }
     }
 }
@@ -342,7 +354,7 @@ pub enum Act {
     Raw(Vec<u8>),
     Close,
     /// Waits until the test lets go (the sender is dropped), then answers.
-    Hold(Arc<std::sync::Mutex<mpsc::Receiver<()>>>, &'static str),
+    Hold(Arc<Mutex<mpsc::Receiver<()>>>, &'static str),
     /// Answers 101 and echoes from then on.
     Echo,
 }
@@ -356,7 +368,8 @@ pub struct Seen {
 /// A small HTTP/1.1 server with a thread per connection.
 pub struct Instance {
     pub address: SocketAddr,
-    pub requests: Arc<AtomicU32>,
+    requests: Arc<AtomicU32>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Instance {
@@ -365,13 +378,30 @@ impl Instance {
         let listener = TcpListener::bind(address).unwrap();
         let requests = Arc::new(AtomicU32::new(0));
         let (act, counter) = (Arc::new(act), requests.clone());
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let opened = open.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (act, counter) = (act.clone(), counter.clone());
-                std::thread::spawn(move || converse(&stream, &*act, &counter));
+                opened.lock().unwrap().push(stream.try_clone().unwrap());
+                std::thread::spawn(move || {
+                    converse(&stream, &*act, &counter);
+                    let _ = stream.shutdown(Shutdown::Both);
+                });
             }
         });
-        Self { address, requests }
+        Self {
+            address,
+            requests,
+            open,
+        }
+    }
+
+    /// Closes all connections, as servers do with those that have been idle for too long.
+    pub fn hang_up(&self) {
+        for stream in self.open.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     pub fn answering(text: &'static str) -> Self {
@@ -480,6 +510,10 @@ impl Client {
 
     pub fn send(&mut self, text: &str) {
         self.reader.get_mut().write_all(text.as_bytes()).unwrap();
+    }
+
+    pub fn receive_head(&mut self) -> Option<String> {
+        read_head(&mut self.reader)
     }
 
     /// `None`: the connection ended before the answer did.

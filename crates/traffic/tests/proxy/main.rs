@@ -298,12 +298,12 @@ fn a_refused_connection_is_no_loss_for_any_method() {
 
 #[test]
 fn a_kept_connection_that_the_instance_closed_costs_nothing() {
-    // Answers once on each connection, then closes it without a word: a POST must not meet the closed one.
-    let instance =
-        Instance::start(|_| Act::Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec()));
+    let instance = Instance::answering("ok");
     let world = web(&instance, &instance);
-    for _ in 0..50 {
-        assert_eq!(post(world.gateway, "web.localhost", "", "x").status, 200);
+    for _ in 0..300 {
+        let answer = post(world.gateway, "web.localhost", "", "x");
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        instance.hang_up();
     }
 }
 
@@ -746,4 +746,63 @@ fn what_runs_elsewhere_is_dialled_as_it_is_named() {
     a.road("shop/bank", vec![]).external = vec![Address::External { host, port }];
     a.apply();
     assert_eq!(get(door, "anything", "/").body, "outside");
+}
+
+#[test]
+fn odd_but_legal_answers_pass_unchanged() {
+    let instance = Instance::start(|seen| {
+        let answer = match seen.head.split(' ').nth(1).unwrap() {
+            "/old" => "HTTP/1.0 200 OK\r\n\r\nold",
+            "/nothing" => "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n",
+            "/same" => "HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\nConnection: close\r\n\r\n",
+            "/ours" => {
+                "HTTP/1.1 503 No\r\nMainland-Not-Begun: lie\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            }
+            _ => "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n",
+        };
+        Act::Raw(answer.as_bytes().to_vec())
+    });
+    let world = web(&instance, &instance);
+    let mut client = Client::connect(world.gateway);
+    let mut ask = |method: &str, path: &str| {
+        client.send(&format!(
+            "{method} {path} HTTP/1.1\r\nHost: web.localhost\r\n\r\n"
+        ));
+        client.receive_head().unwrap()
+    };
+    assert!(ask("HEAD", "/").contains("content-length: 5\r\n"));
+    assert!(ask("GET", "/nothing").starts_with("HTTP/1.1 204"));
+    assert!(ask("GET", "/same").contains("etag: \"1\""));
+    let lie = ask("POST", "/ours");
+    assert!(
+        lie.starts_with("HTTP/1.1 503") && !lie.contains("mainland"),
+        "{lie}"
+    );
+    assert_eq!(
+        instance.count(),
+        4,
+        "what the instance says about beginning is not believed"
+    );
+    let old = get(world.gateway, "web.localhost", "/old");
+    assert!(old.head.starts_with("HTTP/1.1 200"), "{}", old.head);
+    assert_eq!(old.body, "old");
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_request_with_it() {
+    let (slow, _never) = holding("slow");
+    let mut shop = shop(&Authority::new(), slow.address, Protocol::Http);
+    let mut client = Client::connect(shop.door);
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    eventually("the copy has it", || slow.count() == 1);
+    shop.b.set_gate("shop/cart-1", Gate::Leaving);
+    shop.b.apply();
+    assert!(
+        !shop
+            .b
+            .has_told(|told| matches!(told, FromProxy::Drained { .. }))
+    );
+    drop(client);
+    shop.b
+        .wait("drained", |told| matches!(told, FromProxy::Drained { .. }));
 }
