@@ -46,6 +46,8 @@ const CERTIFY_INTERVAL: Duration = Duration::from_secs(30);
 const CERTIFY_AGAIN: Duration = Duration::from_secs(3);
 /// Beyond all graces, until a node that was asked to stop ends whatever is left.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
+/// For the servers to say that what this node knows from its disk is old, before it is started again.
+const SERVERS_CHANCE: Duration = Duration::from_millis(500);
 /// For the last heartbeat to be answered, and for the answer to who asked to stop to be written.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -202,7 +204,7 @@ async fn begin(options: Options) -> Result<Begun, Error> {
     // Only now: a directory with this file is one of a node that has joined.
     layout::write(&layout.config(), &config)?;
     let is_root = rustix::process::geteuid().is_root();
-    let firewall = Firewall::detect(&config.name, is_root).await;
+    let firewall = Firewall::detect(&config.name, &options.data_dir, is_root).await;
     let mut limits: Vec<String> = firewall.limit().map(str::to_owned).into_iter().collect();
     let cgroups = detect_cgroups(&mut limits);
     for limit in &limits {
@@ -517,6 +519,10 @@ impl Agent {
 
 /// What earlier agents left is taken over before anything else is decided.
 async fn adopt_all(agent: &Arc<Agent>) {
+    agent.with(|core| {
+        core.state
+            .wait_for_servers(clock::instant().after(SERVERS_CHANCE))
+    });
     let snapshot = kept_snapshot(&agent.layout);
     let gates: BTreeMap<InstanceId, Gate> = snapshot
         .into_iter()

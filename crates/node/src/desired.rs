@@ -16,14 +16,15 @@ use crate::{clock, layout};
 /// Watches for as long as the agent lives.
 pub async fn run(agent: Arc<Agent>) {
     let mut pause = Pause::of_connection();
-    loop {
+    'anew: loop {
         let asked_at = clock::instant();
         let client = agent.identities.client();
         match client.watch_desired(&agent.config.name).await {
             Ok(mut stream) => loop {
                 let told = tokio::select! {
                     told = stream.next() => told,
-                    () = agent.signals.watch_anew.notified() => break,
+                    // The connection is good; what came over it so far is not to be relied on.
+                    () = agent.signals.watch_anew.notified() => continue 'anew,
                 };
                 match told {
                     Some(Ok(desired)) => {

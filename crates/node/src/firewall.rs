@@ -3,6 +3,7 @@
 //! One nftables table per node, replaced as a whole in one transaction. <https://wiki.nftables.org/wiki-nftables/index.php/Atomic_rule_replacement>
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Stdio;
 
 use model::ids::NodeName;
@@ -23,8 +24,8 @@ enum Support {
 
 impl Firewall {
     /// Finds out whether rules can be set; sets none.
-    pub async fn detect(node: &NodeName, is_root: bool) -> Self {
-        let table = format!("mainland_{}", node.as_str().replace('-', "_"));
+    pub async fn detect(node: &NodeName, directory: &Path, is_root: bool) -> Self {
+        let table = table_name(node, directory);
         let support = match is_root {
             false => Support::Not(
                 "not root: services share one user, so calls are labelled, not enforced".to_owned(),
@@ -74,6 +75,17 @@ impl Firewall {
             .await;
         }
     }
+}
+
+/// Of this node alone, though other clusters on the machine have nodes of the same name.
+fn table_name(node: &NodeName, directory: &Path) -> String {
+    let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    let bytes = directory.as_os_str().as_encoded_bytes();
+    // FNV-1a.
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("mainland_{}_{hash:08x}", node.as_str().replace('-', "_"))
 }
 
 /// Declared empty first, so that deleting it never fails; all of it is one transaction.
@@ -131,6 +143,15 @@ async fn nft(script: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_of_one_name_have_tables_of_their_own() {
+        let node = NodeName::new("a-1").unwrap();
+        let one = table_name(&node, Path::new("/x/a-1"));
+        assert!(one.starts_with("mainland_a_1_"), "{one}");
+        assert_eq!(one, table_name(&node, Path::new("/x/a-1")));
+        assert_ne!(one, table_name(&node, Path::new("/y/a-1")));
+    }
 
     #[test]
     fn the_whole_table_is_one_transaction() {

@@ -61,6 +61,8 @@ pub struct State {
     /// Services with an endpoint, as the road last said.
     reachable: BTreeSet<ResourceId>,
     stopping: bool,
+    /// Until then nothing is started unless the servers confirm what is known from disk.
+    hold: Option<Instant>,
     draw: Draw,
 }
 
@@ -207,6 +209,7 @@ pub enum Output {
 pub fn step(state: &mut State, input: Input, now: Now) -> Vec<Output> {
     let mut outputs = Vec::new();
     state.notice_lost_lease(now, &mut outputs);
+    state.end_hold(now, &mut outputs);
     let touched = state.fold(input, now, &mut outputs);
     state.advance(touched, now, &mut outputs);
     outputs
@@ -227,8 +230,15 @@ impl State {
             lease: Lease::default(),
             reachable: BTreeSet::new(),
             stopping: false,
+            hold: None,
             draw: Draw(seed),
         }
+    }
+
+    /// A new agent knows only what an earlier one kept, and the servers may have decided otherwise since: until `until` they are given the
+    /// chance to say so before anything is started. What runs goes on.
+    pub fn wait_for_servers(&mut self, until: Instant) {
+        self.hold = Some(until);
     }
 
     pub fn instances(&self) -> impl Iterator<Item = (&InstanceId, &Instance)> {
@@ -265,7 +275,10 @@ impl State {
     /// When to call [`step`] with [`Input::Tick`] at the latest.
     pub fn next_wake(&self) -> Option<Instant> {
         let instances = self.instances.values().filter_map(Instance::next_wake);
-        instances.chain(self.lease.next_wake()).min()
+        instances
+            .chain(self.lease.next_wake())
+            .chain(self.hold)
+            .min()
     }
 
     fn notice_lost_lease(&mut self, now: Now, outputs: &mut Vec<Output>) {
@@ -282,6 +295,13 @@ impl State {
             ),
         });
         self.advance(Touched::All, now, outputs);
+    }
+
+    fn end_hold(&mut self, now: Now, outputs: &mut Vec<Output>) {
+        if self.hold.is_some_and(|until| now.instant >= until) {
+            self.hold = None;
+            self.advance(Touched::All, now, outputs);
+        }
     }
 
     fn fold(&mut self, input: Input, now: Now, outputs: &mut Vec<Output>) -> Touched {
@@ -377,6 +397,7 @@ impl State {
             reachable: &self.reachable,
             local: &local,
             stopping: self.stopping,
+            held: self.hold.is_some() && !self.lease.was_told(),
             now,
         };
         let mut gone = Vec::new();

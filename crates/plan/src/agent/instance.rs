@@ -43,6 +43,8 @@ pub(super) struct World<'a> {
     pub reachable: &'a BTreeSet<ResourceId>,
     pub local: &'a BTreeSet<ResourceId>,
     pub stopping: bool,
+    /// Nothing is started yet: see [`super::State::wait_for_servers`].
+    pub held: bool,
     pub now: Now,
 }
 
@@ -671,6 +673,10 @@ impl Instance {
     }
 
     fn prepare(&mut self, world: &World<'_>, outputs: &mut Vec<Output>) {
+        if world.held {
+            self.phase = Phase::Fenced;
+            return;
+        }
         if self.stops_in_partition() && !world.lease.allows_start(world.now.instant) {
             self.wait_for_lease();
             return;

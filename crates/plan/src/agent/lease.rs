@@ -77,6 +77,11 @@ impl Lease {
         self.lost
     }
 
+    /// Whether a server told a desired state in this life of the agent.
+    pub(super) fn was_told(&self) -> bool {
+        self.asked_at.is_some()
+    }
+
     /// Whether what must never run twice may be started: the desired state in hand was asked for when the lease was already held, and it was held
     /// ever since. One asked for earlier may have been answered before the servers decided that this node is lost, even if the lease came
     /// back meanwhile.

@@ -685,6 +685,48 @@ fn what_an_earlier_agent_left_is_adopted() {
 }
 
 #[test]
+fn a_new_agent_starts_nothing_before_the_servers_had_a_chance() {
+    let new_agent = || {
+        let mut node = Node::new();
+        node.state
+            .wait_for_servers(Instant(node.clock).after(Duration::from_millis(500)));
+        let adopted = node.step(Input::Adopted {
+            desired: Box::new(desired("a-1")),
+            history: History::default(),
+            process: Adopted::Absent,
+        });
+        assert_eq!(adopted, NOTHING);
+        let kept = Input::Desired {
+            desired: told(1, vec![desired("a-1")], Road::default()),
+            asked_at: None,
+        };
+        assert_eq!(node.step(kept), NOTHING);
+        node
+    };
+    let mut node = new_agent();
+    assert_eq!(node.after_ms(499), NOTHING);
+    assert_eq!(
+        node.after_ms(1),
+        ["prepare a-1 2"],
+        "they are silent: it goes on from what is known"
+    );
+    let mut node = new_agent();
+    node.counter = 1;
+    assert_eq!(
+        node.want(vec![desired("a-1")]),
+        ["prepare a-1 2"],
+        "they confirm"
+    );
+    let mut node = new_agent();
+    node.counter = 1;
+    assert_eq!(
+        node.want(vec![]),
+        ["remove a-1"],
+        "it belongs elsewhere by now"
+    );
+}
+
+#[test]
 fn an_adopted_instance_that_nobody_wants_leaves() {
     let mut node = Node::new();
     node.step(Input::Adopted {
