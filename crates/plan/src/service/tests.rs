@@ -134,10 +134,36 @@ impl World {
                 .iter()
                 .map(|(_, subject, reason)| format!("{subject}: {}", reason.message)),
         );
+        self.check_availability(&decision.group);
         let changed = decision.group != self.group || decision.rollout != self.rollout;
         self.group = decision.group;
         self.rollout = decision.rollout;
         changed
+    }
+
+    /// A ready copy without volumes is told to leave only while as many others are ready as its release asks.
+    fn check_availability(&self, after: &PlacementGroup) {
+        let Some(target) = self.target else { return };
+        let ready = |placed: &&Placement| {
+            let present = self.nodes[&placed.node].standing == Standing::Present;
+            let heard = present && !self.silent.contains(&placed.node);
+            let report = self.reports.get(&placed.instance);
+            heard && report.is_some_and(|report| report.ready && report.epoch == placed.epoch)
+        };
+        let runs = |placed: &&Placement| placed.wanted == Wanted::Run;
+        let told = after.placements.iter().filter(ready).any(|placed| {
+            let before = &self.group.placements;
+            let ran = before.iter().filter(runs);
+            let leaves = placed.wanted == Wanted::Leave && placed.slot.is_none();
+            leaves && ran.into_iter().any(|old| old.instance == placed.instance)
+        });
+        let volumes = self.releases.values().any(|spec| !spec.volumes.is_empty());
+        if told && !volumes {
+            let unavailable = self.releases[&target].rollout.unavailable;
+            let left = after.placements.iter().filter(runs).filter(ready).count();
+            let wanted = self.replicas.saturating_sub(unavailable) as usize;
+            assert!(left >= wanted, "{left} ready are left of {wanted}");
+        }
     }
 
     /// Nodes do what they were told.
@@ -170,6 +196,7 @@ impl World {
                 .or_insert_with(|| testing::report(placement, InstanceState::Starting, false));
             if self.failing.contains(&placement.node) {
                 report.state = InstanceState::Failed;
+                report.ready = false;
                 report.reason = Some(Reason::new("crash-loop", "crash loop"));
                 report.last_exit = Some(Exit {
                     how: ExitHow::NotStarted {
