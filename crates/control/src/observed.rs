@@ -12,7 +12,6 @@ use plan::Instant;
 #[derive(Debug, Clone)]
 pub struct Node {
     pub session: SessionId,
-    pub sequence: u64,
     pub heard: Instant,
     /// All of it is known; false from the first heartbeat of a session until a full one.
     pub whole: bool,
@@ -43,19 +42,15 @@ pub struct Took {
 }
 
 impl Observed {
-    /// Folds a heartbeat in.
+    /// Folds in a heartbeat that is news: that it was not overtaken by a later one has been asked before.
     pub fn take(&mut self, name: &NodeName, heartbeat: &Heartbeat, now: Instant) -> Took {
-        let before = self.nodes.get(name);
-        let first = before.is_none_or(|node| node.session != heartbeat.session);
-        if !first && before.is_some_and(|node| heartbeat.sequence <= node.sequence) {
-            return self.late(name, now);
-        }
-        let mut node = before
-            .cloned()
-            .filter(|_| !first)
-            .unwrap_or_else(|| fresh(heartbeat));
+        let before = self
+            .nodes
+            .remove(name)
+            .filter(|node| node.session == heartbeat.session);
+        let first = before.is_none();
+        let mut node = before.unwrap_or_else(|| fresh(heartbeat));
         node.heard = now;
-        node.sequence = heartbeat.sequence;
         node.acknowledged = heartbeat.acknowledged;
         let reports_changed = fold(&mut node, heartbeat);
         let rest_changed = node.mesh != heartbeat.mesh || node.demand != heartbeat.demand;
@@ -63,27 +58,14 @@ impl Observed {
         node.demand.clone_from(&heartbeat.demand);
         let matches = observed_digest(node.reports.values()) == heartbeat.digest;
         let became_whole = heartbeat.full && !node.whole;
-        node.whole = heartbeat.full || (node.whole && matches);
+        node.whole = matches && (heartbeat.full || node.whole);
         let took = Took {
-            send_full: !node.whole || !matches,
+            send_full: !node.whole,
             changed: first || reports_changed || rest_changed || became_whole,
         };
         self.nodes.insert(name.clone(), node);
         self.version += u64::from(took.changed);
         took
-    }
-
-    /// A heartbeat that was overtaken by a later one is a sign of life and nothing more.
-    fn late(&mut self, name: &NodeName, now: Instant) -> Took {
-        let node = self.nodes.get_mut(name);
-        let send_full = node.is_some_and(|node| {
-            node.heard = now;
-            !node.whole
-        });
-        Took {
-            send_full,
-            changed: false,
-        }
     }
 
     pub fn report(&self, node: &NodeName, instance: &InstanceId) -> Option<&InstanceReport> {
@@ -102,7 +84,6 @@ impl Observed {
 fn fresh(heartbeat: &Heartbeat) -> Node {
     Node {
         session: heartbeat.session,
-        sequence: 0,
         heard: Instant::default(),
         whole: false,
         reports: BTreeMap::new(),
@@ -202,10 +183,7 @@ mod tests {
         // A delta was lost on the way.
         let lost = beat(6, false, vec![], std::slice::from_ref(&one));
         assert_eq!(observed.take(&name, &lost, at(4)), took(true, false));
-        // Overtaken: counts as life, changes nothing.
-        let late = beat(5, true, vec![], &[]);
-        assert_eq!(observed.take(&name, &late, at(5)), took(true, false));
         assert_eq!(observed.nodes[&name].reports.len(), 2);
-        assert_eq!(observed.nodes[&name].heard, at(5));
+        assert_eq!(observed.nodes[&name].heard, at(4));
     }
 }

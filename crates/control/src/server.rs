@@ -35,13 +35,14 @@ use crate::artifacts::Artifacts;
 use crate::auditor::Auditor;
 use crate::clock::Clock;
 use crate::dispatch;
+use crate::draft::Draft;
 use crate::events::Recorder;
 use crate::leader::Leader;
 use crate::listen::{self, Certificate};
 use crate::mirror;
 use crate::observed::Observed;
 use crate::records::{AUTHORITY, Key, LEADER, LeaderRecord, decode, encode};
-use crate::state::{Leadership, Server, Shared, Turns};
+use crate::state::{CommitError, Leadership, Server, Shared, Turns};
 use crate::tunnel::Tunnels;
 use crate::world::World;
 
@@ -102,6 +103,8 @@ pub enum Error {
     Audit(#[from] boundary::audit::Error),
     #[error(transparent)]
     Artifacts(#[from] compute::artifact::Error),
+    #[error("the owner's token can't be stored: {0}")]
+    Token(#[from] CommitError),
     #[error("another server took over the store while this one started")]
     Overtaken,
 }
@@ -141,8 +144,6 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         &addresses,
         &server.clock,
     )?);
-    write_client_file(&server, &options.client_file, addresses).await?;
-
     let router = dispatch::router(&server);
     let api_certificate = listen::needs_tls(&addresses[0]).then(|| certificate.clone());
     let tasks = [
@@ -151,6 +152,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         tokio::spawn(store::maintain(server.store.clone())),
         tokio::spawn(rotate(server.clone(), certificate.clone())),
     ];
+    // Once the mirror runs, so that the token in it is known when somebody reads it.
+    write_client_file(&server, &options.client_file, addresses).await?;
     let serving = async {
         tokio::join!(
             listen::serve(api, api_certificate, router.clone(), server.ending.clone()),
@@ -242,7 +245,7 @@ async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
         nodes: begun.nodes,
         authority,
         keyring,
-        limits: Limits::default(),
+        limits: limits(),
         events: Recorder::open(&directory.join("events"))?,
         auditor: Auditor::open(&directory.join("audit"))?,
         artifacts: Artifacts::open(&directory.join("artifacts"))?,
@@ -259,6 +262,14 @@ async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
         ending: begun.ending,
         clock: begun.clock,
     })
+}
+
+/// All placements of a service are one record, which the store bounds at 1 MiB: some 400 bytes for each copy.
+fn limits() -> Limits {
+    Limits {
+        replicas_per_service: 2_000,
+        ..Limits::default()
+    }
 }
 
 fn shared(world: World, nodes: plan::nodes::State) -> Shared {
@@ -398,12 +409,12 @@ async fn make_token(server: &Server) -> Result<String, Error> {
             .filter(|(_, known)| known.kind == record.kind && known.name == OWNER);
         owners.map(|(hash, _)| hash.clone()).take(100).collect()
     });
-    let mut transaction =
-        Transaction::new().put(Key::Token(token.hash().to_string()), encode(&record));
+    let mut draft = Draft::new();
+    draft.put_anyway(Key::Token(token.hash().to_string()), &record);
     for hash in old {
-        transaction = transaction.delete(Key::Token(hash));
+        draft.delete_anyway(Key::Token(hash));
     }
-    server.store.transact(transaction).await?;
+    server.commit(draft).await?;
     Ok(token.reveal().to_string())
 }
 

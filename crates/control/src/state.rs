@@ -35,6 +35,9 @@ const ATTEMPTS: usize = 8;
 /// How long an answer waits for the mirror to show what was written.
 const MIRROR_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long somebody waits for the leader to look at the world.
+const TURN_PATIENCE: Duration = Duration::from_secs(5);
+
 /// One server.
 pub struct Server {
     pub store: Arc<dyn Store>,
@@ -92,11 +95,12 @@ impl Turns {
         self.ended.send_replace(turn);
     }
 
-    /// Waits until a turn has ended that begins after now.
-    pub async fn whole(&self) {
+    /// Waits until a turn has ended that begins after now. False: the leader takes too long, or takes none any more.
+    pub async fn whole(&self) -> bool {
         let next = self.begun.load(Ordering::Relaxed) + 1;
         let mut ended = self.ended.subscribe();
-        let _ = ended.wait_for(|ended| *ended >= next).await;
+        let whole = ended.wait_for(|ended| *ended >= next);
+        matches!(tokio::time::timeout(TURN_PATIENCE, whole).await, Ok(Ok(_)))
     }
 }
 

@@ -111,6 +111,21 @@ impl Planner<'_> {
 
     /// Data that somebody deleted must be gone before a service of that name writes again.
     fn check_forgotten(&self, id: &ResourceId, entry: &Entry) -> Result<(), Problem> {
+        let refuse = |detail: String| {
+            let title = format!("the data of the former {id} is still being deleted");
+            Err(Problem::conflict("still-deleting", title)
+                .detail(detail)
+                .remedy("repeat the command in some seconds"))
+        };
+        let removing = entry
+            .record
+            .as_ref()
+            .and_then(|record| record.removing.as_ref());
+        let deletes = removing.is_some_and(|removing| removing.delete_data)
+            && !entry.group().homes.is_empty();
+        if deletes && !self.request.dry_run {
+            return refuse("its instances are still leaving".to_owned());
+        }
         let standing = |name: &model::ids::NodeName| {
             let node = self.world.nodes.get(name);
             node.is_some_and(|node| node.standing == model::control::Standing::Present)
@@ -120,15 +135,10 @@ impl Planner<'_> {
             .iter()
             .flat_map(|forget| &forget.nodes)
             .find(|name| standing(name));
-        let Some(node) = left.filter(|_| !self.request.dry_run) else {
-            return Ok(());
-        };
-        Err(Problem::conflict(
-            "still-deleting",
-            format!("the data of the former {id} is still being deleted"),
-        )
-        .detail(format!("node {node} has not yet been told"))
-        .remedy("repeat the command in some seconds"))
+        match left.filter(|_| !self.request.dry_run) {
+            None => Ok(()),
+            Some(node) => refuse(format!("node {node} has not yet been told")),
+        }
     }
 
     fn give_uid(

@@ -17,6 +17,7 @@ use model::control::{Heartbeat, HeartbeatAnswer, NodeDesired, NodeRecord, Reason
 use model::ids::NodeName;
 use model::signals::Level;
 use plan::nodes::{self, Input};
+use plan::service::Sight;
 use tokio::sync::watch;
 
 use super::projects;
@@ -323,13 +324,24 @@ fn take(
     beat: &Heartbeat,
     now: plan::Now,
 ) -> Result<(bool, bool), Problem> {
-    if !shared.world.nodes.contains_key(name) {
-        return Err(Problem::new(
+    let record = shared.world.nodes.get(name).ok_or_else(|| {
+        Problem::new(
             410,
             "node-left",
             format!("node {name} is no node of this cluster"),
         )
-        .remedy("let it join again with a fresh join token"));
+        .remedy("let it join again with a fresh join token")
+    })?;
+    // Of a node that joined a moment ago the leader may not have heard yet.
+    let mut outputs = Vec::new();
+    if shared.nodes.sight(name, now) == Sight::Lost && record.standing == Standing::Present {
+        outputs.extend(nodes::step(&mut shared.nodes, Input::Record(record), now));
+    }
+    if !shared.nodes.is_news(name, beat.session, beat.sequence, now) {
+        return Err(Problem::conflict(
+            "stale-heartbeat",
+            format!("a later heartbeat of node {name}, or one of a later agent, was taken already"),
+        ));
     }
     let took = shared.observed.take(name, beat, now.instant);
     let complete = shared
@@ -342,7 +354,7 @@ fn take(
         session: beat.session,
         complete,
     };
-    let outputs = nodes::step(&mut shared.nodes, input, now);
+    outputs.extend(nodes::step(&mut shared.nodes, input, now));
     let forgot = acknowledge_forgetting(shared, name, beat);
     let wakes = took.changed || !outputs.is_empty() || forgot;
     shared.node_outputs.extend(outputs);
@@ -374,7 +386,12 @@ pub async fn desired(server: Arc<Server>, call: Call) -> Answer {
         return Err(missing(&name));
     }
     server.changed.notify_one();
-    server.turns.whole().await;
+    if !server.turns.whole().await {
+        return Err(Problem::unavailable(
+            "not-deciding",
+            "the leader decides nothing now",
+        ));
+    }
     let receiver = server.with(|shared| {
         let sender = shared
             .desired
