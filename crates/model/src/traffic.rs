@@ -211,6 +211,9 @@ pub struct LocalInstance {
     pub protocol: Protocol,
     pub max_in_flight: u32,
     pub gate: Gate,
+    /// Whose sockets are its service's: so that a caller is known by name also at a door that is not its own. `None`: uids say nothing here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -43,7 +43,7 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
         local: parts
             .instances
             .iter()
-            .filter_map(|instance| local(instance))
+            .filter_map(|instance| local(instance, parts.enforce_uid))
             .collect(),
         callers: parts.road.callers.clone(),
         doors: doors(&parts),
@@ -57,7 +57,7 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
     }
 }
 
-fn local(instance: &Instance) -> Option<LocalInstance> {
+fn local(instance: &Instance, enforce_uid: bool) -> Option<LocalInstance> {
     let address: SocketAddr = instance.address()?.parse().ok()?;
     let desired = instance.desired();
     Some(LocalInstance {
@@ -68,6 +68,7 @@ fn local(instance: &Instance) -> Option<LocalInstance> {
         protocol: desired.spec.protocol,
         max_in_flight: desired.spec.traffic.max_in_flight,
         gate: instance.gate(),
+        uid: enforce_uid.then_some(desired.uid),
     })
 }
 

@@ -125,7 +125,21 @@ impl Drop for Node {
         for pid in processes_of(&root) {
             let _ = kill_process(pid, Signal::KILL);
         }
+        remove_rules(&root);
     }
+}
+
+/// A killed node leaves its firewall behind.
+fn remove_rules(root: &Path) {
+    let bytes = root.as_os_str().as_encoded_bytes();
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    });
+    let table = format!("mainland_a_{hash:08x}");
+    let _ = std::process::Command::new("nft")
+        .args(["delete", "table", "inet", &table])
+        .stderr(Stdio::null())
+        .status();
 }
 
 /// Shims and the proxy name the directory in their arguments; workloads work below it.

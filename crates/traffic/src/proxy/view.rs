@@ -168,11 +168,7 @@ impl View {
                 .iter()
                 .map(|door| (door.listen, Arc::new(door.clone())))
                 .collect(),
-            owners: snapshot
-                .doors
-                .iter()
-                .map(|door| (door.uid, door.caller.clone()))
-                .collect(),
+            owners: owners(snapshot),
             enforce_uid: snapshot.enforce_uid,
             destinations: snapshot
                 .destinations
@@ -229,6 +225,17 @@ pub fn missing_need(caller: &ResourceId, callee: &ResourceId) -> String {
     } else {
         format!("service {caller} does not declare needs: [{callee}]")
     }
+}
+
+/// Who is known by uid: services with a door, and services with an instance here.
+fn owners(snapshot: &ProxySnapshot) -> HashMap<u32, ResourceId> {
+    let doors = snapshot.doors.iter().map(|door| (door.uid, &door.caller));
+    let instances = snapshot.local.iter();
+    let instances = instances.filter_map(|local| Some((local.uid?, &local.service)));
+    doors
+        .chain(instances)
+        .map(|(uid, service)| (uid, service.clone()))
+        .collect()
 }
 
 fn gateway(gateway: &traffic::Gateway) -> Gateway {

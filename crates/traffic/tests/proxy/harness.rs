@@ -152,6 +152,7 @@ impl Node {
             protocol: Protocol::Http,
             max_in_flight: 64,
             gate: Gate::Open,
+            uid: None,
         });
         self.endpoint(instance)
     }
