@@ -171,11 +171,11 @@ impl Cloud {
 
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(words);
         command
             .arg("--data-dir")
             .arg(self.directory.path().join("data"));
         command.args(["--api", &self.api.to_string()]);
+        command.args(words);
         let folder = self.manifest.as_deref().and_then(Path::parent);
         command.current_dir(folder.unwrap_or(self.directory.path()));
         command

@@ -1,0 +1,212 @@
+//! Under 1,000 requests a second, faults of every kind lose none.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use system::{proc, wait};
+
+use crate::first::{BACK_WITHIN, First};
+
+/// From the loss of a zone to its copies serving elsewhere.
+const REPLACED_WITHIN: Duration = Duration::from_secs(5);
+
+#[test]
+fn instances_are_killed_one_after_the_other() {
+    let mut first = First::up();
+    first.under_load(Duration::from_secs(12), |first| {
+        for service in ["front", "web"] {
+            for instance in first.cloud.ready(service).unwrap() {
+                proc::signal(instance.pid.unwrap(), Signal::KILL).unwrap();
+                let restarted = || {
+                    let all = first
+                        .cloud
+                        .ready(service)
+                        .map_err(|error| error.to_string())?;
+                    let back = all
+                        .iter()
+                        .any(|one| one.name == instance.name && one.pid != instance.pid);
+                    back.then_some(())
+                        .ok_or(format!("{} is not back", instance.name))
+                };
+                wait::until("a killed instance is restarted", BACK_WITHIN, restarted);
+            }
+        }
+    });
+}
+
+#[test]
+fn an_agent_is_killed_and_comes_back() {
+    let mut first = First::up();
+    let agent = |first: &First| {
+        first
+            .cloud
+            .nodes()
+            .unwrap()
+            .into_iter()
+            .find(|node| node.name == "a")
+            .unwrap()
+    };
+    first.under_load(Duration::from_secs(14), |first| {
+        proc::signal(agent(first).pid.unwrap(), Signal::KILL).unwrap();
+        let lost = || match agent(first).state.as_str() {
+            "lost" => Ok(()),
+            other => Err(format!("node a is {other}")),
+        };
+        wait::until("a node without agent is lost", BACK_WITHIN, lost);
+        first.cloud.say(&["start", "a"]).unwrap();
+        first.all_ready();
+    });
+}
+
+#[test]
+fn the_server_is_killed_and_back_ten_seconds_later() {
+    let mut first = First::up();
+    let before: Vec<_> = first
+        .cloud
+        .ps()
+        .unwrap()
+        .into_iter()
+        .map(|one| (one.name, one.pid))
+        .collect();
+    first.under_load(Duration::from_secs(18), |first| {
+        let supervisor = first.cloud.supervisor().unwrap();
+        proc::signal(supervisor, Signal::STOP).unwrap();
+        let server = first.cloud.processes_with(&["server", "--api"]);
+        assert_eq!(server.len(), 1, "{server:?}");
+        proc::signal(server[0], Signal::KILL).unwrap();
+        // `ps` goes on answering from the nodes themselves.
+        let begin = std::time::Instant::now();
+        wait::until(
+            "ten seconds without a server",
+            Duration::from_secs(30),
+            || {
+                assert!(!first.cloud.ps().unwrap().is_empty());
+                (begin.elapsed() > Duration::from_secs(10))
+                    .then_some(())
+                    .ok_or(String::new())
+            },
+        );
+        proc::signal(supervisor, Signal::CONT).unwrap();
+        first.all_ready();
+    });
+    let after: Vec<_> = first
+        .cloud
+        .ps()
+        .unwrap()
+        .into_iter()
+        .map(|one| (one.name, one.pid))
+        .collect();
+    assert_eq!(
+        before, after,
+        "nothing was moved or restarted by the absence of the server"
+    );
+}
+
+#[test]
+fn a_whole_zone_dies() {
+    let mut first = First::up();
+    let store = first.cloud.ready("store").unwrap()[0].node.clone().unwrap();
+    let victim = ["a", "b", "c"]
+        .into_iter()
+        .find(|zone| *zone != store)
+        .unwrap();
+    first.under_load(Duration::from_secs(12), |first| {
+        let before = first.cloud.ps().unwrap();
+        let wanted = |service: &str| before.iter().filter(|one| one.service == service).count();
+        let wanted = [("front", wanted("front")), ("web", wanted("web"))];
+        first.cloud.kill_node(victim).unwrap();
+        let replaced = || {
+            for (service, count) in wanted {
+                let ready = first
+                    .cloud
+                    .ready(service)
+                    .map_err(|error| error.to_string())?;
+                let outside = ready
+                    .iter()
+                    .filter(|one| one.zone.as_deref() != Some(victim))
+                    .count();
+                if outside < count {
+                    return Err(format!(
+                        "{outside} of {count} {service} outside zone {victim}"
+                    ));
+                }
+            }
+            Ok(())
+        };
+        let took = wait::until(
+            "copies serve outside the dead zone",
+            Duration::from_secs(15),
+            replaced,
+        )
+        .1;
+        println!("replaced in {took:?}");
+        assert!(took < REPLACED_WITHIN, "{took:?}");
+    });
+}
+
+#[test]
+fn an_instance_is_stopped_without_a_word() {
+    let mut first = First::up();
+    first.under_load(Duration::from_secs(8), |first| {
+        for service in ["front", "web"] {
+            let instance = first.cloud.ready(service).unwrap().remove(0);
+            let tree = tree(instance.pid.unwrap());
+            for pid in &tree {
+                proc::signal(*pid, Signal::STOP).unwrap();
+            }
+            let unready = || {
+                let all = first.cloud.ps().map_err(|error| error.to_string())?;
+                let still = all.iter().any(|one| one.name == instance.name && one.ready);
+                (!still)
+                    .then_some(())
+                    .ok_or("it still counts as ready".to_owned())
+            };
+            wait::until("a stopped instance is not ready", BACK_WITHIN, unready);
+            for pid in &tree {
+                // It may have been restarted meanwhile.
+                let _ = proc::signal(*pid, Signal::CONT);
+            }
+        }
+        first.all_ready();
+    });
+}
+
+/// A process and all below it.
+fn tree(root: u32) -> Vec<u32> {
+    let mut tree = vec![root];
+    let everything: Vec<u32> = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    let mut looked_at = 0;
+    while looked_at < tree.len() {
+        let parent = tree[looked_at];
+        tree.extend(
+            everything
+                .iter()
+                .filter(|pid| proc::parent(**pid) == Some(parent)),
+        );
+        looked_at += 1;
+    }
+    tree
+}
+
+#[test]
+fn everything_is_killed_and_comes_up_again_with_its_data() {
+    let mut first = First::up();
+    first.cloud.kill_everything().unwrap();
+    first.cloud.up().unwrap();
+    first.all_ready();
+    assert_eq!(first.read_value(), "precious");
+    first.under_load(Duration::from_secs(2), |_| {});
+}
+
+#[test]
+fn a_clean_end_and_a_new_begin_keep_the_data() {
+    let mut first = First::up();
+    first.cloud.down().unwrap();
+    first.cloud.up().unwrap();
+    first.all_ready();
+    assert_eq!(first.read_value(), "precious");
+    first.under_load(Duration::from_secs(2), |_| {});
+}

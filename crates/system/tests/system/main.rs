@@ -1,0 +1,10 @@
+//! What a user relies on, on real parts: the binary, three zones, programs that nobody here wrote, and faults.
+//!
+//! Each test has a cloud of its own on loopback addresses and a directory of its own; they run one after the other, for the machine is small.
+
+mod broken;
+mod change;
+mod deny;
+mod faults;
+mod first;
+mod separation;
