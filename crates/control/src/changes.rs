@@ -224,7 +224,7 @@ mod tests {
                 "nothing restarts",
             ),
             (
-                |service| drop(service.needs.remove("cache")),
+                |service| service.needs.clear(),
                 &["needs: removed {\"cache\":{}}"],
                 "3 instances roll",
             ),

@@ -174,9 +174,9 @@ mod tests {
         // The first is not full: the picture may miss something even where the digests agree.
         let first = beat(1, false, vec![], &[]);
         assert_eq!(observed.take(&name, &first, at(0)), took(true, true));
-        let full = beat(2, true, vec![one.clone()], &[one.clone()]);
+        let full = beat(2, true, vec![one.clone()], std::slice::from_ref(&one));
         assert_eq!(observed.take(&name, &full, at(1)), took(false, true));
-        let quiet = beat(3, false, vec![], &[one.clone()]);
+        let quiet = beat(3, false, vec![], std::slice::from_ref(&one));
         assert_eq!(observed.take(&name, &quiet, at(2)), took(false, false));
         let delta = beat(4, false, vec![two.clone()], &[two.clone(), one.clone()]);
         assert_eq!(observed.take(&name, &delta, at(3)), took(false, true));

@@ -2,11 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use model::boundary::PrincipalName;
 use model::compute::{
-    Completion, OnPartition, Probe, RolloutOptions, Service, Spread, Work, default_grace,
+    Completion, OnPartition, Probe, Release, ReleaseOrigin, RolloutOptions, Service, Spread, Work,
+    default_grace,
 };
+use model::ids::ReleaseNumber;
 use model::traffic::{Protocol, TrafficOptions};
 use model::units::{Bytes, MilliCpu};
+use store::Revision;
+
+use crate::world::Stored;
 
 pub fn service(replicas: u32) -> Service {
     Service {
@@ -30,5 +36,24 @@ pub fn service(replicas: u32) -> Service {
         rollout: RolloutOptions::default(),
         grace: default_grace(),
         labels: BTreeMap::new(),
+    }
+}
+
+pub fn stored<T>(value: T) -> Stored<T> {
+    Stored {
+        value,
+        modified: Revision::from_number(1),
+    }
+}
+
+pub fn release(number: ReleaseNumber) -> Release {
+    Release {
+        service: "web".parse().expect("a name"),
+        number,
+        spec: service(1),
+        author: PrincipalName("admin:root".to_owned()),
+        at: jiff::Timestamp::UNIX_EPOCH,
+        origin: ReleaseOrigin::Apply,
+        diff: Vec::new(),
     }
 }

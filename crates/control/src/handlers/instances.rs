@@ -36,16 +36,11 @@ pub async fn logs(server: Arc<Server>, call: Call) -> Answer {
 }
 
 pub async fn exec(server: Arc<Server>, call: Call) -> Answer {
-    let answered = forward_audited(server, call).await;
-    answered
-}
-
-async fn forward_audited(server: Arc<Server>, call: Call) -> Answer {
     let on = format!("{}/{}", call.text("project"), call.text("instance"));
-    server
-        .audited(call.principal.name(), "exec", on, Vec::new())
-        .await;
-    forward(server, call, "exec").await
+    let by = call.principal.name();
+    let answer = forward(server.clone(), call, "exec").await?;
+    server.audited(by, "exec", on, Vec::new()).await;
+    Ok(answer)
 }
 
 /// Asks the instance's node over its tunnel; bodies go both ways as they come.

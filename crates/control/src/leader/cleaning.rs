@@ -231,3 +231,32 @@ async fn collect_artifacts(server: std::sync::Arc<Server>) {
         Err(problem) => tracing::warn!(%problem, "artifacts can't be collected"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::records::{Current, ServiceRecord};
+    use crate::testing::{release, service, stored};
+
+    #[test]
+    fn the_newest_ten_releases_are_kept_and_those_that_run() {
+        let mut entry = Entry::default();
+        for number in 1..=15 {
+            let number = ReleaseNumber(number);
+            entry.releases.insert(number, stored(release(number)));
+        }
+        let current = Current {
+            number: ReleaseNumber(15),
+            same_since: ReleaseNumber(15),
+            rolled_back_to: Some(ReleaseNumber(2)),
+        };
+        let record = ServiceRecord {
+            spec: service(1),
+            current: Some(current),
+            removing: None,
+        };
+        entry.record = Some(stored(record));
+        let numbers: Vec<_> = old_releases(&entry).iter().map(|number| number.0).collect();
+        assert_eq!(numbers, [5, 4, 3, 1]);
+    }
+}

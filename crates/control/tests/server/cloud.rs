@@ -18,7 +18,7 @@ use model::compute::{
     Completion, DesiredInstance, InstanceReport, InstanceState, Need, OnPartition, Probe,
     RolloutOptions, Service, Spread, Wanted, Work, default_grace,
 };
-use model::control::{Capacity, Heartbeat, NodeDesired, NodeRole, observed_digest};
+use model::control::{Capacity, Demand, Heartbeat, NodeDesired, NodeRole, observed_digest};
 use model::ids::{Generation, InstanceId, NodeName, ProjectName, ResourceName, SessionId};
 use model::traffic::{Identity, Protocol, TrafficOptions};
 use model::units::{Bytes, MilliCpu, Span};
@@ -320,8 +320,10 @@ type Behaviour = Arc<dyn Fn(&DesiredInstance) -> (InstanceState, bool) + Send + 
 #[derive(Default)]
 struct Seen {
     desired: Option<NodeDesired>,
-    /// The newest generation of each epoch must grow.
-    generations: Vec<Generation>,
+    /// All it was ever told, oldest first.
+    told: Vec<NodeDesired>,
+    /// What it says is waited for.
+    demand: Vec<Demand>,
     forgot: Vec<model::ids::ResourceId>,
 }
 
@@ -443,7 +445,18 @@ impl FakeNode {
     }
 
     pub fn generations(&self) -> Vec<Generation> {
-        self.seen.lock().unwrap().generations.clone()
+        let told = &self.seen.lock().unwrap().told;
+        told.iter().map(|desired| desired.generation).collect()
+    }
+
+    pub fn told(&self) -> Vec<NodeDesired> {
+        self.seen.lock().unwrap().told.clone()
+    }
+
+    /// Says that requests wait for a service.
+    pub fn demand(&self, service: &str, waiting: u32) {
+        let service = format!("shop/{service}").parse().unwrap();
+        self.seen.lock().unwrap().demand = vec![Demand { service, waiting }];
     }
 
     pub fn forgot(&self) -> Vec<model::ids::ResourceId> {
@@ -456,7 +469,7 @@ async fn watch(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>) {
         if let Ok(mut stream) = client.watch_desired(&name).await {
             while let Some(Ok(desired)) = stream.next().await {
                 let mut seen = seen.lock().unwrap();
-                seen.generations.push(desired.generation);
+                seen.told.push(desired.clone());
                 seen.forgot.extend(desired.forget_volumes.iter().cloned());
                 seen.desired = Some(desired);
             }
@@ -472,6 +485,7 @@ async fn beat(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>, behav
     loop {
         sequence += 1;
         let (reports, acknowledged) = observe(&seen.lock().unwrap(), &behaviour);
+        let demand = seen.lock().unwrap().demand.clone();
         let changed = reports
             .values()
             .filter(|report| full || told.get(&report.instance) != Some(report))
@@ -490,7 +504,7 @@ async fn beat(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>, behav
             full,
             changed,
             gone,
-            demand: Vec::new(),
+            demand,
             mesh: Some(SocketAddr::from(([127, 0, 0, 1], 7071))),
             pid: 42,
             version: "fake".to_owned(),

@@ -9,7 +9,7 @@ use boundary::authority::{Authority, Key, Terms};
 use jiff::Timestamp;
 use model::boundary::{Holder, SpiffeId};
 use model::compute::{InstanceState, OnPartition};
-use model::control::{NodeRole, Standing};
+use model::control::NodeRole;
 use model::state::Volume;
 use model::units::Bytes;
 
@@ -153,7 +153,20 @@ async fn a_server_that_starts_again_knows_all_and_empties_no_road() {
     .await;
     assert_eq!(told.instances.len(), 2);
     assert!(nodes[0].generations().is_sorted());
-    assert_eq!(told.road.destinations[0].endpoints.len(), 3);
+    // Before it had heard from everyone, it said so; after, it never knew less than all.
+    let of_new = nodes[0]
+        .told()
+        .into_iter()
+        .filter(|told| told.generation.epoch > epoch);
+    for told in of_new.filter(|told| told.road.complete) {
+        let endpoints: usize = told
+            .road
+            .destinations
+            .iter()
+            .map(|to| to.endpoints.len())
+            .sum();
+        assert_eq!(endpoints, 3, "{:?}", told.generation);
+    }
 }
 
 #[tokio::test]
@@ -338,19 +351,17 @@ async fn a_fenced_server_changes_nothing_and_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let other = tempfile::tempdir().unwrap();
     let first = Cloud::start(directory.path()).await;
-    std::fs::copy(
-        directory.path().join("keyring"),
-        other.path().join("keyring"),
-    )
-    .unwrap();
+    // The same keys, and the same token for the owner.
+    for file in ["keyring", "client.json"] {
+        std::fs::copy(directory.path().join(file), other.path().join(file)).unwrap();
+    }
     let any = "127.0.0.1:0".parse().unwrap();
     let second = Cloud::start_with(other.path(), first.memory.clone(), any, any).await;
     let refused = first
         .client
         .apply(&project(), &apply_of(&[("web", service(1))]), false, &key())
         .await;
-    // The second start made a token of its own for the owner and forgot the first.
-    assert!(["fenced", "unauthenticated"].contains(&&*code(refused)));
+    assert_eq!(code(refused), "fenced");
     second.apply(&apply_of(&[("web", service(1))])).await;
     until("the first one knows that it is fenced", || async {
         first
@@ -437,5 +448,117 @@ async fn an_edge_runs_nothing_and_knows_the_routes() {
     assert_eq!(told.road.routes[0].to.to_string(), "shop/web");
     let status = cloud.client.status(&project()).await.unwrap();
     assert!(status.routes[0].serving);
-    assert_eq!(Standing::Present, Standing::Present);
+}
+
+#[tokio::test]
+async fn when_most_vanish_at_once_the_leader_holds_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let mut nodes = cloud.three_nodes().await;
+    cloud.apply(&apply_of(&[("web", service(3))])).await;
+    cloud.ready("web", 3).await;
+    nodes[1].silence();
+    nodes[2].silence();
+    let attention = |code: &'static str| {
+        let client = &cloud.client;
+        async move {
+            let status = client.status(&project()).await.unwrap();
+            status
+                .attention
+                .iter()
+                .any(|reason| reason.code == code)
+                .then_some(())
+        }
+    };
+    until("the brake", || attention("brake-on")).await;
+    let shown = cloud.ps().await;
+    assert_eq!(shown.len(), 3, "nothing is replaced: {shown:#?}");
+    let unknown = shown
+        .iter()
+        .filter(|view| view.state == InstanceState::Unknown);
+    assert_eq!(unknown.count(), 2);
+    let lost = cloud.client.nodes().await.unwrap().items;
+    assert!(lost.iter().all(|node| node.state != NodeState::Lost));
+    let events = cloud.client.events(None, 0).await.unwrap().items;
+    assert!(events.iter().any(|event| event.reason.code == "brake-on"));
+}
+
+#[tokio::test]
+async fn what_waits_for_an_endpoint_is_shown_as_demand() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(0))])).await;
+    node.demand("web", 7);
+    until("the demand", || async {
+        let status = cloud.client.status(&project()).await.unwrap();
+        let shown = status.services[0].demand == 7
+            && status
+                .attention
+                .iter()
+                .any(|reason| reason.code == "demand");
+        shown.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn off_loopback_the_api_speaks_tls_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let memory = Memory::Ram(store::memory::MemoryStore::default());
+    let everywhere = "0.0.0.0:0".parse().unwrap();
+    let options = options(
+        directory.path(),
+        &memory,
+        everywhere,
+        "127.0.0.1:0".parse().unwrap(),
+    );
+    let running = tokio::spawn(control::server::run(options, std::future::pending()));
+    let path = directory.path().join("client.json");
+    let file = until("the client file", || {
+        let text = std::fs::read(&path).ok();
+        std::future::ready(
+            text.and_then(|text| serde_json::from_slice::<control::server::ClientFile>(&text).ok()),
+        )
+    })
+    .await;
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], file.api.port()));
+    let plain = Client::new(Transport::Tcp(address), Some(file.token.clone()));
+    assert!(plain.version().await.is_err());
+
+    let token = |client: Client| async move {
+        let ask = api::wire::MakeJoinToken {
+            node: None,
+            valid_seconds: 60,
+        };
+        client.make_join_token(&ask).await
+    };
+    // Whoever knows the authority may come with a token.
+    let stranger = Authority::generate("elsewhere", Timestamp::now()).unwrap();
+    let distrusting = with_token(stranger.certificate(), address, &file.token);
+    assert!(token(distrusting).await.is_err());
+    let pinned = boundary::authority::Fingerprint([0; 32]);
+    let config = boundary::tls::join_config(pinned, clock()).unwrap();
+    let transport = Transport::Tls {
+        address,
+        config: config.into(),
+        name: boundary::tls::server_name(),
+    };
+    assert!(Client::new(transport, None).version().await.is_err());
+    running.abort();
+}
+
+fn with_token(authority: &str, address: std::net::SocketAddr, token: &str) -> Client {
+    let config = boundary::tls::client_config_without_identity(
+        authority,
+        boundary::tls::Expect::Anyone,
+        clock(),
+    )
+    .unwrap();
+    let transport = Transport::Tls {
+        address,
+        config: config.into(),
+        name: boundary::tls::server_name(),
+    };
+    Client::new(transport, Some(token.to_owned()))
 }
