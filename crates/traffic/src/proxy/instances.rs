@@ -182,3 +182,56 @@ async fn connect_http(address: &Address) -> Result<Idle, Failure> {
         since: Instant::now(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::mpsc::{Receiver, sync_channel};
+
+    use super::*;
+    use crate::proxy::body::{Guards, ResponseBody};
+
+    fn post() -> Request<RequestBody> {
+        Request::post("/")
+            .header("host", "x")
+            .body(RequestBody::Empty)
+            .unwrap()
+    }
+
+    /// Answers one request, and closes the connection when told to.
+    fn answer_once(listener: &TcpListener, close: &Receiver<()>) {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = [0; 4096];
+        let _ = stream.read(&mut head).unwrap();
+        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(answer).unwrap();
+        close.recv().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_unnoticed_is_found_out_before_the_first_byte() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp {
+            address: listener.local_addr().unwrap(),
+        };
+        let (close, closing) = sync_channel(1);
+        let server = std::thread::spawn(move || answer_once(&listener, &closing));
+        let instances = Arc::new(Instances::default());
+        let (response, lease) = instances.send(&address, post(), true).await.unwrap();
+        let guards = Guards {
+            lease: Some(lease),
+            ..Guards::default()
+        };
+        drop(ResponseBody::incoming(response.into_body(), guards));
+        assert!(!instances.is_empty(), "the connection was kept");
+        // Blocks the thread: the runtime has no chance to notice that the other end is gone.
+        close.send(()).unwrap();
+        server.join().unwrap();
+        let failure = instances.send(&address, post(), true).await.err().unwrap();
+        assert_eq!(
+            failure,
+            Failure::not_begun("the connection had been closed")
+        );
+    }
+}

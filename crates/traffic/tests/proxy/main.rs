@@ -384,11 +384,16 @@ fn a_request_waits_for_the_first_endpoint_and_is_told_as_demand() {
     shop.a.road("shop/cart", vec![]).traffic.wait = Span::seconds(15);
     shop.a.apply();
     let door = shop.door;
+    let began = Instant::now();
     let asked = std::thread::spawn(move || get(door, "cart", "/").body);
     shop.a.wait("demand", |told| matches!(told, FromProxy::Demand { service, waiting: 1 } if *service == id("shop/cart")));
     shop.a.road("shop/cart", vec![endpoint]);
     shop.a.apply();
     assert_eq!(asked.join().unwrap(), "cart");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "the new road did not wake it"
+    );
     shop.a.wait("no demand", |told| {
         matches!(told, FromProxy::Demand { waiting: 0, .. })
     });
