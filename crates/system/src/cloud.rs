@@ -275,10 +275,7 @@ impl Cloud {
             .collect();
         let ours = self.processes_with(&[&format!("/nodes/{node}")]);
         ensure!(!ours.is_empty(), "no process of node {node} found");
-        for pid in ours.into_iter().chain(instances) {
-            // One may end by itself before its turn comes.
-            let _ = proc::signal(pid, Signal::KILL);
-        }
+        kill(&ours, &instances);
         Ok(())
     }
 
@@ -305,14 +302,21 @@ impl Cloud {
             .unwrap_or_default()
             .into_iter()
             .filter_map(|instance| instance.pid);
-        let everything: Vec<u32> = self.processes().into_iter().chain(instances).collect();
-        for pid in everything {
-            let _ = proc::signal(pid, Signal::KILL);
-        }
+        kill(&self.processes(), &instances.collect::<Vec<u32>>());
         if let Some(mut up) = self.up.take() {
             up.wait()?;
         }
         Ok(())
+    }
+}
+
+/// kill -9 of processes, then of instances with all that they have started. One may end by itself before its turn comes.
+fn kill(processes: &[u32], instances: &[u32]) {
+    for pid in processes {
+        let _ = proc::signal(*pid, Signal::KILL);
+    }
+    for pid in instances {
+        let _ = proc::signal_group(*pid, Signal::KILL);
     }
 }
 

@@ -13,6 +13,13 @@ pub fn signal(pid: u32, signal: Signal) -> Result<()> {
         .with_context(|| format!("signal {signal:?} to {pid:?}"))
 }
 
+/// Sends a signal to an instance as a whole: what it has started is in its process group, unless it took pains to leave that.
+pub fn signal_group(pid: u32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid)?).context("0 is no group")?;
+    rustix::process::kill_process_group(pid, signal)
+        .with_context(|| format!("signal {signal:?} to the group of {pid:?}"))
+}
+
 /// Whether a process exists and is not a zombie.
 pub fn alive(pid: u32) -> bool {
     stat_field(pid, 3).is_some_and(|state| state != "Z" && state != "X")

@@ -134,6 +134,9 @@ fn steady(one: &Contestant) -> Result<Steady> {
     let stretch = Stretch::begin(one.processes());
     let running = on_core(LOAD_CORE, || load::start(&cloud::load_program(), &load))?;
     let report = running.finish()?;
+    if report.failed > 0 {
+        eprintln!("{}: {:?}", one.name, report.failures);
+    }
     Ok(Steady {
         p50_ms: report.p50_ms,
         p99_ms: report.p99_ms,

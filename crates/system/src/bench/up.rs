@@ -109,7 +109,11 @@ fn tell_begins(report: &mut Report, zones: u32, start: &str, begins: &[Begin]) {
     ]);
     let mut hold = |what: &str, times: Vec<f64>, within: f64| {
         let time = median(times);
-        let promise = format!("{what} < {within} s, {} with {zones} zones", started(start));
+        let promise = format!(
+            "{what} < {within} s, {} with {}",
+            started(start),
+            in_words(zones)
+        );
         report.hold(promise, seconds(time), time < within);
     };
     if zones == 1 {
@@ -124,6 +128,13 @@ fn started(start: &str) -> &str {
     match start {
         "again" => "second start",
         _ => "first start",
+    }
+}
+
+fn in_words(zones: u32) -> String {
+    match zones {
+        1 => "one zone".to_owned(),
+        more => format!("{more} zones"),
     }
 }
 
