@@ -425,6 +425,15 @@ pub struct DesiredInstance {
     pub start_after: Vec<ResourceName>,
 }
 
+impl DesiredInstance {
+    /// Whether it may run only while its node holds the lease: where `on_partition: stop` and its place could be given to another. A member whose
+    /// volumes live on one node can't be started elsewhere, cut off or not, so stopping it would protect nothing.
+    pub fn needs_lease(&self) -> bool {
+        let could_be_replaced = self.spec.volumes.is_empty() || self.role != Role::Member;
+        self.spec.on_partition == OnPartition::Stop && could_be_replaced
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SecretNeed {
     pub name: ResourceName,

@@ -13,7 +13,7 @@ use compute::runtime::{
     Adopted, Artifact, DEFAULT_OPEN_FILES, Environment, Error, Identity, InstanceSpec, SecretFile,
     VolumeMount,
 };
-use model::compute::{ArtifactRef, DesiredInstance, Exit, ExitHow, Work};
+use model::compute::{ArtifactRef, DesiredInstance, Exit, ExitHow, OnPartition, Work};
 use model::control::Reason;
 use model::ids::{InstanceId, ResourceId, ResourceName};
 use model::signals::Level;
@@ -380,7 +380,11 @@ fn make_spec(
         cpu: desired.spec.cpu,
         open_files: DEFAULT_OPEN_FILES,
         grace: desired.spec.grace.duration(),
-        on_partition: desired.spec.on_partition,
+        on_partition: if desired.needs_lease() {
+            OnPartition::Stop
+        } else {
+            OnPartition::Keep
+        },
         lease_sent_at: clock::moment(plan::Instant::default()),
     })
 }

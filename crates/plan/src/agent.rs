@@ -391,11 +391,17 @@ impl State {
     fn advance(&mut self, touched: Touched, now: Now, outputs: &mut Vec<Output>) {
         // A service that became ready here counts as reachable before the road says so: the start order is the faster for it.
         let local = self.ready_here();
+        let volumes = self
+            .instances
+            .values()
+            .filter_map(Instance::holds_volumes)
+            .collect();
         let before = outputs.len();
         let world = instance::World {
             lease: &self.lease,
             reachable: &self.reachable,
             local: &local,
+            volumes: &volumes,
             stopping: self.stopping,
             held: self.hold.is_some() && !self.lease.was_told(),
             now,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::compute::{DesiredInstance, Exit, ExitHow, OnPartition};
+use model::compute::{DesiredInstance, Exit, ExitHow};
 use model::control::NodeDesired;
 use model::ids::{Generation, InstanceId, NodeName, ResourceName, SessionId};
 use model::traffic::{Gate, Road};
@@ -328,7 +328,7 @@ impl World {
             return;
         };
         let desired = known.desired().clone();
-        let stops = desired.spec.on_partition == OnPartition::Stop;
+        let stops = desired.needs_lease();
         let lease = agent.state.lease().sent_at().filter(|_| stops);
         let pid = node.next_pid;
         node.next_pid += 1;

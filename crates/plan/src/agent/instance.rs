@@ -1,12 +1,11 @@
 //! One instance: its phase, what its process did, and what is told about it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use model::compute::{
-    Ask, Completion, DesiredInstance, Exit, ExitHow, InstanceReport, InstanceState, OnPartition,
-    Probe, Wanted,
+    Ask, Completion, DesiredInstance, Exit, ExitHow, InstanceReport, InstanceState, Probe, Wanted,
 };
 use model::control::Reason;
 use model::ids::{InstanceId, ResourceId, ResourceName};
@@ -42,6 +41,8 @@ pub(super) struct World<'a> {
     pub lease: &'a Lease,
     pub reachable: &'a BTreeSet<ResourceId>,
     pub local: &'a BTreeSet<ResourceId>,
+    /// Which sets of volumes are in use on this node, and by which instance.
+    pub volumes: &'a BTreeMap<(ResourceId, u32), InstanceId>,
     pub stopping: bool,
     /// Nothing is started yet: see [`super::State::wait_for_servers`].
     pub held: bool,
@@ -600,8 +601,25 @@ impl Instance {
             || self.desired.wanted == Wanted::Leave
     }
 
+    /// The set of volumes that is its.
+    fn volumes(&self) -> Option<(ResourceId, u32)> {
+        let project = self.desired.instance.project.clone();
+        Some((
+            ResourceId::new(project, self.desired.service.clone()),
+            self.desired.slot?,
+        ))
+    }
+
+    /// The set of volumes that it writes, or is about to: nobody else may until its process has ended.
+    pub(super) fn holds_volumes(&self) -> Option<((ResourceId, u32), InstanceId)> {
+        let holds = self.has_process() || matches!(self.phase, Phase::Preparing);
+        self.volumes()
+            .filter(|_| holds)
+            .map(|volumes| (volumes, self.desired.instance.clone()))
+    }
+
     fn stops_in_partition(&self) -> bool {
-        self.desired.spec.on_partition == OnPartition::Stop
+        self.desired.needs_lease()
     }
 
     /// Whether its shim is to be told of renewals. One that is being stopped for a lost lease stays on its way down.
@@ -679,6 +697,16 @@ impl Instance {
         }
         if self.stops_in_partition() && !world.lease.allows_start(world.now.instant) {
             self.wait_for_lease();
+            return;
+        }
+        if let Some(other) = self
+            .volumes()
+            .and_then(|volumes| world.volumes.get(&volumes))
+            && *other != self.desired.instance
+        {
+            let message = format!("waits for {} to leave its volumes", other.name);
+            self.phase = Phase::Fenced;
+            self.reason = Some(Reason::new("waits-for-volumes", message));
             return;
         }
         self.phase = Phase::Preparing;

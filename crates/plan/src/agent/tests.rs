@@ -829,3 +829,43 @@ fn the_gate_and_the_report_agree() {
     assert!(instance.report().ready);
     assert_eq!(instance.address(), Some("127.0.0.1:4000"));
 }
+
+/// A member whose volumes have one home.
+fn homed(name: &str) -> DesiredInstance {
+    changed(name, |one| {
+        one.spec.on_partition = OnPartition::Stop;
+        one.slot = Some(0);
+        let volume = model::state::Volume {
+            size: model::units::Bytes::mebibytes(1),
+        };
+        one.spec
+            .volumes
+            .insert(ResourceName::new("data").unwrap(), volume);
+    })
+}
+
+#[test]
+fn a_member_whose_volumes_have_one_home_needs_no_lease() {
+    let mut node = Node::serving(vec![homed("db-1")]);
+    node.after_ms(60_000);
+    assert_eq!(node.sees("db-1"), InstanceState::Running);
+    let primary = DesiredInstance {
+        role: Role::Primary,
+        ..homed("db-1")
+    };
+    assert!(
+        primary.needs_lease(),
+        "whose role another set of volumes could take"
+    );
+}
+
+#[test]
+fn volumes_are_handed_on_when_who_held_them_has_ended() {
+    let mut node = Node::serving(vec![homed("db-1")]);
+    let moved = node.want(vec![homed("db-2")]);
+    assert!(!moved.contains(&"prepare db-2 1".to_owned()), "{moved:?}");
+    assert_eq!(node.reason("db-2"), "waits for db-1 to leave its volumes");
+    node.drained("db-1");
+    node.exited("db-1", ExitHow::Code { code: 0 });
+    assert!(node.after_ms(1_000).contains(&"prepare db-2 1".to_owned()));
+}
