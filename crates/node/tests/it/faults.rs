@@ -190,3 +190,17 @@ async fn one_directory_has_one_agent_and_one_node() {
     let said = String::from_utf8_lossy(&unnamed.stderr);
     assert!(said.contains("its first start needs `--name`"), "{said}");
 }
+
+#[tokio::test]
+async fn a_disk_that_refuses_is_said_and_what_runs_goes_on() {
+    let node = Node::start().await;
+    // What is kept of the desired state is written beside and renamed over; here it can't be.
+    std::fs::create_dir(node.directory().join("desired.json.new")).unwrap();
+    node.server.want(vec![web("web-1")]);
+    node.until_ready("web-1").await;
+    let said = |node: &Node| {
+        let is_it = |event: &model::control::NodeEvent| event.reason.code == "disk-refuses";
+        node.server.look(|state| state.events.iter().any(is_it))
+    };
+    node.until("said so", said).await;
+}

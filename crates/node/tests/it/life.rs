@@ -207,3 +207,43 @@ async fn a_node_that_stops_takes_everything_with_it() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn volumes_outlive_their_instance_until_they_are_to_be_forgotten() {
+    let node = Node::start().await;
+    let with_volume = |instance: &str| {
+        let mut one = running(
+            instance,
+            &["sh", "-c", "echo $$ >> data/starts; exec sleep 1000"],
+        );
+        let volume = Volume {
+            size: Bytes::mebibytes(1),
+        };
+        one.spec.volumes = BTreeMap::from([(name("data"), volume)]);
+        one.slot = Some(0);
+        one
+    };
+    let starts = node.directory().join("volumes/shop/db/0/data/starts");
+    let count = |path: &std::path::Path| {
+        std::fs::read_to_string(path).map_or(0, |text| text.lines().count())
+    };
+    node.server.want(vec![with_volume("db-1")]);
+    node.until("a start", |_| count(&starts) == 1).await;
+    node.server.want(vec![]);
+    node.until("gone", |node| node.server.report("db-1").is_none())
+        .await;
+    node.server.want(vec![with_volume("db-2")]);
+    node.until("another start on the same data", |_| count(&starts) == 2)
+        .await;
+
+    node.server.want(vec![]);
+    node.until("gone", |node| node.server.report("db-2").is_none())
+        .await;
+    assert_eq!(count(&starts), 2, "absence alone keeps data");
+    node.server
+        .change(|desired| desired.forget_volumes = vec!["shop/db".parse().unwrap()]);
+    node.until("forgotten", |node| {
+        !node.directory().join("volumes/shop/db").exists()
+    })
+    .await;
+}

@@ -87,6 +87,13 @@ async fn a_partition_stops_what_must_not_run_twice_and_nothing_else() {
         node.until_ready("db-1").await,
         node.until_ready("web-1").await,
     );
+    // Longer than a lease: it is renewed as long as the servers answer.
+    let renewed = node.server.look(|state| state.heartbeats) + 4;
+    node.until("heartbeats", |node| {
+        node.server.look(|state| state.heartbeats >= renewed)
+    })
+    .await;
+    assert!(is_alive(db.pid.unwrap()));
     let cut = Instant::now();
     node.server.falls_silent(true);
     node.until("the database gone", |_| !is_alive(db.pid.unwrap()))
@@ -169,22 +176,30 @@ async fn without_servers_a_restarted_agent_starts_nothing_that_must_not_run_twic
 #[tokio::test]
 async fn a_dead_proxy_is_started_anew() {
     let node = Node::start().await;
-    let proxy = std::fs::read_dir("/proc")
+    let first = proxy_of(&node).expect("a proxy runs");
+    signal(first, Signal::KILL);
+    node.until("another proxy", |node| {
+        proxy_of(node).is_some_and(|pid| pid != first)
+    })
+    .await;
+    // Whether it was ever seen off the road or not, it is on it again.
+    let heard = node.server.look(|state| state.heartbeats) + 2;
+    let on_the_road = |node: &Node| {
+        node.server
+            .look(|state| state.heartbeats >= heard && state.mesh.is_some())
+    };
+    node.until("on the road", on_the_road).await;
+}
+
+fn proxy_of(node: &Node) -> Option<u32> {
+    let directory = node.directory();
+    std::fs::read_dir("/proc")
         .unwrap()
         .flatten()
         .find_map(|entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let words = std::fs::read_to_string(entry.path().join("cmdline")).ok()?;
-            (words.contains("\0proxy\0") && words.contains(node.directory().to_str()?))
-                .then_some(pid)
-        });
-    signal(proxy.expect("a proxy runs"), Signal::KILL);
-    node.until("off the road", |node| {
-        node.server.look(|state| state.mesh.is_none())
-    })
-    .await;
-    node.until("on the road", |node| {
-        node.server.look(|state| state.mesh.is_some())
-    })
-    .await;
+            let is_proxy = words.contains("\0proxy\0") && words.contains(directory.to_str()?);
+            (is_proxy && is_alive(pid)).then_some(pid)
+        })
 }
