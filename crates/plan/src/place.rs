@@ -71,6 +71,7 @@ pub struct Cluster {
     regions: Vec<RegionName>,
     pools: Vec<Pool>,
     services: HashMap<ResourceId, Copies>,
+    lost_workers: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -253,8 +254,7 @@ impl Cluster {
 
     /// A worker is lost, by decision: what is placed now may stand in for what it ran.
     pub fn has_lost_workers(&self) -> bool {
-        self.nodes()
-            .any(|node| node.role == NodeRole::Worker && node.standing == Standing::Lost)
+        self.lost_workers > 0
     }
 
     /// The most copies of a service in one zone with candidates, less the fewest; `None` without copies.
@@ -319,8 +319,10 @@ impl Cluster {
         }
     }
 
+    /// Counts the node, and offers it where it is a candidate.
     fn enter_pools(&mut self, index: NodeIndex) {
         let node = &self.nodes[index];
+        self.lost_workers += usize::from(node.is_lost_worker());
         if !node.is_candidate() {
             return;
         }
@@ -338,6 +340,7 @@ impl Cluster {
 
     fn leave_pools(&mut self, index: NodeIndex) {
         let node = &self.nodes[index];
+        self.lost_workers -= usize::from(node.is_lost_worker());
         if !node.is_candidate() {
             return;
         }
@@ -457,6 +460,11 @@ impl Node {
         !self.gone
             && self.record.role == NodeRole::Worker
             && self.record.standing == Standing::Present
+    }
+
+    fn is_lost_worker(&self) -> bool {
+        let lost = self.record.role == NodeRole::Worker && self.record.standing == Standing::Lost;
+        lost && !self.gone
     }
 
     fn is_candidate(&self) -> bool {

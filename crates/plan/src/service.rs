@@ -22,7 +22,7 @@ mod copies;
 mod judge;
 mod slots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::compute::{
     InstanceReport, InstanceState, OnPartition, Pending, Placement, PlacementGroup, Role, Service,
@@ -462,29 +462,24 @@ impl<'a> Step<'a> {
 
     /// Of these, the one that should go first: not ready before ready, then from the zone with the most copies, then the newest.
     fn first_to_go(&self, among: &[InstanceName]) -> Option<InstanceName> {
+        let among: BTreeSet<_> = among.iter().collect();
+        let zone = |placement: &Placement| {
+            let node = self.cluster.node(&placement.node);
+            node.map(|node| (&node.region, &node.zone))
+        };
+        let mut beside: BTreeMap<_, usize> = BTreeMap::new();
+        for placement in self.running() {
+            *beside.entry(zone(placement)).or_default() += 1;
+        }
         let key = |placement: &&Placement| {
-            let beside = self.zone_copies(placement);
-            (!self.is_ready(placement), beside, placement.epoch)
+            let crowd = beside[&zone(placement)];
+            (!self.is_ready(placement), crowd, placement.epoch)
         };
         let candidates = self
             .running()
             .filter(|placement| among.contains(&placement.instance));
-        candidates
-            .max_by_key(key)
-            .map(|placement| placement.instance.clone())
-    }
-
-    /// Copies that stay, in the zone of this one.
-    fn zone_copies(&self, placement: &Placement) -> usize {
-        let zone = |node: &NodeName| {
-            self.cluster
-                .node(node)
-                .map(|node| (&node.region, &node.zone))
-        };
-        let here = zone(&placement.node);
-        self.running()
-            .filter(|other| zone(&other.node) == here)
-            .count()
+        let first = candidates.max_by_key(key);
+        first.map(|placement| placement.instance.clone())
     }
 
     /// Whether what leaves still counts as there: a workload that must not run beside itself.

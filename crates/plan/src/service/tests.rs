@@ -461,6 +461,35 @@ fn a_paused_rollout_stays_where_it_is_and_still_replaces_losses() {
 }
 
 #[test]
+fn a_pause_is_no_delay_of_the_rollout() {
+    let mut world = World::new(service(3));
+    world.run(2);
+    world.broken.insert(ReleaseNumber(2));
+    world.release(service(3));
+    world.run(2);
+    world.rollout.as_mut().unwrap().phase = RolloutPhase::Paused;
+    world.run(500);
+    world.rollout.as_mut().unwrap().phase = RolloutPhase::Rolling;
+    world.run(50);
+    assert_eq!(world.phase(), RolloutPhase::Rolling);
+    world.run(15);
+    assert_eq!(world.phase(), RolloutPhase::Failed);
+}
+
+#[test]
+fn a_thousand_copies_come_and_go_within_the_patience_of_a_user() {
+    let mut spec = service(1_000);
+    spec.memory = Bytes::mebibytes(1);
+    spec.cpu = model::units::MilliCpu(1);
+    let mut world = World::new(spec);
+    world.run(2);
+    assert_eq!(world.ready(), 1_000);
+    world.replicas = 10;
+    world.run(2);
+    assert_eq!(world.group.placements.len(), 10);
+}
+
+#[test]
 fn a_lost_node_is_made_good_elsewhere() {
     let mut world = World::new(service(3));
     world.run(2);
