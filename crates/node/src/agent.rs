@@ -3,51 +3,35 @@
 //! All that is known stands under one lock that is held for the length of a step and never across an await. Whoever learns something calls
 //! [`Agent::tell`]; what is to be done goes to per-instance workers, to probes, and as signals to the loops that talk to servers and proxy.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use compute::artifact::store::ArtifactStore;
-use compute::cgroup::{self, Support};
-use compute::process::{self, ProcessRuntime};
-use compute::runtime::{Adopted, Event, Happening, InstanceSpec, Runtime};
-use model::compute::{ExitHow, Work};
-use model::control::{NodeEvent, Reason};
-use model::ids::{Generation, InstanceId, ResourceId};
+use compute::runtime::{Event, Happening, Runtime};
+use model::control::Reason;
+use model::ids::{Generation, InstanceId};
 use model::signals::Level;
-use model::traffic::{Gate, ProxySnapshot, Road};
-use plan::agent::{self as decide, Input, Output, Run, State};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use model::traffic::ProxySnapshot;
+use plan::agent::{self as decide, Input, Output, Run};
+use tokio::sync::{Semaphore, mpsc};
 
-use crate::doors::Doors;
+use crate::begin::{adopt_all, begin, take_kept_desired};
+use crate::core::{Core, Signals};
 use crate::firewall::Firewall;
 use crate::identity::{self, Identities};
 use crate::instances::{self, Order};
-use crate::layout::{self, Layout, Lock};
+use crate::layout::{self, Layout};
 use crate::options::{self, Config};
-use crate::record::{self, Record};
-
-use crate::{artifacts, clock, desired, heartbeat, pause, probes, proxy, snapshot, socket, tunnel};
+use crate::record::Record;
+use crate::{clock, desired, heartbeat, probes, proxy, snapshot, socket, tunnel, upkeep};
 
 pub use crate::options::Options;
 
-/// Events that wait for the next heartbeat; the oldest stay.
-pub(crate) const EVENTS_MAX: usize = 64;
 /// Orders that one instance's worker has not yet taken.
 const ORDERS_MAX: usize = 64;
-/// Probes that are out at the same time.
-const PROBES_MAX: usize = 64;
-const RUNTIME_EVENTS_MAX: usize = 256;
-/// Between looks at what could be collected.
-const COLLECT_INTERVAL: Duration = Duration::from_secs(60);
-/// Between looks at certificates; shorter while one could not be had.
-const CERTIFY_INTERVAL: Duration = Duration::from_secs(30);
-const CERTIFY_AGAIN: Duration = Duration::from_secs(3);
 /// Beyond all graces, until a node that was asked to stop ends whatever is left.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
-/// For the servers to say that what this node knows from its disk is old, before it is started again.
-const SERVERS_CHANCE: Duration = Duration::from_millis(500);
 /// For the last heartbeat to be answered, and for the answer to who asked to stop to be written.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -91,8 +75,8 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     tasks.spawn(proxy::run(agent.clone()));
     tasks.spawn(heartbeat::run(agent.clone()));
     tasks.spawn(desired::run(agent.clone()));
-    tasks.spawn(certify(agent.clone()));
-    tasks.spawn(collect(agent.clone()));
+    tasks.spawn(upkeep::certify(agent.clone()));
+    tasks.spawn(upkeep::collect(agent.clone()));
     tasks.spawn(socket::run(agent.clone(), listener));
     tasks.spawn(tunnel::run(agent.clone()));
     let mut ended = agent.signals.ended.subscribe();
@@ -118,194 +102,8 @@ pub(crate) struct Agent {
     /// What this node cannot enforce.
     pub limits: Vec<String>,
     pub signals: Signals,
-    probes: Semaphore,
-    core: Mutex<Core>,
-}
-
-/// Under the lock.
-pub(crate) struct Core {
-    pub state: State,
-    pub ports: BTreeMap<InstanceId, u16>,
-    pub specs: BTreeMap<InstanceId, Arc<InstanceSpec>>,
-    pub running: BTreeMap<InstanceId, Running>,
-    pub workers: BTreeMap<InstanceId, mpsc::Sender<Order>>,
-    pub events: VecDeque<NodeEvent>,
-    pub road: Road,
-    pub doors: Doors,
-    pub demand: BTreeMap<ResourceId, u32>,
-    /// Secrets of the services here, as last given: in memory only.
-    pub secrets: BTreeMap<ResourceId, api::wire::SecretValues>,
-    /// Of the last snapshot that the proxy was told.
-    pub told: Generation,
-    /// What it was told on the connection that lives now.
-    pub told_snapshot: Option<ProxySnapshot>,
-    /// The proxy has taken a snapshot and its connection lives.
-    pub proxy_answers: bool,
-    /// The servers answered the last heartbeat.
-    pub connected: bool,
-}
-
-/// Which run a process belongs to. `pid` is not known while it is being started.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Running {
-    pub run: Run,
-    pub pid: Option<u32>,
-}
-
-/// How loops hear that there is something for them: levels, not messages.
-pub(crate) struct Signals {
-    /// The next deadline may have changed.
-    pub wake: Notify,
-    /// The servers should hear something.
-    pub report: Notify,
-    pub watch_anew: Notify,
-    pub certify: Notify,
-    /// The proxy should hear something.
-    pub road: watch::Sender<()>,
-    pub acknowledged: watch::Sender<Generation>,
-    /// Heartbeats that were answered.
-    pub heard: watch::Sender<u64>,
-    /// The proxy is to stop; and has stopped.
-    pub stop_proxy: watch::Sender<bool>,
-    pub proxy_stopped: watch::Sender<bool>,
-    pub ended: watch::Sender<bool>,
-}
-
-impl Default for Signals {
-    fn default() -> Self {
-        Self {
-            wake: Notify::new(),
-            report: Notify::new(),
-            watch_anew: Notify::new(),
-            certify: Notify::new(),
-            road: watch::Sender::new(()),
-            acknowledged: watch::Sender::new(Generation::default()),
-            heard: watch::Sender::new(0),
-            stop_proxy: watch::Sender::new(false),
-            proxy_stopped: watch::Sender::new(false),
-            ended: watch::Sender::new(false),
-        }
-    }
-}
-
-type Begun = (Arc<Agent>, Lock, mpsc::Receiver<Event>);
-
-async fn begin(options: Options) -> Result<Begun, Error> {
-    let (layout, lock) = Layout::open(&options.data_dir)?;
-    let kept: Option<Config> = layout::read(&layout.config())?;
-    let mut config = options::resolve(kept, &options.given, options::machine())?;
-    if config.mesh.port() == 0 {
-        let ports = config.ports;
-        let port = compute::port::pick(ports.first..=ports.last, ports.last, &BTreeSet::new());
-        config.mesh.set_port(port.ok_or(Error::NoMeshPort(ports))?);
-    }
-    let token = options.given.join_token.as_deref();
-    let identities = Identities::open(config.clone(), layout.clone(), options.clock, token).await?;
-    // Only now: a directory with this file is one of a node that has joined.
-    layout::write(&layout.config(), &config)?;
-    let is_root = rustix::process::geteuid().is_root();
-    let firewall = Firewall::detect(&config.name, &options.data_dir, is_root).await;
-    let mut limits: Vec<String> = firewall.limit().map(str::to_owned).into_iter().collect();
-    let cgroups = detect_cgroups(&mut limits);
-    for limit in &limits {
-        tracing::warn!("{limit}");
-    }
-    let (sender, events) = mpsc::channel(RUNTIME_EVENTS_MAX);
-    let runtime = ProcessRuntime::new(process::Options {
-        binary: options.executable.clone(),
-        cgroups,
-        events: sender,
-    });
-    let store = Arc::new(ArtifactStore::open(&layout.artifacts())?);
-    let core = Core::open(&layout)?;
-    let agent = Agent {
-        config,
-        layout,
-        version: options.version,
-        executable: options.executable,
-        identities,
-        store,
-        runtime: Arc::new(runtime),
-        firewall,
-        is_root,
-        limits,
-        signals: Signals::default(),
-        probes: Semaphore::new(PROBES_MAX),
-        core: Mutex::new(core),
-    };
-    Ok((Arc::new(agent), lock, events))
-}
-
-fn detect_cgroups(limits: &mut Vec<String>) -> Option<cgroup::Cgroups> {
-    match cgroup::detect() {
-        Support::Groups(groups) => {
-            if !groups.not_enforced.is_empty() {
-                limits.push(format!(
-                    "cgroups: not enforced here: {}",
-                    groups.not_enforced.join(", ")
-                ));
-            }
-            Some(groups)
-        }
-        Support::None { why } => {
-            limits.push(format!("memory and CPU limits are not enforced: {why}"));
-            None
-        }
-    }
-}
-
-impl Core {
-    fn open(layout: &Layout) -> Result<Self, Error> {
-        let doors = layout::read(&layout.doors()).unwrap_or_else(|error| {
-            tracing::warn!(%error, "doors are given anew");
-            None
-        });
-        let snapshot = kept_snapshot(layout);
-        Ok(Self {
-            state: State::new(pause::draw()),
-            ports: BTreeMap::new(),
-            specs: BTreeMap::new(),
-            running: BTreeMap::new(),
-            workers: BTreeMap::new(),
-            events: VecDeque::new(),
-            road: Road::default(),
-            doors: doors.unwrap_or_default(),
-            demand: BTreeMap::new(),
-            secrets: BTreeMap::new(),
-            told: snapshot
-                .map(|snapshot| snapshot.generation)
-                .unwrap_or_default(),
-            told_snapshot: None,
-            proxy_answers: false,
-            connected: false,
-        })
-    }
-
-    pub fn services(&self) -> BTreeSet<ResourceId> {
-        self.state
-            .instances()
-            .map(|(_, instance)| instance.service())
-            .collect()
-    }
-
-    pub fn push_event(&mut self, instance: Option<InstanceId>, level: Level, reason: Reason) {
-        let at = jiff::Timestamp::now();
-        if self.events.len() < EVENTS_MAX {
-            self.events.push_back(NodeEvent {
-                at,
-                level,
-                instance,
-                reason,
-            });
-        }
-    }
-}
-
-/// What the proxy last kept: which gates stood open, and how far generations were counted.
-fn kept_snapshot(layout: &Layout) -> Option<ProxySnapshot> {
-    layout::read(&layout.proxy().join("snapshot.json"))
-        .ok()
-        .flatten()
+    pub probes: Semaphore,
+    pub core: Mutex<Core>,
 }
 
 impl Agent {
@@ -517,87 +315,6 @@ impl Agent {
     }
 }
 
-/// What earlier agents left is taken over before anything else is decided.
-async fn adopt_all(agent: &Arc<Agent>) {
-    agent.with(|core| {
-        core.state
-            .wait_for_servers(clock::instant().after(SERVERS_CHANCE))
-    });
-    let snapshot = kept_snapshot(&agent.layout);
-    let gates: BTreeMap<InstanceId, Gate> = snapshot
-        .into_iter()
-        .flat_map(|snapshot| snapshot.local)
-        .map(|local| (local.instance, local.gate))
-        .collect();
-    for record in record::read_all(&agent.layout) {
-        let id = record.desired.instance.clone();
-        let directory = agent.layout.instance(&id);
-        agent.with(|core| {
-            core.ports
-                .extend(record.port.map(|port| (id.clone(), port)));
-            core.running
-                .insert(id.clone(), Running { run: 1, pid: None });
-        });
-        let found = agent.runtime.adopt(&id, &directory).await;
-        let open = gates.get(&id) == Some(&Gate::Open);
-        let process = adopted(found, &record, open);
-        agent.with(|core| {
-            let pid = match &process {
-                decide::Adopted::Running { pid, .. } => Some(*pid),
-                _ => None,
-            };
-            match pid {
-                Some(_) => core.running.insert(id.clone(), Running { run: 1, pid }),
-                None => core.running.remove(&id),
-            };
-        });
-        agent.tell(Input::Adopted {
-            desired: Box::new(record.desired),
-            history: record.history,
-            process,
-        });
-    }
-    let ports = agent.with(|core| instances::open_ports(core));
-    if let Err(why) = agent.firewall.apply(ports).await {
-        tracing::error!(why, "instance ports can't be closed to others");
-    }
-}
-
-fn adopted(
-    found: Result<Adopted, compute::runtime::Error>,
-    record: &Record,
-    open: bool,
-) -> decide::Adopted {
-    match found {
-        Ok(Adopted::Running { started, frozen }) => decide::Adopted::Running {
-            pid: started.pid,
-            address: instances::address(record.port.unwrap_or(0)),
-            started_at: Some(started.at),
-            ready: open,
-            suspended: frozen,
-        },
-        // The exit that the step already knows of is not one more.
-        Ok(Adopted::Ended { exit }) if record.history.last_exit.as_ref() != Some(&exit) => {
-            decide::Adopted::Exited(exit)
-        }
-        Ok(Adopted::Ended { .. } | Adopted::NotStarted) => decide::Adopted::Absent,
-        Err(error) => {
-            tracing::warn!(instance = %record.desired.instance, %error, "can't be adopted");
-            let (how, at) = (ExitHow::Unknown, jiff::Timestamp::now());
-            decide::Adopted::Exited(model::compute::Exit { how, at })
-        }
-    }
-}
-
-/// With the servers gone, a restarted agent goes on from what it was last told.
-fn take_kept_desired(agent: &Arc<Agent>) {
-    match layout::read(&agent.layout.desired()) {
-        Ok(Some(kept)) => desired::take(agent, kept, None),
-        Ok(None) => {}
-        Err(error) => tracing::warn!(%error, "what the node should run is asked anew"),
-    }
-}
-
 /// Steps when a deadline has come.
 async fn tick(agent: Arc<Agent>) {
     loop {
@@ -648,74 +365,5 @@ async fn hear_runtime(agent: Arc<Agent>, mut events: mpsc::Receiver<Event>) {
             }
         };
         agent.tell(input);
-    }
-}
-
-/// Keeps certificates fresh: the node's own, and one for each service here.
-async fn certify(agent: Arc<Agent>) {
-    loop {
-        let wait = match certify_once(&agent).await {
-            Ok(()) => CERTIFY_INTERVAL,
-            Err(error) => {
-                tracing::warn!(%error, "certificates");
-                CERTIFY_AGAIN
-            }
-        };
-        let _ = tokio::time::timeout(wait, agent.signals.certify.notified()).await;
-    }
-}
-
-async fn certify_once(agent: &Arc<Agent>) -> Result<(), identity::Error> {
-    if agent.identities.renew().await? {
-        agent.signals.road.send_replace(());
-        // The connection that the watch is on still shows the old one.
-        agent.signals.watch_anew.notify_one();
-    }
-    let services = agent.with(|core| core.services());
-    // Before the desired state is known nothing is forgotten.
-    if agent.with(|core| core.state.generation().is_some()) && agent.identities.keep_only(&services)
-    {
-        agent.signals.road.send_replace(());
-    }
-    for service in services {
-        if agent.identities.certify(&service).await? {
-            agent.signals.road.send_replace(());
-        }
-    }
-    Ok(())
-}
-
-/// Removes artifacts that no instance uses.
-async fn collect(agent: Arc<Agent>) {
-    let mut unused = BTreeSet::new();
-    loop {
-        tokio::time::sleep(COLLECT_INTERVAL).await;
-        let used = agent.with(|core| {
-            let specs = core
-                .state
-                .instances()
-                .map(|(_, instance)| &instance.desired().spec.work);
-            specs
-                .filter_map(|work| match work {
-                    Work::Process { artifact, .. } => {
-                        artifact.as_ref().map(|artifact| artifact.digest)
-                    }
-                    Work::External { .. } => None,
-                })
-                .collect()
-        });
-        let store = agent.store.clone();
-        let collected = tokio::task::spawn_blocking(move || {
-            let result = artifacts::collect(&store, &used, &mut unused);
-            (result, unused)
-        });
-        unused = match collected.await {
-            Ok((Ok(()), unused)) => unused,
-            Ok((Err(error), unused)) => {
-                tracing::warn!(%error, "artifacts can't be collected");
-                unused
-            }
-            Err(_) => BTreeSet::new(),
-        };
     }
 }

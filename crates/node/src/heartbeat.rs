@@ -11,8 +11,9 @@ use model::signals::Level;
 use plan::agent::Input;
 use tokio::time::Instant;
 
-use crate::agent::{Agent, Core};
+use crate::agent::Agent;
 use crate::clock;
+use crate::core::{Core, EVENTS_MAX};
 use crate::pause::{self, Pause};
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -123,7 +124,7 @@ fn unheard(agent: &Agent, session: &mut Session, events: Vec<NodeEvent>, error: 
         }
         let newer: Vec<NodeEvent> = core.events.drain(..).collect();
         for event in events.into_iter().chain(newer) {
-            if core.events.len() < crate::agent::EVENTS_MAX {
+            if core.events.len() < EVENTS_MAX {
                 core.events.push_back(event);
             }
         }

@@ -15,10 +15,14 @@
 //! | [`options`] | what an agent is told once, and keeps in its directory |
 //! | [`layout`] | the node's directory: what lies where, who may read it, one agent at a time |
 //! | [`agent`] | puts the parts together; hands every input to the step and every output to who acts on it |
+//! | [`core`] | what is known, under one lock; the signals between loops |
+//! | [`begin`] | who the node is, what earlier agents left |
+//! | [`upkeep`] | certificates renewed, artifacts collected |
 //! | [`identity`] | joining, the node's certificate and those of the services placed here |
 //! | [`heartbeat`] | tells the servers what is seen, renews the lease |
 //! | [`desired`] | hears what the node should run, and keeps it on disk |
-//! | [`instances`] | prepares, starts, stops and removes, one worker per instance |
+//! | [`instances`] | starts, stops and removes, one worker per instance |
+//! | [`prepare`] | what an instance needs before: [`artifacts`], secrets, port, doors, volumes |
 //! | [`environment`] | what a workload finds in its environment (pure) |
 //! | [`doors`] | a loopback address per caller and need (pure) |
 //! | [`snapshot`] | what the proxy is told (pure) |
@@ -29,7 +33,9 @@
 
 pub mod agent;
 mod artifacts;
+mod begin;
 mod clock;
+mod core;
 mod desired;
 mod doors;
 mod environment;
@@ -41,9 +47,11 @@ mod instances;
 mod layout;
 pub mod options;
 mod pause;
+mod prepare;
 mod probes;
 mod proxy;
 mod record;
 mod snapshot;
 mod socket;
 mod tunnel;
+mod upkeep;

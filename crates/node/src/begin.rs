@@ -1,0 +1,177 @@
+//! How an agent begins: who it is, what earlier agents left, what it was last told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use compute::artifact::store::ArtifactStore;
+use compute::cgroup::{self, Support};
+use compute::process::{self, ProcessRuntime};
+use compute::runtime::{Adopted, Event};
+use model::compute::ExitHow;
+use model::ids::InstanceId;
+use model::traffic::Gate;
+use plan::agent::{self as decide, Input};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::agent::{Agent, Error};
+use crate::core::{Core, Running, Signals, kept_snapshot};
+use crate::firewall::Firewall;
+use crate::identity::Identities;
+use crate::layout::{self, Layout, Lock};
+use crate::options::{self, Config, Options};
+use crate::record::{self, Record};
+use crate::{clock, desired, instances};
+
+/// Probes that are out at the same time.
+const PROBES_MAX: usize = 64;
+const RUNTIME_EVENTS_MAX: usize = 256;
+/// For the servers to say that what this node knows from its disk is old, before it is started again.
+const SERVERS_CHANCE: Duration = Duration::from_millis(500);
+
+type Begun = (Arc<Agent>, Lock, mpsc::Receiver<Event>);
+
+pub async fn begin(options: Options) -> Result<Begun, Error> {
+    let (layout, lock) = Layout::open(&options.data_dir)?;
+    let kept: Option<Config> = layout::read(&layout.config())?;
+    let mut config = options::resolve(kept, &options.given, options::machine())?;
+    if config.mesh.port() == 0 {
+        let ports = config.ports;
+        let port = compute::port::pick(ports.first..=ports.last, ports.last, &BTreeSet::new());
+        config.mesh.set_port(port.ok_or(Error::NoMeshPort(ports))?);
+    }
+    let token = options.given.join_token.as_deref();
+    let identities = Identities::open(config.clone(), layout.clone(), options.clock, token).await?;
+    // Only now: a directory with this file is one of a node that has joined.
+    layout::write(&layout.config(), &config)?;
+    let is_root = rustix::process::geteuid().is_root();
+    let firewall = Firewall::detect(&config.name, &options.data_dir, is_root).await;
+    let mut limits: Vec<String> = firewall.limit().map(str::to_owned).into_iter().collect();
+    let cgroups = detect_cgroups(&mut limits);
+    for limit in &limits {
+        tracing::warn!("{limit}");
+    }
+    let (sender, events) = mpsc::channel(RUNTIME_EVENTS_MAX);
+    let runtime = ProcessRuntime::new(process::Options {
+        binary: options.executable.clone(),
+        cgroups,
+        events: sender,
+    });
+    let store = Arc::new(ArtifactStore::open(&layout.artifacts())?);
+    let core = Core::open(&layout);
+    let agent = Agent {
+        config,
+        layout,
+        version: options.version,
+        executable: options.executable,
+        identities,
+        store,
+        runtime: Arc::new(runtime),
+        firewall,
+        is_root,
+        limits,
+        signals: Signals::default(),
+        probes: Semaphore::new(PROBES_MAX),
+        core: Mutex::new(core),
+    };
+    Ok((Arc::new(agent), lock, events))
+}
+
+fn detect_cgroups(limits: &mut Vec<String>) -> Option<cgroup::Cgroups> {
+    match cgroup::detect() {
+        Support::Groups(groups) => {
+            if !groups.not_enforced.is_empty() {
+                limits.push(format!(
+                    "cgroups: not enforced here: {}",
+                    groups.not_enforced.join(", ")
+                ));
+            }
+            Some(groups)
+        }
+        Support::None { why } => {
+            limits.push(format!("memory and CPU limits are not enforced: {why}"));
+            None
+        }
+    }
+}
+
+/// What earlier agents left is taken over before anything else is decided.
+pub async fn adopt_all(agent: &Arc<Agent>) {
+    agent.with(|core| {
+        core.state
+            .wait_for_servers(clock::instant().after(SERVERS_CHANCE))
+    });
+    let snapshot = kept_snapshot(&agent.layout);
+    let gates: BTreeMap<InstanceId, Gate> = snapshot
+        .into_iter()
+        .flat_map(|snapshot| snapshot.local)
+        .map(|local| (local.instance, local.gate))
+        .collect();
+    for record in record::read_all(&agent.layout) {
+        let id = record.desired.instance.clone();
+        let directory = agent.layout.instance(&id);
+        agent.with(|core| {
+            core.ports
+                .extend(record.port.map(|port| (id.clone(), port)));
+            core.running
+                .insert(id.clone(), Running { run: 1, pid: None });
+        });
+        let found = agent.runtime.adopt(&id, &directory).await;
+        let open = gates.get(&id) == Some(&Gate::Open);
+        let process = adopted(found, &record, open);
+        agent.with(|core| {
+            let pid = match &process {
+                decide::Adopted::Running { pid, .. } => Some(*pid),
+                _ => None,
+            };
+            match pid {
+                Some(_) => core.running.insert(id.clone(), Running { run: 1, pid }),
+                None => core.running.remove(&id),
+            };
+        });
+        agent.tell(Input::Adopted {
+            desired: Box::new(record.desired),
+            history: record.history,
+            process,
+        });
+    }
+    let ports = agent.with(|core| instances::open_ports(core));
+    if let Err(why) = agent.firewall.apply(ports).await {
+        tracing::error!(why, "instance ports can't be closed to others");
+    }
+}
+
+fn adopted(
+    found: Result<Adopted, compute::runtime::Error>,
+    record: &Record,
+    open: bool,
+) -> decide::Adopted {
+    match found {
+        Ok(Adopted::Running { started, frozen }) => decide::Adopted::Running {
+            pid: started.pid,
+            address: instances::address(record.port.unwrap_or(0)),
+            started_at: Some(started.at),
+            ready: open,
+            suspended: frozen,
+        },
+        // The exit that the step already knows of is not one more.
+        Ok(Adopted::Ended { exit }) if record.history.last_exit.as_ref() != Some(&exit) => {
+            decide::Adopted::Exited(exit)
+        }
+        Ok(Adopted::Ended { .. } | Adopted::NotStarted) => decide::Adopted::Absent,
+        Err(error) => {
+            tracing::warn!(instance = %record.desired.instance, %error, "can't be adopted");
+            let (how, at) = (ExitHow::Unknown, jiff::Timestamp::now());
+            decide::Adopted::Exited(model::compute::Exit { how, at })
+        }
+    }
+}
+
+/// With the servers gone, a restarted agent goes on from what it was last told.
+pub fn take_kept_desired(agent: &Arc<Agent>) {
+    match layout::read(&agent.layout.desired()) {
+        Ok(Some(kept)) => desired::take(agent, kept, None),
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "what the node should run is asked anew"),
+    }
+}

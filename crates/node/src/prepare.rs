@@ -1,0 +1,365 @@
+//! Makes an instance ready to start: what comes from the servers is gathered, what is of this machine is put in its place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirBuilder;
+use std::net::{SocketAddr, SocketAddrV4, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use compute::runtime::{
+    Artifact, DEFAULT_OPEN_FILES, Error, Identity, InstanceSpec, SecretFile, VolumeMount,
+};
+use model::compute::{ArtifactRef, DesiredInstance, OnPartition, Work};
+use model::ids::{InstanceId, ResourceId, ResourceName};
+use model::traffic::Protocol;
+
+use crate::agent::Agent;
+use crate::core::Core;
+use crate::environment::{self, Secret};
+use crate::instances::open_ports;
+use crate::{artifacts, clock, layout, pause, snapshot};
+
+/// Servers that don't answer within this are not waited for where there is another way.
+const SERVERS_PATIENCE: Duration = Duration::from_secs(3);
+/// For the proxy to open the doors of a new instance.
+const DOORS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why an instance is not ready to start.
+pub enum Failure {
+    CorruptArtifact(String),
+    Other(String),
+}
+
+impl From<String> for Failure {
+    fn from(error: String) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match &error {
+            Error::CorruptArtifact { .. } => Self::CorruptArtifact(error.to_string()),
+            _ => Self::Other(error.to_string()),
+        }
+    }
+}
+
+pub type Secrets = BTreeMap<ResourceName, Vec<u8>>;
+
+/// What comes from the servers: artifact, secrets, the service's certificate.
+pub async fn gather(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<Secrets, String> {
+    if let Some(artifact) = artifact_of(desired) {
+        let client = agent.identities.bulk();
+        let fetched = artifacts::fetch(&client, &agent.store, artifact).await;
+        fetched.map_err(|error| error.to_string())?;
+    }
+    let service = service_of(desired);
+    let certified =
+        tokio::time::timeout(SERVERS_PATIENCE, agent.identities.certify(&service)).await;
+    match certified {
+        Ok(Ok(true)) => {
+            agent.signals.road.send_replace(());
+        }
+        Ok(Ok(false)) => {}
+        // It runs without: it can't call other nodes until the certificate is there.
+        Ok(Err(error)) => tracing::warn!(%service, %error, "no certificate yet"),
+        Err(_) => tracing::warn!(%service, "no certificate yet: the servers do not answer"),
+    }
+    secrets(agent, desired).await
+}
+
+fn artifact_of(desired: &DesiredInstance) -> Option<&ArtifactRef> {
+    match &desired.spec.work {
+        Work::Process { artifact, .. } => artifact.as_ref(),
+        Work::External { .. } => None,
+    }
+}
+
+fn service_of(desired: &DesiredInstance) -> ResourceId {
+    ResourceId::new(desired.instance.project.clone(), desired.service.clone())
+}
+
+/// The values now, or those last known while the servers do not answer.
+async fn secrets(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<Secrets, String> {
+    if desired.secrets.is_empty() {
+        return Ok(Secrets::new());
+    }
+    let service = service_of(desired);
+    let client = agent.identities.client();
+    let asking = client.secret_values(&agent.config.name, &service);
+    let answer = match tokio::time::timeout(SERVERS_PATIENCE, asking).await {
+        Ok(Ok(values)) => {
+            agent.with(|core| core.secrets.insert(service, values.clone()));
+            Ok(values)
+        }
+        Ok(Err(error @ api::client::Error::Refused(_))) => Err(error.to_string()),
+        Ok(Err(error)) => known_secrets(agent, &service, &error.to_string()),
+        Err(_) => known_secrets(agent, &service, "the servers do not answer"),
+    };
+    let values = answer.map_err(|error| format!("its secrets can't be fetched: {error}"))?;
+    desired
+        .secrets
+        .iter()
+        .map(|need| decode(&values, &need.name))
+        .collect()
+}
+
+fn known_secrets(
+    agent: &Agent,
+    service: &ResourceId,
+    why: &str,
+) -> Result<api::wire::SecretValues, String> {
+    agent
+        .with(|core| core.secrets.get(service).cloned())
+        .ok_or_else(|| why.to_owned())
+}
+
+fn decode(
+    values: &api::wire::SecretValues,
+    name: &ResourceName,
+) -> Result<(ResourceName, Vec<u8>), String> {
+    let value = values.values.get(name);
+    let value = value.ok_or_else(|| {
+        format!("the secret `{name}` has no value yet: `mainland secret set {name}` gives it one")
+    })?;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(value);
+    Ok((
+        name.clone(),
+        bytes.map_err(|_| format!("the secret `{name}` came garbled"))?,
+    ))
+}
+
+/// What is of this machine: port, doors, volumes, working directory.
+pub async fn place(
+    agent: &Arc<Agent>,
+    desired: &DesiredInstance,
+    secrets: Secrets,
+) -> Result<(), Failure> {
+    let id = &desired.instance;
+    agent
+        .layout
+        .make_project(id)
+        .map_err(|error| error.to_string())?;
+    let port = take_port(agent, id)?;
+    let doors = open_doors(agent, desired)?;
+    let spec = make_spec(agent, desired, port, &doors, secrets)?;
+    let ports = agent.with(|core| open_ports(core));
+    if let Err(why) = agent.firewall.apply(ports).await {
+        return Err(format!("its port can't be closed to other users: {why}").into());
+    }
+    agent.runtime.prepare(&spec).await?;
+    agent.with(|core| {
+        core.specs.insert(id.clone(), Arc::new(spec));
+        agent.remember(core, id);
+    });
+    if !doors.is_empty() {
+        wait_for_proxy(agent).await;
+    }
+    Ok(())
+}
+
+/// Keeps the instance's port if nobody else is on it.
+fn take_port(agent: &Agent, id: &InstanceId) -> Result<u16, String> {
+    let ports = agent.config.ports;
+    agent.with(|core| {
+        let mut taken: BTreeSet<u16> = core
+            .ports
+            .iter()
+            .filter(|(other, _)| *other != id)
+            .map(|(_, port)| *port)
+            .collect();
+        taken.insert(agent.config.mesh.port());
+        let count = u64::from(ports.last - ports.first) + 1;
+        let any = ports.first + u16::try_from(pause::draw() % count).unwrap_or(0);
+        let start = core.ports.get(id).copied().unwrap_or(any);
+        let port = compute::port::pick(ports.first..=ports.last, start, &taken);
+        let port = port.ok_or_else(|| format!("no port of {ports} is free on this node"))?;
+        core.ports.insert(id.clone(), port);
+        Ok(port)
+    })
+}
+
+pub type Doors = BTreeMap<ResourceName, (SocketAddr, Protocol)>;
+
+/// An address for each needed service. They are listened on once the proxy took the snapshot that names them.
+fn open_doors(agent: &Agent, desired: &DesiredInstance) -> Result<Doors, String> {
+    let caller = service_of(desired);
+    agent.with(|core| {
+        let mut doors = Doors::new();
+        let mut given = false;
+        for need in snapshot::service_needs(desired) {
+            let need_id = ResourceId::new(caller.project.clone(), need.clone());
+            given |= give_door(agent, core, &caller, &need_id)?;
+            let protocol = snapshot::destination(&core.road, &need_id)
+                .map_or(Protocol::Http, |found| found.protocol);
+            let door = core.doors.get(&caller, &need_id);
+            doors.extend(door.map(|door| (need.clone(), (door, protocol))));
+        }
+        if given {
+            if let Err(error) = layout::write(&agent.layout.doors(), &core.doors) {
+                agent.disk_refuses(core, &error);
+            }
+            agent.signals.road.send_replace(());
+        }
+        Ok(doors)
+    })
+}
+
+fn give_door(
+    agent: &Agent,
+    core: &mut Core,
+    caller: &ResourceId,
+    need: &ResourceId,
+) -> Result<bool, String> {
+    let block = agent.config.mesh_block;
+    let is_free = |door: SocketAddrV4| TcpListener::bind(door).is_ok();
+    if let Some(given) = core.doors.give(block, caller, need, is_free) {
+        return Ok(given);
+    }
+    let callers = core.services();
+    core.doors.keep_only(&callers);
+    let full = || format!("every address of {block} belongs to another caller and need");
+    core.doors
+        .give(block, caller, need, is_free)
+        .ok_or_else(full)
+}
+
+async fn wait_for_proxy(agent: &Agent) {
+    let mut acknowledged = agent.signals.acknowledged.subscribe();
+    let waiting = acknowledged.wait_for(|generation| {
+        agent.with(|core| *generation >= core.told && agent.has_told_all(core))
+    });
+    let _ = tokio::time::timeout(DOORS_PATIENCE, waiting).await;
+}
+
+pub fn make_spec(
+    agent: &Agent,
+    desired: &DesiredInstance,
+    port: u16,
+    doors: &Doors,
+    secrets: Secrets,
+) -> Result<InstanceSpec, String> {
+    let id = &desired.instance;
+    let directory = agent.layout.instance(id);
+    let identity = agent.is_root.then_some(Identity {
+        uid: desired.uid,
+        gid: desired.uid,
+    });
+    let volumes = volumes(agent, desired)?;
+    let (secrets, secret_files) = split_secrets(agent, desired, secrets)?;
+    let environment = environment::environment(&environment::Given {
+        desired,
+        node: &agent.config.name,
+        zone: &agent.config.zone,
+        port,
+        work: &compute::instance::work_directory(&directory),
+        doors,
+        secrets: &secrets,
+        volumes: &volumes,
+    });
+    let artifact = artifact_of(desired).map(|reference| Artifact {
+        path: agent.store.path(reference.digest),
+        reference: reference.clone(),
+    });
+    Ok(InstanceSpec {
+        instance: id.clone(),
+        directory,
+        artifact,
+        argv: environment::arguments(desired, &environment),
+        environment,
+        identity,
+        volumes: volumes
+            .into_iter()
+            .map(|(name, directory)| VolumeMount { name, directory })
+            .collect(),
+        secret_files,
+        memory: desired.spec.memory,
+        cpu: desired.spec.cpu,
+        open_files: DEFAULT_OPEN_FILES,
+        grace: desired.spec.grace.duration(),
+        on_partition: if desired.needs_lease() {
+            OnPartition::Stop
+        } else {
+            OnPartition::Keep
+        },
+        lease_sent_at: clock::moment(plan::Instant::default()),
+    })
+}
+
+fn volumes(
+    agent: &Agent,
+    desired: &DesiredInstance,
+) -> Result<BTreeMap<ResourceName, PathBuf>, String> {
+    let owner = agent.is_root.then_some(desired.uid);
+    let make = |name: &ResourceName| {
+        let path = agent
+            .layout
+            .make_volume(desired, name, owner)
+            .map_err(|error| error.to_string())?;
+        Ok((name.clone(), path))
+    };
+    desired.spec.volumes.keys().map(make).collect()
+}
+
+type SplitSecrets = (BTreeMap<ResourceName, Secret>, Vec<SecretFile>);
+
+fn split_secrets(
+    agent: &Agent,
+    desired: &DesiredInstance,
+    mut values: Secrets,
+) -> Result<SplitSecrets, String> {
+    let mut variables = BTreeMap::new();
+    let mut files = Vec::new();
+    for need in &desired.secrets {
+        let Some(contents) = values.remove(&need.name) else {
+            continue;
+        };
+        let secret = match need.file {
+            true => {
+                let path = secret_folder(agent, &desired.instance).join(need.name.as_str());
+                files.push(SecretFile {
+                    path: path.clone(),
+                    contents,
+                });
+                Secret::File(path)
+            }
+            false => match String::from_utf8(contents) {
+                Ok(text) if !text.contains('\0') => Secret::Value(text),
+                _ => {
+                    let name = &need.name;
+                    return Err(format!(
+                        "the secret `{name}` is not text and can't be an environment variable: declare the need with `file: true`"
+                    ));
+                }
+            },
+        };
+        variables.insert(need.name.clone(), secret);
+    }
+    Ok((variables, files))
+}
+
+/// In memory where the machine has such a place, else beside the instance.
+fn secret_folder(agent: &Agent, id: &InstanceId) -> PathBuf {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR")
+        .map(PathBuf::from)
+        .filter(|_| !agent.is_root);
+    let mut places = runtime.into_iter().chain([PathBuf::from("/dev/shm")]);
+    match places.find_map(|place| own_folder(&place)) {
+        // Two nodes of one machine may have instances of the same name.
+        Some(own) => own.join(format!("{}-{}.{}", agent.config.name, id.project, id.name)),
+        None => agent.layout.instance(id).join("secrets"),
+    }
+}
+
+/// A folder in `place` that is ours: others may pass through it, and nobody can have put one there in our stead.
+fn own_folder(place: &Path) -> Option<PathBuf> {
+    let uid = rustix::process::geteuid().as_raw();
+    let own = place.join(format!("mainland-{uid}"));
+    let _ = DirBuilder::new().mode(0o711).create(&own);
+    let found = std::fs::symlink_metadata(&own).ok()?;
+    (found.is_dir() && found.uid() == uid && found.mode() & 0o022 == 0).then_some(own)
+}

@@ -1,0 +1,285 @@
+//! What happened to an instance.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use model::compute::{Ask, Completion, Exit, ExitHow};
+use model::control::Reason;
+use model::signals::Level;
+
+use super::{Instance, Phase, Process, QUIET_START, Why};
+use crate::Now;
+use crate::agent::probing::NOT_READY_INTERVAL;
+use crate::agent::{Draw, Input, Output, Question};
+use crate::backoff;
+
+/// What happened to it.
+impl Instance {
+    pub(in crate::agent) fn take(
+        &mut self,
+        input: Input,
+        stopping: bool,
+        now: Now,
+        draw: &mut Draw,
+        outputs: &mut Vec<Output>,
+    ) {
+        match input {
+            Input::Prepared { run, .. } if run == self.run => {
+                if matches!(self.phase, Phase::Preparing) {
+                    self.phase = Phase::Starting;
+                    outputs.push(Output::Start {
+                        instance: self.desired.instance.clone(),
+                        run,
+                    });
+                }
+            }
+            Input::NotStarted { run, error, .. } if run == self.run => {
+                if matches!(self.phase, Phase::Preparing | Phase::Starting) {
+                    let how = ExitHow::NotStarted { error };
+                    self.ended(Exit { how, at: now.at }, stopping, now, draw, outputs);
+                }
+            }
+            Input::Started {
+                run,
+                pid,
+                address,
+                at,
+                ..
+            } if run == self.run => self.started(pid, address, at, now, outputs),
+            Input::Suspended { run, suspended, .. } if run == self.run => {
+                self.suspended(suspended, now, outputs);
+            }
+            Input::Exited { run, exit, .. } if run == self.run && self.has_process() => {
+                self.ended(exit, stopping, now, draw, outputs);
+            }
+            Input::Probed {
+                run,
+                question,
+                answer,
+                ..
+            } if run == self.run => self.probed(question, answer, now, outputs),
+            Input::Drained { .. } => {
+                if matches!(self.phase, Phase::Draining { .. }) {
+                    self.terminate(Why::Leave, now, outputs);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn started(
+        &mut self,
+        pid: u32,
+        address: String,
+        at: Timestamp,
+        now: Now,
+        outputs: &mut Vec<Output>,
+    ) {
+        if !matches!(self.phase, Phase::Starting) {
+            return;
+        }
+        self.phase = Phase::Running;
+        self.process = Some(Process::new(pid, Some(at), now.instant));
+        self.address = Some(address);
+        self.reason = None;
+        self.history.starts = self.history.starts.saturating_add(1);
+        outputs.push(Output::Remember {
+            instance: self.desired.instance.clone(),
+        });
+        self.tell(
+            Level::Info,
+            Reason::new("started", format!("started, pid {pid}")),
+            outputs,
+        );
+    }
+
+    fn suspended(&mut self, suspended: bool, now: Now, outputs: &mut Vec<Output>) {
+        let Some(process) = self.process.as_mut() else {
+            return;
+        };
+        if process.suspended == suspended {
+            return;
+        }
+        process.suspended = suspended;
+        process.health.hurry(now.instant);
+        let reason = match suspended {
+            true => Reason::new(
+                "suspended",
+                "stopped by a signal: takes no requests until it is continued",
+            ),
+            false => {
+                // What it answers now decides, not what it answered before.
+                process.ready &= matches!(self.desired.spec.health.ask, Ask::None);
+                process.not_ready_since = now.instant;
+                Reason::new("continued", "continued after a signal had stopped it")
+            }
+        };
+        self.reason = suspended.then(|| reason.clone());
+        self.tell(Level::Warning, reason, outputs);
+    }
+
+    fn probed(
+        &mut self,
+        question: Question,
+        answer: Result<(), String>,
+        now: Now,
+        outputs: &mut Vec<Output>,
+    ) {
+        match question {
+            Question::Health => self.health_answered(answer, now, outputs),
+            Question::Alive => self.alive_answered(answer, now, outputs),
+        }
+    }
+
+    fn health_answered(&mut self, answer: Result<(), String>, now: Now, outputs: &mut Vec<Output>) {
+        let probe = &self.desired.spec.health;
+        let Some(process) = self.process.as_mut() else {
+            return;
+        };
+        let was_ready = process.ready;
+        let pause = process.health_pause(probe, now.instant);
+        process.health.answered(answer.is_ok(), pause, now.instant);
+        match answer {
+            Ok(()) if !was_ready => {
+                let took = now.instant.since(process.since);
+                let message = match process.is_ready() {
+                    true => format!("ready {} ms after its start", took.as_millis()),
+                    false => "answers its health probe again".to_owned(),
+                };
+                let pause = probe.times.every.duration();
+                process.health.answered(true, pause, now.instant);
+                process.alive.hurry(now.instant.after(pause));
+                self.reason = None;
+                self.tell(Level::Info, Reason::new("ready", message), outputs);
+            }
+            Ok(()) => {}
+            Err(error) if was_ready && process.health.has_failed(probe) => {
+                process.ready = false;
+                process.not_ready_since = now.instant;
+                process.health.hurry(now.instant.after(NOT_READY_INTERVAL));
+                self.not_ready(error, true, outputs);
+            }
+            // An answer that changes from 50 ms to 50 ms is not reported each time.
+            Err(error)
+                if !was_ready
+                    && self.reason.is_none()
+                    && now.instant.since(process.since) >= QUIET_START =>
+            {
+                self.not_ready(error, false, outputs);
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn not_ready(&mut self, error: String, tell: bool, outputs: &mut Vec<Output>) {
+        let reason = Reason::new("not-ready", format!("its health probe fails: {error}"));
+        self.reason = Some(reason.clone());
+        if tell {
+            self.tell(Level::Warning, reason, outputs);
+        }
+    }
+
+    fn alive_answered(&mut self, answer: Result<(), String>, now: Now, outputs: &mut Vec<Output>) {
+        let (Some(probe), Some(process)) = (&self.desired.spec.alive, self.process.as_mut()) else {
+            return;
+        };
+        process
+            .alive
+            .answered(answer.is_ok(), probe.times.every.duration(), now.instant);
+        let failed = process.alive.has_failed(probe) && !process.suspended;
+        if let (Err(error), true, Phase::Running) = (answer, failed, &self.phase) {
+            let reason = Reason::new(
+                "not-alive",
+                format!("restarted: its alive probe fails: {error}"),
+            );
+            self.reason = Some(reason.clone());
+            self.tell(Level::Warning, reason, outputs);
+            self.terminate(Why::Restart, now, outputs);
+        }
+    }
+
+    /// Its process ended, or there was none to begin with.
+    pub(super) fn ended(
+        &mut self,
+        exit: Exit,
+        stopping: bool,
+        now: Now,
+        draw: &mut Draw,
+        outputs: &mut Vec<Output>,
+    ) {
+        let process = self.process.take();
+        let uptime = process.map_or(Duration::ZERO, |process| now.instant.since(process.since));
+        self.history.last_exit = Some(exit.clone());
+        let fenced = matches!(exit.how, ExitHow::LeaseLost)
+            || matches!(
+                self.phase,
+                Phase::Stopping {
+                    why: Why::Lease,
+                    ..
+                }
+            );
+        if self.leaves(stopping) {
+            self.phase = Phase::Stopped;
+            self.reason = None;
+            let ended = backoff::ended(&exit.how);
+            self.tell(
+                Level::Info,
+                Reason::new("stopped", format!("stopped: {ended}")),
+                outputs,
+            );
+        } else if fenced {
+            self.phase = Phase::Fenced;
+            self.reason = Some(Reason::new(
+                "lease-lost",
+                "stopped because the servers did not answer (`on_partition: stop`); starts again when they do",
+            ));
+        } else if self.has_finished() {
+            self.phase = Phase::Finished;
+            self.reason = None;
+            self.tell(Level::Info, Reason::new("finished", "finished"), outputs);
+        } else {
+            self.back_off(&exit, uptime, now, draw, outputs);
+        }
+        outputs.push(Output::Remember {
+            instance: self.desired.instance.clone(),
+        });
+    }
+
+    pub(super) fn has_finished(&self) -> bool {
+        let exit = self.history.last_exit.as_ref().map(|exit| &exit.how);
+        matches!(exit, Some(ExitHow::Code { code: 0 }))
+            && matches!(self.desired.spec.completion, Completion::OnSuccess)
+    }
+
+    fn back_off(
+        &mut self,
+        exit: &Exit,
+        uptime: Duration,
+        now: Now,
+        draw: &mut Draw,
+        outputs: &mut Vec<Output>,
+    ) {
+        let wait = self.history.backoff.next(uptime, draw.next());
+        let mut reason = self.history.backoff.reason(exit, wait);
+        if let (
+            Phase::Stopping {
+                why: Why::Restart, ..
+            },
+            Some(cause),
+        ) = (&self.phase, &self.reason)
+        {
+            reason = reason.with_detail(vec![cause.message.clone()]);
+        }
+        self.phase = Phase::BackingOff {
+            until: now.instant.after(wait),
+        };
+        let level = match (&exit.how, self.history.backoff.is_crash_loop()) {
+            (ExitHow::OutOfMemory { .. } | ExitHow::NotStarted { .. }, _) | (_, true) => {
+                Level::Error
+            }
+            _ => Level::Warning,
+        };
+        self.reason = Some(reason.clone());
+        self.tell(level, reason, outputs);
+    }
+}

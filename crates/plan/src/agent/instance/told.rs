@@ -1,0 +1,85 @@
+//! What others are told of an instance: its gate, its report, its events.
+
+use model::compute::{InstanceReport, InstanceState};
+use model::control::Reason;
+use model::ids::InstanceId;
+use model::signals::Level;
+use model::traffic::Gate;
+
+use super::{Instance, Phase, Why, blank_report};
+use crate::agent::Output;
+
+/// What others are told.
+impl Instance {
+    pub(super) fn settle_gate(&mut self, outputs: &mut Vec<Output>) {
+        let gate = match self.phase {
+            Phase::Running if self.is_ready() => Gate::Open,
+            Phase::Draining { .. }
+            | Phase::Stopping {
+                why: Why::Leave | Why::Lease,
+                ..
+            } => Gate::Leaving,
+            _ => Gate::Shut,
+        };
+        if gate != self.gate {
+            self.gate = gate;
+            outputs.push(Output::SetGate {
+                instance: self.desired.instance.clone(),
+                gate,
+            });
+        }
+    }
+
+    pub(super) fn settle_report(&mut self, outputs: &mut Vec<Output>) {
+        let report = self.make_report();
+        if report != self.report {
+            self.report = report;
+            outputs.push(Output::Report {
+                instance: self.desired.instance.clone(),
+            });
+        }
+    }
+
+    fn make_report(&self) -> InstanceReport {
+        let process = self.process.as_ref();
+        InstanceReport {
+            state: self.state(),
+            ready: self.is_ready(),
+            pid: process.map(|process| process.pid),
+            address: self.address.clone(),
+            restarts: self.history.starts.saturating_sub(1),
+            started_at: process.and_then(|process| process.started_at),
+            last_exit: self.history.last_exit.clone(),
+            reason: self.reason.clone(),
+            ..blank_report(&self.desired)
+        }
+    }
+
+    fn state(&self) -> InstanceState {
+        match self.phase {
+            Phase::Waiting { .. } => InstanceState::Pending,
+            Phase::Preparing | Phase::Starting => InstanceState::Starting,
+            Phase::Running => match self
+                .process
+                .as_ref()
+                .is_some_and(|process| process.ever_ready)
+            {
+                true => InstanceState::Running,
+                false => InstanceState::Starting,
+            },
+            Phase::Draining { .. } | Phase::Stopping { .. } => InstanceState::Draining,
+            Phase::BackingOff { .. } | Phase::Fenced => InstanceState::Failed,
+            Phase::Stopped => InstanceState::Stopped,
+            Phase::Finished => InstanceState::Finished,
+        }
+    }
+
+    pub(super) fn tell(&self, level: Level, reason: Reason, outputs: &mut Vec<Output>) {
+        let instance: InstanceId = self.desired.instance.clone();
+        outputs.push(Output::Tell {
+            instance: Some(instance),
+            level,
+            reason,
+        });
+    }
+}
