@@ -2,7 +2,7 @@
 
 use model::compute::{Need, Service, Work};
 use model::ids::ZoneName;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
 /// Whether running instances must be started anew to be what `new` says. `replicas`, `traffic`, `rollout`, `spread`, `grace` and the
@@ -49,12 +49,15 @@ fn compare(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
                 };
                 match (before.get(name), after.get(name)) {
                     (Some(old), Some(new)) => compare(&path, old, new, lines),
-                    (None, Some(new)) => lines.push(added(&path, new)),
-                    (Some(old), None) => lines.push(
-                        format!("{path}: removed {}", shown(old))
-                            .trim_end()
-                            .to_owned(),
-                    ),
+                    // A mapping that appears or goes is told entry by entry.
+                    (None, Some(Value::Object(fields))) if !fields.is_empty() => {
+                        compare(&path, &nothing(), &after[name], lines);
+                    }
+                    (Some(Value::Object(fields)), None) if !fields.is_empty() => {
+                        compare(&path, &before[name], &nothing(), lines);
+                    }
+                    (None, Some(new)) => lines.push(line(&path, "added", new)),
+                    (Some(old), None) => lines.push(line(&path, "removed", old)),
                     (None, None) => {}
                 }
             }
@@ -63,8 +66,12 @@ fn compare(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
     }
 }
 
-fn added(path: &str, value: &Value) -> String {
-    format!("{path}: added {}", shown(value))
+fn nothing() -> Value {
+    Value::Object(Map::new())
+}
+
+fn line(path: &str, what: &str, value: &Value) -> String {
+    format!("{path}: {what} {}", shown(value))
         .trim_end()
         .to_owned()
 }
@@ -210,7 +217,7 @@ mod tests {
             ),
             (
                 |service| drop(service.env.insert("LOG".to_owned(), "debug".to_owned())),
-                &["env: added {\"LOG\":\"debug\"}"],
+                &["env.LOG: added debug"],
                 "3 instances roll",
             ),
             (
@@ -225,7 +232,7 @@ mod tests {
             ),
             (
                 |service| service.needs.clear(),
-                &["needs: removed {\"cache\":{}}"],
+                &["needs.cache: removed"],
                 "3 instances roll",
             ),
             (

@@ -28,7 +28,7 @@ async fn a_change_rolls_and_a_bad_one_leaves_the_old_version_serving() {
         .unwrap();
     assert!(dry.dry_run);
     assert_eq!(dry.changes[0].consequence, "3 instances roll");
-    assert_eq!(dry.changes[0].diff, ["env: added {\"COLOR\":\"blue\"}"]);
+    assert_eq!(dry.changes[0].diff, ["env.COLOR: added blue"]);
     cloud.apply(&second).await;
     let is_new = |views: &[api::wire::InstanceView]| {
         views.len() == 3
@@ -232,7 +232,7 @@ async fn rollback_restart_and_what_would_undo_it() {
             .await
             .unwrap()
             .diff,
-        ["env: added {\"V\":\"2\"}"]
+        ["env.V: added 2"]
     );
 }
 

@@ -505,7 +505,8 @@ async fn what_waits_for_an_endpoint_is_shown_as_demand() {
 #[tokio::test]
 async fn off_loopback_the_api_speaks_tls_only() {
     let directory = tempfile::tempdir().unwrap();
-    let memory = Memory::Ram(store::memory::MemoryStore::default());
+    let ram = store::memory::MemoryStore::default();
+    let memory = Memory::Ram(ram.clone());
     let everywhere = "0.0.0.0:0".parse().unwrap();
     let options = options(
         directory.path(),
@@ -545,6 +546,14 @@ async fn off_loopback_the_api_speaks_tls_only() {
         name: boundary::tls::server_name(),
     };
     assert!(Client::new(transport, None).version().await.is_err());
+    let sealed = store::Store::get(&ram, "authority").await.unwrap().unwrap();
+    let sealed: serde_json::Value = serde_json::from_slice(&sealed.value).unwrap();
+    let trusting = with_token(
+        sealed["certificate"].as_str().unwrap(),
+        address,
+        &file.token,
+    );
+    assert!(token(trusting).await.is_ok());
     running.abort();
 }
 
@@ -561,4 +570,35 @@ fn with_token(authority: &str, address: std::net::SocketAddr, token: &str) -> Cl
         name: boundary::tls::server_name(),
     };
     Client::new(transport, Some(token.to_owned()))
+}
+
+#[tokio::test]
+async fn a_new_leader_says_that_its_road_is_partial_until_it_heard_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let mut nodes = cloud.three_nodes().await;
+    let services = [("web", service(3)), ("front", needing(service(3), "web"))];
+    cloud.apply(&apply_of(&services)).await;
+    cloud.ready("web", 3).await;
+    cloud.ready("front", 3).await;
+    let epoch = nodes[0].generations().last().unwrap().epoch;
+    nodes[2].silence();
+
+    let cloud = cloud.again().await;
+    let told = until("a complete road", || {
+        let told = nodes[0].told();
+        let complete = told
+            .last()
+            .is_some_and(|last| last.generation.epoch > epoch && last.road.complete);
+        std::future::ready(complete.then_some(told))
+    })
+    .await;
+    // Two of three report at once; the road says that it is partial until the third is given up.
+    let of_new: Vec<_> = told
+        .iter()
+        .filter(|told| told.generation.epoch > epoch)
+        .collect();
+    assert!(!of_new[0].road.complete);
+    let lost = cloud.client.nodes().await.unwrap().items;
+    assert!(lost.iter().any(|node| node.state == NodeState::Lost));
 }
