@@ -512,23 +512,18 @@ impl World {
         let exit = Exit { how, at };
         let life = node.agent.as_ref().map(|agent| agent.life);
         self.note(|| format!("{name}: {} ended: {:?}", short(&instance), exit.how));
-        match life {
-            Some(life) => {
-                let input = Box::new(Input::Exited {
-                    instance: instance.clone(),
-                    run,
-                    exit: exit.clone(),
-                });
-                self.schedule(
-                    delay,
-                    Event::Agent {
-                        node: name.clone(),
-                        life,
-                        input,
-                    },
-                );
-            }
-            None => {}
+        if let Some(life) = life {
+            let input = Box::new(Input::Exited {
+                instance: instance.clone(),
+                run,
+                exit: exit.clone(),
+            });
+            let event = Event::Agent {
+                node: name.clone(),
+                life,
+                input,
+            };
+            self.schedule(delay, event);
         }
         // The shim's file stays until the next agent has read it.
         self.node(name).disk.exits.insert(instance, exit);
