@@ -91,14 +91,20 @@ impl Leader {
                     break;
                 }
             }
-            let now = self.server.clock.now().instant;
-            let due = self.wake.map_or(nodes::TICK_EVERY, |wake| wake.since(now));
-            let pause = due.clamp(Duration::from_millis(1), nodes::TICK_EVERY);
+            let pause = self.pause();
             tokio::select! {
                 () = self.server.changed.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
+    }
+
+    /// Until the next turn. A deadline that had passed when all was looked at last changed nothing then, and hurries nothing now.
+    fn pause(&self) -> Duration {
+        let now = self.server.clock.now().instant;
+        let wake = self.wake.filter(|wake| *wake > self.looked_at);
+        let due = wake.map_or(nodes::TICK_EVERY, |wake| wake.since(now));
+        due.clamp(Duration::from_millis(1), nodes::TICK_EVERY)
     }
 
     /// One look at everything. True: something was written, so there may be more to do.

@@ -30,70 +30,64 @@ const COVERAGE_NODES_MOST: usize = 200;
 /// Things that want attention, of one kind.
 const ATTENTION_MOST: usize = 20;
 
-/// All of a kind in a project: name, value, revision.
-pub fn resources(
-    world: &World,
-    project: &ProjectName,
-    kind: Kind,
-) -> Vec<(String, Value, Revision)> {
-    let entries = || {
-        world
-            .services
-            .iter()
-            .filter(move |(id, _)| id.project == *project)
-    };
-    let of = |name: String, value: Value, revision: Revision| (name, value, revision);
+/// A resource as it is read: name, value, revision.
+pub type Resource = (String, Value, Revision);
+
+/// All of a kind in a project.
+pub fn resources(world: &World, project: &ProjectName, kind: Kind) -> Vec<Resource> {
     match kind {
         Kind::Services => world
             .services_of(project)
-            .map(|(name, _, record)| of(name.to_string(), json!(record.spec), record.modified))
+            .map(|(name, _, record)| (name.to_string(), json!(record.spec), record.modified))
             .collect(),
         Kind::Routes => world
             .routes_of(project)
-            .map(|(place, route)| of(place.clone(), json!(route.value), route.modified))
+            .map(|(place, route)| resource(place, route))
             .collect(),
-        Kind::Secrets => {
-            let view = |(name, record): (&ResourceName, &Stored<SecretRecord>)| {
-                let id = ResourceId::new(project.clone(), name.clone());
-                of(
-                    name.to_string(),
-                    json!(secret(&id, record)),
-                    record.modified,
-                )
-            };
-            world.secrets_of(project).map(view).collect()
-        }
-        Kind::Scales => entries()
-            .filter_map(|(id, entry)| {
-                Some(of(
-                    id.name.to_string(),
-                    json!(entry.scale.as_ref()?.value),
-                    entry.scale.as_ref()?.modified,
-                ))
-            })
+        Kind::Secrets => secrets(world, project),
+        Kind::Scales => entries(world, project)
+            .filter_map(|(id, entry)| Some(resource(&id.name, entry.scale.as_ref()?)))
             .collect(),
-        Kind::Releases => entries()
-            .flat_map(|(id, entry)| {
-                let releases = entry.releases.iter();
-                releases.map(move |(number, release)| {
-                    of(
-                        format!("{}/{number}", id.name),
-                        json!(release.value),
-                        release.modified,
-                    )
-                })
-            })
-            .collect(),
-        Kind::Rollouts => entries()
-            .filter_map(|(id, entry)| {
-                let modified = entry
-                    .rollout
-                    .as_ref()
-                    .map_or(entry.record.as_ref()?.modified, |rollout| rollout.modified);
-                Some(of(id.name.to_string(), json!(rollout_of(entry)?), modified))
-            })
-            .collect(),
+        Kind::Releases => entries(world, project).flat_map(releases).collect(),
+        Kind::Rollouts => entries(world, project).filter_map(rollout).collect(),
     }
+}
+
+fn resource<T: serde::Serialize>(name: impl ToString, stored: &Stored<T>) -> Resource {
+    (name.to_string(), json!(stored.value), stored.modified)
+}
+
+fn entries<'w>(
+    world: &'w World,
+    project: &'w ProjectName,
+) -> impl Iterator<Item = (&'w ResourceId, &'w Entry)> {
+    world
+        .services
+        .iter()
+        .filter(move |(id, _)| id.project == *project)
+}
+
+fn secrets(world: &World, project: &ProjectName) -> Vec<Resource> {
+    let view = |(name, record): (&ResourceName, &Stored<SecretRecord>)| {
+        let id = ResourceId::new(project.clone(), name.clone());
+        (
+            name.to_string(),
+            json!(secret(&id, record)),
+            record.modified,
+        )
+    };
+    world.secrets_of(project).map(view).collect()
+}
+
+fn releases<'w>((id, entry): (&'w ResourceId, &'w Entry)) -> impl Iterator<Item = Resource> + 'w {
+    let all = entry.releases.iter();
+    all.map(move |(number, release)| resource(format!("{}/{number}", id.name), release))
+}
+
+fn rollout((id, entry): (&ResourceId, &Entry)) -> Option<Resource> {
+    let stored = entry.rollout.as_ref().map(|rollout| rollout.modified);
+    let modified = stored.or_else(|| Some(entry.record.as_ref()?.modified))?;
+    Some((id.name.to_string(), json!(rollout_of(entry)?), modified))
 }
 
 /// A secret without its value.

@@ -48,15 +48,8 @@ pub fn remove_resource(
             let id = id()?;
             let stored = world.secrets.get(&id).ok_or_else(missing)?;
             if_match.check(&what, Some(stored))?;
-            let users = users(world, &id);
-            match users.is_empty() {
-                true => Ok(of_secret(world, &id, stored)),
-                false => Err(Problem::conflict(
-                    "needed",
-                    format!("{what} is needed by {}", users.join(", ")),
-                )
-                .remedy("take it out of their `needs` first")),
-            }
+            check_unused(world, &id)?;
+            Ok(of_secret(world, &id, stored))
         }
         Kind::Scales => {
             let id = id()?;
@@ -71,6 +64,16 @@ pub fn remove_resource(
             format!("{}: they follow from what is applied", kind.as_str()),
         )),
     }
+}
+
+/// What needs a secret could not start any more.
+fn check_unused(world: &World, id: &ResourceId) -> Result<(), Problem> {
+    let users = users(world, id);
+    if users.is_empty() {
+        return Ok(());
+    }
+    let title = format!("secret {id} is needed by {}", users.join(", "));
+    Err(Problem::conflict("needed", title).remedy("take it out of their `needs` first"))
 }
 
 /// Removes all of a project.

@@ -67,11 +67,12 @@ impl Leader {
             .collect();
         let reports = crate::desired::reports(&shared.world, &shared.observed);
         self.wake = None;
-        self.memories
-            .retain(|id, _| shared.world.services.contains_key(id));
+        let known = |id: &ResourceId| shared.world.services.contains_key(id);
+        self.memories.retain(|id, _| known(id));
+        self.counted.retain(|id, _| known(id));
         let mut decided = Vec::new();
         for (id, entry) in &shared.world.services {
-            if entry.placements.is_none() && !is_placed_kind(entry) {
+            if !is_placed_kind(entry) && has_no_placements(entry) {
                 continue;
             }
             decided.extend(self.look_at(shared, &nodes, &reports, id, entry, now));
@@ -249,6 +250,12 @@ impl Leader {
 /// Whether instances of it are placed at all.
 fn is_placed_kind(entry: &Entry) -> bool {
     entry.live().is_some_and(|record| record.current.is_some())
+}
+
+/// Nothing of it runs: it runs elsewhere, or is deleted and only its numbers are kept.
+fn has_no_placements(entry: &Entry) -> bool {
+    let group = entry.placements.as_ref();
+    group.is_none_or(|group| group.placements.is_empty() && group.pending.is_empty())
 }
 
 fn own_reports<'a>(
