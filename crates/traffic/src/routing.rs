@@ -4,6 +4,7 @@
 //! matches whole segments only, so `/api` takes `/api` and `/api/x` but not `/apis`.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use model::ids::ResourceId;
 use model::traffic::GatewayRoute;
@@ -24,7 +25,7 @@ pub struct Router {
 struct Entry {
     /// Without the slash at its end: empty is all.
     prefix: String,
-    to: ResourceId,
+    to: Arc<ResourceId>,
 }
 
 impl Router {
@@ -36,7 +37,7 @@ impl Router {
                 .or_default()
                 .push(Entry {
                     prefix: route.path.trim_end_matches('/').to_owned(),
-                    to: route.to.clone(),
+                    to: Arc::new(route.to.clone()),
                 });
         }
         for entries in hosts.values_mut() {
@@ -48,7 +49,7 @@ impl Router {
     }
 
     /// `host` may carry a port and any case.
-    pub fn find(&self, host: &str, path: &str) -> Option<&ResourceId> {
+    pub fn find(&self, host: &str, path: &str) -> Option<&Arc<ResourceId>> {
         let host = without_port(host);
         let entries = match self.hosts.get(host) {
             Some(entries) => entries,

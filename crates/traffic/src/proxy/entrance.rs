@@ -76,7 +76,7 @@ impl Outside {
     }
 }
 
-fn route(view: &View, request: &Request<Incoming>) -> Result<ResourceId, Problem> {
+fn route(view: &View, request: &Request<Incoming>) -> Result<Arc<ResourceId>, Problem> {
     let host = request
         .uri()
         .host()
@@ -132,15 +132,16 @@ async fn serve_http_door(
     refusal: Option<Refusal>,
 ) {
     let refusal = refusal.map(Arc::new);
+    let caller = Arc::new(Caller::Service(door.caller.clone()));
     serve_http(&worker, stream, move |worker, request| {
-        let (door, refusal) = (door.clone(), refusal.clone());
+        let (door, caller, refusal) = (door.clone(), caller.clone(), refusal.clone());
         async move {
             if let Some(refusal) = refusal {
                 refusal.tell(&worker, &door);
                 let problem = Problem::new(Code::CallerNotDeclared, refusal.detail.clone());
                 return wire::problem_response(&problem);
             }
-            through_door(&worker, &door, request).await
+            through_door(&worker, &door, &caller, request).await
         }
     })
     .await;
@@ -149,6 +150,7 @@ async fn serve_http_door(
 async fn through_door(
     worker: &Worker,
     opened: &Door,
+    caller: &Caller,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let view = worker.view();
@@ -162,7 +164,7 @@ async fn through_door(
         return wire::problem_response(&Problem::new(Code::CallerNotDeclared, detail));
     };
     let errand = Errand {
-        caller: &Caller::Service(door.caller.clone()),
+        caller,
         service: &door.need,
         timeout: Some(door.timeout.duration()),
     };

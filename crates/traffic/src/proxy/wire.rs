@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::{
-    CONNECTION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use hyper::Response;
 
 use super::body::ResponseBody;
@@ -29,8 +26,6 @@ pub const REFUSED: HeaderName = HeaderName::from_static("mainland-refused");
 /// Makes any method safe to repeat.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const PREFIX: &str = "mainland-";
 
 /// Headers longer than this, or a request line, are refused with 431.
@@ -42,17 +37,27 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         remove_named_by_connection(headers);
     }
-    for name in [
-        &CONNECTION,
-        &KEEP_ALIVE,
-        &PROXY_CONNECTION,
-        &PROXY_AUTHENTICATE,
-        &PROXY_AUTHORIZATION,
-        &TE,
-        &TRAILER,
-        &TRANSFER_ENCODING,
-        &UPGRADE,
-    ] {
+    remove_where(headers, is_hop_by_hop);
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+/// One look at the few names that are there is cheaper than a search for each that might be.
+fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| unwanted(name)).cloned() {
         headers.remove(name);
     }
 }
@@ -72,13 +77,7 @@ fn remove_named_by_connection(headers: &mut HeaderMap) {
 
 /// Removes our own headers: nobody outside the mesh may set them, nobody outside sees them.
 pub fn remove_ours(headers: &mut HeaderMap) {
-    let ours = |name: &HeaderName| name.as_str().starts_with(PREFIX);
-    if headers.keys().any(ours) {
-        let names: Vec<HeaderName> = headers.keys().filter(|name| ours(name)).cloned().collect();
-        for name in names {
-            headers.remove(name);
-        }
-    }
+    remove_where(headers, |name| name.as_str().starts_with(PREFIX));
 }
 
 pub fn deadline(headers: &HeaderMap) -> Option<Duration> {
