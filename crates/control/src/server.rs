@@ -256,6 +256,7 @@ async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
             fenced: AtomicBool::new(false),
         },
         shared: Mutex::new(shared(world, nodes)),
+        changing: tokio::sync::Mutex::default(),
         changed: Notify::new(),
         turns: Turns::default(),
         mirrored: watch::Sender::new(revision),

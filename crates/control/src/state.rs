@@ -54,6 +54,8 @@ pub struct Server {
     pub tunnels: Tunnels,
     pub leadership: Leadership,
     pub shared: Mutex<Shared>,
+    /// Changes that people ask for are planned and written one after the other: none has to start over for another.
+    pub changing: tokio::sync::Mutex<()>,
     /// Wakes the leader.
     pub changed: Notify,
     pub turns: Turns,
@@ -204,6 +206,7 @@ impl Server {
         &self,
         mut build: impl FnMut(&World) -> Result<(Draft, T), Problem>,
     ) -> Result<(T, Revision), Problem> {
+        let _turn = self.changing.lock().await;
         let mut last = None;
         for _ in 0..ATTEMPTS {
             let (draft, answer) = self.look(|world| build(world))?;

@@ -204,6 +204,7 @@ async fn write_steps(
     remember: Option<Remember>,
     plan: impl Fn(&crate::world::World) -> Result<Planned, Problem>,
 ) -> Result<(wire::Applied, bool), Problem> {
+    let _turn = server.changing.lock().await;
     let mut done = 0;
     let mut first: Option<wire::Applied> = None;
     for _ in 0..ATTEMPTS {

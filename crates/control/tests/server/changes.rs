@@ -582,3 +582,59 @@ async fn changes_and_refusals_are_audited() {
     let document: serde_json::Value = cloud.client.get("/v1/openapi.json").await.unwrap();
     assert_eq!(document["openapi"], "3.1.0");
 }
+
+#[tokio::test]
+async fn many_changes_at_once_are_all_done_and_no_uid_is_given_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    let one = |index: usize| {
+        let client = &cloud.client;
+        async move {
+            let own = format!("s{index}");
+            let apply = apply_of(&[
+                (&own, service(1)),
+                ("common", with_env(service(1), "N", &own)),
+            ]);
+            client.apply(&project(), &apply, false, &key()).await
+        }
+    };
+    let done = futures_util::future::join_all((0..20).map(one)).await;
+    assert!(done.iter().all(Result::is_ok), "{done:?}");
+    let desired = until("all of them", || {
+        let desired = node
+            .desired()
+            .filter(|desired| desired.instances.len() >= 21);
+        std::future::ready(desired)
+    })
+    .await;
+    let uids: std::collections::BTreeMap<_, _> = desired
+        .instances
+        .iter()
+        .map(|one| (one.uid, &one.service))
+        .collect();
+    assert_eq!(uids.len(), 21);
+    let releases = cloud
+        .client
+        .releases(&project(), &name("common"))
+        .await
+        .unwrap()
+        .items;
+    assert_eq!(releases[0].number, ReleaseNumber(20));
+
+    let same = apply_of(&[("twice", service(0))]);
+    let shop = project();
+    let twice = || cloud.client.apply(&shop, &same, false, "one-key");
+    let (first, second) = tokio::join!(twice(), twice());
+    let outcomes = [code(first), code(second)];
+    assert!(
+        outcomes.iter().any(|outcome| outcome == "it was done"),
+        "{outcomes:?}"
+    );
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| ["it was done", "still-running"].contains(&&**outcome)),
+        "{outcomes:?}"
+    );
+}
