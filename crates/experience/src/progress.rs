@@ -116,12 +116,12 @@ async fn wait(
         match look(client, projects).await {
             Ok(world) => {
                 board.show(&world);
+                if let Some(failed) = failed_rollout(&world) {
+                    return Err(Failure::failed(failed));
+                }
                 last = hindrances(&world);
                 if last.is_empty() {
                     return Ok(Outcome::Ready(world));
-                }
-                if let Some(failed) = failed_rollout(&world) {
-                    return Err(Failure::failed(failed));
                 }
             }
             // A server may be away for a moment; any other refusal is final.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use experience::Globals;
 use experience::failure::Failure;
+use model::ids::ProjectName;
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 
@@ -130,30 +131,46 @@ impl Up {
             supervisor.begin(&globals).await?;
             self.deliver(&globals, manifest).await
         };
-        let code = tokio::select! {
-            code = begun => code,
+        let delivered = tokio::select! {
+            delivered = begun => delivered,
             () = &mut ending => { supervisor.stop().await; return Ok(0) }
         };
-        match code {
-            Ok(0) => {}
-            Ok(code) if supervisor.fresh() => {
-                supervisor.stop().await;
-                return Ok(code);
-            }
+        let projects = match delivered {
+            Ok(projects) => projects,
             Err(failure) if supervisor.fresh() => {
                 supervisor.stop().await;
                 return Err(failure);
             }
             // What ran before goes on running, whatever is wrong with the new manifest.
-            Ok(_) => {}
-            Err(failure) => failure.print(),
-        }
+            Err(failure) => {
+                failure.print();
+                Vec::new()
+            }
+        };
         tokio::select! {
-            () = supervisor.watch() => {}
+            () = self.report(&globals, &projects, &mut supervisor) => {}
             () = &mut ending => {}
         }
         supervisor.stop().await;
         Ok(0)
+    }
+
+    /// Watches over the processes from the first moment on, and shows beside it how far the projects are. Never returns.
+    async fn report(
+        &self,
+        globals: &Globals,
+        projects: &[ProjectName],
+        supervisor: &mut Supervisor,
+    ) {
+        let shown = async {
+            // What does not become ready is said; the rest runs on.
+            if let Err(failure) =
+                experience::progress::until_ready(globals, projects, self.timeout).await
+            {
+                failure.print();
+            }
+        };
+        tokio::join!(shown, supervisor.watch());
     }
 
     fn state(&self, globals: &Globals, old: Option<State>) -> Result<State> {
@@ -183,15 +200,17 @@ impl Up {
         })
     }
 
-    async fn deliver(&self, globals: &Globals, manifest: Option<PathBuf>) -> Result<u8, Failure> {
-        let mut projects = Vec::new();
-        if let Some(manifest) = manifest {
-            let client = globals.client()?;
-            let project =
-                experience::deploy::deliver(&client, &manifest, self.env.as_deref()).await?;
-            projects.push(project);
-        }
-        experience::progress::until_ready(globals, &projects, self.timeout).await
+    async fn deliver(
+        &self,
+        globals: &Globals,
+        manifest: Option<PathBuf>,
+    ) -> Result<Vec<ProjectName>, Failure> {
+        let Some(manifest) = manifest else {
+            return Ok(Vec::new());
+        };
+        let client = globals.client()?;
+        let project = experience::deploy::deliver(&client, &manifest, self.env.as_deref()).await?;
+        Ok(vec![project])
     }
 
     async fn until_ready(

@@ -30,7 +30,7 @@ fn a_taken_port_is_named() {
     let _taken = TcpListener::bind(first.cloud.api).unwrap();
     let said = up_fails(&first, &["up"]);
     assert!(
-        said.contains(&first.cloud.api.to_string()) && said.contains("in use"),
+        said.contains(&first.cloud.api.to_string()) && said.contains("taken"),
         "{said}"
     );
     assert!(first.cloud.processes().is_empty());
