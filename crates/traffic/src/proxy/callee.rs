@@ -186,7 +186,7 @@ async fn answer(
         epoch,
     };
     let result = if request.method() == Method::CONNECT {
-        tunnel_to_instance(&view, caller, &to, &mut request).await
+        Box::pin(tunnel_to_instance(&view, caller, &to, &mut request)).await
     } else {
         pass_on(worker, &view, caller, &to, request).await
     };

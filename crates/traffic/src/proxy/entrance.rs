@@ -16,8 +16,8 @@ use model::traffic::{Door, Protocol};
 use tokio::net::TcpStream;
 
 use super::body::ResponseBody;
-use super::caller;
 use super::forward::{self, Errand};
+use super::refusal::{self, Refusal};
 use super::tunnel;
 use super::view::{Caller, View, missing_need};
 use super::wire;
@@ -114,13 +114,13 @@ pub async fn serve_door(
     client: SocketAddr,
     door: Arc<Door>,
 ) {
-    let refusal = refusal(&worker.view(), &door, client);
+    let refusal = refusal::at_door(&worker.view(), &door, client);
     match (door.protocol, refusal) {
         (Protocol::Tcp, None) => {
             let caller = Caller::Service(door.caller.clone());
             tunnel::serve_tcp(&worker, &caller, &door.need, stream).await;
         }
-        (Protocol::Tcp, Some(refusal)) => refusal.tell(&worker, &door),
+        (Protocol::Tcp, Some(refusal)) => refusal.tell(&worker),
         (Protocol::Http, refusal) => serve_http_door(worker, stream, door, refusal).await,
     }
 }
@@ -137,9 +137,7 @@ async fn serve_http_door(
         let (door, caller, refusal) = (door.clone(), caller.clone(), refusal.clone());
         async move {
             if let Some(refusal) = refusal {
-                refusal.tell(&worker, &door);
-                let problem = Problem::new(Code::CallerNotDeclared, refusal.detail.clone());
-                return wire::problem_response(&problem);
+                return refusal.answer(&worker);
             }
             through_door(&worker, &door, &caller, request).await
         }
@@ -171,64 +169,21 @@ async fn through_door(
     send(worker, &errand, request).await
 }
 
-/// Why somebody else's socket may not use a door.
-struct Refusal {
-    caller: String,
-    detail: String,
-}
-
-impl Refusal {
-    fn tell(&self, worker: &Worker, door: &Door) {
-        worker
-            .reports()
-            .call_refused(self.caller.clone(), door.need.clone(), self.detail.clone());
-    }
-}
-
-/// `None`: the socket's owner is the door's caller.
-fn refusal(view: &View, door: &Door, client: SocketAddr) -> Option<Refusal> {
-    if !view.enforce_uid {
-        return None;
-    }
-    let belongs = format!("(the address belongs to {})", door.caller.name);
-    match caller::owner(client, door.listen) {
-        Ok(Some(uid)) if uid == door.uid => None,
-        Ok(Some(uid)) => Some(match view.owners.get(&uid) {
-            Some(service) => Refusal {
-                caller: service.to_string(),
-                detail: format!("{} {belongs}", missing_need(service, &door.need)),
-            },
-            None => Refusal {
-                caller: format!("uid {uid}"),
-                detail: format!("uid {uid} is no service of this node {belongs}"),
-            },
-        }),
-        // Whoever it was is gone, or hides: not let in.
-        Ok(None) => Some(Refusal {
-            caller: "unknown".to_owned(),
-            detail: format!("the owner of the connection is not known {belongs}"),
-        }),
-        Err(error) => Some(Refusal {
-            caller: "unknown".to_owned(),
-            detail: format!("the owner of the connection can't be asked for: {error} {belongs}"),
-        }),
-    }
-}
-
 async fn send(
     worker: &Worker,
     errand: &Errand<'_>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     if tunnel::asks_for_upgrade(&request) {
-        tunnel::upgrade(worker, errand, request).await
+        // Rare, and large: kept out of the future of every request.
+        Box::pin(tunnel::upgrade(worker, errand, request)).await
     } else {
         forward::forward(worker, errand, request).await
     }
 }
 
 /// One HTTP/1.1 connection; requests on it are answered one after the other.
-async fn serve_http<Answer, Answered>(worker: &Arc<Worker>, stream: TcpStream, answer: Answer)
+pub async fn serve_http<Answer, Answered>(worker: &Arc<Worker>, stream: TcpStream, answer: Answer)
 where
     Answer: Fn(Arc<Worker>, Request<Incoming>) -> Answered,
     Answered: Future<Output = Response<ResponseBody>>,

@@ -120,7 +120,7 @@ async fn search(
                     idempotent,
                     replayable: kept.replayable(),
                 };
-                search.failed(chosen, failure, facts).await?;
+                Box::pin(search.failed(chosen, failure, facts)).await?;
             }
         }
     }

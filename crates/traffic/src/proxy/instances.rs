@@ -17,7 +17,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::body::{REPLAY_BYTES, RequestBody};
 use super::failure::{Failure, chain};
-use super::stream::Stream;
+use super::stream::{Stream, Watch};
 use super::wire::{MOST_HEADER_BYTES, MOST_HEADERS};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -27,6 +27,8 @@ const MOST_IDLE: usize = 64;
 const IDLE_FOR_SAFE: Duration = Duration::from_secs(10);
 /// Long enough that a server which closes after each answer has done so, short enough that none is about to.
 const IDLE_FOR_UNSAFE: std::ops::Range<Duration> = Duration::from_millis(2)..Duration::from_secs(1);
+/// What may be sent twice does not look at a connection that was used this recently: it costs a system call.
+const SURELY_OPEN: Duration = Duration::from_millis(5);
 /// Connections whose last answer is still being tidied up are passed over, this many at most.
 const LOOKED_AT: usize = 8;
 
@@ -38,7 +40,7 @@ pub struct Instances {
 
 struct Idle {
     sender: SendRequest<RequestBody>,
-    stream: Stream,
+    watch: Arc<Watch>,
     since: Instant,
 }
 
@@ -85,9 +87,10 @@ impl Instances {
             let used = small.then(|| self.take(address, idempotent)).flatten();
             let (mut connection, reused) = match used {
                 Some(connection) => (connection, true),
-                None => (connect_http(address).await?, false),
+                None => (Box::pin(connect_http(address)).await?, false),
             };
-            connection.stream.begin(reused);
+            let fresh = !reused || (idempotent && connection.since.elapsed() < SURELY_OPEN);
+            connection.watch.begin(!fresh);
             match connection.sender.try_send_request(request).await {
                 Ok(response) => {
                     let lease = Lease {
@@ -101,7 +104,7 @@ impl Instances {
                     // Not a byte was written: the connection had closed while it was idle.
                     Some(unsent) if reused => request = unsent,
                     Some(_) => return Err(Failure::unreachable(chain(error.error()))),
-                    None if connection.stream.nothing_sent() => {
+                    None if connection.watch.nothing_sent() => {
                         return Err(Failure::not_begun("the connection had been closed"));
                     }
                     None => return Err(Failure::broken(chain(error.error()))),
@@ -166,10 +169,11 @@ pub async fn connect(address: &Address) -> Result<Stream, Failure> {
 
 async fn connect_http(address: &Address) -> Result<Idle, Failure> {
     let stream = connect(address).await?;
+    let watch = stream.watch();
     let (sender, connection) = http1::Builder::new()
         .max_headers(MOST_HEADERS)
         .max_header_size(MOST_HEADER_BYTES)
-        .handshake(TokioIo::new(stream.clone()))
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| Failure::unreachable(chain(&error)))?;
     tokio::spawn(async move {
@@ -178,7 +182,7 @@ async fn connect_http(address: &Address) -> Result<Idle, Failure> {
     });
     Ok(Idle {
         sender,
-        stream,
+        watch,
         since: Instant::now(),
     })
 }
@@ -226,6 +230,10 @@ mod tests {
         drop(ResponseBody::incoming(response.into_body(), guards));
         assert!(!instances.is_empty(), "the connection was kept");
         // Blocks the thread: the runtime has no chance to notice that the other end is gone.
+        let kept = Instant::now();
+        while kept.elapsed() <= SURELY_OPEN {
+            std::thread::yield_now();
+        }
         close.send(()).unwrap();
         server.join().unwrap();
         let failure = instances.send(&address, post(), true).await.err().unwrap();

@@ -26,6 +26,7 @@ mod forward;
 mod gate;
 mod instances;
 mod peers;
+mod refusal;
 mod reports;
 mod search;
 mod sockets;
@@ -93,6 +94,7 @@ pub fn run(options: Options) -> Result<(), Error> {
 
 async fn supervise(options: Options) -> Result<(), Error> {
     create_directory(&options.directory)?;
+    raise_descriptor_limit();
     let listener = control::bind(&options.control_socket).map_err(|source| Error::Path {
         doing: "listening on",
         path: options.control_socket.clone(),
@@ -125,6 +127,19 @@ fn create_directory(path: &std::path::Path) -> Result<(), Error> {
             path: path.to_owned(),
             source,
         })
+}
+
+/// As many connections as the machine allows: the soft limit is 1,024 on most. Where that is refused the accept loop copes.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+    }
 }
 
 fn default_workers() -> usize {

@@ -87,7 +87,8 @@ impl Peers {
         if let Some(found) = peer.usable(identity) {
             return found;
         }
-        let dialled = dial(identity, target).await;
+        // Rare, and large: kept out of the future of every request.
+        let dialled = Box::pin(dial(identity, target)).await;
         peer.keep(identity, dialled)
     }
 

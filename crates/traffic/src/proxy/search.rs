@@ -106,7 +106,7 @@ impl<'a> Search<'a> {
                 });
             }
             let destination = destination.clone();
-            self.wait(view, &destination).await?;
+            Box::pin(self.wait(view, &destination)).await?;
         }
     }
 

@@ -37,6 +37,9 @@ fn wanted(snapshot: &ProxySnapshot) -> BTreeSet<(SocketAddr, String)> {
     if let Some(gateway) = &snapshot.gateway {
         wanted.insert((gateway.listen, "the gateway".to_owned()));
     }
+    if let Some(refusals) = snapshot.refusals {
+        wanted.insert((refusals, "the door of refusals".to_owned()));
+    }
     for door in &snapshot.doors {
         wanted.insert((
             door.listen,

@@ -1,26 +1,41 @@
 //! A connected byte stream, TCP or Unix, that can be asked whether a request on it was ever sent.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-/// Clones are the same connection; it closes with the last one.
-#[derive(Clone)]
-pub struct Stream(Arc<Inner>);
-
-struct Inner {
+pub struct Stream {
     socket: Socket,
+    watch: Arc<Watch>,
+}
+
+/// What is known of the request on a stream, for the one who sent it.
+#[derive(Default)]
+pub struct Watch {
     /// Look whether the other end is there before the next write.
     look_first: AtomicBool,
     /// Something was written since the request began.
     sent: AtomicBool,
+}
+
+impl Watch {
+    /// A request begins. `look_first`: the connection has been idle, and may have been closed by the other end.
+    pub fn begin(&self, look_first: bool) {
+        self.sent.store(false, Relaxed);
+        self.look_first.store(look_first, Relaxed);
+    }
+
+    /// Not a byte was written since the request began.
+    pub fn nothing_sent(&self) -> bool {
+        !self.sent.load(Relaxed)
+    }
 }
 
 enum Socket {
@@ -39,83 +54,40 @@ impl Stream {
     }
 
     fn new(socket: Socket) -> Self {
-        Self(Arc::new(Inner {
+        Self {
             socket,
-            look_first: AtomicBool::new(false),
-            sent: AtomicBool::new(false),
-        }))
+            watch: Arc::default(),
+        }
     }
 
-    /// A request begins. `look_first`: the connection has been idle, and may have been closed by the other end.
-    pub fn begin(&self, look_first: bool) {
-        self.0.sent.store(false, Relaxed);
-        self.0.look_first.store(look_first, Relaxed);
-    }
-
-    /// Not a byte was written since the request began.
-    pub fn nothing_sent(&self) -> bool {
-        !self.0.sent.load(Relaxed)
+    pub fn watch(&self) -> Arc<Watch> {
+        self.watch.clone()
     }
 
     /// Open, and nothing has come that nobody asked for.
     fn is_quiet(&self) -> bool {
+        let fd = match &self.socket {
+            Socket::Tcp(stream) => stream.as_fd(),
+            Socket::Unix(stream) => stream.as_fd(),
+        };
         let mut byte = [0_u8; 1];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-        rustix::net::recv(self.fd(), &mut byte, flags)
+        rustix::net::recv(fd, &mut byte, flags)
             .is_err_and(|error| error == rustix::io::Errno::AGAIN)
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
-        match &self.0.socket {
-            Socket::Tcp(stream) => stream.as_fd(),
-            Socket::Unix(stream) => stream.as_fd(),
+    fn before_write(&self) -> io::Result<()> {
+        if self.watch.look_first.swap(false, Relaxed) && !self.is_quiet() {
+            return Err(io::ErrorKind::NotConnected.into());
         }
+        Ok(())
     }
 
-    /// Writes by `attempt` until it does not say that it would block.
-    fn poll_send(
-        &self,
-        cx: &mut Context<'_>,
-        attempt: impl Fn(&Socket) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        if self.0.look_first.swap(false, Relaxed) && !self.is_quiet() {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+    fn after_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if matches!(written, Poll::Ready(Ok(_))) {
+            self.watch.sent.store(true, Relaxed);
         }
-        loop {
-            ready!(self.0.socket.poll_writable(cx))?;
-            match attempt(&self.0.socket) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(count) => {
-                    self.0.sent.store(true, Relaxed);
-                    return Poll::Ready(Ok(count));
-                }
-            }
-        }
-    }
-}
-
-impl Socket {
-    fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(stream) => stream.poll_read_ready(cx),
-            Self::Unix(stream) => stream.poll_read_ready(cx),
-        }
-    }
-
-    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(stream) => stream.poll_write_ready(cx),
-            Self::Unix(stream) => stream.poll_write_ready(cx),
-        }
-    }
-
-    /// Into the buffer as it is: no zeroes are written where bytes will be.
-    fn try_read(&self, buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => stream.try_read_buf(buffer),
-            Self::Unix(stream) => stream.try_read_buf(buffer),
-        }
+        written
     }
 }
 
@@ -125,12 +97,9 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.socket.poll_readable(cx))?;
-            match self.0.socket.try_read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(drop)),
-            }
+        match &mut self.get_mut().socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
         }
     }
 }
@@ -141,10 +110,13 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_send(cx, |socket| match socket {
-            Socket::Tcp(stream) => stream.try_write(bytes),
-            Socket::Unix(stream) => stream.try_write(bytes),
-        })
+        let stream = self.get_mut();
+        stream.before_write()?;
+        let written = match &mut stream.socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Socket::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
+        };
+        stream.after_write(written)
     }
 
     fn poll_write_vectored(
@@ -152,10 +124,13 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_send(cx, |socket| match socket {
-            Socket::Tcp(stream) => stream.try_write_vectored(slices),
-            Socket::Unix(stream) => stream.try_write_vectored(slices),
-        })
+        let stream = self.get_mut();
+        stream.before_write()?;
+        let written = match &mut stream.socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Socket::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+        };
+        stream.after_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -166,10 +141,10 @@ impl AsyncWrite for Stream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match rustix::net::shutdown(self.fd(), Shutdown::Write) {
-            Ok(()) | Err(rustix::io::Errno::NOTCONN) => Poll::Ready(Ok(())),
-            Err(error) => Poll::Ready(Err(error.into())),
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().socket {
+            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -29,6 +29,7 @@ pub struct View {
     /// Whose sockets a uid's are.
     pub owners: HashMap<u32, ResourceId>,
     pub enforce_uid: bool,
+    pub refusals: Option<SocketAddr>,
     pub destinations: HashMap<ResourceId, Arc<Destination>>,
     pub local: HashMap<InstanceId, Arc<Local>>,
     callers: HashMap<ResourceId, Permits>,
@@ -112,6 +113,7 @@ pub struct Local {
     pub service: ResourceId,
     pub epoch: Epoch,
     pub address: Address,
+    pub protocol: Protocol,
     pub gate: Arc<Gate>,
 }
 
@@ -170,6 +172,7 @@ impl View {
                 .collect(),
             owners: owners(snapshot),
             enforce_uid: snapshot.enforce_uid,
+            refusals: snapshot.refusals,
             destinations: snapshot
                 .destinations
                 .iter()
@@ -269,6 +272,7 @@ fn join_local(
         service: local.service.clone(),
         epoch: local.epoch,
         address: local.address.clone(),
+        protocol: local.protocol,
         gate,
     })
 }

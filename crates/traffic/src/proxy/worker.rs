@@ -256,6 +256,10 @@ async fn serve(worker: Arc<Worker>, address: SocketAddr, stream: TcpStream, clie
         drop(view);
         return entrance::serve_gateway(worker, stream, client).await;
     }
+    if view.refusals == Some(address) {
+        drop(view);
+        return refusal::serve(worker, stream, client).await;
+    }
     if let Some(door) = view.doors.get(&address).cloned() {
         drop(view);
         entrance::serve_door(worker, stream, client, door).await;
