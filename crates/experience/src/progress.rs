@@ -124,6 +124,8 @@ async fn wait(
                     return Ok(Outcome::Ready(world));
                 }
             }
+            // Somebody is about to apply it.
+            Err(error) if error.code() == Some("not-found") => last = vec![error.to_string()],
             // A server may be away for a moment; any other refusal is final.
             Err(api::client::Error::Refused(problem)) if problem.status < 500 => {
                 return Err((*problem).into_failure());

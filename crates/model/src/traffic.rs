@@ -159,6 +159,9 @@ pub struct ProxySnapshot {
     pub doors: Vec<Door>,
     /// Whether a door checks its caller by the socket owner's uid. Only where services have uids of their own.
     pub enforce_uid: bool,
+    /// Where the firewall sends who dials an instance's own port: the proxy names the missing need and lets nobody in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusals: Option<SocketAddr>,
 }
 
 /// Who the proxy is, and whom it believes. PEM texts.

@@ -45,7 +45,13 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
     // Only now: a directory with this file is one of a node that has joined.
     layout::write(&layout.config(), &config)?;
     let is_root = rustix::process::geteuid().is_root();
-    let firewall = Firewall::detect(&config.name, &options.data_dir, is_root).await;
+    let firewall = Firewall::detect(
+        &config.name,
+        &options.data_dir,
+        crate::snapshot::refusals(&config),
+        is_root,
+    )
+    .await;
     let mut limits: Vec<String> = firewall.limit().map(str::to_owned).into_iter().collect();
     let cgroups = detect_cgroups(&mut limits);
     for limit in &limits {

@@ -1,8 +1,12 @@
 //! Closes the ports of instances to every uid but root's and the service's own, so that a call goes through the proxy or not at all.
 //!
+//! Where the kernel can translate addresses, who dials a port that is closed to them is sent to the proxy's door of refusals, which names the
+//! missing need; elsewhere the connection is reset.
+//!
 //! One nftables table per node, replaced as a whole in one transaction. <https://wiki.nftables.org/wiki-nftables/index.php/Atomic_rule_replacement>
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -13,32 +17,37 @@ use tokio::process::Command;
 /// The rules of one node.
 pub struct Firewall {
     table: String,
+    refusals: SocketAddr,
     support: Support,
     applied: tokio::sync::Mutex<Option<BTreeMap<u16, u32>>>,
 }
 
 enum Support {
-    Enforced,
+    /// Sent to the door of refusals.
+    Named,
+    /// Reset.
+    Closed,
     Not(String),
 }
 
 impl Firewall {
     /// Finds out whether rules can be set; sets none.
-    pub async fn detect(node: &NodeName, directory: &Path, is_root: bool) -> Self {
+    pub async fn detect(
+        node: &NodeName,
+        directory: &Path,
+        refusals: SocketAddr,
+        is_root: bool,
+    ) -> Self {
         let table = table_name(node, directory);
         let support = match is_root {
             false => Support::Not(
                 "not root: services share one user, so calls are labelled, not enforced".to_owned(),
             ),
-            true => match nft(&format!("table inet {table} {{}}\n")).await {
-                Ok(()) => Support::Enforced,
-                Err(why) => Support::Not(format!(
-                    "nftables can't be used ({why}): calls through the mesh are enforced, calls to an instance's own port are not"
-                )),
-            },
+            true => probe(&table, refusals).await,
         };
         Self {
             table,
+            refusals,
             support,
             applied: tokio::sync::Mutex::default(),
         }
@@ -47,7 +56,7 @@ impl Firewall {
     /// What is not enforced, to be said once.
     pub fn limit(&self) -> Option<&str> {
         match &self.support {
-            Support::Enforced => None,
+            Support::Named | Support::Closed => None,
             Support::Not(why) => Some(why),
         }
     }
@@ -61,7 +70,8 @@ impl Firewall {
         if applied.as_ref() == Some(&ports) {
             return Ok(());
         }
-        nft(&rules(&self.table, &ports)).await?;
+        let refusals = matches!(self.support, Support::Named).then_some(self.refusals);
+        nft(&rules(&self.table, &ports, refusals)).await?;
         *applied = Some(ports);
         Ok(())
     }
@@ -77,6 +87,20 @@ impl Firewall {
     }
 }
 
+/// What rules this machine takes: tried on a port that nobody has.
+async fn probe(table: &str, refusals: SocketAddr) -> Support {
+    let none = BTreeMap::from([(0, 0)]);
+    if nft(&rules(table, &none, Some(refusals))).await.is_ok() {
+        return Support::Named;
+    }
+    match nft(&rules(table, &none, None)).await {
+        Ok(()) => Support::Closed,
+        Err(why) => Support::Not(format!(
+            "nftables can't be used ({why}): calls through the mesh are enforced, calls to an instance's own port are not"
+        )),
+    }
+}
+
 /// Of this node alone, though other clusters on the machine have nodes of the same name.
 fn table_name(node: &NodeName, directory: &Path) -> String {
     let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
@@ -89,12 +113,21 @@ fn table_name(node: &NodeName, directory: &Path) -> String {
 }
 
 /// Declared empty first, so that deleting it never fails; all of it is one transaction.
-fn rules(table: &str, ports: &BTreeMap<u16, u32>) -> String {
+fn rules(table: &str, ports: &BTreeMap<u16, u32>, refusals: Option<SocketAddr>) -> String {
     let mut text =
         format!("table inet {table} {{}}\ndelete table inet {table}\ntable inet {table} {{\n");
     if !ports.is_empty() {
         let all: Vec<String> = ports.keys().map(u16::to_string).collect();
         let all = all.join(", ");
+        if let Some(refusals) = refusals {
+            text += "  chain named {\n    type nat hook output priority -100; policy accept;\n";
+            for (port, uid) in ports {
+                text += &format!(
+                    "    tcp dport {port} fib daddr type local meta skuid != {{ 0, {uid} }} dnat ip to {refusals}\n"
+                );
+            }
+            text += "  }\n";
+        }
         text += "  chain output {\n    type filter hook output priority filter; policy accept;\n";
         for (port, uid) in ports {
             text += &format!(
@@ -155,7 +188,11 @@ mod tests {
 
     #[test]
     fn the_whole_table_is_one_transaction() {
-        let text = rules("mainland_a", &[(20_000, 70_001), (20_001, 70_002)].into());
+        let text = rules(
+            "mainland_a",
+            &[(20_000, 70_001), (20_001, 70_002)].into(),
+            None,
+        );
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         assert_eq!(
             lines[..3],
@@ -170,8 +207,22 @@ mod tests {
         );
         assert!(text.contains("iifname != \"lo\" tcp dport { 20000, 20001 } reject"));
         assert!(
-            !rules("mainland_a", &BTreeMap::new()).contains("chain"),
+            !rules("mainland_a", &BTreeMap::new(), None).contains("chain"),
             "no rule when nothing runs"
+        );
+    }
+
+    #[test]
+    fn who_is_closed_out_is_sent_to_be_told_why() {
+        let refusals = "127.77.16.0:7079".parse().unwrap();
+        let text = rules("mainland_a", &[(20_000, 70_001)].into(), Some(refusals));
+        assert!(
+            text.contains("tcp dport 20000 fib daddr type local meta skuid != { 0, 70001 } dnat ip to 127.77.16.0:7079"),
+            "{text}"
+        );
+        assert!(
+            text.contains("reject with tcp reset"),
+            "for what is no IPv4"
         );
     }
 }

@@ -15,6 +15,9 @@ use crate::doors::Doors;
 use crate::identity::NodeIdentity;
 use crate::options::Config;
 
+/// Where the proxy answers who dialled an instance's own port.
+const REFUSALS_PORT: u16 = 7079;
+
 /// Everything it is made of.
 pub struct Parts<'a> {
     pub generation: Generation,
@@ -48,6 +51,7 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
         callers: parts.road.callers.clone(),
         doors: doors(&parts),
         enforce_uid: parts.enforce_uid,
+        refusals: parts.enforce_uid.then(|| refusals(config)),
         trust: Trust {
             cluster: parts.node.cluster.clone(),
             authority: parts.node.authority.clone(),
@@ -55,6 +59,11 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
             services: parts.services,
         },
     }
+}
+
+/// The first address of the node's block, which is no door's.
+pub fn refusals(config: &Config) -> SocketAddr {
+    SocketAddr::from((config.mesh_block.first, REFUSALS_PORT))
 }
 
 fn local(instance: &Instance, enforce_uid: bool) -> Option<LocalInstance> {

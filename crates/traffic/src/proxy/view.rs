@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use http::HeaderValue;
 use model::boundary::{Holder, SpiffeId};
 use model::ids::{Epoch, InstanceId, NodeName, ResourceId};
-use model::traffic::{self, Address, Door, ProxySnapshot, TrafficOptions};
+use model::traffic::{self, Address, Door, Protocol, ProxySnapshot, TrafficOptions};
 use tokio::sync::Notify;
 
 use super::gate::Gate;

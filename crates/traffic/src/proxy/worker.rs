@@ -18,7 +18,7 @@ use super::instances::Instances;
 use super::peers::Peers;
 use super::reports::Reports;
 use super::view::View;
-use super::{callee, entrance};
+use super::{callee, entrance, refusal};
 use crate::load;
 
 /// Connections that one worker serves at a time; further ones wait in the kernel's queue.
