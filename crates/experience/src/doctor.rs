@@ -135,7 +135,7 @@ fn disk(data_dir: &Path) -> Finding {
     }
     match rustix::fs::statvfs(existing) {
         Ok(stat) => {
-            let free = stat.f_bavail * stat.f_frsize >> 20;
+            let free = (stat.f_bavail * stat.f_frsize) >> 20;
             let grade = if free < 1024 {
                 Grade::Less
             } else {
