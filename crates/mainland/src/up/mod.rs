@@ -342,9 +342,9 @@ fn current_binary() -> Result<PathBuf> {
 fn free_loopback_address() -> Result<SocketAddr> {
     let preferred = std::net::TcpListener::bind("127.0.0.1:7071");
     let listener = preferred.or_else(|_| std::net::TcpListener::bind("127.0.0.1:0"));
-    Ok(listener
+    listener
         .and_then(|listener| listener.local_addr())
-        .context("loopback has no free port")?)
+        .context("loopback has no free port")
 }
 
 /// Comes when the user or the machine asks for the end.
