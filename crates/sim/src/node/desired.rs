@@ -1,0 +1,59 @@
+//! What the agent is told to run, and by which road its machine goes.
+
+use model::control::NodeDesired;
+use model::ids::NodeName;
+use plan::Instant;
+use plan::agent::Input;
+
+use super::A_DAY;
+use crate::Bug;
+use crate::world::{Life, ToServer, World};
+
+impl World {
+    pub(super) fn ask_watch(&mut self, name: &NodeName) {
+        let now_ms = self.now_ms;
+        let asked_at = self.now_on(self.nodes[name].offset_ms).instant;
+        let Some(agent) = self.node(name).agent.as_mut() else {
+            return;
+        };
+        agent.asked_ms = now_ms;
+        let session = agent.session;
+        self.send_to_server(name, ToServer::Watch { session, asked_at });
+    }
+
+    pub(super) fn take_desired(
+        &mut self,
+        name: &NodeName,
+        life: Life,
+        desired: NodeDesired,
+        asked_at: Instant,
+    ) {
+        let replaces = self.options.bug == Some(Bug::PartialRoadReplaces);
+        let trusts = self.options.bug == Some(Bug::TrustsOldDesired);
+        let now = self.now_on(self.nodes[name].offset_ms).instant;
+        let node = self.node(name);
+        let Some(agent) = node.agent.as_mut() else {
+            return;
+        };
+        if agent.generation < Some(desired.generation) {
+            agent.generation = Some(desired.generation);
+            let road = match replaces {
+                true => desired.road.clone(),
+                false => plan::road::merge(&node.road, &desired.road),
+            };
+            let before = std::mem::replace(&mut node.road, road);
+            node.disk.desired = Some(desired.clone());
+            self.check_road(name, &before, &desired.road);
+            self.beat_soon(name, life);
+        }
+        let asked_at = Some(if trusts { now.after(A_DAY) } else { asked_at });
+        self.agent_takes(
+            name,
+            life,
+            Input::Desired {
+                desired: Box::new(desired),
+                asked_at,
+            },
+        );
+    }
+}

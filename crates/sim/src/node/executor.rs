@@ -1,0 +1,169 @@
+//! Does what the agent decided, as the executor and the proxy of the machine do.
+
+use model::compute::ExitHow;
+use model::ids::{InstanceId, NodeName};
+use model::traffic::Gate;
+use plan::agent::{Input, Output, Question, Run};
+use rand::Rng;
+
+use super::{Process, address};
+use crate::workload::BROKEN;
+use crate::world::{Life, World, short};
+
+impl World {
+    /// Does what the agent decided.
+    pub(super) fn act(&mut self, name: &NodeName, life: Life, output: Output) {
+        match output {
+            Output::Prepare { instance, run } => self.prepare(name, life, instance, run),
+            Output::Start { instance, run } => self.execute(name, life, instance, run),
+            Output::Probe {
+                instance,
+                run,
+                question,
+            } => self.probe(name, life, instance, run, question),
+            Output::SetGate { instance, gate } => self.set_gate(name, life, instance, gate),
+            Output::Terminate { instance } => {
+                if let Some(process) = self.nodes[name].processes.get(&instance).cloned() {
+                    self.end_process(
+                        name,
+                        &process,
+                        process.slow_to_end_ms,
+                        ExitHow::Signal { signal: 15 },
+                    );
+                }
+            }
+            Output::Kill { instance } => {
+                if let Some(process) = self.nodes[name].processes.get(&instance).cloned() {
+                    self.end_process(name, &process, 0, ExitHow::Signal { signal: 9 });
+                }
+            }
+            Output::Remove { instance } => {
+                let disk = &mut self.node(name).disk;
+                disk.instances.remove(&instance);
+                disk.exits.remove(&instance);
+            }
+            Output::RenewLease { instance, sent_at } => self.renew(name, &instance, sent_at),
+            Output::Remember { instance } => self.remember(name, &instance),
+            Output::Report { .. } => self.beat_soon(name, life),
+            Output::WatchAnew => self.ask_watch(name),
+            Output::Tell {
+                instance, reason, ..
+            } => {
+                self.note(|| {
+                    format!(
+                        "{name}: {}: {reason}",
+                        instance.as_ref().map_or("node", short)
+                    )
+                });
+            }
+        }
+    }
+
+    fn remember(&mut self, name: &NodeName, instance: &InstanceId) {
+        let node = self.node(name);
+        let known = node
+            .agent
+            .as_ref()
+            .and_then(|agent| agent.state.instance(instance));
+        if let Some(known) = known {
+            let entry = (known.desired().clone(), known.history().clone());
+            node.disk.instances.insert(instance.clone(), entry);
+        }
+    }
+
+    fn prepare(&mut self, name: &NodeName, life: Life, instance: InstanceId, run: Run) {
+        self.remember(name, &instance);
+        let fails = self.rng.random_range(0..100) < self.failing_starts;
+        let delay = self.rng.random_range(5..100);
+        let input = match fails {
+            true => Input::NotStarted {
+                instance,
+                run,
+                error: "no such file".to_owned(),
+            },
+            false => Input::Prepared { instance, run },
+        };
+        self.tell_agent(delay, name, life, input);
+    }
+
+    /// A process is there from this moment, whether or not the agent lives to hear of it.
+    fn execute(&mut self, name: &NodeName, life: Life, instance: InstanceId, run: Run) {
+        let becomes_ready = self.now_ms + self.rng.random_range(50..600);
+        let slow_to_end_ms = self.rng.random_range(5..4_000);
+        let delay = self.rng.random_range(2..20);
+        let at = self.now().at;
+        let node = self.node(name);
+        let Some(agent) = node.agent.as_ref() else {
+            return;
+        };
+        let Some(known) = agent.state.instance(&instance) else {
+            return;
+        };
+        let desired = known.desired().clone();
+        let stops = desired.needs_lease();
+        let lease = agent.state.lease().sent_at().filter(|_| stops);
+        let pid = node.next_pid;
+        node.next_pid += 1;
+        let process = Process {
+            pid,
+            service: desired.service.clone(),
+            slot: desired.slot,
+            stops,
+            run,
+            ready_at_ms: (!desired.spec.env.contains_key(BROKEN)).then_some(becomes_ready),
+            lease,
+            falling: false,
+            slow_to_end_ms,
+        };
+        let before = node.processes.insert(instance.clone(), process);
+        self.summary.starts += 1;
+        self.note(|| format!("{name}: {} runs, pid {pid}", short(&instance)));
+        if before.is_some() {
+            self.violated(format!("{name}: {} was started twice", short(&instance)));
+        }
+        if let Some(lease) = lease {
+            self.set_lease_timer(name, pid, lease);
+        }
+        let started = Input::Started {
+            instance,
+            run,
+            pid,
+            address: address(pid),
+            at,
+        };
+        self.tell_agent(delay, name, life, started);
+    }
+
+    fn probe(
+        &mut self,
+        name: &NodeName,
+        life: Life,
+        instance: InstanceId,
+        run: Run,
+        question: Question,
+    ) {
+        let delay = self.rng.random_range(1..5);
+        let now_ms = self.now_ms;
+        let process = self.nodes[name].processes.get(&instance);
+        let answer = match process.is_some_and(|process| process.is_ready(now_ms)) {
+            true => Ok(()),
+            false => Err("connection refused".to_owned()),
+        };
+        let input = Input::Probed {
+            instance,
+            run,
+            question,
+            answer,
+        };
+        self.tell_agent(delay, name, life, input);
+    }
+
+    /// The proxy waits for what is in flight behind a gate that closes.
+    fn set_gate(&mut self, name: &NodeName, life: Life, instance: InstanceId, gate: Gate) {
+        if gate == Gate::Leaving {
+            let delay = self.rng.random_range(10..800);
+            let input = Input::Drained { instance };
+            self.tell_agent(delay, name, life, input);
+        }
+    }
+}

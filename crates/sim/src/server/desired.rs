@@ -1,0 +1,180 @@
+//! What each node is told: what to run, and where others answer.
+
+use std::collections::BTreeMap;
+
+use model::compute::{DesiredInstance, Placement};
+use model::control::{NodeDesired, Standing};
+use model::ids::{Generation, InstanceId, NodeName, ResourceId, ResourceName, SessionId};
+use plan::Instant;
+use plan::road::{Index, ServiceEntry};
+
+use super::Server;
+use crate::Bug;
+use crate::store::ServiceRecord;
+use crate::workload;
+use crate::world::{ToNode, World};
+
+impl World {
+    pub(super) fn open_watch(&mut self, node: &NodeName, session: SessionId, asked_at: Instant) {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        server.watchers.insert(node.clone(), (session, asked_at));
+        self.push(node, None);
+    }
+
+    /// Sends what the node should run, unless it has acknowledged that.
+    pub(super) fn push(&mut self, node: &NodeName, acknowledged: Option<Generation>) {
+        let Some(server) = &self.server else { return };
+        let Some(&(session, asked_at)) = server.watchers.get(node) else {
+            return;
+        };
+        let Some(desired) = server
+            .told
+            .get(node)
+            .filter(|told| acknowledged != Some(told.generation))
+        else {
+            return;
+        };
+        let desired = Box::new(desired.clone());
+        self.send_to_node(
+            node,
+            ToNode::Desired {
+                session,
+                desired,
+                asked_at,
+            },
+        );
+    }
+
+    pub(super) fn tell_nodes(&mut self) {
+        let says_complete = self.options.bug == Some(Bug::SaysCompleteTooSoon);
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        let changed = server.tell(says_complete);
+        for node in changed {
+            self.check_complete(&node);
+            self.push(&node, None);
+        }
+    }
+
+    /// A road that is said to be whole comes from a leader that has heard everyone who is present.
+    fn check_complete(&mut self, node: &NodeName) {
+        let Some(server) = &self.server else { return };
+        if !server.told[node].road.complete {
+            return;
+        }
+        let present = server
+            .nodes
+            .values()
+            .filter(|record| record.standing == Standing::Present);
+        let unheard = present
+            .map(|record| &record.name)
+            .find(|name| !self.invariants.was_heard(server.epoch, name));
+        if let Some(unheard) = unheard.cloned() {
+            self.violated(format!(
+                "{node} was told a whole road before {unheard} was heard"
+            ));
+        }
+    }
+}
+
+impl Server {
+    /// Makes what each node should know; answers for which it changed.
+    fn tell(&mut self, says_complete: bool) -> Vec<NodeName> {
+        let index = self.index(says_complete);
+        let mut changed = Vec::new();
+        for node in self.nodes.keys().cloned().collect::<Vec<_>>() {
+            let mut desired = NodeDesired {
+                generation: Generation {
+                    epoch: self.epoch,
+                    counter: self.counter + 1,
+                },
+                instances: self.instances_of(&node),
+                road: index.road(&node),
+                forget_volumes: Vec::new(),
+            };
+            if let Some(told) = self.told.get(&node) {
+                let counter = std::mem::replace(&mut desired.generation, told.generation);
+                if desired == *told {
+                    continue;
+                }
+                desired.generation = counter;
+            }
+            self.counter += 1;
+            self.told.insert(node.clone(), desired);
+            changed.push(node);
+        }
+        changed
+    }
+
+    fn index(&self, says_complete: bool) -> Index {
+        let services: BTreeMap<ResourceId, ServiceEntry<'_>> = self
+            .services
+            .iter()
+            .map(|(name, record)| {
+                let releases = record
+                    .releases
+                    .iter()
+                    .map(|(number, spec)| (*number, spec))
+                    .collect();
+                let spec = &record.releases[&record.target];
+                (
+                    workload::id(name),
+                    ServiceEntry {
+                        spec,
+                        releases,
+                        group: &record.group,
+                    },
+                )
+            })
+            .collect();
+        let mesh = "127.0.0.1:7071".parse().ok();
+        Index::new(&plan::road::World {
+            nodes: &self.nodes,
+            services: &services,
+            routes: &[],
+            reports: &|instance: &InstanceId| {
+                self.pictures
+                    .values()
+                    .find_map(|picture| picture.get(&instance.name))
+            },
+            mesh: &|_| mesh,
+            complete: says_complete || self.watch.has_heard_all(),
+        })
+    }
+
+    fn instances_of(&self, node: &NodeName) -> Vec<DesiredInstance> {
+        let mut instances = Vec::new();
+        for (name, record) in &self.services {
+            let here = record
+                .group
+                .placements
+                .iter()
+                .filter(|placement| placement.node == *node);
+            instances.extend(here.map(|placement| desired(name, record, placement)));
+        }
+        instances
+    }
+}
+
+fn desired(
+    service: &ResourceName,
+    record: &ServiceRecord,
+    placement: &Placement,
+) -> DesiredInstance {
+    DesiredInstance {
+        instance: InstanceId::new(workload::project(), placement.instance.clone()),
+        service: service.clone(),
+        release: placement.release,
+        epoch: placement.epoch,
+        slot: placement.slot,
+        role: placement.role,
+        wanted: placement.wanted,
+        uid: 1000,
+        spec: record.releases[&placement.release].clone(),
+        secrets: Vec::new(),
+        start_after: Vec::new(),
+    }
+}
