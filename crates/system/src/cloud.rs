@@ -326,6 +326,10 @@ impl Drop for Cloud {
             let said = std::fs::read_to_string(self.log_path()).unwrap_or_default();
             eprintln!("--- `up` said:\n{said}");
         }
+        // A clean end also takes firewall rules and cgroups away. One that never began, or is broken, ends all the same.
+        if self.up.is_some() {
+            let _ = self.run(&["down"]);
+        }
         let _ = self.kill_everything();
     }
 }

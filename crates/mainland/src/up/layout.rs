@@ -3,7 +3,7 @@
 //! ```text
 //! DATA/client.json      address and token for the owner's CLI, written by the server
 //! DATA/up.lock          held while a supervisor lives
-//! DATA/up.json          which processes it has started, so that a later `up` adopts them
+//! DATA/up.json          its addresses, and which processes are supervisor and server, so that a later `up` adopts them
 //! DATA/server/          the server's own
 //! DATA/nodes/a/         node a's own: no other process reads it
 //! DATA/nodes/edge/      the front door's own
@@ -44,6 +44,20 @@ impl Layout {
     pub fn node(&self, name: &str) -> PathBuf {
         self.data.join("nodes").join(name)
     }
+    pub fn node_socket(&self, name: &str) -> PathBuf {
+        self.node(name).join("node.sock")
+    }
+    /// Nodes that have ever joined from here.
+    pub fn known_nodes(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.data.join("nodes"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let joined = entries.filter(|entry| entry.path().join("agent.json").exists());
+        joined
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
+    }
     pub fn log(&self, name: &str) -> PathBuf {
         self.data.join("logs").join(format!("{name}.log"))
     }
@@ -79,7 +93,7 @@ pub struct State {
     pub nodes: SocketAddr,
     pub gateway: SocketAddr,
     pub supervisor: Option<Identity>,
-    pub processes: Vec<(String, Identity)>,
+    pub server: Option<Identity>,
 }
 
 impl State {

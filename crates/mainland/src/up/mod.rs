@@ -188,7 +188,7 @@ impl Up {
             Some(old) => old.nodes,
             None => free_loopback_address()?,
         };
-        let processes = old.map(|old| old.processes).unwrap_or_default();
+        let server = old.and_then(|old| old.server);
         let supervisor = Identity::of(std::process::id());
         Ok(State {
             zones,
@@ -196,7 +196,7 @@ impl Up {
             nodes,
             gateway,
             supervisor,
-            processes,
+            server,
         })
     }
 

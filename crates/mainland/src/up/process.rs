@@ -76,6 +76,13 @@ impl Identity {
     }
 }
 
+/// Who listens on a Unix socket, if anybody does.
+pub fn listening_on(socket: &Path) -> Option<Identity> {
+    let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
+    Identity::of(u32::try_from(peer.pid.as_raw_nonzero().get()).ok()?)
+}
+
 /// What to start, and where its own words go.
 pub struct Start<'a> {
     pub binary: &'a Path,

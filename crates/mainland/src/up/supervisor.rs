@@ -18,6 +18,9 @@ const SERVER: &str = "server";
 /// The name of the front door's node.
 const EDGE: &str = "edge";
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(20);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a node that was lost is looked for: somebody may have started it again.
+const REDISCOVER_INTERVAL: Duration = Duration::from_secs(1);
 /// Between looks at a socket or file that will be there in a moment.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// A process that dies again and again is started anew no faster than this.
@@ -36,13 +39,15 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
+    /// Adopts what lives: the server by its record, each node by who answers on its socket.
     pub fn new(layout: Layout, state: State, binary: PathBuf) -> Self {
-        let living = state
-            .processes
-            .iter()
-            .filter(|(_, identity)| identity.alive())
-            .cloned();
-        let processes: BTreeMap<String, Identity> = living.collect();
+        let server = state.server.clone().filter(Identity::alive);
+        let mut processes: BTreeMap<String, Identity> = BTreeMap::new();
+        processes.extend(server.map(|server| (SERVER.to_owned(), server)));
+        for name in layout.known_nodes() {
+            let agent = process::listening_on(&layout.node_socket(&name));
+            processes.extend(agent.map(|agent| (name, agent)));
+        }
         let fresh = processes.is_empty();
         Self {
             layout,
@@ -65,10 +70,34 @@ impl Supervisor {
             self.start_server()?;
         }
         let client = self.server_answers(globals).await?;
-        for plan in self.plans()? {
-            self.start_node(&plan, &client).await?;
+        let plans = self.plans()?;
+        for plan in &plans {
+            self.start_node(plan, &client).await?;
         }
+        self.nodes_answer(&plans, &client).await;
         Ok(())
+    }
+
+    /// Waits until every node has been heard, so that what is placed first is spread over all. A node that does not come is no reason to
+    /// wait for long.
+    async fn nodes_answer(&self, plans: &[NodePlan], client: &Client) {
+        let deadline = Instant::now() + JOIN_TIMEOUT;
+        while Instant::now() < deadline {
+            let nodes = client
+                .nodes()
+                .await
+                .map(|nodes| nodes.items)
+                .unwrap_or_default();
+            let heard = |plan: &NodePlan| {
+                nodes.iter().any(|node| {
+                    node.name.as_str() == plan.name && node.state == wire::NodeState::Ready
+                })
+            };
+            if plans.iter().all(heard) {
+                return;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
 
     fn plans(&self) -> Result<Vec<NodePlan>> {
@@ -115,11 +144,14 @@ impl Supervisor {
             log: &log,
         })?;
         self.processes.insert(name.to_owned(), identity);
-        self.save()
+        if name == SERVER {
+            self.save()?;
+        }
+        Ok(())
     }
 
     fn save(&mut self) -> Result<()> {
-        self.state.processes = self.processes.clone().into_iter().collect();
+        self.state.server = self.processes.get(SERVER).cloned();
         self.state.save(&self.layout.state())
     }
 
@@ -175,8 +207,7 @@ impl Supervisor {
     /// Starts a node that has joined before; false if it runs or has never joined.
     pub fn start_known_node(&mut self, name: &str) -> Result<bool> {
         let directory = self.layout.node(name);
-        let runs = self.processes.get(name).is_some_and(Identity::alive);
-        if runs || !directory.join("agent.json").exists() {
+        if self.finds_node(name) || !directory.join("agent.json").exists() {
             return Ok(false);
         }
         let mut words = vec![
@@ -202,7 +233,7 @@ impl Supervisor {
                 experience::notice(&format!("{name} ended; it starts again"));
                 tokio::time::sleep(pause).await;
                 self.restart(&name);
-            } else if !self.refreshed(&name) {
+            } else if !self.finds_node(&name) {
                 experience::notice(&format!(
                     "node {name} died and stays lost, as a real one would; `mainland start {name}` brings it back"
                 ));
@@ -210,19 +241,16 @@ impl Supervisor {
         }
     }
 
-    /// Another command (`mainland start`) may have started a node: its record is in the state file.
-    fn refreshed(&mut self, name: &str) -> bool {
-        let Some(state) = State::load(&self.layout.state()) else {
-            return false;
-        };
-        let found = state
-            .processes
-            .into_iter()
-            .find(|(known, identity)| known == name && identity.alive());
-        match found {
-            Some((name, identity)) => self.processes.insert(name, identity).is_none(),
-            None => false,
+    /// Whether a node's agent lives: one of ours, or one that another command (`mainland start`) has started.
+    fn finds_node(&mut self, name: &str) -> bool {
+        if self.processes.get(name).is_some_and(Identity::alive) {
+            return true;
         }
+        self.processes.remove(name);
+        let agent = process::listening_on(&self.layout.node_socket(name));
+        self.processes
+            .extend(agent.map(|agent| (name.to_owned(), agent)));
+        self.processes.contains_key(name)
     }
 
     fn restart(&mut self, name: &str) {
@@ -235,32 +263,35 @@ impl Supervisor {
         }
     }
 
-    async fn next_end(&self) -> String {
-        let mut ends = tokio::task::JoinSet::new();
-        for (name, identity) in self.processes.clone() {
-            ends.spawn(async move {
-                identity.ended().await;
-                name
-            });
-        }
-        match ends.join_next().await {
-            Some(Ok(name)) => name,
-            _ => std::future::pending().await,
+    async fn next_end(&mut self) -> String {
+        loop {
+            let mut ends = tokio::task::JoinSet::new();
+            for (name, identity) in self.processes.clone() {
+                ends.spawn(async move {
+                    identity.ended().await;
+                    name
+                });
+            }
+            let missing = self
+                .layout
+                .known_nodes()
+                .into_iter()
+                .any(|name| !self.processes.contains_key(&name));
+            tokio::select! {
+                Some(Ok(name)) = ends.join_next() => return name,
+                () = tokio::time::sleep(REDISCOVER_INTERVAL), if missing => {}
+            }
+            for name in self.layout.known_nodes() {
+                self.finds_node(&name);
+            }
         }
     }
 
     /// Ends all of it: nodes with their instances first, so that the server still hears them go; the road last.
     pub async fn stop(&mut self) {
-        // `mainland start` may have added to it.
-        if let Some(state) = State::load(&self.layout.state()) {
-            let living = state
-                .processes
-                .into_iter()
-                .filter(|(_, identity)| identity.alive());
-            self.processes.extend(living);
-        }
         let mut stopping = tokio::task::JoinSet::new();
-        for name in self.known_nodes() {
+        // One whose agent is dead may have instances that live: its agent is started to end them.
+        for name in self.layout.known_nodes() {
             if let Err(error) = self.start_known_node(&name) {
                 experience::notice(&format!("node {name} can't be asked to stop: {error:#}"));
                 continue;
@@ -268,7 +299,7 @@ impl Supervisor {
             let Some(identity) = self.processes.get(&name).cloned() else {
                 continue;
             };
-            let socket = self.layout.node(&name).join("node.sock");
+            let socket = self.layout.node_socket(&name);
             stopping.spawn(async move { stop_node(socket, identity).await });
         }
         while stopping.join_next().await.is_some() {}
@@ -280,19 +311,6 @@ impl Supervisor {
         if let Err(error) = self.save() {
             experience::notice(&format!("{error:#}"));
         }
-    }
-
-    /// Nodes that have ever joined from here. One whose agent is dead may have instances that live: its agent is started to end them.
-    fn known_nodes(&self) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.layout.data.join("nodes")) else {
-            return Vec::new();
-        };
-        let joined = entries
-            .flatten()
-            .filter(|entry| entry.path().join("agent.json").exists());
-        joined
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect()
     }
 }
 
