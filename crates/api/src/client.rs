@@ -134,6 +134,32 @@ async fn tcp(address: &SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// When a key may be changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unless {
+    /// Whatever it is.
+    Never,
+    /// Unless there is one.
+    Present,
+    /// Unless its revision is another one.
+    Changed(String),
+}
+
+impl Unless {
+    fn header(&self) -> Option<(header::HeaderName, HeaderValue)> {
+        match self {
+            Self::Never => None,
+            Self::Present => Some((header::IF_NONE_MATCH, HeaderValue::from_static("*"))),
+            // A text that can't be a header is no revision: it must not turn into a change without a condition.
+            Self::Changed(revision) => {
+                let tag = HeaderValue::try_from(format!("\"{revision}\""));
+                let tag = tag.unwrap_or_else(|_| HeaderValue::from_static("\"\""));
+                Some((header::IF_MATCH, tag))
+            }
+        }
+    }
+}
+
 /// A body that is sent: whole, or as it comes.
 pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BodyError>;
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -524,6 +550,69 @@ impl Client {
         self.exchange(Method::PUT, &path, value, None).await
     }
 
+    /// A key's value and its revision.
+    pub async fn key(&self, project: &ProjectName, name: &str) -> Result<(Bytes, String), Error> {
+        let path = key_path(project, name);
+        let answer = self.send(request(Method::GET, &path, Bytes::new())).await?;
+        let tag = answer.headers().get(header::ETAG);
+        let tag = tag.and_then(|tag| tag.to_str().ok()).unwrap_or_default();
+        let revision = tag.trim_matches('"').to_owned();
+        Ok((self.read(answer).await?, revision))
+    }
+
+    pub async fn put_key(
+        &self,
+        project: &ProjectName,
+        name: &str,
+        value: impl Into<Bytes>,
+        unless: &Unless,
+    ) -> Result<wire::KeyWritten, Error> {
+        let request = request(Method::PUT, &key_path(project, name), value);
+        self.change_key(request, unless).await
+    }
+
+    pub async fn delete_key(
+        &self,
+        project: &ProjectName,
+        name: &str,
+        unless: &Unless,
+    ) -> Result<wire::KeyWritten, Error> {
+        let request = request(Method::DELETE, &key_path(project, name), Bytes::new());
+        self.change_key(request, unless).await
+    }
+
+    async fn change_key(
+        &self,
+        mut request: Request<Body>,
+        unless: &Unless,
+    ) -> Result<wire::KeyWritten, Error> {
+        request.headers_mut().extend(unless.header());
+        let answer = self.send(request).await?;
+        self.decode(answer).await
+    }
+
+    /// All keys whose names begin with `prefix`, page after page.
+    pub async fn keys(
+        &self,
+        project: &ProjectName,
+        prefix: &str,
+    ) -> Result<Vec<wire::KeyView>, Error> {
+        let mut all: Vec<wire::KeyView> = Vec::new();
+        loop {
+            let after = all.last().map_or("", |last| last.name.as_str());
+            let path = format!(
+                "/v1/projects/{project}/keys?prefix={}&after={}",
+                escape(prefix),
+                escape(after)
+            );
+            let page: wire::Keys = self.get(&path).await?;
+            all.extend(page.items);
+            if !page.more {
+                return Ok(all);
+            }
+        }
+    }
+
     pub async fn explain(
         &self,
         project: &ProjectName,
@@ -700,6 +789,10 @@ impl Client {
         ))
         .await
     }
+}
+
+fn key_path(project: &ProjectName, name: &str) -> String {
+    format!("/v1/projects/{project}/keys/{}", escape(name))
 }
 
 fn events_path(project: Option<&ProjectName>, after: u64, watch: bool) -> String {

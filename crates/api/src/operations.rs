@@ -16,7 +16,7 @@ use crate::wire;
 pub struct Operation {
     pub id: &'static str,
     pub method: Method,
-    /// `{name}` stands for one segment.
+    /// `{name}` stands for one segment, `{*name}` for all that follow.
     pub path: &'static str,
     pub summary: &'static str,
     pub asks: Shape,
@@ -73,6 +73,7 @@ fn keyed(operation: Operation) -> Operation {
 pub fn all() -> Vec<Operation> {
     let mut all = about();
     all.extend(of_projects());
+    all.extend(of_keys());
     all.extend(of_services());
     all.extend(of_instances());
     all.extend(of_nodes());
@@ -225,6 +226,44 @@ fn of_projects() -> Vec<Operation> {
             json_of::<wire::SecretValue>(),
             json_of::<wire::SecretView>(),
             "Give a secret a value",
+        ),
+    ]
+}
+
+fn of_keys() -> Vec<Operation> {
+    use Shape::Nothing;
+    vec![
+        operation(
+            "listKeys",
+            Method::GET,
+            "/v1/projects/{project}/keys",
+            Nothing,
+            json_of::<wire::Keys>(),
+            "Keys in the order of names: `?prefix=`, and `?after=NAME` for the next page",
+        ),
+        operation(
+            "getKey",
+            Method::GET,
+            "/v1/projects/{project}/keys/{*name}",
+            Nothing,
+            Shape::Bytes,
+            "A key's value; its revision is the ETag",
+        ),
+        operation(
+            "putKey",
+            Method::PUT,
+            "/v1/projects/{project}/keys/{*name}",
+            Shape::Bytes,
+            json_of::<wire::KeyWritten>(),
+            "Give a key a value of at most 64 KiB; `If-Match` and `If-None-Match: *` make it conditional",
+        ),
+        operation(
+            "deleteKey",
+            Method::DELETE,
+            "/v1/projects/{project}/keys/{*name}",
+            Nothing,
+            json_of::<wire::KeyWritten>(),
+            "Remove a key; `If-Match` makes it conditional",
         ),
     ]
 }
@@ -444,7 +483,9 @@ pub fn openapi() -> Value {
     let mut generator = settings.into_generator();
     let mut paths = serde_json::Map::new();
     for operation in all() {
-        let item = paths.entry(operation.path).or_insert_with(|| json!({}));
+        // OpenAPI knows no parameter of several segments.
+        let path = operation.path.replace("{*", "{");
+        let item = paths.entry(path).or_insert_with(|| json!({}));
         let method = operation.method.as_str().to_ascii_lowercase();
         item[method] = described(&operation, &mut generator);
     }
@@ -494,6 +535,7 @@ fn described(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
 fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
     path.split('/')
         .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
+        .map(|name| name.trim_start_matches('*'))
 }
 
 fn content(shape: &Shape, generator: &mut SchemaGenerator) -> Value {

@@ -47,7 +47,13 @@ pub fn of(server: &Server, operation: &str, call: &Call) -> Result<Action, Probl
 pub fn is_change(operation: &str) -> bool {
     !matches!(
         operation,
-        "heartbeat" | "renew" | "serviceCertificate" | "uploadChunk" | "beginUpload"
+        "heartbeat"
+            | "renew"
+            | "serviceCertificate"
+            | "uploadChunk"
+            | "beginUpload"
+            | "putKey"
+            | "deleteKey"
     )
 }
 
@@ -119,6 +125,9 @@ fn resource(operation: &str, call: &Call) -> Result<Action, Problem> {
         "projectEvents" => (Verb::Read, "events"),
         "listResources" | "getResource" => (Verb::Read, call.text("kind")),
         "deleteResource" => (Verb::Delete, call.text("kind")),
+        "listKeys" | "getKey" => (Verb::Read, "keys"),
+        "putKey" => (Verb::Write, "keys"),
+        "deleteKey" => (Verb::Delete, "keys"),
         "putService" => (Verb::Write, "services"),
         "setSecret" => (Verb::Write, "secrets"),
         "scale" => (Verb::Write, "scales"),
@@ -140,7 +149,7 @@ fn resource(operation: &str, call: &Call) -> Result<Action, Problem> {
         verb,
         project: call.project()?,
         kind: kind.to_owned(),
-        // A route's name is a host and a path, which is no resource's name.
+        // A route's name is a host and a path, and a key's may be a path: neither is a resource's name.
         name: name.and_then(|name| name.parse().ok()),
     })
 }

@@ -127,6 +127,15 @@ impl Call {
         parse_json(&bytes)
     }
 
+    /// Whether a record must not be there yet: `If-None-Match: *`.
+    pub fn if_none_match(&self) -> Result<bool, Problem> {
+        match self.headers.get(header::IF_NONE_MATCH) {
+            None => Ok(false),
+            Some(value) if value == "*" => Ok(true),
+            Some(_) => Err(Problem::invalid("`If-None-Match` takes only `*` here")),
+        }
+    }
+
     /// What `If-Match` asks for. `*` is any.
     pub fn if_match(&self) -> Result<IfMatch, Problem> {
         let Some(value) = self.headers.get(header::IF_MATCH) else {
@@ -190,7 +199,16 @@ pub fn json(value: &impl Serialize) -> Response {
 
 /// A JSON answer about one record, with its revision as ETag.
 pub fn tagged(value: &impl Serialize, revision: Revision) -> Response {
-    let mut response = json(value);
+    with_tag(json(value), revision)
+}
+
+/// The bytes of one record, with its revision as ETag.
+pub fn tagged_bytes(bytes: Bytes, revision: Revision) -> Response {
+    let response = answer(StatusCode::OK, "application/octet-stream", bytes);
+    with_tag(response, revision)
+}
+
+fn with_tag(mut response: Response, revision: Revision) -> Response {
     let tag = HeaderValue::try_from(format!("\"{revision}\"")).expect("a revision is plain text");
     response.headers_mut().insert(header::ETAG, tag);
     response

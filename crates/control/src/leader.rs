@@ -199,7 +199,7 @@ impl Leader {
         let (told, counter) = (&mut self.told, &mut self.counter);
         self.server.with(|shared| {
             let complete = shared.nodes.has_heard_all();
-            let basis = (shared.world.revision, shared.observed.version, complete);
+            let basis = (shared.world.changed, shared.observed.version, complete);
             if *told == Some(basis) {
                 return;
             }

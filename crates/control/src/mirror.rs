@@ -5,20 +5,49 @@ use std::time::Duration;
 
 use model::control::Reason;
 use model::signals::Level;
-use store::{Error, Watcher, list_all};
+use store::{Change, Error, List, Record, Revision, Store, Watcher};
 
 use crate::events::About;
-use crate::records::Unreadable;
+use crate::records::{KEYS, OF_THE_WORLD, Unreadable};
 use crate::state::Server;
 use crate::world::World;
 
 /// Between two tries while the store does not answer.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
+/// How often reading all of the world is begun anew while its past is forgotten faster than it is read.
+const LOAD_ATTEMPTS: usize = 5;
+
 /// Fills the world once; what can't be read stops the start, since deciding on half a world would undo the other half.
-pub async fn load(store: &dyn store::Store) -> Result<World, LoadError> {
-    let (records, revision) = list_all(store, "").await?;
+pub async fn load(store: &dyn Store) -> Result<World, LoadError> {
+    let (records, revision) = all(store).await?;
     Ok(World::load(&records, revision)?)
+}
+
+/// All records of the world as of one revision. The keys of projects, which may be many, are not read.
+async fn all(store: &dyn Store) -> Result<(Vec<Record>, Revision), Error> {
+    let mut compacted = None;
+    for _ in 0..LOAD_ATTEMPTS {
+        let revision = store.revision().await?;
+        match at(store, revision).await {
+            Err(error @ Error::Compacted { .. }) => compacted = Some(error),
+            records => return Ok((records?, revision)),
+        }
+    }
+    Err(compacted.expect("every attempt was answered with compacted"))
+}
+
+async fn at(store: &dyn Store, revision: Revision) -> Result<Vec<Record>, Error> {
+    let mut records = Vec::new();
+    for prefix in OF_THE_WORLD {
+        let mut next = Some(List::prefix(prefix).at(revision));
+        while let Some(list) = next {
+            let mut page = store.list(list).await?;
+            records.append(&mut page.records);
+            next = page.next();
+        }
+    }
+    Ok(records)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +85,12 @@ async fn follow(server: &Server, mut watcher: Watcher) -> Error {
             Err(error) => return error,
         };
         let revision = change.revision;
+        if is_of_keys(&change) {
+            // Nobody decides by them: the world moves on, and nobody is woken.
+            server.with(|shared| shared.world.pass(revision));
+            server.mirrored.send_replace(revision);
+            continue;
+        }
         let unreadable = server.with(|shared| shared.world.apply(&change));
         for error in unreadable {
             server.say(
@@ -67,6 +102,11 @@ async fn follow(server: &Server, mut watcher: Watcher) -> Error {
         server.mirrored.send_replace(revision);
         server.changed.notify_one();
     }
+}
+
+fn is_of_keys(change: &Change) -> bool {
+    let mut events = change.events.iter();
+    events.all(|event| event.key().starts_with(KEYS))
 }
 
 async fn reload(server: &Server) -> Result<(), LoadError> {

@@ -16,6 +16,7 @@
 //! | `idempotency/{principal}/{key}` | [`IdempotencyRecord`] |
 //! | `authority` | the cluster's authority, its key sealed |
 //! | `audit/{time}-{number}` | `AuditRecord` |
+//! | `key/{project}/{name}` | a project's own small value: bytes as they came. Many, often written, and no part of the world |
 
 use std::fmt;
 use std::str::FromStr;
@@ -29,6 +30,28 @@ use serde::{Deserialize, Serialize};
 
 pub const LEADER: &str = "leader";
 pub const AUTHORITY: &str = "authority";
+
+/// Where all lies that the world is made of: the beginnings of every [`Key`].
+pub const OF_THE_WORLD: [&str; 15] = [
+    LEADER,
+    AUTHORITY,
+    "service/",
+    "route/",
+    "secret/",
+    "name/",
+    "release/",
+    "scale/",
+    "rollout/",
+    "placement/",
+    "uid/",
+    "forget/",
+    "node/",
+    "token/",
+    "idempotency/",
+];
+
+/// Where the keys of projects lie.
+pub const KEYS: &str = "key/";
 
 /// Where a record lies.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -278,6 +301,10 @@ mod tests {
             "idempotency/admin:root/x",
         ] {
             assert_eq!(text.parse::<Key>().unwrap().to_string(), text);
+            let beginnings = OF_THE_WORLD
+                .iter()
+                .filter(|begin| text.starts_with(**begin));
+            assert_eq!(beginnings.count(), 1, "{text}");
         }
         for other in [
             "",

@@ -252,7 +252,7 @@ async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
         tunnels: Tunnels::default(),
         leadership: Leadership {
             epoch,
-            claim,
+            claim: claim.into(),
             fenced: AtomicBool::new(false),
         },
         shared: Mutex::new(shared(world, nodes)),

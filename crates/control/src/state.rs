@@ -11,6 +11,7 @@ use api::problem::Problem;
 use boundary::authority::Authority;
 use boundary::authorize::Limits;
 use boundary::secret::Keyring;
+use bytes::Bytes;
 use jiff::Timestamp;
 use model::boundary::{AuditOutcome, AuditRecord, PrincipalName};
 use model::control::{NodeDesired, Reason};
@@ -110,7 +111,7 @@ impl Turns {
 pub struct Leadership {
     pub epoch: Epoch,
     /// The bytes of our leader record.
-    pub claim: Vec<u8>,
+    pub claim: Bytes,
     pub fenced: AtomicBool,
 }
 
@@ -118,7 +119,7 @@ impl Leadership {
     fn condition(&self) -> Condition {
         Condition::Value {
             key: LEADER.to_owned(),
-            value: self.claim.clone().into(),
+            value: self.claim.clone(),
         }
     }
 
@@ -167,25 +168,37 @@ impl Server {
 
     /// Writes a draft as the leader, and waits until the mirror shows it.
     pub async fn commit(&self, draft: Draft) -> Result<Revision, CommitError> {
-        if self.leadership.is_fenced() {
-            return Err(CommitError::Fenced);
-        }
-        let mut transaction = Transaction::new().condition(self.leadership.condition());
-        transaction.conditions.extend(draft.transaction.conditions);
-        transaction.operations.extend(draft.transaction.operations);
-        match self.store.transact(transaction).await {
+        match self.write(draft.transaction).await {
             Ok(revision) => {
                 self.catch_up(revision).await;
                 Ok(revision)
             }
+            Err(error) => {
+                if matches!(error, CommitError::Conflict(_))
+                    && let Ok(revision) = self.store.revision().await
+                {
+                    self.catch_up(revision).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes as the leader: fenced by the epoch, and nothing more. For what the mirror does not hold.
+    pub async fn write(&self, transaction: Transaction) -> Result<Revision, CommitError> {
+        if self.leadership.is_fenced() {
+            return Err(CommitError::Fenced);
+        }
+        let mut fenced = Transaction::new().condition(self.leadership.condition());
+        fenced.conditions.extend(transaction.conditions);
+        fenced.operations = transaction.operations;
+        match self.store.transact(fenced).await {
+            Ok(revision) => Ok(revision),
             Err(store::Error::Conflict(conflict)) if conflict.index == 0 => {
                 self.step_down();
                 Err(CommitError::Fenced)
             }
             Err(store::Error::Conflict(conflict)) => {
-                if let Ok(revision) = self.store.revision().await {
-                    self.catch_up(revision).await;
-                }
                 Err(CommitError::Conflict(conflict.condition.key().to_owned()))
             }
             Err(error) => Err(CommitError::Store(error)),

@@ -83,6 +83,8 @@ impl Entry {
 pub struct World {
     /// All changes up to here are in it.
     pub revision: Revision,
+    /// The newest change that is in it: later ones up to `revision` were of what is no part of it.
+    pub changed: Revision,
     pub leader: Option<Stored<LeaderRecord>>,
     pub services: BTreeMap<ResourceId, Entry>,
     pub routes: BTreeMap<(ProjectName, String), Stored<Route>>,
@@ -102,6 +104,7 @@ impl World {
             world.put(record)?;
         }
         world.revision = revision;
+        world.changed = revision;
         Ok(world)
     }
 
@@ -115,7 +118,13 @@ impl World {
             }
         }
         self.revision = change.revision;
+        self.changed = change.revision;
         unreadable
+    }
+
+    /// Takes note of a change of what is no part of it.
+    pub fn pass(&mut self, revision: Revision) {
+        self.revision = revision;
     }
 
     fn put(&mut self, record: &Record) -> Result<(), Unreadable> {

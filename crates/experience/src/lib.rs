@@ -11,6 +11,7 @@
 //! | [`logs`] | the output of instances, merged |
 //! | [`exec`] | a command beside an instance, with a terminal |
 //! | [`operate`] | `scale`, `restart`, `rollback`, `cordon`, `secret` |
+//! | [`key`] | `key get`, `put`, `list`, `delete` |
 //! | [`progress`] | waiting, with something to look at |
 //! | [`doctor`] | what this machine has and lacks |
 
@@ -20,6 +21,7 @@ pub mod deploy;
 pub mod doctor;
 pub mod exec;
 pub mod failure;
+pub mod key;
 pub mod logs;
 pub mod operate;
 pub mod output;
@@ -75,6 +77,9 @@ pub enum Command {
     /// List secrets, or give one a value
     #[command(subcommand)]
     Secret(operate::Secret),
+    /// Read and write a project's small durable values
+    #[command(subcommand)]
+    Key(key::Key),
     /// No new placements on a node
     Cordon(operate::Cordon),
     /// Placements on a node again
@@ -109,6 +114,7 @@ impl Command {
             Self::Rollback(command) => command.run(globals).await,
             Self::Wait(command) => command.run(globals).await,
             Self::Secret(command) => command.run(globals).await,
+            Self::Key(command) => command.run(globals).await,
             Self::Cordon(command) => command.run(globals, true).await,
             Self::Uncordon(command) => command.run(globals, false).await,
             Self::Whoami(command) => command.run(globals).await,

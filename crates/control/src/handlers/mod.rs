@@ -3,6 +3,7 @@
 mod about;
 mod artifacts;
 mod instances;
+mod keys;
 mod nodes;
 mod projects;
 mod resources;
@@ -37,6 +38,10 @@ pub fn of(operation: &str) -> Option<Handler> {
         "getResource" => handler!(resources::get),
         "deleteResource" => handler!(resources::delete),
         "putService" => handler!(services::put),
+        "listKeys" => handler!(keys::list),
+        "getKey" => handler!(keys::get),
+        "putKey" => handler!(keys::put),
+        "deleteKey" => handler!(keys::delete),
         "scale" => handler!(services::scale),
         "listReleases" => handler!(services::releases),
         "getRelease" => handler!(services::release),

@@ -11,6 +11,7 @@ use boundary::secret::SecretValue;
 use model::boundary::Principal;
 use model::ids::{Digest, ProjectName, ResourceName};
 
+use super::keys;
 use crate::apply::{self, Author, Planned, Step};
 use crate::call::{self, Answer, Call, IfMatch};
 use crate::draft::Draft;
@@ -68,18 +69,30 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
     let project = call.project()?;
     let delete_data = call.asks("delete_data", false)?;
     let author = author(&server, &call.principal);
-    let (changes, _) = write_steps(&server, None, |world| {
+    let removed = write_steps(&server, None, |world| {
         let steps = apply::remove_project(world, &project, delete_data, &author)?;
         Ok(Planned {
             steps,
             warnings: Vec::new(),
         })
     })
-    .await?;
-    server
-        .audited(author.name, "delete", &project, lines(&changes.changes))
-        .await;
-    Ok(call::json(&changes.changes))
+    .await;
+    let keys = match delete_data {
+        true => keys::clear(&server, &project).await?,
+        false => 0,
+    };
+    let changes = match removed {
+        // A project may have nothing but keys.
+        Err(problem) if keys == 0 || problem.status != 404 => return Err(problem),
+        Err(_) => Vec::new(),
+        Ok((applied, _)) => applied.changes,
+    };
+    let mut told = lines(&changes);
+    if keys > 0 {
+        told.push(format!("delete {keys} keys"));
+    }
+    server.audited(author.name, "delete", &project, told).await;
+    Ok(call::json(&changes))
 }
 
 pub async fn apply(server: Arc<Server>, mut call: Call) -> Answer {

@@ -46,7 +46,7 @@ impl Leader {
 
     fn basis(&self, shared: &Shared, now: Now) -> Basis {
         Basis {
-            world: shared.world.revision,
+            world: shared.world.changed,
             observed: shared.observed.version,
             sights: shared
                 .world

@@ -3,6 +3,7 @@
 mod artifacts;
 mod changes;
 mod cloud;
+mod keys;
 mod nodes;
 mod secrets;
 mod tunnel;
