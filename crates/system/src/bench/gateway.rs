@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 
 use self::contestant::Contestant;
 use super::cpu::{Stretch, on_core};
-use super::peers::{NGINX, Running, WRK, configure, free_addresses};
+use super::peers::{NGINX, Running, WRK, allow_many_files, configure, free_addresses};
 use super::table::{Report, Table, grouped};
 use super::{Place, median};
 use crate::{cloud, load};
@@ -28,7 +28,7 @@ const ROUNDS: usize = 3;
 const CONNECTIONS: usize = 64;
 const TIME: Duration = Duration::from_secs(5);
 /// Requests a second of the open-loop load: well below what any of them can do.
-const RATE: u32 = 5000;
+const RATE: u32 = 2000;
 const GATEWAY_CORE: usize = 0;
 const LOAD_CORE: usize = 1;
 const HOST: &str = "bench.localhost";
@@ -59,6 +59,7 @@ struct Steady {
 }
 
 pub fn run(place: &Place) -> Result<Report> {
+    allow_many_files()?;
     let folder = tempfile::tempdir_in(&place.scratch).context("a folder for the peers")?;
     let mut report = Report::new("gateway", "Gateway");
     introduce(&mut report);

@@ -200,6 +200,14 @@ impl Drop for Running {
     }
 }
 
+/// What is started from now on may hold as many connections as the machine lets it.
+pub fn allow_many_files() -> Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
 /// Several addresses on loopback that nothing listens on now, all different.
 pub fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
     let mut listeners = Vec::new();

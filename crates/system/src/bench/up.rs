@@ -24,6 +24,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// How long CPU time at rest is counted.
 const REST: Duration = Duration::from_secs(20);
 
+/// The commands that `up` and its processes run.
+const KINDS: [&str; 5] = ["up", "server", "agent", "proxy", "shim"];
+
 const READY_WITHIN: f64 = 0.5;
 const SERVING_WITHIN: f64 = 3.0;
 const PSS_MAX_BYTES: u64 = 60_000_000;
@@ -279,10 +282,11 @@ fn at_rest(mut cloud: Cloud, zones: u32, serves: bool) -> Result<BTreeMap<String
     Ok(kinds)
 }
 
-/// The first word after the program: `server`, `agent`, `shim`.
+/// What a process is for: `server`, `agent`, `shim`.
 fn kind(pid: u32) -> String {
     let words = proc::command_line(pid);
-    words.get(1).cloned().unwrap_or_default()
+    let kind = words.iter().find(|word| KINDS.contains(&word.as_str()));
+    kind.cloned().unwrap_or_else(|| "other".to_owned())
 }
 
 fn tell_rest(report: &mut Report, zones: u32, deployed: &str, kinds: &BTreeMap<String, Kind>) {

@@ -29,8 +29,10 @@ fn main() -> Result<()> {
 async fn accept(listen: SocketAddr, backend: SocketAddr) -> Result<()> {
     let listener = TcpListener::bind(listen).await?;
     loop {
-        let (stream, _) = listener.accept().await?;
-        stream.set_nodelay(true)?;
+        // A client may be gone before it is accepted.
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
         spawn_local(async move {
             // The client has gone, or the backend.
             let _ = forward_connection(stream, backend).await;
@@ -39,6 +41,7 @@ async fn accept(listen: SocketAddr, backend: SocketAddr) -> Result<()> {
 }
 
 async fn forward_connection(stream: TcpStream, backend: SocketAddr) -> Result<()> {
+    stream.set_nodelay(true)?;
     let upstream = TcpStream::connect(backend).await?;
     upstream.set_nodelay(true)?;
     let (sender, connection) = client::handshake(TokioIo::new(upstream)).await?;
