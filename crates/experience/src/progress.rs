@@ -75,7 +75,10 @@ pub async fn until_ready(
     let begin = Instant::now();
     let client = globals.client()?;
     let mut board = Board::new();
-    match wait(&client, projects, begin + timeout, &mut board).await? {
+    let outcome = wait(&client, projects, begin + timeout, &mut board).await;
+    // Its lines are taken back before others follow.
+    drop(board);
+    match outcome? {
         Outcome::Ready(world) => {
             say(&screen(globals, &world, begin.elapsed()))?;
             Ok(0)

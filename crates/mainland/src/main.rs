@@ -25,7 +25,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
     name = "mainland",
     version,
     propagate_version = true,
-    max_term_width = 100
+    max_term_width = 100,
+    arg_required_else_help = true
 )]
 #[command(
     after_help = "Begin:  mainland up        See:  mainland ps, status, logs, explain        End:  mainland down"

@@ -88,6 +88,11 @@ impl Up {
     /// Starts another of itself without `-d` in a session of its own, then watches it as a foreground `up` would.
     async fn run_detached(self, globals: Globals, layout: &Layout) -> Result<u8, Failure> {
         drop(take_lock(layout)?);
+        let server = State::load(&layout.state()).and_then(|state| state.server);
+        if !server.is_some_and(|server| server.alive()) {
+            // What an earlier server left would be taken for the word of the one that is about to start.
+            let _ = std::fs::remove_file(layout.client_file());
+        }
         let words: Vec<String> = std::env::args()
             .skip(1)
             .filter(|word| word != "-d" && word != "--detach")
