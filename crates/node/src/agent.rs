@@ -24,7 +24,9 @@ use crate::instances::{self, Order};
 use crate::layout::{self, Layout};
 use crate::options::{self, Config};
 use crate::record::Record;
-use crate::{clock, desired, heartbeat, probes, proxy, snapshot, socket, tunnel, upkeep};
+use crate::{
+    artifacts, clock, desired, heartbeat, probes, proxy, snapshot, socket, tunnel, upkeep,
+};
 
 pub use crate::options::Options;
 
@@ -95,6 +97,7 @@ pub(crate) struct Agent {
     pub executable: PathBuf,
     pub identities: Identities,
     pub store: Arc<ArtifactStore>,
+    pub fetches: artifacts::Turns,
     pub runtime: Arc<dyn Runtime>,
     pub firewall: Firewall,
     /// Services run under uids of their own.

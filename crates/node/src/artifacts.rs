@@ -1,7 +1,7 @@
 //! Artifacts on this node: fetched in chunks, gone on with where a connection broke, verified, collected.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use api::client::Client;
@@ -33,12 +33,34 @@ pub enum Error {
     Store(#[from] compute::artifact::Error),
 }
 
+/// Each artifact is fetched by one instance at a time: the others find it here.
+#[derive(Default)]
+pub struct Turns {
+    taken: Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Turns {
+    fn of(&self, digest: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = taken.get(&digest).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        taken.insert(digest, Arc::downgrade(&turn));
+        turn
+    }
+}
+
 /// Returns when the artifact is here and verified.
 pub async fn fetch(
     client: &Client,
     store: &Arc<ArtifactStore>,
+    turns: &Turns,
     artifact: &ArtifactRef,
 ) -> Result<(), Error> {
+    let turn = turns.of(artifact.digest);
+    let _turn = turn.lock().await;
     let mut pause = Pause::of_connection();
     let mut tries = 0;
     loop {

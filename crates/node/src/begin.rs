@@ -21,7 +21,7 @@ use crate::identity::Identities;
 use crate::layout::{self, Layout, Lock};
 use crate::options::{self, Config, Options};
 use crate::record::{self, Record};
-use crate::{clock, desired, instances};
+use crate::{artifacts, clock, desired, instances};
 
 /// Probes that are out at the same time.
 const PROBES_MAX: usize = 64;
@@ -72,6 +72,7 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
         executable: options.executable,
         identities,
         store,
+        fetches: artifacts::Turns::default(),
         runtime: Arc::new(runtime),
         firewall,
         is_root,

@@ -54,7 +54,7 @@ pub type Secrets = BTreeMap<ResourceName, Vec<u8>>;
 pub async fn gather(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<Secrets, String> {
     if let Some(artifact) = artifact_of(desired) {
         let client = agent.identities.bulk();
-        let fetched = artifacts::fetch(&client, &agent.store, artifact).await;
+        let fetched = artifacts::fetch(&client, &agent.store, &agent.fetches, artifact).await;
         fetched.map_err(|error| error.to_string())?;
     }
     let service = service_of(desired);

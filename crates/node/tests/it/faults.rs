@@ -63,6 +63,20 @@ async fn an_artifact_is_fetched_verified_and_run() {
 }
 
 #[tokio::test]
+async fn instances_of_one_artifact_do_not_disturb_each_other() {
+    let node = Node::start().await;
+    let names: Vec<String> = (1..=8).map(|number| format!("web-{number}")).collect();
+    let all = names
+        .iter()
+        .map(|name| with_artifact(&node, name, SCRIPT, None));
+    node.server.want(all.collect());
+    for name in &names {
+        let report = node.until_ready(name).await;
+        assert_eq!(report.last_exit, None, "{name} was started twice");
+    }
+}
+
+#[tokio::test]
 async fn a_server_with_wrong_bytes_is_not_believed() {
     let node = Node::start().await;
     let other = digest_of(&b"other"[..]).unwrap().0;
