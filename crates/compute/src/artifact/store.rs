@@ -7,8 +7,9 @@
 //!
 //! Who may remove what is decided elsewhere: by the server from the releases, by a node from its placements.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
@@ -51,8 +52,11 @@ impl ArtifactStore {
             incoming: root.join("incoming"),
             uploads: Mutex::new(()),
         };
-        for folder in [&store.complete, &store.incoming] {
-            fs::create_dir_all(folder).map_err(Error::io("making", folder))?;
+        // What one service is made of is not for another to read.
+        for folder in [root, &store.complete, &store.incoming] {
+            let mut builder = DirBuilder::new();
+            let made = builder.recursive(true).mode(0o700).create(folder);
+            made.map_err(Error::io("making", folder))?;
         }
         Ok(store)
     }
