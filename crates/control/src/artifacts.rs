@@ -62,7 +62,10 @@ impl Artifacts {
     ) -> Result<UploadState, Problem> {
         self.pin(digest, now);
         self.work(move |store| {
-            let progress = store.begin(digest, size)?;
+            let mut progress = store.begin(digest, size)?;
+            if progress == Progress::Complete && is_spoiled(store, digest) {
+                progress = store.begin(digest, size)?;
+            }
             if size.0 == 0 && progress != Progress::Complete {
                 store.commit(digest)?;
                 return Ok(state(digest, size, Progress::Complete));
@@ -163,6 +166,11 @@ impl Artifacts {
         })
         .await
     }
+}
+
+/// Whether a disk made something else of it; then it is removed, and asked for again.
+fn is_spoiled(store: &ArtifactStore, digest: Digest) -> bool {
+    matches!(store.verify(digest), Err(Error::Mismatch { .. }))
 }
 
 fn state(digest: Digest, size: model::units::Bytes, progress: Progress) -> UploadState {
