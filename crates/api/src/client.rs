@@ -660,6 +660,12 @@ impl Client {
         .await
     }
 
+    /// Says that the nodes that vanished at once are gone.
+    pub async fn release_brake(&self) -> Result<wire::BrakeReleased, Error> {
+        self.exchange(Method::POST, "/v1/brake/release", &(), None)
+            .await
+    }
+
     pub async fn audit(&self, limit: u32) -> Result<wire::List<AuditRecord>, Error> {
         self.get(&format!("/v1/audit?limit={limit}")).await
     }

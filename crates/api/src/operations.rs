@@ -404,6 +404,14 @@ fn of_nodes() -> Vec<Operation> {
             "Why a node stands as it does",
         ),
         operation(
+            "releaseBrake",
+            Method::POST,
+            "/v1/brake/release",
+            Nothing,
+            json_of::<wire::BrakeReleased>(),
+            "Say that the nodes that vanished at once are gone: what ran there is replaced",
+        ),
+        operation(
             "makeJoinToken",
             Method::POST,
             "/v1/join-tokens",

@@ -41,6 +41,13 @@ pub struct Health {
     pub reason: Option<String>,
 }
 
+/// `POST /v1/brake/release`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BrakeReleased {
+    /// The nodes that are given up. None: the brake was not on.
+    pub given_up: Vec<NodeName>,
+}
+
 /// A page of things, with the revision it was read at.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct List<T> {

@@ -134,6 +134,64 @@ impl Cordon {
 }
 
 #[derive(Debug, clap::Subcommand)]
+pub enum OnNodes {
+    /// Say that the nodes that vanished at once are gone: what ran there is started elsewhere
+    Release(Release),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Only where a brake holds: `mainland status` shows it. Volumes stay where they are; what needs one waits for its node.\n\n\
+                  Example:\n  mainland nodes release -y"
+)]
+pub struct Release {
+    /// Assent
+    #[arg(short)]
+    yes: bool,
+}
+
+impl OnNodes {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let Self::Release(command) = self;
+        command.run(globals).await
+    }
+}
+
+impl Release {
+    async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        if !self.yes {
+            let is_missing = |node: &wire::NodeView| {
+                matches!(
+                    node.state,
+                    wire::NodeState::Silent | wire::NodeState::Unknown
+                )
+            };
+            let missing = client.nodes().await?.items.into_iter().filter(is_missing);
+            let names: Vec<_> = missing.map(|node| node.name.to_string()).collect();
+            if names.is_empty() {
+                say("every node is heard or already given up: nothing is held")?;
+                return Ok(0);
+            }
+            crate::assent(&format!(
+                "Give up {}, and start elsewhere what ran there?",
+                names.join(", ")
+            ))?;
+        }
+        let given_up = client.release_brake().await?.given_up;
+        let names: Vec<_> = given_up.iter().map(NodeName::to_string).collect();
+        match names.is_empty() {
+            true => say("nothing was held"),
+            false => say(&format!(
+                "given up: {}; `mainland ps` shows what starts elsewhere",
+                names.join(", ")
+            )),
+        }?;
+        Ok(0)
+    }
+}
+
+#[derive(Debug, clap::Subcommand)]
 pub enum Secret {
     /// List secrets: never their values
     List(SecretList),

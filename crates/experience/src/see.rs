@@ -11,7 +11,7 @@ use model::signals::{Event, Level};
 
 use crate::failure::Failure;
 use crate::output::{Output, age, dash, say, table, word};
-use crate::{Globals, deploy, notice};
+use crate::{Globals, deploy, notice, operate};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -108,13 +108,28 @@ fn instance_table(instances: &[InstanceView]) -> String {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "When most nodes, or several whole zones, vanish at once, nothing is replaced until they are heard again: it may be the server \
+                  that is cut off. `status` says so. Who knows that they are gone says `mainland nodes release`.\n\n\
+                  Examples:\n  mainland nodes\n  mainland nodes release"
+)]
 pub struct Nodes {
     #[command(flatten)]
     output: Output,
+    #[command(subcommand)]
+    command: Option<operate::OnNodes>,
 }
 
 impl Nodes {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        match self.command {
+            Some(command) => command.run(globals).await,
+            None => self.list(globals).await,
+        }
+    }
+
+    async fn list(self, globals: &Globals) -> Result<u8, Failure> {
         let nodes = globals.client()?.nodes().await?.items;
         self.output.print(&nodes, || {
             let row = |node: &wire::NodeView| {

@@ -387,7 +387,7 @@ fn too_many(state: &State, missing: &BTreeSet<NodeName>, now: Instant) -> Option
 
 fn why(missing: &BTreeSet<NodeName>, workers: usize, zones: usize) -> Reason {
     let message = format!(
-        "{} of {workers} nodes and {zones} whole zones vanished at once: nothing is replaced until enough are heard again, or an operator releases the brake",
+        "{} of {workers} nodes and {zones} whole zones vanished at once: nothing is replaced until enough are heard again, or you say that they are gone: `mainland nodes release` releases the brake",
         missing.len()
     );
     let detail = missing

@@ -58,6 +58,7 @@ pub fn of(operation: &str) -> Option<Handler> {
         "getArtifact" => handler!(artifacts::get),
         "listNodes" => handler!(nodes::list),
         "cordon" => handler!(nodes::cordon),
+        "releaseBrake" => handler!(nodes::release_brake),
         "explainNode" => handler!(nodes::explain),
         "makeJoinToken" => handler!(nodes::make_join_token),
         "join" => handler!(nodes::join),

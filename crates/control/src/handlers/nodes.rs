@@ -97,6 +97,38 @@ pub async fn cordon(server: Arc<Server>, mut call: Call) -> Answer {
     Ok(call::json(&view.ok_or_else(|| missing(&name))?))
 }
 
+/// An operator knows what the leader can't: that the nodes that vanished at once are gone. Repeated, it does nothing.
+pub async fn release_brake(server: Arc<Server>, call: Call) -> Answer {
+    if server.leadership.is_fenced() {
+        return Err(problems::fenced());
+    }
+    let now = server.clock.now();
+    let given_up: Vec<NodeName> = server.with(|shared| {
+        let brake = shared.nodes.brake().into_iter();
+        let missing = brake
+            .flat_map(|brake| brake.missing.iter().cloned())
+            .collect();
+        let outputs = nodes::step(&mut shared.nodes, Input::ReleaseBrake, now);
+        shared.node_outputs.extend(outputs);
+        missing
+    });
+    server.changed.notify_one();
+    if !given_up.is_empty() {
+        let gone = given_up
+            .iter()
+            .map(|node| format!("node {node} is given up"));
+        server
+            .audited(
+                call.principal.name(),
+                "brake.release",
+                "nodes",
+                gone.collect(),
+            )
+            .await;
+    }
+    Ok(call::json(&wire::BrakeReleased { given_up }))
+}
+
 pub async fn make_join_token(server: Arc<Server>, mut call: Call) -> Answer {
     let ask: MakeJoinToken = call.json().await?;
     if !TOKEN_SECONDS.contains(&ask.valid_seconds) {

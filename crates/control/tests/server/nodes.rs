@@ -481,6 +481,33 @@ async fn when_most_vanish_at_once_the_leader_holds_and_says_so() {
     assert!(lost.iter().all(|node| node.state != NodeState::Lost));
     let events = cloud.client.events(None, 0).await.unwrap().items;
     assert!(events.iter().any(|event| event.reason.code == "brake-on"));
+    let status = cloud.client.status(&project()).await.unwrap();
+    let message = &status.attention[0].message;
+    assert!(message.contains("`mainland nodes release`"), "{message}");
+
+    let released = cloud.client.release_brake().await.unwrap();
+    assert_eq!(
+        released.given_up,
+        [nodes[1].name.clone(), nodes[2].name.clone()]
+    );
+    let here = |views: &[api::wire::InstanceView]| {
+        let ready = views.iter().filter(|view| view.ready);
+        ready
+            .filter(|view| view.node.as_ref() == Some(&nodes[0].name))
+            .count()
+            == 3
+    };
+    cloud
+        .ps_until("three copies on the node that is left", here)
+        .await;
+    let again = cloud.client.release_brake().await.unwrap();
+    assert!(again.given_up.is_empty());
+    let audited = cloud.client.audit(10).await.unwrap().items;
+    let releases = audited
+        .iter()
+        .filter(|record| record.action == "brake.release");
+    assert_eq!(releases.count(), 1, "what did nothing is not kept");
+    assert_eq!(code(nodes[0].client.release_brake().await), "not-permitted");
 }
 
 #[tokio::test]
