@@ -235,9 +235,11 @@ async fn upload(
     } else {
         name.clone()
     };
-    let artifact = artifact::make(&folder.join(files), &name).map_err(|error| {
+    let (limits, spool) = (artifact::Limits::default(), std::env::temp_dir());
+    let made = artifact::make(&folder.join(files), &name, limits, &spool);
+    let artifact = made.map_err(|error| {
         Failure::failed(format!(
-            "service {service}: `{files}` can't be uploaded: {error:#} [artifact]"
+            "service {service}: `{files}` can't be uploaded: {error} [artifact]"
         ))
     })?;
     let mut bar = progress::Upload::new(service, artifact.reference.size);

@@ -1,7 +1,7 @@
 //! Artifacts: what runs, as bytes with a digest.
 //!
-//! A file is its own bytes. A folder is a deterministic tar ([`pack`]), so that the same folder has the same digest on every
-//! machine and is uploaded once. [`store`] keeps them on servers and nodes; [`unpack`] makes a working directory of one.
+//! A file is its own bytes. A folder is a deterministic tar, made where it is uploaded from, so that the same folder has the same
+//! digest on every machine and is uploaded once. [`store`] keeps them on servers and nodes; [`unpack`] makes a working directory of one.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,11 +11,10 @@ use model::ids::Digest;
 use model::units::Bytes;
 use sha2::{Digest as _, Sha256};
 
-pub mod pack;
+mod path;
 pub mod store;
 pub mod unpack;
 
-pub use pack::{Made, make};
 pub use store::ArtifactStore;
 
 /// Largest artifact.
@@ -25,18 +24,14 @@ pub const ENTRIES_MAX: usize = 500_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{path} is missing", path = .0.display())]
-    Missing(PathBuf),
-    #[error("{path} is neither a file, a folder nor a symlink and can't be uploaded: remove it, or name a folder without it", path = .0.display())]
+    #[error("{path} in the artifact is neither a file, a folder nor a symlink: upload it without that", path = .0.display())]
     Special(PathBuf),
-    #[error("the symlink {path} leads out of the folder, to {target}: replace it by what it leads to", path = path.display(), target = target.display())]
+    #[error("the symlink {path} in the artifact leads out of it, to {target}: replace it by what it leads to", path = path.display(), target = target.display())]
     SymlinkOutside { path: PathBuf, target: PathBuf },
     #[error("{path} is larger than {limit}", path = path.display())]
     TooLarge { path: PathBuf, limit: Bytes },
     #[error("{path} holds more than {limit} files and folders", path = path.display())]
     TooMany { path: PathBuf, limit: usize },
-    #[error("{path} changed while it was read: try again", path = .0.display())]
-    Changed(PathBuf),
     #[error("`{name}` can't be placed in a working directory: it must be a path inside of it", name = .0.display())]
     UnsafePath(PathBuf),
     #[error("the artifact {0} is not here")]

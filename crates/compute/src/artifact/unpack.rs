@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use model::compute::{ArtifactForm, ArtifactRef};
 use tar::{Archive, Entry, EntryType};
 
-use super::pack::{inside, stays_inside};
+use super::path::{inside, stays_inside};
 use super::{ENTRIES_MAX, Error, SIZE_MAX};
 use crate::runtime::Identity;
 

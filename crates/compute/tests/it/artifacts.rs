@@ -1,160 +1,75 @@
-//! Making, storing and unpacking.
+//! Storing and unpacking.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{PermissionsExt, symlink};
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use compute::artifact::store::Progress;
 use compute::artifact::unpack::unpack;
-use compute::artifact::{ArtifactStore, Error, Made, SIZE_MAX, digest_of, make};
+use compute::artifact::{ArtifactStore, Error, digest_of};
 use model::compute::{ArtifactForm, ArtifactRef};
 use model::ids::Digest;
 use model::units::Bytes;
 use tempfile::TempDir;
 
+use crate::packed;
+
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
-fn mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("its mode");
-}
-
-/// A folder with a program, a nested file, an empty folder and a symlink, made in the given order.
-fn sample(reversed: bool) -> TempDir {
-    let root = folder();
-    let path = root.path();
-    let mut names = ["b/nested", "checkout", "é"];
-    if reversed {
-        names.reverse();
-    }
-    fs::create_dir_all(path.join("b/empty")).expect("made");
-    for name in names {
-        fs::write(path.join(name), name).expect("written");
-        mode(&path.join(name), 0o640);
-    }
-    mode(&path.join("checkout"), 0o755);
-    symlink("../checkout", path.join("b/link")).expect("linked");
-    root
-}
-
-fn made(source: &Path, name: &str) -> Result<Made, Error> {
-    let spool = folder();
-    let made = make(source, name, SIZE_MAX, spool.path());
-    assert_eq!(
-        fs::read_dir(spool.path()).expect("the spool").count(),
-        0,
-        "nothing is left in the spool"
-    );
-    made
-}
-
-fn bytes(mut made: Made) -> (ArtifactRef, Vec<u8>) {
-    let mut bytes = Vec::new();
-    made.bytes.read_to_end(&mut bytes).expect("its bytes");
-    (made.reference, bytes)
-}
-
+/// `experience` has a test that packs the same folder and finds the same digest: what is packed there is what is unpacked here.
 #[test]
-fn the_same_folder_is_the_same_artifact_and_unpacks_to_the_same_folder() {
-    let (one, other) = (sample(false), sample(true));
-    let touched = File::options()
-        .append(true)
-        .open(other.path().join("checkout"))
-        .expect("opened");
-    touched
-        .set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1))
-        .expect("touched");
-    let (reference, tar) = bytes(made(one.path(), "").expect("made"));
-    assert_eq!(made(other.path(), "").expect("made").reference, reference);
-    assert_eq!(reference.size, Bytes(tar.len() as u64));
-    mode(&other.path().join("checkout"), 0o700);
-    assert_ne!(
-        made(other.path(), "").expect("made").reference.digest,
-        reference.digest
+fn a_folder_is_unpacked_as_it_was_packed() {
+    let entries = [
+        packed::folder("bin", 0o755),
+        packed::file("bin/checkout", 0o755, "#!/bin/sh\nexec true\n"),
+        packed::link("bin/latest", "checkout"),
+        packed::folder("data", 0o750),
+        packed::folder("data/empty", 0o700),
+        packed::file("data/é.txt", 0o640, "é\n"),
+        packed::file(&"n".repeat(120), 0o600, ""),
+    ];
+    let (reference, tar) = packed::pack(&entries);
+    assert_eq!(
+        reference.digest.to_string(),
+        "sha256:4d0ee80a4ba730cf34ef33e656e06774da2a619ee446cc9d84e5427deb28e312"
     );
-
-    let mut archive = tar::Archive::new(&*tar);
-    let entries = archive.entries().expect("entries").flatten();
-    let paths: Vec<_> = entries
-        .map(|entry| entry.path().expect("a path").into_owned())
-        .collect();
-    let sorted = ["b", "b/empty", "b/link", "b/nested", "checkout", "é"].map(PathBuf::from);
-    assert_eq!(paths, sorted);
-
     let target = folder();
     let file = target.path().join("artifact");
     fs::write(&file, tar).expect("written");
     let work = target.path().join("work");
     unpack(&reference, &file, &work, None).expect("unpacked");
-    let (again, _) = bytes(made(&work, "").expect("made"));
-    assert_eq!(again.digest, reference.digest);
-    assert_eq!(
-        fs::read_to_string(work.join("b/link")).expect("through the link"),
-        "checkout"
-    );
-    assert!(work.join("b/empty").is_dir());
+    assert_eq!(packed::found(&work), entries);
 }
 
 #[test]
 fn a_file_is_placed_under_its_name() {
-    let source = sample(false);
-    let (reference, bytes) =
-        bytes(made(&source.path().join("checkout"), "./bin/checkout").expect("made"));
-    assert_eq!(
-        reference.form,
-        ArtifactForm::File {
-            name: "bin/checkout".into(),
-            executable: true
-        }
-    );
-    assert_eq!(bytes, b"checkout");
-    let target = folder();
-    unpack(
-        &reference,
-        &source.path().join("checkout"),
-        &target.path().join("w"),
-        None,
-    )
-    .expect("unpacked");
-    let metadata = fs::metadata(target.path().join("w/bin/checkout")).expect("placed");
-    assert_eq!(metadata.permissions().mode() & 0o777, 0o755);
+    for (executable, mode) in [(true, 0o755), (false, 0o644)] {
+        let target = folder();
+        let source = target.path().join("artifact");
+        fs::write(&source, CONTENT).expect("written");
+        let work = target.path().join("work");
+        unpack(&a_file("bin/checkout", executable), &source, &work, None).expect("unpacked");
+        let placed = work.join("bin/checkout");
+        assert_eq!(fs::read(&placed).expect("placed"), CONTENT);
+        let permissions = fs::metadata(&placed).expect("placed").permissions();
+        assert_eq!(permissions.mode() & 0o7777, mode);
+        let escaping = unpack(&a_file("../escaped", executable), &source, &work, None);
+        assert!(matches!(escaping, Err(Error::UnsafePath(_))));
+        assert!(!target.path().join("escaped").exists());
+    }
 }
 
-#[test]
-fn what_can_not_be_uploaded_is_named() {
-    let root = sample(false);
-    let path = root.path();
-    let _socket = UnixListener::bind(path.join("socket")).expect("bound");
-    let error = made(path, "").expect_err("a socket").to_string();
-    assert!(error.contains("/socket is neither a file"), "{error}");
-    fs::remove_file(path.join("socket")).expect("removed");
-    symlink("/etc/passwd", path.join("out")).expect("linked");
-    let error = made(path, "").expect_err("a symlink").to_string();
-    assert!(
-        error.contains("/out leads out of the folder, to /etc/passwd"),
-        "{error}"
-    );
-    fs::remove_file(path.join("out")).expect("removed");
-    assert!(matches!(
-        make(path, "", Bytes(100), path),
-        Err(Error::TooLarge { .. })
-    ));
-    assert!(matches!(
-        make(&path.join("checkout"), "x", Bytes(3), path),
-        Err(Error::TooLarge { .. })
-    ));
-    assert!(matches!(
-        made(&path.join("gone"), "x"),
-        Err(Error::Missing(_))
-    ));
-    assert!(matches!(
-        made(&path.join("checkout"), "../x"),
-        Err(Error::UnsafePath(_))
-    ));
+fn a_file(name: &str, executable: bool) -> ArtifactRef {
+    let name = name.to_owned();
+    ArtifactRef {
+        digest: digest(),
+        form: ArtifactForm::File { name, executable },
+        size: Bytes(CONTENT.len() as u64),
+    }
 }
 
 /// A tar of one entry with any path, as an attacker would write it.

@@ -4,5 +4,6 @@ mod artifacts;
 mod execs;
 mod instances;
 mod leases;
+mod packed;
 mod prepared;
 mod world;

@@ -4,29 +4,24 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use compute::artifact::{Made, SIZE_MAX, make};
 use compute::runtime::{
     Artifact, Error, Identity, InstanceSpec, Runtime as _, SecretFile, VolumeMount,
 };
 use model::compute::ExitHow;
 use model::ids::ResourceName;
 
+use crate::packed;
 use crate::world::{World, is_root};
 
 /// An artifact of a folder with these files, all mode 644.
 fn artifact(world: &World, files: &[(&str, &str)]) -> Artifact {
-    let source = tempfile::tempdir().expect("a folder");
-    for (name, text) in files {
-        fs::create_dir_all(source.path().join(name).parent().expect("a parent")).expect("made");
-        fs::write(source.path().join(name), text).expect("written");
-    }
-    let Made {
-        reference,
-        mut bytes,
-    } = make(source.path(), "", SIZE_MAX, source.path()).expect("made");
+    let entries: Vec<_> = files
+        .iter()
+        .map(|(name, text)| packed::file(name, 0o644, text))
+        .collect();
+    let (reference, tar) = packed::pack(&entries);
     let path = world.path(&format!("artifact-{}", reference.digest.hex()));
-    let mut file = fs::File::create(&path).expect("created");
-    std::io::copy(&mut bytes, &mut file).expect("copied");
+    fs::write(&path, tar).expect("written");
     Artifact { path, reference }
 }
 
