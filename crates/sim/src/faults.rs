@@ -68,8 +68,9 @@ impl World {
     fn next_fault(&mut self) {
         self.summary.faults += 1;
         match self.rng.random_range(0..100) {
-            0..15 => self.crash_process(),
-            15..28 => self.kill_some_agent(),
+            0..12 => self.crash_process(),
+            12..20 => self.freeze_some_machine(),
+            20..28 => self.kill_some_agent(),
             28..38 => self.crash_some_machine(),
             38..60 => self.cut_some_node(),
             60..70 => self.kill_server(),
@@ -85,7 +86,7 @@ impl World {
 
     fn some_node(&mut self) -> NodeName {
         let names = self.nodes.keys().cloned();
-        names.choose(&mut self.rng).expect("there are three")
+        names.choose(&mut self.rng).expect("there are some")
     }
 
     fn crash_process(&mut self) {
@@ -102,6 +103,9 @@ impl World {
 
     fn kill_some_agent(&mut self) {
         let node = self.some_node();
+        if self.nodes[&node].is_frozen(self.now_ms) {
+            return;
+        }
         self.kill_agent(&node);
         let after = self.rng.random_range(100..6_000);
         self.schedule(after, Event::Fault(Fault::StartAgent(node)));
@@ -112,6 +116,12 @@ impl World {
         self.crash_machine(&node);
         let after = self.rng.random_range(500..15_000);
         self.schedule(after, Event::Fault(Fault::StartMachine(node)));
+    }
+
+    fn freeze_some_machine(&mut self) {
+        let node = self.some_node();
+        let for_ms = self.rng.random_range(500..10_000);
+        self.freeze_machine(&node, for_ms);
     }
 
     /// Both ways, or only one.

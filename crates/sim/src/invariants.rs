@@ -4,11 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::compute::{PlacementGroup, Wanted};
-use model::control::{RolloutPhase, Standing};
+use model::control::{NodeRole, RolloutPhase, Standing};
 use model::ids::{Epoch, InstanceName, NodeName, ReleaseNumber, ResourceName};
 use model::traffic::Road;
 
-use crate::workload::{self, SINGLE, STORE};
+use crate::node::Node;
+use crate::workload::{self, SINGLE, STORE, WEB};
 use crate::world::{Life, World};
 
 /// All is as wanted for this long: then it is believed.
@@ -21,6 +22,8 @@ pub(crate) struct Invariants {
     heard: BTreeSet<(Epoch, NodeName)>,
     holders: BTreeMap<(ResourceName, Epoch), (InstanceName, NodeName)>,
     acknowledged: BTreeMap<ResourceName, (ReleaseNumber, u32)>,
+    /// What each machine last went by.
+    roads: BTreeMap<NodeName, BTreeSet<(String, String)>>,
     as_wanted_since: Option<u64>,
 }
 
@@ -80,7 +83,11 @@ impl World {
     /// What must not run twice does not: counted by the processes that exist, wherever they are and whoever knows of them.
     fn check_never_twice(&mut self) {
         let mut holders: BTreeMap<(&str, Option<u32>), u32> = BTreeMap::new();
-        for process in self.nodes.values().flat_map(|node| node.processes.values()) {
+        let now_ms = self.now_ms;
+        // On a machine that stands still nothing runs; its shims have this moment to act when it goes on.
+        let awake = |node: &&Node| now_ms > node.frozen_until_ms + 1;
+        let awake = self.nodes.values().filter(awake);
+        for process in awake.flat_map(|node| node.processes.values()) {
             let service = process.service.as_str();
             if service == SINGLE || service == STORE {
                 *holders.entry((service, process.slot)).or_default() += 1;
@@ -110,18 +117,15 @@ impl World {
         }
     }
 
-    /// From a partial view endpoints are only added.
-    pub(crate) fn check_road(&mut self, node: &NodeName, before: &Road, told: &Road) {
-        if told.complete {
-            return;
-        }
+    /// Only from a whole view endpoints are removed; not from a partial one, and not because agent or machine began anew.
+    pub(crate) fn check_road(&mut self, node: &NodeName, told_whole: bool) {
         let after = endpoints(&self.nodes[node].road);
-        let gone = endpoints(before)
-            .into_iter()
-            .find(|endpoint| !after.contains(endpoint));
-        if let Some((service, instance)) = gone {
+        let known = self.invariants.roads.entry(node.clone()).or_default();
+        let gone = known.difference(&after).next().cloned();
+        *known = after;
+        if let Some((service, instance)) = gone.filter(|_| !told_whole) {
             self.violated(format!(
-                "{node} lost the endpoint {instance} of {service} to a partial view"
+                "{node} lost the endpoint {instance} of {service}, and was not told so by who knows all"
             ));
         }
     }
@@ -194,9 +198,24 @@ impl World {
             .then(|| format!("{service} runs {running} times, not {}", placements.len()))
     }
 
+    /// What a machine must have a way to: the front door to what routes name, the others to what their instances need.
+    fn needs(&self, node: &Node) -> impl Iterator<Item = ResourceName> {
+        let name = &node.name;
+        let is_edge = self.store.nodes[name].role == NodeRole::Edge;
+        let web = workload::name(WEB);
+        let placements = &self.store.services[&web].group.placements;
+        let calls = placements.iter().any(|placement| placement.node == *name);
+        let routed = is_edge.then_some(web);
+        let called = calls.then(|| [SINGLE, STORE].map(workload::name));
+        routed.into_iter().chain(called.into_iter().flatten())
+    }
+
     /// Every node goes by exactly the endpoints that serve.
     fn road_not_as_wanted(&self) -> Option<String> {
         self.nodes.values().find_map(|node| {
+            if let Some(missing) = self.needs(node).find(|need| !has_way(node, need)) {
+                return Some(format!("{} has no way to {missing}", node.name));
+            }
             for destination in &node.road.destinations {
                 let group = &self.store.services[&destination.service.name].group;
                 let serving: BTreeSet<_> = group
@@ -219,6 +238,13 @@ impl World {
             (!node.road.complete).then(|| format!("{} has no whole road", node.name))
         })
     }
+}
+
+fn has_way(node: &Node, service: &ResourceName) -> bool {
+    let destinations = &node.road.destinations;
+    destinations
+        .iter()
+        .any(|destination| destination.service.name == *service)
 }
 
 fn endpoints(road: &Road) -> BTreeSet<(String, String)> {

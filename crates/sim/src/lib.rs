@@ -1,6 +1,6 @@
 //! The whole system from a seed: fake time, network, disks and runtimes around the production step functions.
 //!
-//! Three nodes in three zones and one server run [`plan::nodes`], [`plan::service`], [`plan::place`], [`plan::road`] and [`plan::agent`]: the very
+//! Three nodes in three zones, a front door and one server run [`plan::nodes`], [`plan::service`], [`plan::place`], [`plan::road`] and [`plan::agent`]: the very
 //! functions that the binary links. Around them is a world that a seed draws: what crashes, what is lost, late or out of order, who can't hear
 //! whom, and what a user asks for meanwhile. The same seed gives the same world, so a seed that fails is a regression test.
 //!
@@ -52,23 +52,32 @@ pub enum Bug {
     ReplacesBeforeLeaseEnd,
     /// A shim goes on when its lease has run out.
     ShimIgnoresLease,
+    /// The time that a machine stands still does not count for the leases on it.
+    FrozenTimeDoesNotCount,
     /// What was asked for before the lease was lost counts as asked for after.
     TrustsOldDesired,
     /// A node goes by a partial road as if it were whole.
     PartialRoadReplaces,
     /// A leader that has not heard from everyone says that its road is whole.
     SaysCompleteTooSoon,
+    /// A machine that was down goes by no road until it is told one.
+    ForgetsRoad,
+    /// A server takes what it has of a node for all there is, whatever the digest says.
+    TrustsDeltas,
     /// The store takes writes of a leader that was followed by another.
     NoFence,
 }
 
 impl Bug {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::ReplacesBeforeLeaseEnd,
         Self::ShimIgnoresLease,
+        Self::FrozenTimeDoesNotCount,
         Self::TrustsOldDesired,
         Self::PartialRoadReplaces,
         Self::SaysCompleteTooSoon,
+        Self::ForgetsRoad,
+        Self::TrustsDeltas,
         Self::NoFence,
     ];
 }

@@ -19,11 +19,13 @@ use std::time::Duration;
 
 use model::compute::{DesiredInstance, Exit, ExitHow};
 use model::control::NodeDesired;
-use model::ids::{Generation, InstanceId, NodeName, ResourceName, SessionId};
+use model::ids::{InstanceId, NodeName, ResourceName, SessionId};
 use model::traffic::Road;
 use plan::Instant;
-use plan::agent::{History, Input, Run, State};
+use plan::agent::{History, Run, State};
 
+use self::heartbeat::Telling;
+use crate::Bug;
 use crate::world::{Event, Life, ToNode, World};
 
 /// With the bug, what was asked for long ago counts as asked for later than anything.
@@ -39,8 +41,9 @@ pub(crate) struct Node {
     disk: Disk,
     lives: Life,
     next_pid: u32,
-    /// Until when the whole machine is down.
     pub(crate) down: bool,
+    /// Until when nothing on it runs: agent, shims and processes are there, and go on later.
+    pub(crate) frozen_until_ms: u64,
     /// What its proxy goes by: kept when the agent ends.
     pub(crate) road: Road,
 }
@@ -49,13 +52,11 @@ pub(crate) struct Node {
 pub(crate) struct Agent {
     pub(crate) life: Life,
     session: SessionId,
-    sequence: u64,
+    telling: Telling,
     state: State,
     pub(crate) stalled_until_ms: u64,
     wake_ms: u64,
-    beat_soon: bool,
     asked_ms: u64,
-    pub(crate) generation: Option<Generation>,
 }
 
 /// A process and its shim.
@@ -94,8 +95,13 @@ impl Node {
             lives: 0,
             next_pid: 1,
             down: false,
+            frozen_until_ms: 0,
             road: Road::default(),
         }
+    }
+
+    pub(crate) fn is_frozen(&self, now_ms: u64) -> bool {
+        now_ms < self.frozen_until_ms
     }
 
     fn of_life(&mut self, life: Life) -> Option<&mut Agent> {
@@ -116,12 +122,32 @@ impl World {
             .expect("nodes are never removed here")
     }
 
+    /// Nothing on the machine runs for a while, and nobody there knows: time goes on.
+    pub(crate) fn freeze_machine(&mut self, name: &NodeName, for_ms: u64) {
+        let until = self.now_ms + for_ms;
+        let stops_clock = self.options.bug == Some(Bug::FrozenTimeDoesNotCount);
+        let node = self.node(name);
+        if !node.down {
+            node.frozen_until_ms = node.frozen_until_ms.max(until);
+            let leases = node
+                .processes
+                .values_mut()
+                .map(|process| &mut process.lease);
+            for lease in leases.filter(|_| stops_clock).flatten() {
+                *lease = lease.after(Duration::from_millis(for_ms));
+            }
+            self.note(|| format!("{name}: machine stands still until {until}"));
+        }
+    }
+
     /// Everything on the machine ends at once.
     pub(crate) fn crash_machine(&mut self, name: &NodeName) {
         self.kill_agent(name);
         let at = self.now().at;
         let node = self.node(name);
         node.down = true;
+        node.frozen_until_ms = 0;
+        node.road = Road::default();
         for (instance, _) in std::mem::take(&mut node.processes) {
             node.disk.exits.insert(
                 instance,
@@ -153,18 +179,10 @@ impl World {
         match message {
             ToNode::Answer {
                 session,
+                sequence,
                 answer,
                 sent_at,
-            } if session == current => {
-                self.agent_takes(
-                    name,
-                    life,
-                    Input::Renewed {
-                        epoch: answer.epoch,
-                        sent_at,
-                    },
-                );
-            }
+            } if session == current => self.take_answer(name, life, sequence, &answer, sent_at),
             ToNode::Desired {
                 session,
                 desired,

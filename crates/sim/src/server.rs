@@ -12,14 +12,14 @@ mod observed;
 
 use std::collections::BTreeMap;
 
-use model::compute::InstanceReport;
 use model::control::{NodeDesired, NodeRecord};
-use model::ids::{Epoch, InstanceName, NodeName, ResourceName, SessionId};
+use model::ids::{Epoch, NodeName, ResourceName, SessionId};
 use plan::Instant;
 use plan::nodes::State;
 use plan::place::{Cluster, size_of};
 use plan::service::Memory;
 
+use self::observed::Picture;
 use crate::store::ServiceRecord;
 use crate::workload;
 use crate::world::{Event, Life, ToServer, World};
@@ -32,7 +32,7 @@ pub(crate) struct Server {
     watch: State,
     cluster: Cluster,
     memories: BTreeMap<ResourceName, Memory>,
-    pictures: BTreeMap<NodeName, BTreeMap<InstanceName, InstanceReport>>,
+    pictures: BTreeMap<NodeName, Picture>,
     /// The open watch of each node.
     watchers: BTreeMap<NodeName, (SessionId, Instant)>,
     told: BTreeMap<NodeName, NodeDesired>,
@@ -87,14 +87,12 @@ impl World {
         }
         match message {
             ToServer::Heartbeat {
-                session,
-                sequence,
-                acknowledged,
-                reports,
+                heartbeat,
                 sent_at,
+                observed,
             } => {
-                self.heartbeat(node, session, sequence, reports, sent_at);
-                self.push(node, acknowledged);
+                self.heartbeat(node, &heartbeat, sent_at, &observed);
+                self.push(node, Some(heartbeat.acknowledged));
             }
             ToServer::Watch { session, asked_at } => self.open_watch(node, session, asked_at),
         }

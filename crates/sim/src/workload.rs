@@ -11,7 +11,7 @@ use model::ids::{
     NodeName, ProjectName, RegionName, ReleaseNumber, ResourceId, ResourceName, ZoneName,
 };
 use model::state::Volume;
-use model::traffic::{Protocol, TrafficOptions};
+use model::traffic::{GatewayRoute, Protocol, TrafficOptions};
 use model::units::{Bytes, MilliCpu, Span};
 
 use crate::store::ServiceRecord;
@@ -22,6 +22,9 @@ pub(crate) const WEB: &str = "web";
 pub(crate) const SINGLE: &str = "single";
 /// Has a volume for each copy.
 pub(crate) const STORE: &str = "store";
+
+/// The zone of the front door.
+const EDGE: &str = "edge";
 
 /// An environment variable that makes a release one whose instances never become ready.
 pub(crate) const BROKEN: &str = "BROKEN";
@@ -38,9 +41,21 @@ pub(crate) fn id(service: &ResourceName) -> ResourceId {
     ResourceId::new(project(), service.clone())
 }
 
-/// One worker in each of three zones.
+/// One worker in each of three zones, and a front door.
 pub(crate) fn nodes() -> Vec<NodeRecord> {
-    ["a", "b", "c"].map(node).to_vec()
+    let mut edge = node(EDGE);
+    edge.role = NodeRole::Edge;
+    let workers = ["a", "b", "c"].map(node);
+    workers.into_iter().chain([edge]).collect()
+}
+
+/// What comes in at the front door goes to [`WEB`].
+pub(crate) fn routes() -> [GatewayRoute; 1] {
+    [GatewayRoute {
+        host: "*".to_owned(),
+        path: "/".to_owned(),
+        to: id(&name(WEB)),
+    }]
 }
 
 fn node(zone: &str) -> NodeRecord {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use jiff::Timestamp;
 use model::compute::InstanceReport;
-use model::control::{HeartbeatAnswer, NodeDesired};
-use model::ids::{Generation, InstanceId, NodeName, SessionId};
+use model::control::{Heartbeat, HeartbeatAnswer, NodeDesired};
+use model::ids::{InstanceId, NodeName, SessionId};
 use plan::agent::Input;
 use plan::{Instant, Now};
 use rand::rngs::StdRng;
@@ -61,15 +61,29 @@ pub(crate) enum Event {
     Fault(Fault),
 }
 
+impl Event {
+    /// The machine on which it happens.
+    fn machine(&self) -> Option<&NodeName> {
+        match self {
+            Self::ToNode { node, .. }
+            | Self::Agent { node, .. }
+            | Self::Heartbeat { node, .. }
+            | Self::LeaseDue { node, .. }
+            | Self::ProcessEnds { node, .. }
+            | Self::Fault(Fault::StartAgent(node)) => Some(node),
+            Self::ToServer { .. } | Self::Reconcile(_) | Self::Fault(_) => None,
+        }
+    }
+}
+
 /// From a node. Numbers tell what was sent before what.
 #[derive(Debug, Clone)]
 pub(crate) enum ToServer {
     Heartbeat {
-        session: SessionId,
-        sequence: u64,
-        acknowledged: Option<Generation>,
-        reports: Vec<InstanceReport>,
+        heartbeat: Box<Heartbeat>,
         sent_at: Instant,
+        /// All that the node sees: only the invariants look at it.
+        observed: Vec<InstanceReport>,
     },
     Watch {
         session: SessionId,
@@ -81,6 +95,7 @@ pub(crate) enum ToServer {
 pub(crate) enum ToNode {
     Answer {
         session: SessionId,
+        sequence: u64,
         answer: HeartbeatAnswer,
         sent_at: Instant,
     },
@@ -190,6 +205,14 @@ impl World {
     }
 
     fn happen(&mut self, event: Event) {
+        let frozen_until = event
+            .machine()
+            .map(|name| &self.nodes[name])
+            .filter(|node| node.is_frozen(self.now_ms))
+            .map(|node| node.frozen_until_ms);
+        if let Some(until) = frozen_until {
+            return self.put_off(until, event);
+        }
         match event {
             Event::ToServer { message, node } => self.server_takes(&node, message),
             Event::ToNode { message, node } => self.node_takes(&node, message),

@@ -1,44 +1,46 @@
 //! A life of the agent: what it finds when it starts, what it takes in, and its one timer.
 
+use std::time::Duration;
+
 use model::ids::{NodeName, SessionId};
 use plan::agent::{self, Adopted, Input, State};
 use rand::Rng;
 
+use super::heartbeat::Telling;
 use super::{A_DAY, Agent, address};
 use crate::Bug;
 use crate::world::{Event, Life, World};
+
+/// What an agent that starts gives the servers to say what changed, before it starts anything by itself.
+const SERVERS_CHANCE: Duration = Duration::from_millis(500);
 
 impl World {
     pub(crate) fn start_agent(&mut self, name: &NodeName) {
         let seed = self.rng.random();
         let session = SessionId(self.rng.random());
+        let now = self.now_on(self.nodes[name].offset_ms).instant;
         let node = self.node(name);
         if node.agent.is_some() || node.down {
             return;
         }
+        let mut state = State::new(seed);
+        state.wait_for_servers(now.after(SERVERS_CHANCE));
         node.lives += 1;
         let life = node.lives;
         node.agent = Some(Agent {
             life,
             session,
-            sequence: 0,
-            state: State::new(seed),
+            telling: Telling::default(),
+            state,
             stalled_until_ms: 0,
             wake_ms: u64::MAX,
-            beat_soon: false,
             asked_ms: 0,
-            generation: None,
         });
         self.note(|| format!("{name}: agent starts"));
         self.adopt(name, life);
         self.ask_watch(name);
-        self.schedule(
-            0,
-            Event::Heartbeat {
-                node: name.clone(),
-                life,
-            },
-        );
+        let now_ms = self.now_ms;
+        self.beat_at(name, life, now_ms);
     }
 
     /// What an agent finds: instances of an earlier one, with their processes, and the last desired state.
@@ -46,6 +48,7 @@ impl World {
         let now_ms = self.now_ms;
         let now = self.now_on(self.nodes[name].offset_ms).instant;
         let trusts = self.options.bug == Some(Bug::TrustsOldDesired);
+        let forgets = self.options.bug == Some(Bug::ForgetsRoad);
         let node = self.node(name);
         let mut inputs = Vec::new();
         for (id, (desired, history)) in &node.disk.instances {
@@ -70,11 +73,15 @@ impl World {
             });
         }
         let kept = node.disk.desired.clone().map(Box::new);
+        if let Some(desired) = kept.as_ref().filter(|_| !forgets) {
+            node.road = desired.road.clone();
+        }
         let asked_at = trusts.then_some(now.after(A_DAY));
         inputs.extend(kept.map(|desired| Input::Desired { desired, asked_at }));
         for input in inputs {
             self.agent_takes(name, life, input);
         }
+        self.check_road(name, false);
     }
 
     pub(crate) fn agent_takes(&mut self, name: &NodeName, life: Life, input: Input) {

@@ -25,25 +25,24 @@ impl World {
         &mut self,
         name: &NodeName,
         life: Life,
-        desired: NodeDesired,
+        mut desired: NodeDesired,
         asked_at: Instant,
     ) {
         let replaces = self.options.bug == Some(Bug::PartialRoadReplaces);
         let trusts = self.options.bug == Some(Bug::TrustsOldDesired);
         let now = self.now_on(self.nodes[name].offset_ms).instant;
         let node = self.node(name);
-        let Some(agent) = node.agent.as_mut() else {
-            return;
-        };
-        if agent.generation < Some(desired.generation) {
-            agent.generation = Some(desired.generation);
+        let Some(agent) = &node.agent else { return };
+        if agent.state.generation() < Some(desired.generation) {
+            let complete = desired.road.complete;
             let road = match replaces {
                 true => desired.road.clone(),
                 false => plan::road::merge(&node.road, &desired.road),
             };
-            let before = std::mem::replace(&mut node.road, road);
+            node.road.clone_from(&road);
+            desired.road = road;
             node.disk.desired = Some(desired.clone());
-            self.check_road(name, &before, &desired.road);
+            self.check_road(name, complete);
             self.beat_soon(name, life);
         }
         let asked_at = Some(if trusts { now.after(A_DAY) } else { asked_at });

@@ -134,11 +134,11 @@ impl Server {
         Index::new(&plan::road::World {
             nodes: &self.nodes,
             services: &services,
-            routes: &[],
+            routes: &workload::routes(),
             reports: &|instance: &InstanceId| {
                 self.pictures
                     .values()
-                    .find_map(|picture| picture.get(&instance.name))
+                    .find_map(|picture| picture.reports.get(&instance.name))
             },
             mesh: &|_| mesh,
             complete: says_complete || self.watch.has_heard_all(),

@@ -215,6 +215,7 @@ impl Server {
                     placement.instance.clone(),
                     self.pictures
                         .get(&placement.node)?
+                        .reports
                         .get(&placement.instance)?,
                 ))
             })
