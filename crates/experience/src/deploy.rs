@@ -1,6 +1,7 @@
 //! `check`, `diff`, `apply`, `delete`: manifest in, consequences out.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use api::client::Client;
@@ -15,16 +16,26 @@ use crate::output::{Output, say};
 use crate::{Globals, artifact, assent, idempotency_key, notice, progress};
 
 pub const MANIFEST: &str = "mainland.yaml";
+const STDIN: &str = "-";
 
 /// Which manifest, which environment.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Which {
-    /// The manifest, or the folder that holds it
+    /// The manifest, or the folder that holds it; `-` is standard input
     #[arg(short, long, value_name = "FILE", default_value = MANIFEST)]
     file: PathBuf,
+    /// The same without -f
+    #[arg(value_name = "PATH", conflicts_with = "file")]
+    path: Option<PathBuf>,
     /// Environment of the manifest: project NAME-ENV with its overlay
     #[arg(long, value_name = "NAME")]
     env: Option<String>,
+}
+
+impl Which {
+    fn file(&self) -> &Path {
+        self.path.as_deref().unwrap_or(&self.file)
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -123,10 +134,10 @@ pub fn find_manifest(path: Option<PathBuf>) -> Result<Option<PathBuf>, Failure> 
     } else {
         path
     };
-    match file.is_file() {
+    match file.is_file() || file == Path::new(STDIN) {
         true => Ok(Some(file)),
         false => Err(Failure::usage(format!(
-            "there is no manifest {}",
+            "there is no manifest {}; --file names another, `-` is standard input",
             file.display()
         ))),
     }
@@ -135,11 +146,20 @@ pub fn find_manifest(path: Option<PathBuf>) -> Result<Option<PathBuf>, Failure> 
 /// Reads a manifest; all that is wrong with it becomes one failure.
 pub fn read(file: &Path, environment: Option<&str>) -> Result<Manifest, Failure> {
     let file = find_manifest(Some(file.to_owned()))?.unwrap_or_else(|| file.to_owned());
-    let bytes = std::fs::read(&file)
-        .map_err(|error| Failure::failed(format!("{} can't be read: {error}", file.display())))?;
+    let (shown, bytes) = match file == Path::new(STDIN) {
+        true => (
+            "standard input".to_owned(),
+            read_all(std::io::stdin().lock()),
+        ),
+        false => (
+            file.display().to_string(),
+            std::fs::File::open(&file).and_then(read_all),
+        ),
+    };
+    let bytes =
+        bytes.map_err(|error| Failure::failed(format!("{shown} can't be read: {error}")))?;
     let text = String::from_utf8(bytes)
-        .map_err(|_| Failure::failed(format!("{} is not UTF-8 text", file.display())))?;
-    let shown = file.display().to_string();
+        .map_err(|_| Failure::failed(format!("{shown} is not UTF-8 text")))?;
     manifest::read(
         manifest::Source {
             file: &shown,
@@ -156,6 +176,14 @@ pub fn read(file: &Path, environment: Option<&str>) -> Result<Manifest, Failure>
             lines.join("\n")
         ))
     })
+}
+
+/// One byte more than a manifest may have is enough for the reader to say so.
+fn read_all(from: impl std::io::Read) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(manifest::SIZE_MAX as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The project of a manifest.
@@ -271,18 +299,22 @@ fn secret_values(
 
 impl Check {
     pub fn run(self, _: &Globals) -> Result<u8, Failure> {
-        let manifest = read(&self.which.file, self.which.env.as_deref())?;
+        let manifest = read(self.which.file(), self.which.env.as_deref())?;
         for warning in &manifest.warnings {
             say(&format!("warning: {warning}"))?;
         }
-        let missing = missing_files(&self.which.file, &manifest);
+        let missing = missing_files(self.which.file(), &manifest);
         if !missing.is_empty() {
             return Err(Failure::failed(missing.join("\n")));
         }
-        let (services, routes) = (manifest.services.len(), manifest.routes.len());
+        let count = |number: usize, what: &str| {
+            format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+        };
         say(&format!(
-            "{} is good: {services} services, {routes} routes",
-            manifest.project
+            "{} is good: {}, {}",
+            manifest.project,
+            count(manifest.services.len(), "service"),
+            count(manifest.routes.len(), "route")
         ))?;
         Ok(0)
     }
@@ -309,7 +341,7 @@ fn missing_files(file: &Path, manifest: &Manifest) -> Vec<String> {
 impl Diff {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
-        let manifest = read(&self.which.file, self.which.env.as_deref())?;
+        let manifest = read(self.which.file(), self.which.env.as_deref())?;
         let applied = apply(&client, &self.which, &manifest, &self.removal, true, false).await?;
         self.output.print(&applied, || describe(&applied))?;
         Ok(0)
@@ -324,7 +356,7 @@ async fn apply(
     dry_run: bool,
     undo_rollback: bool,
 ) -> Result<wire::Applied, Failure> {
-    let mut apply = request(client, &which.file, manifest).await?;
+    let mut apply = request(client, which.file(), manifest).await?;
     apply.prune = removal.prune;
     apply.delete_data = removal.delete_data;
     apply.undo_rollback = undo_rollback;
@@ -336,7 +368,7 @@ async fn apply(
 impl ApplyFile {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
-        let manifest = read(&self.which.file, self.which.env.as_deref())?;
+        let manifest = read(self.which.file(), self.which.env.as_deref())?;
         if self.removal.delete_data && !self.yes && !self.dry_run {
             assent("This deletes the data of what is removed. Go on?")?;
         }

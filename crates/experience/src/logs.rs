@@ -1,6 +1,7 @@
 //! The output of instances, merged.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use api::client::{Client, Transport};
@@ -8,6 +9,7 @@ use api::stream::BoxStream;
 use api::wire;
 use futures_util::StreamExt;
 use futures_util::stream::SelectAll;
+use jiff::Timestamp;
 use model::ids::ProjectName;
 use model::signals::{LogLine, Stream};
 
@@ -17,6 +19,10 @@ use crate::{Globals, notice};
 
 /// How often a followed service is asked for new instances.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a followed line waits for older ones of other instances.
+const HOLD: Duration = Duration::from_millis(100);
+/// Lines that are held in memory; beyond it the oldest are printed, sorted or not.
+const HELD_MAX: usize = 100_000;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  mainland logs web -f\n  mainland logs web-3 --tail 20")]
@@ -39,7 +45,14 @@ struct Source {
     node: bool,
 }
 
-type Lines = BoxStream<(String, Result<LogLine, api::stream::Error>)>;
+/// What comes of one instance.
+enum Heard {
+    Line(LogLine),
+    Broken(api::stream::Error),
+    End,
+}
+
+type Lines = BoxStream<(String, Heard)>;
 
 impl Source {
     async fn instances(&self, project: &ProjectName) -> Result<Vec<wire::InstanceView>, Failure> {
@@ -69,8 +82,38 @@ impl Source {
         } else {
             self.client.logs(project, instance, tail, follow).await?
         };
+        let heard = stream.map(|line| line.map_or_else(Heard::Broken, Heard::Line));
+        let ends = futures_util::stream::once(std::future::ready(Heard::End));
         let name = instance.to_owned();
-        Ok(Box::pin(stream.map(move |line| (name.clone(), line))))
+        Ok(Box::pin(
+            heard.chain(ends).map(move |heard| (name.clone(), heard)),
+        ))
+    }
+}
+
+/// Puts the lines of several instances in the order of their times, as far as they come within [`HOLD`] of each other.
+#[derive(Default)]
+struct Sorter {
+    held: BinaryHeap<Reverse<(Timestamp, u64, String, Stream, String)>>,
+    count: u64,
+}
+
+impl Sorter {
+    fn hold(&mut self, name: String, line: LogLine) {
+        self.count += 1;
+        self.held
+            .push(Reverse((line.at, self.count, name, line.stream, line.text)));
+    }
+
+    /// The oldest line, if it is older than `before` or too many are held.
+    fn take(&mut self, before: Timestamp) -> Option<(String, LogLine)> {
+        let due = self.held.len() > HELD_MAX
+            || self
+                .held
+                .peek()
+                .is_some_and(|Reverse(oldest)| oldest.0 < before);
+        let Reverse((at, _, name, stream, text)) = due.then(|| self.held.pop())??;
+        Some((name, LogLine { at, stream, text }))
     }
 }
 
@@ -90,24 +133,43 @@ impl Logs {
             )));
         }
         let alone = seen.len() == 1 && !self.follow;
+        let mut sorter = Sorter::default();
+        let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
+        let mut flush = tokio::time::interval(HOLD);
         loop {
             tokio::select! {
-                next = merged.next() => match next {
-                    Some((name, line)) => self.print(&name, line, alone)?,
-                    None if self.follow => tokio::time::sleep(REFRESH_INTERVAL).await,
-                    None => return Ok(0),
+                next = merged.next(), if !merged.is_empty() => match next {
+                    Some((name, Heard::Line(line))) => sorter.hold(name, line),
+                    Some((name, Heard::Broken(error))) => notice(&format!("{name}: {error}")),
+                    // A node that was away, or an instance that moved, is heard again from where it is.
+                    Some((name, Heard::End)) => drop(self.follow && seen.remove(&name)),
+                    None => {}
                 },
-                () = tokio::time::sleep(REFRESH_INTERVAL), if self.follow => {}
-            }
-            if self.follow && merged.len() < sources.len().max(1) * 256 {
-                for source in &sources {
-                    // A server that is away for a moment is asked again.
-                    let _ = self
-                        .open(source, &project, &mut seen, &mut merged, u32::MAX)
-                        .await;
+                _ = flush.tick(), if self.follow => {
+                    self.print_until(&mut sorter, Timestamp::now() - HOLD, alone)?;
                 }
+                _ = refresh.tick(), if self.follow => {
+                    for source in &sources {
+                        // A server that is away for a moment is asked again.
+                        let _ = self.open(source, &project, &mut seen, &mut merged, 0).await;
+                    }
+                }
+                else => return self.print_until(&mut sorter, Timestamp::MAX, alone).map(|()| 0),
             }
+            self.print_until(&mut sorter, Timestamp::MIN, alone)?;
         }
+    }
+
+    fn print_until(
+        &self,
+        sorter: &mut Sorter,
+        before: Timestamp,
+        alone: bool,
+    ) -> Result<(), Failure> {
+        while let Some((name, line)) = sorter.take(before) {
+            self.print(&name, &line, alone)?;
+        }
+        Ok(())
     }
 
     async fn open(
@@ -137,26 +199,14 @@ impl Logs {
         Ok(())
     }
 
-    fn print(
-        &self,
-        name: &str,
-        line: Result<LogLine, api::stream::Error>,
-        alone: bool,
-    ) -> Result<(), Failure> {
-        let line = match line {
-            Ok(line) => line,
-            Err(error) => {
-                notice(&format!("{name}: {error}"));
-                return Ok(());
-            }
-        };
+    fn print(&self, name: &str, line: &LogLine, alone: bool) -> Result<(), Failure> {
         match self.output.output {
             Some(Format::Json | Format::Yaml) => {
-                let mut value = serde_json::to_value(&line).map_err(Failure::from_error)?;
+                let mut value = serde_json::to_value(line).map_err(Failure::from_error)?;
                 value["instance"] = name.into();
                 say(&value.to_string())
             }
-            None => say(&text(name, &line, alone)),
+            None => say(&text(name, line, alone)),
         }
     }
 }
@@ -204,5 +254,32 @@ async fn sources(globals: &Globals) -> Result<(ProjectName, Vec<Source>), Failur
                 _ => Err(error.into()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_several_instances_come_in_the_order_of_their_times() {
+        let mut sorter = Sorter::default();
+        let line = |second| LogLine {
+            at: Timestamp::from_second(second).unwrap(),
+            stream: Stream::Stdout,
+            text: second.to_string(),
+        };
+        for (name, second) in [("a", 1), ("a", 4), ("b", 2), ("b", 3)] {
+            sorter.hold(name.to_owned(), line(second));
+        }
+        let mut taken = Vec::new();
+        while let Some((name, line)) = sorter.take(Timestamp::from_second(4).unwrap()) {
+            taken.push(format!("{name}{}", line.text));
+        }
+        assert_eq!(
+            taken,
+            ["a1", "b2", "b3"],
+            "the newest waits for what may be older"
+        );
     }
 }
