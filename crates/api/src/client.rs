@@ -660,6 +660,19 @@ impl Client {
         .await
     }
 
+    /// Removes a node for good, or says what that would cost.
+    pub async fn remove_node(
+        &self,
+        node: &NodeName,
+        dry_run: bool,
+    ) -> Result<wire::NodeRemoved, Error> {
+        let path = format!("/v1/nodes/{node}?dry_run={dry_run}");
+        let answer = self
+            .send(request(Method::DELETE, &path, Bytes::new()))
+            .await?;
+        self.decode(answer).await
+    }
+
     /// Says that the nodes that vanished at once are gone.
     pub async fn release_brake(&self) -> Result<wire::BrakeReleased, Error> {
         self.exchange(Method::POST, "/v1/brake/release", &(), None)

@@ -404,6 +404,14 @@ fn of_nodes() -> Vec<Operation> {
             "Why a node stands as it does",
         ),
         operation(
+            "removeNode",
+            Method::DELETE,
+            "/v1/nodes/{node}",
+            Nothing,
+            json_of::<wire::NodeRemoved>(),
+            "Remove a node for good that is lost, or cordoned and empty; `?dry_run=true` only says what it would cost",
+        ),
+        operation(
             "releaseBrake",
             Method::POST,
             "/v1/brake/release",

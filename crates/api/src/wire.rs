@@ -41,6 +41,24 @@ pub struct Health {
     pub reason: Option<String>,
 }
 
+/// `DELETE /v1/nodes/{node}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeRemoved {
+    pub node: NodeName,
+    /// Volumes that were on it. What needs one waits until its service is deleted with its data.
+    pub lost_volumes: Vec<LostVolume>,
+    pub dry_run: bool,
+}
+
+/// The volumes of one copy of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LostVolume {
+    pub project: ProjectName,
+    pub service: ResourceName,
+    /// The number of the copy, from 0 on.
+    pub slot: u32,
+}
+
 /// `POST /v1/brake/release`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BrakeReleased {

@@ -19,6 +19,7 @@ pub fn of(server: &Server, operation: &str, call: &Call) -> Result<Action, Probl
         "listNodes" => cluster(Verb::Read, "nodes", None),
         "explainNode" => cluster(Verb::Read, "nodes", Some(call.text("node"))),
         "cordon" => cluster(Verb::Operate, "nodes", Some(call.text("node"))),
+        "removeNode" => cluster(Verb::Delete, "nodes", Some(call.text("node"))),
         "releaseBrake" => cluster(Verb::Operate, "nodes", None),
         "makeJoinToken" => cluster(Verb::Write, "join-tokens", None),
         "beginUpload" | "uploadChunk" => {

@@ -127,12 +127,28 @@ impl Leader {
     async fn nodes(&mut self, now: Now) -> bool {
         let outputs = self.server.with(|shared| {
             let mut outputs = std::mem::take(&mut shared.node_outputs);
-            let crate::state::Shared { world, nodes, .. } = shared;
+            let crate::state::Shared {
+                world,
+                nodes,
+                observed,
+                desired,
+                ..
+            } = shared;
             for (name, record) in &world.nodes {
                 if self.nodes_seen.insert(name.clone(), record.modified) != Some(record.modified) {
                     outputs.extend(nodes::step(nodes, Input::Record(&record.value), now));
                     self.cluster.set_node(&record.value);
                 }
+            }
+            let seen = self.nodes_seen.keys();
+            let gone = seen.filter(|name| !world.nodes.contains_key(*name));
+            for name in gone.cloned().collect::<Vec<_>>() {
+                outputs.extend(nodes::step(nodes, Input::Forget(&name), now));
+                self.nodes_seen.remove(&name);
+                self.cluster.remove_node(&name);
+                observed.forget(&name);
+                // Whoever follows what the node should run is told that it ends.
+                desired.remove(&name);
             }
             outputs.extend(nodes::step(nodes, Input::Tick, now));
             outputs

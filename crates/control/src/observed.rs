@@ -68,6 +68,13 @@ impl Observed {
         took
     }
 
+    /// The node left.
+    pub fn forget(&mut self, name: &NodeName) {
+        if self.nodes.remove(name).is_some() {
+            self.version += 1;
+        }
+    }
+
     pub fn report(&self, node: &NodeName, instance: &InstanceId) -> Option<&InstanceReport> {
         self.nodes.get(node)?.reports.get(instance)
     }

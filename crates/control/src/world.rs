@@ -264,13 +264,15 @@ impl World {
         projects
     }
 
-    /// Whether a placement puts the service on the node. One that leaves still finishes its work.
+    /// Whether a placement puts the service on the node. One that leaves still finishes its work. A node that was removed is told nothing,
+    /// though what has a volume there still has its place.
     pub fn is_placed(&self, id: &ResourceId, node: &NodeName) -> bool {
         let group = self
             .services
             .get(id)
             .and_then(|entry| entry.placements.as_ref());
-        group.is_some_and(|group| {
+        let is_known = self.nodes.contains_key(node);
+        group.filter(|_| is_known).is_some_and(|group| {
             group
                 .placements
                 .iter()

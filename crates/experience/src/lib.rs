@@ -10,7 +10,7 @@
 //! | [`see`] | `ps`, `nodes`, `status`, `get`, `events`, `explain`, `releases`, `rollout` |
 //! | [`logs`] | the output of instances, merged |
 //! | [`exec`] | a command beside an instance, with a terminal |
-//! | [`operate`] | `scale`, `restart`, `rollback`, `cordon`, `secret` |
+//! | [`operate`] | `scale`, `restart`, `rollback`, `secret`, `cordon`, `leave`, `nodes release` |
 //! | [`key`] | `key get`, `put`, `list`, `delete` |
 //! | [`progress`] | waiting, with something to look at |
 //! | [`doctor`] | what this machine has and lacks |
@@ -84,6 +84,8 @@ pub enum Command {
     Cordon(operate::Cordon),
     /// Placements on a node again
     Uncordon(operate::Cordon),
+    /// Remove a node for good
+    Leave(operate::Leave),
     /// Who you are to the server
     Whoami(see::WhoAmI),
     /// Look for what this machine lacks
@@ -117,6 +119,7 @@ impl Command {
             Self::Key(command) => command.run(globals).await,
             Self::Cordon(command) => command.run(globals, true).await,
             Self::Uncordon(command) => command.run(globals, false).await,
+            Self::Leave(command) => command.run(globals).await,
             Self::Whoami(command) => command.run(globals).await,
             Self::Doctor(command) => command.run(globals).await,
             Self::Schema => {

@@ -1,4 +1,4 @@
-//! `scale`, `restart`, `rollback`, `cordon`, `secret`.
+//! `scale`, `restart`, `rollback`, `secret`, `cordon`, `leave`, `nodes release`.
 
 use std::io::{IsTerminal, Read};
 use std::time::Duration;
@@ -130,6 +130,53 @@ impl Cordon {
         };
         say(&format!("node {} {state}", self.node))?;
         Ok(0)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "For a node that is lost for good, or cordoned with nothing on it. What had a volume there waits, and says so, until its service \
+                  is deleted with its data. To take the machine in again, let it join anew.\n\n\
+                  Examples:\n  mainland leave node-3\n  mainland leave node-3 -y"
+)]
+pub struct Leave {
+    node: NodeName,
+    /// Assent
+    #[arg(short)]
+    yes: bool,
+}
+
+impl Leave {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        if !self.yes {
+            let would = client.remove_node(&self.node, true).await?;
+            crate::assent(&format!(
+                "Remove node {} for good?{}",
+                self.node,
+                lost(&would.lost_volumes)
+            ))?;
+        }
+        let removed = client.remove_node(&self.node, false).await?;
+        say(&format!(
+            "node {} is removed.{}",
+            removed.node,
+            lost(&removed.lost_volumes)
+        ))?;
+        Ok(0)
+    }
+}
+
+/// ` The volume of shop/db copy 0 is lost with it.`, or nothing.
+fn lost(volumes: &[wire::LostVolume]) -> String {
+    let names: Vec<_> = volumes
+        .iter()
+        .map(|lost| format!("{}/{} copy {}", lost.project, lost.service, lost.slot))
+        .collect();
+    match names.len() {
+        0 => String::new(),
+        1 => format!(" The volume of {} is lost with it.", names[0]),
+        _ => format!(" The volumes of {} are lost with it.", names.join(", ")),
     }
 }
 
@@ -300,5 +347,33 @@ pub fn encode_secret(bytes: &[u8]) -> Result<String, Failure> {
             "a secret holds at most {SECRET_MAX_BYTES} bytes"
         ))),
         _ => Ok(base64::engine::general_purpose::STANDARD.encode(bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_volumes_are_named() {
+        let volume = |slot| wire::LostVolume {
+            project: "shop".parse().unwrap(),
+            service: "db".parse().unwrap(),
+            slot,
+        };
+        let table = [
+            (vec![], ""),
+            (
+                vec![volume(0)],
+                " The volume of shop/db copy 0 is lost with it.",
+            ),
+            (
+                vec![volume(0), volume(2)],
+                " The volumes of shop/db copy 0, shop/db copy 2 are lost with it.",
+            ),
+        ];
+        for (volumes, expected) in table {
+            assert_eq!(lost(&volumes), expected);
+        }
     }
 }

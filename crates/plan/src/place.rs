@@ -245,6 +245,14 @@ impl Cluster {
         (!node.gone).then_some(&node.record)
     }
 
+    /// Why what has its volume on a node that is not there can't run.
+    pub fn without_home(&self, home: &NodeName) -> Reason {
+        match self.node(home) {
+            Some(_) => reason::volume_on_lost_node(home),
+            None => reason::volume_on_removed_node(home),
+        }
+    }
+
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes
             .iter()
@@ -424,7 +432,7 @@ impl Cluster {
             .get(home)
             .filter(|index| self.nodes[**index].stands());
         let Some(&index) = standing else {
-            return refused(reason::volume_on_lost_node(home));
+            return refused(self.without_home(home));
         };
         let node = &self.nodes[index];
         if node.free(Ceiling::Full).memory < request.size.memory {

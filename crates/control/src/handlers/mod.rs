@@ -4,6 +4,7 @@ mod about;
 mod artifacts;
 mod instances;
 mod keys;
+mod leaving;
 mod nodes;
 mod projects;
 mod resources;
@@ -58,6 +59,7 @@ pub fn of(operation: &str) -> Option<Handler> {
         "getArtifact" => handler!(artifacts::get),
         "listNodes" => handler!(nodes::list),
         "cordon" => handler!(nodes::cordon),
+        "removeNode" => handler!(leaving::remove),
         "releaseBrake" => handler!(nodes::release_brake),
         "explainNode" => handler!(nodes::explain),
         "makeJoinToken" => handler!(nodes::make_join_token),

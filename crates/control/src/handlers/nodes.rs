@@ -48,7 +48,7 @@ pub async fn list(server: Arc<Server>, _: Call) -> Answer {
     }))
 }
 
-fn missing(name: &NodeName) -> Problem {
+pub(super) fn missing(name: &NodeName) -> Problem {
     Problem::not_found(format!("node {name}")).remedy("`mainland nodes` lists them")
 }
 
@@ -467,5 +467,8 @@ fn follow(
 
 pub async fn tunnel(server: Arc<Server>, call: Call) -> Answer {
     let name = call.node()?;
+    if server.look(|world| !world.nodes.contains_key(&name)) {
+        return Err(missing(&name));
+    }
     tunnel::accept(&server, name, call.request)
 }

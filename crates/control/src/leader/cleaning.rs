@@ -64,7 +64,7 @@ fn removals(world: &World, observed: &Observed) -> Vec<Draft> {
     let mut drafts = Vec::new();
     for (id, entry) in &world.services {
         drafts.extend(finished(id, entry));
-        drafts.extend(forgotten(id, entry, observed));
+        drafts.extend(forgotten(id, entry, world, observed));
         if drafts.len() >= STEPS_AT_ONCE {
             break;
         }
@@ -119,12 +119,12 @@ fn finished(id: &ResourceId, entry: &Entry) -> Option<Draft> {
     Some(draft)
 }
 
-/// A node that acknowledged what told it to forget has been told.
-fn forgotten(id: &ResourceId, entry: &Entry, observed: &Observed) -> Option<Draft> {
+/// A node that acknowledged what told it to forget has been told. One that was removed is told nothing any more.
+fn forgotten(id: &ResourceId, entry: &Entry, world: &World, observed: &Observed) -> Option<Draft> {
     let forget = entry.forget.as_ref()?;
     let told = |name: &NodeName| {
         let node = observed.nodes.get(name);
-        node.is_some_and(|node| node.forgot.contains(id))
+        !world.nodes.contains_key(name) || node.is_some_and(|node| node.forgot.contains(id))
     };
     let left: Vec<NodeName> = forget
         .nodes

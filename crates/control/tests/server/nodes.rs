@@ -629,3 +629,100 @@ async fn a_new_leader_says_that_its_road_is_partial_until_it_heard_all() {
     let lost = cloud.client.nodes().await.unwrap().items;
     assert!(lost.iter().any(|node| node.state == NodeState::Lost));
 }
+
+fn with_volume(replicas: u32) -> model::compute::Service {
+    let mut db = service(replicas);
+    let size = Bytes::mebibytes(1);
+    db.volumes.insert(name("data"), Volume { size });
+    db
+}
+
+#[tokio::test]
+async fn a_lost_node_leaves_for_good_and_what_had_its_volume_there_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let mut nodes = cloud.three_nodes().await;
+    cloud
+        .apply(&apply_of(&[("web", service(3)), ("db", with_volume(1))]))
+        .await;
+    cloud.ready("web", 3).await;
+    let home = cloud.ready("db", 1).await[0].node.clone().unwrap();
+    let busy = cloud.client.remove_node(&home, false).await;
+    assert_eq!(code(busy), "node-in-use");
+    let unknown = "nobody".parse().unwrap();
+    assert_eq!(
+        code(cloud.client.remove_node(&unknown, false).await),
+        "not-found"
+    );
+
+    let leaving = nodes.iter_mut().find(|node| node.name == home).unwrap();
+    leaving.silence();
+    let would = until("it may leave", || async {
+        cloud.client.remove_node(&home, true).await.ok()
+    })
+    .await;
+    let removed = cloud.client.remove_node(&home, false).await.unwrap();
+    assert_eq!(removed.lost_volumes, would.lost_volumes);
+    assert!(would.dry_run && !removed.dry_run);
+    let lost: Vec<_> = removed.lost_volumes.iter().collect();
+    assert!(lost.len() == 1 && lost[0].service == name("db") && lost[0].slot == 0);
+    let listed = cloud.client.nodes().await.unwrap().items;
+    assert!(listed.iter().all(|node| node.name != home) && listed.len() == 2);
+
+    let expected = format!("volume on node {home}, which was removed");
+    let waits = |views: &[api::wire::InstanceView]| {
+        let db = views.iter().find(|view| view.service == name("db"));
+        let reason = db.and_then(|view| view.reason.as_ref());
+        let says_so = reason.is_some_and(|reason| reason.message.starts_with(&expected));
+        let web = views.iter().filter(|view| view.service == name("web"));
+        says_so && web.filter(|view| view.ready).count() == 3
+    };
+    cloud.ps_until("db waits and says for what", waits).await;
+    // With the certificate that it still has, it is told nothing.
+    let leaving = nodes.iter().find(|node| node.name == home).unwrap();
+    let db = "shop/db".parse().unwrap();
+    let values = leaving.client.secret_values(&home, &db).await;
+    assert_eq!(code(values.map(drop)), "not-placed-here");
+    let desired = leaving.client.watch_desired(&home).await;
+    assert_eq!(code(desired.map(drop)), "not-found");
+
+    let kind = api::wire::Kind::Services;
+    cloud
+        .client
+        .delete(&project(), kind, "db", true)
+        .await
+        .unwrap();
+    let gone = || async { cloud.client.rollout(&project(), &name("db")).await.err() };
+    until("nobody is waited for", gone).await;
+    cloud.apply(&apply_of(&[("db", with_volume(1))])).await;
+    let again = cloud.ready("db", 1).await;
+    assert_ne!(
+        again[0].node.as_ref(),
+        Some(&home),
+        "it starts without the old volume"
+    );
+    let audited = cloud.client.audit(100).await.unwrap().items;
+    let removal = audited.iter().find(|record| record.action == "node.remove");
+    assert_eq!(removal.unwrap().detail, ["volume of shop/db copy 0 lost"]);
+}
+
+#[tokio::test]
+async fn a_node_that_is_heard_leaves_cordoned_and_empty() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let [a, b, _c] = cloud.three_nodes().await;
+    assert_eq!(
+        code(cloud.client.remove_node(&a.name, false).await),
+        "node-in-use"
+    );
+    cloud.client.cordon(&a.name, true).await.unwrap();
+    assert_eq!(
+        code(b.client.remove_node(&a.name, false).await),
+        "not-permitted"
+    );
+    let removed = cloud.client.remove_node(&a.name, false).await.unwrap();
+    assert_eq!(removed.lost_volumes, []);
+    assert_eq!(cloud.client.nodes().await.unwrap().items.len(), 2);
+    cloud.apply(&apply_of(&[("web", service(2))])).await;
+    cloud.ready("web", 2).await;
+}

@@ -13,6 +13,13 @@ pub(super) fn volume_on_lost_node(home: &NodeName) -> Reason {
     Reason::new("volume-on-lost-node", format!("volume on lost node {home}"))
 }
 
+pub(super) fn volume_on_removed_node(home: &NodeName) -> Reason {
+    let message = format!(
+        "volume on node {home}, which was removed; to start without it, delete the service with its data and apply it again"
+    );
+    Reason::new("volume-on-removed-node", message)
+}
+
 pub(super) fn home_is_full(home: &NodeName, size: Capacity) -> Reason {
     let message = format!(
         "its volume is on node {home}, which has less than {} of memory free",

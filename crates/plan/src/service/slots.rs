@@ -44,10 +44,7 @@ fn hold_lost(step: &mut Step<'_>) {
             .find(|pending| pending.instance == placement.instance);
         let since = known.map_or(step.now.at, |pending| pending.since);
         step.pending.push(Pending {
-            reason: Reason::new(
-                "volume-on-lost-node",
-                format!("volume on lost node {}", placement.node),
-            ),
+            reason: step.cluster.without_home(&placement.node),
             instance: placement.instance,
             release: placement.release,
             slot: placement.slot,
