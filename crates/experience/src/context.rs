@@ -105,9 +105,7 @@ impl Globals {
             return ProjectName::new(name.as_str())
                 .map_err(|error| Failure::usage(error.to_string()));
         }
-        if let Ok(Some(manifest)) = deploy::find_manifest(None)
-            && let Ok(project) = deploy::project_of(&manifest, None)
-        {
+        if let Some(project) = self.named_project() {
             return Ok(project);
         }
         let mut projects = client.projects().await?.items;
@@ -125,6 +123,15 @@ impl Globals {
                 )))
             }
         }
+    }
+
+    /// The project that is named here: by option, or by the manifest.
+    pub fn named_project(&self) -> Option<ProjectName> {
+        if let Some(name) = &self.project {
+            return ProjectName::new(name.as_str()).ok();
+        }
+        let manifest = deploy::find_manifest(None).ok()??;
+        deploy::project_of(&manifest, None).ok()
     }
 
     /// The sockets of nodes that keep their data here: for when the servers are down.

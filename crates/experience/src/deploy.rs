@@ -33,8 +33,10 @@ pub struct Which {
 }
 
 impl Which {
-    fn file(&self) -> &Path {
-        self.path.as_deref().unwrap_or(&self.file)
+    /// The manifest itself, where a folder was named.
+    fn file(&self) -> Result<PathBuf, Failure> {
+        let path = self.path.as_ref().unwrap_or(&self.file).clone();
+        Ok(find_manifest(Some(path.clone()))?.unwrap_or(path))
     }
 }
 
@@ -299,11 +301,12 @@ fn secret_values(
 
 impl Check {
     pub fn run(self, _: &Globals) -> Result<u8, Failure> {
-        let manifest = read(self.which.file(), self.which.env.as_deref())?;
+        let file = self.which.file()?;
+        let manifest = read(&file, self.which.env.as_deref())?;
         for warning in &manifest.warnings {
             say(&format!("warning: {warning}"))?;
         }
-        let missing = missing_files(self.which.file(), &manifest);
+        let missing = missing_files(&file, &manifest);
         if !missing.is_empty() {
             return Err(Failure::failed(missing.join("\n")));
         }
@@ -341,8 +344,9 @@ fn missing_files(file: &Path, manifest: &Manifest) -> Vec<String> {
 impl Diff {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
-        let manifest = read(self.which.file(), self.which.env.as_deref())?;
-        let applied = apply(&client, &self.which, &manifest, &self.removal, true, false).await?;
+        let file = self.which.file()?;
+        let manifest = read(&file, self.which.env.as_deref())?;
+        let applied = apply(&client, &file, &manifest, &self.removal, true, false).await?;
         self.output.print(&applied, || describe(&applied))?;
         Ok(0)
     }
@@ -350,13 +354,13 @@ impl Diff {
 
 async fn apply(
     client: &Client,
-    which: &Which,
+    file: &Path,
     manifest: &Manifest,
     removal: &Removal,
     dry_run: bool,
     undo_rollback: bool,
 ) -> Result<wire::Applied, Failure> {
-    let mut apply = request(client, which.file(), manifest).await?;
+    let mut apply = request(client, file, manifest).await?;
     apply.prune = removal.prune;
     apply.delete_data = removal.delete_data;
     apply.undo_rollback = undo_rollback;
@@ -368,13 +372,14 @@ async fn apply(
 impl ApplyFile {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
-        let manifest = read(self.which.file(), self.which.env.as_deref())?;
+        let file = self.which.file()?;
+        let manifest = read(&file, self.which.env.as_deref())?;
         if self.removal.delete_data && !self.yes && !self.dry_run {
             assent("This deletes the data of what is removed. Go on?")?;
         }
         let applied = match apply(
             &client,
-            &self.which,
+            &file,
             &manifest,
             &self.removal,
             self.dry_run,
@@ -384,15 +389,7 @@ impl ApplyFile {
         {
             Err(failure) if failure.message.contains("[would-undo-rollback]") && !self.yes => {
                 assent(&format!("{}\nUndo it?", failure.message))?;
-                apply(
-                    &client,
-                    &self.which,
-                    &manifest,
-                    &self.removal,
-                    self.dry_run,
-                    true,
-                )
-                .await?
+                apply(&client, &file, &manifest, &self.removal, self.dry_run, true).await?
             }
             other => other?,
         };

@@ -14,7 +14,7 @@ use model::ids::ProjectName;
 use model::signals::{LogLine, Stream};
 
 use crate::failure::Failure;
-use crate::output::{Format, Output, say};
+use crate::output::{Output, one_of_many, say};
 use crate::{Globals, notice};
 
 /// How often a followed service is asked for new instances.
@@ -91,10 +91,13 @@ impl Source {
     }
 }
 
+/// A line that waits: its time, the order in which it came, its instance, and what it says.
+type Held = (Timestamp, u64, String, Stream, String);
+
 /// Puts the lines of several instances in the order of their times, as far as they come within [`HOLD`] of each other.
 #[derive(Default)]
 struct Sorter {
-    held: BinaryHeap<Reverse<(Timestamp, u64, String, Stream, String)>>,
+    held: BinaryHeap<Reverse<Held>>,
     count: u64,
 }
 
@@ -201,10 +204,10 @@ impl Logs {
 
     fn print(&self, name: &str, line: &LogLine, alone: bool) -> Result<(), Failure> {
         match self.output.output {
-            Some(Format::Json | Format::Yaml) => {
+            Some(format) => {
                 let mut value = serde_json::to_value(line).map_err(Failure::from_error)?;
                 value["instance"] = name.into();
-                say(&value.to_string())
+                say(&one_of_many(format, &value)?)
             }
             None => say(&text(name, line, alone)),
         }

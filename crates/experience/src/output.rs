@@ -40,6 +40,16 @@ impl Output {
     }
 }
 
+/// One value of a stream that goes on: a line of JSON, or a YAML document.
+pub fn one_of_many(format: Format, value: &impl Serialize) -> Result<String, Failure> {
+    match format {
+        Format::Json => serde_json::to_string(value).map_err(Failure::from_error),
+        Format::Yaml => serde_yaml_ng::to_string(value)
+            .map(|text| format!("---\n{}", text.trim_end()))
+            .map_err(Failure::from_error),
+    }
+}
+
 /// Prints to stdout; a reader that has gone is no failure.
 pub fn say(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();

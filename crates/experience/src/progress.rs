@@ -1,7 +1,7 @@
 //! Waiting, with something to look at: a live board on a terminal, plain lines elsewhere, then one screen.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -347,7 +347,8 @@ impl Board {
             Self::Plain { told } => {
                 for (name, (line, _)) in &now {
                     if told.get(name) != Some(line) {
-                        eprintln!("{name}: {line}");
+                        // A closed stderr is no reason to end.
+                        let _ = writeln!(std::io::stderr(), "{name}: {line}");
                     }
                 }
                 *told = now

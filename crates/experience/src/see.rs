@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::client::{Client, Error, Transport};
+use api::client::{Client, Transport};
 use api::wire::{self, InstanceView, Kind};
 use futures_util::StreamExt;
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use model::ids::{NodeName, ResourceName};
 use model::signals::{Event, Level};
 
 use crate::failure::Failure;
-use crate::output::{Output, age, dash, say, table, word};
+use crate::output::{Output, age, dash, one_of_many, say, table, word};
 use crate::{Globals, deploy, notice, operate};
 
 #[derive(Debug, clap::Args)]
@@ -43,7 +43,9 @@ impl Ps {
         };
         let mut instances = match listed {
             Ok(instances) => instances,
-            Err(failure) => from_nodes(globals).await.ok_or(failure)?,
+            // Only silence is made up for: a refusal stands.
+            Err(failure) if client.health().await.is_ok() => return Err(failure),
+            Err(failure) => self.ask_nodes(globals).await.ok_or(failure)?,
         };
         instances.retain(|instance| {
             self.service
@@ -54,6 +56,29 @@ impl Ps {
             .print(&instances, || instance_table(&instances))?;
         Ok(0)
     }
+
+    /// What the nodes of this machine say themselves, when the servers are down. `None` where no node answers either.
+    async fn ask_nodes(&self, globals: &Globals) -> Option<Vec<InstanceView>> {
+        let project = globals.named_project().filter(|_| !self.all);
+        let mut answered = false;
+        let mut instances = Vec::new();
+        for socket in globals.node_sockets() {
+            let client = Client::new(Transport::Unix(socket), None);
+            if let Ok(status) = client.get::<wire::NodeStatus>("/v1/status").await {
+                answered = true;
+                instances.extend(status.instances);
+            }
+        }
+        if answered {
+            notice("the server does not answer: this is what the nodes of this machine say");
+        }
+        instances.retain(|instance| {
+            project
+                .as_ref()
+                .is_none_or(|project| *project == instance.project)
+        });
+        answered.then_some(instances)
+    }
 }
 
 async fn every_instance(client: &Client) -> Result<Vec<InstanceView>, Failure> {
@@ -62,23 +87,6 @@ async fn every_instance(client: &Client) -> Result<Vec<InstanceView>, Failure> {
         all.extend(client.instances(&project).await?.items);
     }
     Ok(all)
-}
-
-/// What the nodes of this machine say themselves, when the servers are down. `None` where no node answers either.
-async fn from_nodes(globals: &Globals) -> Option<Vec<InstanceView>> {
-    let mut answered = false;
-    let mut instances = Vec::new();
-    for socket in globals.node_sockets() {
-        let client = Client::new(Transport::Unix(socket), None);
-        if let Ok(status) = client.get::<wire::NodeStatus>("/v1/status").await {
-            answered = true;
-            instances.extend(status.instances);
-        }
-    }
-    if answered {
-        notice("the server does not answer: this is what the nodes of this machine say");
-    }
-    answered.then_some(instances)
 }
 
 fn instance_table(instances: &[InstanceView]) -> String {
@@ -313,7 +321,7 @@ impl Events {
         while let Some(event) = stream.next().await {
             let event = event?;
             match self.output.output {
-                Some(_) => say(&serde_json::to_string(&event).map_err(Failure::from_error)?)?,
+                Some(format) => say(&one_of_many(format, &event)?)?,
                 None => say(&event_line(&event))?,
             }
         }
@@ -492,9 +500,4 @@ impl WhoAmI {
         })?;
         Ok(0)
     }
-}
-
-/// Whether an error says that no server answers.
-pub fn server_is_down(error: &Error) -> bool {
-    matches!(error, Error::Unreachable { .. })
 }

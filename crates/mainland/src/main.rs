@@ -102,12 +102,9 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Start(command) => command.run(globals).await,
         Command::Client(command) => command.run(&globals).await,
         Command::Completion { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "mainland",
-                &mut std::io::stdout(),
-            );
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "mainland", &mut script);
+            experience::output::say(String::from_utf8_lossy(&script).trim_end())?;
             Ok(0)
         }
         Command::Version => version(&globals).await,
@@ -117,11 +114,15 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
 }
 
 async fn version(globals: &Globals) -> Result<u8, Failure> {
-    println!("mainland {VERSION}");
+    experience::output::say(&format!("mainland {VERSION}"))?;
     if let Ok(client) = globals.client()
         && let Ok(server) = client.version().await
     {
-        println!("server   {} at {}", server.version, client.transport());
+        experience::output::say(&format!(
+            "server   {} at {}",
+            server.version,
+            client.transport()
+        ))?;
     }
     Ok(0)
 }

@@ -161,6 +161,8 @@ fn begin_daemon() {
         .with_ansi(false)
         .with_target(false)
         .with_max_level(tracing::Level::INFO)
+        // A full disk refuses the log; complaining of that on the same disk would end the thread.
+        .log_internal_errors(false)
         .init();
 }
 
