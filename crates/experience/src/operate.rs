@@ -272,15 +272,19 @@ impl Secret {
     }
 }
 
+/// As every kind of resource is listed: name and revision beside it.
+#[derive(serde::Deserialize)]
+struct ListedSecret {
+    spec: wire::SecretView,
+}
+
 impl SecretList {
     async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
         let path = format!("/v1/projects/{project}/secrets");
-        let secrets = client
-            .get::<wire::List<wire::SecretView>>(&path)
-            .await?
-            .items;
+        let listed = client.get::<wire::List<ListedSecret>>(&path).await?.items;
+        let secrets: Vec<_> = listed.into_iter().map(|listed| listed.spec).collect();
         let now = Timestamp::now();
         self.output.print(&secrets, || {
             let row = |secret: &wire::SecretView| {
