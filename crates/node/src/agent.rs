@@ -360,10 +360,12 @@ async fn hear_runtime(agent: Arc<Agent>, mut events: mpsc::Receiver<Event>) {
             },
             Happening::Exited(exit) => {
                 agent.with(|core| core.running.remove(&instance));
+                let last_words = crate::instances::last_words(&agent, &instance);
                 Input::Exited {
                     instance,
                     run,
                     exit,
+                    last_words,
                 }
             }
         };

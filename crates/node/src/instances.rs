@@ -8,8 +8,9 @@ use compute::runtime::{Adopted, Environment, Error, InstanceSpec};
 use model::compute::{Exit, ExitHow};
 use model::control::Reason;
 use model::ids::InstanceId;
-use model::signals::Level;
+use model::signals::{Level, Stream};
 use plan::agent::{Input, Run};
+use signals::logs::Reader;
 use tokio::sync::mpsc;
 
 use crate::agent::Agent;
@@ -17,6 +18,11 @@ use crate::core::{Core, Running};
 use crate::pause::Pause;
 use crate::prepare::{Doors, Failure, Secrets, gather, make_spec, place};
 use crate::{clock, layout};
+
+/// Lines in which last words are looked for.
+const LAST_LINES: usize = 20;
+/// Characters of them that are told.
+const LAST_WORDS_MAX: usize = 300;
 
 const REMOVE_TRIES: u32 = 5;
 
@@ -210,7 +216,17 @@ async fn ended_unheard(agent: &Arc<Agent>, id: &InstanceId, asked: Result<(), Er
         instance: id.clone(),
         run,
         exit,
+        last_words: last_words(agent, id),
     });
+}
+
+/// The last line that an instance wrote to stderr: most often why it ended.
+pub fn last_words(agent: &Agent, id: &InstanceId) -> Option<String> {
+    let folder = compute::instance::log_directory(&agent.layout.instance(id));
+    let batch = Reader::tail(&folder, LAST_LINES).ok()?.read_batch().ok()?;
+    let mut lines = batch.lines.into_iter().rev();
+    let said = lines.find(|line| line.stream == Stream::Stderr && !line.text.trim().is_empty())?;
+    Some(said.text.chars().take(LAST_WORDS_MAX).collect())
 }
 
 async fn remove(agent: &Arc<Agent>, id: &InstanceId) {

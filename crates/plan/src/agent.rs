@@ -105,6 +105,8 @@ pub enum Input {
         instance: InstanceId,
         run: Run,
         exit: Exit,
+        /// The last line that it wrote to stderr, if that is known.
+        last_words: Option<String>,
     },
     Probed {
         instance: InstanceId,

@@ -16,6 +16,8 @@ pub const MOST: Duration = Duration::from_secs(60);
 pub const HEALTHY: Duration = Duration::from_secs(60);
 /// This many exits in a row, each before [`HEALTHY`], are a crash loop.
 pub const CRASH_LOOP_FROM: u32 = 5;
+/// The code of its reason.
+pub const CRASH_LOOP: &str = "crash-loop";
 
 /// Exits in a row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +45,7 @@ impl Backoff {
         let next = seconds(wait);
         let (code, message) = match self.is_crash_loop() {
             true => (
-                "crash-loop",
+                CRASH_LOOP,
                 format!(
                     "crash loop: {ended}, {} times in a row, next start in {next}",
                     self.streak

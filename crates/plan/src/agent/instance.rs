@@ -247,7 +247,7 @@ impl Instance {
                 instance.address = Some(address);
                 instance.phase = Phase::Running;
             }
-            Adopted::Exited(exit) => instance.ended(exit, false, now, draw, outputs),
+            Adopted::Exited(exit) => instance.ended(exit, None, false, now, draw, outputs),
             Adopted::Absent if instance.has_finished() => instance.phase = Phase::Finished,
             // It waited for its needs in the life of the earlier agent.
             Adopted::Absent => instance.phase = Phase::BackingOff { until: now.instant },

@@ -141,6 +141,7 @@ impl Node {
             instance: id(name),
             run,
             exit: exit(how),
+            last_words: Some("no such luck".to_owned()),
         })
     }
 
@@ -420,6 +421,7 @@ fn what_is_told_of_an_earlier_run_is_ignored() {
         instance: id("web-1"),
         run: 1,
         exit: exit(ExitHow::Code { code: 1 }),
+        last_words: None,
     };
     assert_eq!(node.step(late), NOTHING);
     assert_eq!(node.sees("web-1"), InstanceState::Starting);
@@ -868,4 +870,22 @@ fn volumes_are_handed_on_when_who_held_them_has_ended() {
     node.drained("db-1");
     node.exited("db-1", ExitHow::Code { code: 0 });
     assert!(node.after_ms(1_000).contains(&"prepare db-2 1".to_owned()));
+}
+
+#[test]
+fn an_end_is_told_with_its_last_words_and_a_wanted_one_is_no_restart() {
+    let mut node = Node::serving(vec![desired("web-1")]);
+    node.exited("web-1", ExitHow::Code { code: 3 });
+    let report = node.state.report(&id("web-1")).unwrap();
+    let reason = report.reason.clone().unwrap();
+    assert_eq!(reason.detail, ["its last words: no such luck"]);
+    node.after_ms(1_000);
+    node.prepared("web-1", 2);
+    node.started("web-1", 2);
+    let restarts = |node: &Node| node.state.report(&id("web-1")).unwrap().restarts;
+    assert_eq!(restarts(&node), 1);
+    node.step(Input::StopAll);
+    node.drained("web-1");
+    node.exited("web-1", ExitHow::Signal { signal: 15 });
+    assert_eq!(restarts(&node), 0, "the end was wanted");
 }

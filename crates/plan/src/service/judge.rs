@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use model::compute::{Placement, Wanted};
+use model::compute::{ExitHow, Placement, Wanted};
 use model::control::{Reason, Rollout, RolloutPhase};
 use model::ids::{NodeName, ReleaseNumber};
 use model::signals::Level;
@@ -102,7 +102,7 @@ pub(super) fn judge(step: &Step<'_>, memory: &mut Memory, target: ReleaseNumber)
             if closer {
                 rollout.progressed_at = step.now.at;
             }
-            if is_overdue(step, memory, target) {
+            if is_overdue(step, memory, target) || is_looping(step, &rollout) {
                 let reason = why_bad(step, &rollout);
                 change(&mut rollout, RolloutPhase::Failed, reason, step.now.at);
             }
@@ -204,6 +204,19 @@ fn is_overdue(step: &Step<'_>, memory: &Memory, to: ReleaseNumber) -> bool {
     late && (unready(step, to).is_some() || !step.view.group.pending.is_empty())
 }
 
+/// A new instance ends again and again, and there is something to fall back to: more time would not mend it. One that could not be started may
+/// be its node's fault, and is tried elsewhere first.
+fn is_looping(step: &Step<'_>, rollout: &Rollout) -> bool {
+    let report = unready(step, rollout.to).and_then(|new| step.report(new));
+    rollout.from.is_some()
+        && report.is_some_and(|report| {
+            let exit = report.last_exit.as_ref().map(|exit| &exit.how);
+            let loops = |reason: &Reason| reason.code == backoff::CRASH_LOOP;
+            report.reason.as_ref().is_some_and(loops)
+                && !matches!(exit, Some(ExitHow::NotStarted { .. }))
+        })
+}
+
 fn unready<'s>(step: &'s Step<'_>, to: ReleaseNumber) -> Option<&'s Placement> {
     step.running()
         .find(|new| new.release == to && !step.is_ready(new) && !step.is_held(new))
@@ -213,10 +226,13 @@ fn why_bad(step: &Step<'_>, rollout: &Rollout) -> Reason {
     let within = step.spec(rollout.to).rollout.ready_within;
     let (what, detail) = match unready(step, rollout.to) {
         Some(new) => (
-            format!(
-                "{} on node {} was not ready within {within}",
-                new.instance, new.node
-            ),
+            match is_looping(step, rollout) {
+                true => format!("{} on node {} ends again and again", new.instance, new.node),
+                false => format!(
+                    "{} on node {} was not ready within {within}",
+                    new.instance, new.node
+                ),
+            },
             last_words(step, new),
         ),
         None => {
@@ -256,5 +272,11 @@ fn last_words(step: &Step<'_>, placement: &Placement) -> Vec<String> {
         .map(|exit| format!("last exit: {}", backoff::ended(&exit.how)));
     exit.into_iter()
         .chain(report.reason.as_ref().map(|reason| reason.message.clone()))
+        .chain(
+            report
+                .reason
+                .iter()
+                .flat_map(|reason| reason.detail.clone()),
+        )
         .collect()
 }

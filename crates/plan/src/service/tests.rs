@@ -17,6 +17,8 @@ struct World {
     releases: BTreeMap<ReleaseNumber, Service>,
     /// Releases whose instances never become ready.
     broken: BTreeSet<ReleaseNumber>,
+    /// What is broken also ends again and again.
+    looping: bool,
     /// Nodes where nothing can be started.
     failing: BTreeSet<NodeName>,
     /// Nodes that take their time: nothing becomes ready or goes.
@@ -50,6 +52,7 @@ impl World {
             silent: BTreeSet::new(),
             releases: BTreeMap::new(),
             broken: BTreeSet::new(),
+            looping: false,
             failing: BTreeSet::new(),
             slow: false,
             target: None,
@@ -210,6 +213,8 @@ impl World {
                     how: ExitHow::Code { code: 3 },
                     at: jiff::Timestamp::UNIX_EPOCH,
                 });
+                let reason = Reason::new(crate::backoff::CRASH_LOOP, "crash loop");
+                report.reason = self.looping.then_some(reason);
             } else {
                 report.state = InstanceState::Running;
                 report.ready = true;
@@ -422,6 +427,25 @@ fn a_release_that_does_not_become_ready_is_judged_bad() {
     );
     assert_eq!(world.fewest_ready, 3);
     assert_eq!(world.rollout.as_ref().unwrap().from, Some(ReleaseNumber(1)));
+}
+
+#[test]
+fn a_release_that_ends_again_and_again_is_judged_at_once() {
+    let mut world = World::new(service(3));
+    world.run(2);
+    world.broken.insert(ReleaseNumber(2));
+    world.looping = true;
+    world.release(service(3));
+    world.run(3);
+    assert_eq!(
+        (world.phase(), world.of_release(1)),
+        (RolloutPhase::Failed, 3)
+    );
+    let message = &world.rollout.as_ref().unwrap().reason.message;
+    assert!(
+        message.contains("ends again and again (last exit: exit code 3)"),
+        "{message}"
+    );
 }
 
 #[test]

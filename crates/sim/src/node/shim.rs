@@ -112,6 +112,7 @@ impl World {
                 instance: instance.clone(),
                 run,
                 exit: exit.clone(),
+                last_words: None,
             };
             self.tell_agent(delay, name, life, input);
         }

@@ -36,7 +36,7 @@ impl Instance {
             Input::NotStarted { run, error, .. } if run == self.run => {
                 if matches!(self.phase, Phase::Preparing | Phase::Starting) {
                     let how = ExitHow::NotStarted { error };
-                    self.ended(Exit { how, at: now.at }, stopping, now, draw, outputs);
+                    self.ended(Exit { how, at: now.at }, None, stopping, now, draw, outputs);
                 }
             }
             Input::Started {
@@ -49,8 +49,13 @@ impl Instance {
             Input::Suspended { run, suspended, .. } if run == self.run => {
                 self.suspended(suspended, now, outputs);
             }
-            Input::Exited { run, exit, .. } if run == self.run && self.has_process() => {
-                self.ended(exit, stopping, now, draw, outputs);
+            Input::Exited {
+                run,
+                exit,
+                last_words,
+                ..
+            } if run == self.run && self.has_process() => {
+                self.ended(exit, last_words, stopping, now, draw, outputs);
             }
             Input::Probed {
                 run,
@@ -202,6 +207,7 @@ impl Instance {
     pub(super) fn ended(
         &mut self,
         exit: Exit,
+        last_words: Option<String>,
         stopping: bool,
         now: Now,
         draw: &mut Draw,
@@ -221,6 +227,8 @@ impl Instance {
         if self.leaves(stopping) {
             self.phase = Phase::Stopped;
             self.reason = None;
+            // A start after this is no restart: the end was wanted.
+            self.history.starts = 0;
             let ended = backoff::ended(&exit.how);
             self.tell(
                 Level::Info,
@@ -238,7 +246,7 @@ impl Instance {
             self.reason = None;
             self.tell(Level::Info, Reason::new("finished", "finished"), outputs);
         } else {
-            self.back_off(&exit, uptime, now, draw, outputs);
+            self.back_off(&exit, last_words, uptime, now, draw, outputs);
         }
         outputs.push(Output::Remember {
             instance: self.desired.instance.clone(),
@@ -254,6 +262,7 @@ impl Instance {
     fn back_off(
         &mut self,
         exit: &Exit,
+        last_words: Option<String>,
         uptime: Duration,
         now: Now,
         draw: &mut Draw,
@@ -268,8 +277,10 @@ impl Instance {
             Some(cause),
         ) = (&self.phase, &self.reason)
         {
-            reason = reason.with_detail(vec![cause.message.clone()]);
+            reason.detail.push(cause.message.clone());
         }
+        let said = last_words.map(|line| format!("its last words: {line}"));
+        reason.detail.extend(said);
         self.phase = Phase::BackingOff {
             until: now.instant.after(wait),
         };
