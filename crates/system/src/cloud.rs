@@ -42,6 +42,8 @@ pub struct Cloud {
     pub directory: tempfile::TempDir,
     pub api: SocketAddr,
     pub gateway: SocketAddr,
+    /// Variables that `up`, and with it all that it starts, has beside those of the test.
+    pub environment: Vec<(String, String)>,
     manifest: Option<PathBuf>,
     zones: u32,
     up: Option<Child>,
@@ -102,6 +104,7 @@ impl Cloud {
             directory,
             api: free_address(),
             gateway: free_address(),
+            environment: Vec::new(),
             manifest,
             zones,
             up: None,
@@ -129,6 +132,7 @@ impl Cloud {
         command.args(["--gateway", &self.gateway.to_string()]);
         self.up = Some(
             command
+                .envs(self.environment.clone())
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
                 .stderr(log)

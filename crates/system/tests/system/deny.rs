@@ -49,6 +49,8 @@ fn an_undeclared_call_is_refused_by_the_door_and_by_the_port() {
         refused.contains("403") && refused.contains("needs: [web]"),
         "{refused}"
     );
+    // Whoever asks later is told who was refused what.
+    first.explained("web", &["refused", "needs: [web]"]);
     // Neither is the port of the instance itself.
     let web = first.cloud.ready("web").unwrap().remove(0).address.unwrap();
     let refused = ask(&first, "store", &format!("http://{web}/healthz"));

@@ -6,9 +6,27 @@ use std::time::Duration;
 
 use system::cloud::Cloud;
 use system::load::{Report, Running};
+use system::wait;
 
 /// Copies of each service are back within this after a fault.
 pub const BACK_WITHIN: Duration = Duration::from_secs(10);
+
+/// A machine that also builds may take its time to come to a reason.
+const EXPLAINED_WITHIN: Duration = Duration::from_secs(40);
+
+/// The example's page from a server that starts at once, without what stands behind it.
+pub const PAGE: &str = "
+project: first
+defaults: { cpu: 0.02, memory: 64Mi }
+services:
+  page:
+    run: [python3, -m, http.server, --bind, $HOST, $PORT]
+    files: ./front/pages
+    health: /
+    replicas: 2
+routes:
+  first.localhost/: page
+";
 
 /// Clouds take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -37,6 +55,13 @@ impl First {
             _copy: copy,
             _turn: turn,
         }
+    }
+
+    /// The example's folder with a manifest of the test's own: less to start.
+    pub fn with(zones: u32, manifest: &str) -> Self {
+        let first = Self::prepared(zones);
+        std::fs::write(first.folder.join("mainland.yaml"), manifest).unwrap();
+        first
     }
 
     /// The example on three zones, everything ready, a value stored.
@@ -80,6 +105,35 @@ impl First {
             .output()
             .unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// What the gateway answers for the page; the error in words when it does not.
+    pub fn page(&self) -> Result<String, String> {
+        let url = format!("http://{}/", self.cloud.gateway);
+        let words = ["-sS", "--fail", "--max-time", "10"];
+        let output = std::process::Command::new("curl")
+            .args(words)
+            .args(["-H", "Host: first.localhost", &url])
+            .output()
+            .map_err(|error| error.to_string())?;
+        match output.status.success() {
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// Waits until the reasons that are stored about a thing contain all of these words; all that was said.
+    pub fn explained(&self, subject: &str, words: &[&str]) -> String {
+        let look = || {
+            let said = self.cloud.say(&["explain", subject]);
+            let said = said.map_err(|error| error.to_string())?;
+            match words.iter().all(|word| said.contains(word)) {
+                true => Ok(said),
+                false => Err(said),
+            }
+        };
+        let what = format!("`explain {subject}` says {words:?}");
+        wait::until(&what, EXPLAINED_WITHIN, look).0
     }
 
     /// Replaces a text in the manifest.

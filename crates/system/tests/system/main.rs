@@ -4,7 +4,14 @@
 
 mod broken;
 mod change;
+mod clock;
+mod damage;
 mod deny;
+mod disk;
 mod faults;
 mod first;
+mod hidden;
+mod identity;
+mod reasons;
+mod secrets;
 mod separation;
