@@ -395,7 +395,9 @@ impl ApplyFile {
         };
         self.output.print(&applied, || describe(&applied))?;
         if self.wait && !self.dry_run {
-            return progress::until_ready(globals, &[manifest.project], self.timeout).await;
+            let subject =
+                progress::Subject::services(manifest.project, manifest.services.into_keys());
+            return progress::until_ready(globals, &[subject], self.timeout).await;
         }
         Ok(0)
     }

@@ -123,7 +123,7 @@ impl Command {
             Self::Whoami(command) => command.run(globals).await,
             Self::Doctor(command) => command.run(globals).await,
             Self::Schema => {
-                println!("{:#}", model::manifest::schema());
+                output::say(&format!("{:#}", model::manifest::schema()))?;
                 Ok(0)
             }
         }

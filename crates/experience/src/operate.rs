@@ -30,9 +30,13 @@ impl Waiting {
         &self,
         globals: &Globals,
         project: model::ids::ProjectName,
+        service: &ResourceName,
     ) -> Result<u8, Failure> {
         match self.wait {
-            true => progress::until_ready(globals, &[project], self.timeout).await,
+            true => {
+                let subject = progress::Subject::services(project, [service.clone()]);
+                progress::until_ready(globals, &[subject], self.timeout).await
+            }
             false => Ok(0),
         }
     }
@@ -57,7 +61,7 @@ impl Scale {
             "{} is to have {} copies, asked for by {}; `mainland delete scale {}` returns to the manifest's number",
             self.service, scale.replicas, scale.owner, self.service
         ))?;
-        self.waiting.run(globals, project).await
+        self.waiting.run(globals, project, &self.service).await
     }
 }
 
@@ -80,7 +84,7 @@ impl Restart {
             "{}: release {}: {}",
             released.service, released.release, released.consequence
         ))?;
-        self.waiting.run(globals, project).await
+        self.waiting.run(globals, project, &self.service).await
     }
 }
 
@@ -111,7 +115,7 @@ impl Rollback {
             "{}: release {}: {}",
             released.service, released.release, released.consequence
         ))?;
-        self.waiting.run(globals, project).await
+        self.waiting.run(globals, project, &self.service).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! Waiting, with something to look at: a live board on a terminal, plain lines elsewhere, then one screen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -44,7 +44,7 @@ impl Wait {
             }
         };
         let mut board = Board::new();
-        match wait(&client, &[project], deadline, &mut board).await? {
+        match wait(&client, &[Subject::all_of(project)], deadline, &mut board).await? {
             Outcome::Ready(_) => Ok(0),
             Outcome::NotReady(hindrances) => Err(not_ready(self.timeout, &hindrances)),
         }
@@ -66,16 +66,49 @@ pub async fn until_file(path: &Path, timeout: Duration) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits until all nodes and projects are ready, showing how far they are; then prints one screen with addresses.
+/// What is waited for.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    pub project: ProjectName,
+    /// `None`: all of the project's.
+    pub services: Option<BTreeSet<ResourceName>>,
+}
+
+impl Subject {
+    pub fn all_of(project: ProjectName) -> Self {
+        Self {
+            project,
+            services: None,
+        }
+    }
+
+    pub fn services(
+        project: ProjectName,
+        services: impl IntoIterator<Item = ResourceName>,
+    ) -> Self {
+        Self {
+            project,
+            services: Some(services.into_iter().collect()),
+        }
+    }
+
+    fn has(&self, service: &ResourceName) -> bool {
+        self.services
+            .as_ref()
+            .is_none_or(|services| services.contains(service))
+    }
+}
+
+/// Waits until all nodes and subjects are ready, showing how far they are; then prints one screen with addresses.
 pub async fn until_ready(
     globals: &Globals,
-    projects: &[ProjectName],
+    subjects: &[Subject],
     timeout: Duration,
 ) -> Result<u8, Failure> {
     let begin = Instant::now();
     let client = globals.client()?;
     let mut board = Board::new();
-    let outcome = wait(&client, projects, begin + timeout, &mut board).await;
+    let outcome = wait(&client, subjects, begin + timeout, &mut board).await;
     // Its lines are taken back before others follow.
     drop(board);
     match outcome? {
@@ -110,13 +143,13 @@ enum Outcome {
 
 async fn wait(
     client: &Client,
-    projects: &[ProjectName],
+    subjects: &[Subject],
     deadline: Instant,
     board: &mut Board,
 ) -> Result<Outcome, Failure> {
     let mut last = vec!["the server does not answer".to_owned()];
     loop {
-        match look(client, projects).await {
+        match look(client, subjects).await {
             Ok(world) => {
                 board.show(&world);
                 if let Some(failed) = failed_rollout(&world) {
@@ -152,14 +185,17 @@ impl IntoFailure for api::problem::Problem {
     }
 }
 
-async fn look(client: &Client, projects: &[ProjectName]) -> Result<World, api::client::Error> {
+async fn look(client: &Client, subjects: &[Subject]) -> Result<World, api::client::Error> {
     let mut world = World {
         nodes: client.nodes().await?.items,
         projects: Vec::new(),
     };
-    for project in projects {
-        let status = client.status(project).await?;
-        let instances = client.instances(project).await?.items;
+    for subject in subjects {
+        let mut status = client.status(&subject.project).await?;
+        let mut instances = client.instances(&subject.project).await?.items;
+        status.services.retain(|service| subject.has(&service.name));
+        status.routes.retain(|route| subject.has(&route.to));
+        instances.retain(|instance| subject.has(&instance.service));
         world.projects.push((status, instances));
     }
     Ok(world)
@@ -270,8 +306,7 @@ fn screen(globals: &Globals, world: &World, took: Duration) -> String {
         .nodes
         .iter()
         .filter(|node| node.role == NodeRole::Worker && node.state == NodeState::Ready);
-    let zones: std::collections::BTreeSet<_> =
-        workers.clone().map(|node| node.zone.to_string()).collect();
+    let zones: BTreeSet<_> = workers.clone().map(|node| node.zone.to_string()).collect();
     let zones: Vec<_> = zones.into_iter().collect();
     let mut text = format!(
         "\nReady in {:.2} s: {} nodes in zones {}\n",

@@ -357,21 +357,39 @@ pub struct Explain {
 impl Explain {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
-        let explanation = match self.subject.strip_prefix("node/") {
-            Some(node) => {
-                let node =
-                    NodeName::new(node).map_err(|error| Failure::usage(error.to_string()))?;
-                client.explain_node(&node).await?
-            }
-            None => {
-                let project = globals.project(&client).await?;
-                client.explain(&project, &self.subject).await?
-            }
-        };
+        let explanation = self.ask(globals, &client).await?;
         self.output.print(&explanation, || {
             explanation_text(&explanation, Timestamp::now())
         })?;
         Ok(0)
+    }
+
+    /// A name may be that of a node, and a route may be named without its path.
+    async fn ask(&self, globals: &Globals, client: &Client) -> Result<wire::Explanation, Failure> {
+        let node =
+            |name: &str| NodeName::new(name).map_err(|error| Failure::usage(error.to_string()));
+        if let Some(name) = self.subject.strip_prefix("node/") {
+            return Ok(client.explain_node(&node(name)?).await?);
+        }
+        let project = globals.project(client).await?;
+        let refusal = match client.explain(&project, &self.subject).await {
+            Ok(explanation) => return Ok(explanation),
+            Err(refusal) => refusal,
+        };
+        if refusal.code() == Some("not-found") {
+            if let Ok(explanation) = client
+                .explain(&project, &format!("{}/", self.subject))
+                .await
+            {
+                return Ok(explanation);
+            }
+            if let Ok(name) = node(&self.subject)
+                && let Ok(explanation) = client.explain_node(&name).await
+            {
+                return Ok(explanation);
+            }
+        }
+        Err(refusal.into())
     }
 }
 

@@ -91,6 +91,9 @@ fn list(root: &Path, limits: Limits) -> Result<Vec<PathBuf>, Error> {
         for entry in fs::read_dir(&full).map_err(read)? {
             let entry = entry.map_err(read)?;
             let path = folder.join(entry.file_name());
+            if is_left_out(&path) {
+                continue;
+            }
             if entry.file_type().map_err(read)?.is_dir() {
                 folders.push(path.clone());
             }
@@ -105,6 +108,12 @@ fn list(root: &Path, limits: Limits) -> Result<Vec<PathBuf>, Error> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+/// The manifest beside what it declares, and what git keeps: a change of either is no change of the program.
+fn is_left_out(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == ".git")
+        || path == Path::new(crate::deploy::MANIFEST)
 }
 
 struct Packer<'a> {

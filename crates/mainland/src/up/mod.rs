@@ -15,6 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use experience::Globals;
 use experience::failure::Failure;
+use experience::progress::Subject;
 use model::ids::ProjectName;
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
@@ -170,7 +171,7 @@ impl Up {
         let shown = async {
             // What does not become ready is said; the rest runs on.
             if let Err(failure) =
-                experience::progress::until_ready(globals, projects, self.timeout).await
+                experience::progress::until_ready(globals, &all_of(projects), self.timeout).await
             {
                 failure.print();
             }
@@ -232,8 +233,12 @@ impl Up {
             None => Vec::new(),
         };
         experience::progress::until_file(client_file, self.timeout).await?;
-        experience::progress::until_ready(globals, &projects, self.timeout).await
+        experience::progress::until_ready(globals, &all_of(&projects), self.timeout).await
     }
+}
+
+fn all_of(projects: &[ProjectName]) -> Vec<Subject> {
+    projects.iter().cloned().map(Subject::all_of).collect()
 }
 
 impl Down {

@@ -203,7 +203,7 @@ static SIZE: Form = Form {
     check: |text| match text.parse::<Bytes>() {
         Err(error) => Err(error.to_string()),
         Ok(size) if size < MEMORY_MIN => Err(format!(
-            "`{text}` is less than {MEMORY_MIN}: a unit is missing, such as in `128Mi`"
+            "`{text}` is less than {MEMORY_MIN}, the least that is of use; a size with its unit is written as `128Mi`"
         )),
         Ok(_) => Ok(()),
     },

@@ -270,8 +270,9 @@ fn last_words(step: &Step<'_>, placement: &Placement) -> Vec<String> {
         .last_exit
         .as_ref()
         .map(|exit| format!("last exit: {}", backoff::ended(&exit.how)));
-    exit.into_iter()
-        .chain(report.reason.as_ref().map(|reason| reason.message.clone()))
+    let now = report.reason.as_ref().map(|reason| reason.message.clone());
+    now.into_iter()
+        .chain(exit)
         .chain(
             report
                 .reason

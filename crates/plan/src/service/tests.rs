@@ -443,7 +443,7 @@ fn a_release_that_ends_again_and_again_is_judged_at_once() {
     );
     let message = &world.rollout.as_ref().unwrap().reason.message;
     assert!(
-        message.contains("ends again and again (last exit: exit code 3)"),
+        message.contains("ends again and again (crash loop)"),
         "{message}"
     );
 }

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::body::ResponseBody;
 use super::caller;
 use super::entrance::serve_http;
-use super::view::{View, missing_need};
+use super::view::{Caller, View, missing_need};
 use super::wire;
 use super::worker::Worker;
 use crate::problem::{Code, Problem};
@@ -110,11 +110,20 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
 fn at_port(view: &View, meant: SocketAddr, client: SocketAddr) -> Option<(Refusal, Protocol)> {
     let here = |address: &Address| matches!(address, Address::Tcp { address } if address.port() == meant.port());
     let local = view.local.values().find(|local| here(&local.address))?;
-    let (caller, why) = named(view, caller::owner(client, meant), &local.service);
-    let detail = format!(
-        "{why} (its own port {} is its proxy's to call)",
-        meant.port()
-    );
+    let owner = caller::owner(client, meant);
+    let permitted = |service: &ResourceId| {
+        let caller = Caller::Service(service.clone());
+        view.permits(&caller, &local.service).is_ok()
+    };
+    let declared = matches!(&owner, Ok(Some(uid)) if view.owners.get(uid).is_some_and(permitted));
+    let (caller, why) = named(view, owner, &local.service);
+    let port = meant.port();
+    let detail = match declared {
+        true => format!(
+            "port {port} is its proxy's to call: use the URL of the need, which balances and retries"
+        ),
+        false => format!("{why} (its own port {port} is its proxy's to call)"),
+    };
     let refusal = Refusal {
         caller,
         callee: local.service.clone(),

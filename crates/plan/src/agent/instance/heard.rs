@@ -14,6 +14,9 @@ use crate::agent::{Draw, Input, Output, Question};
 use crate::backoff;
 
 /// What happened to it.
+/// The signal that nothing outlives.
+const SIGKILL: i32 = 9;
+
 impl Instance {
     pub(in crate::agent) fn take(
         &mut self,
@@ -225,13 +228,24 @@ impl Instance {
                 }
             );
         if self.leaves(stopping) {
+            let killed = matches!(self.phase, Phase::Stopping { kill_at, .. } if now.instant >= kill_at)
+                && matches!(exit.how, ExitHow::Signal { signal: SIGKILL });
             self.phase = Phase::Stopped;
             self.reason = None;
             // A start after this is no restart: the end was wanted.
             self.history.starts = 0;
-            let ended = backoff::ended(&exit.how);
+            let (level, ended) = match killed {
+                true => (
+                    Level::Warning,
+                    format!(
+                        "did not end within {}, so it was killed",
+                        self.desired.spec.grace
+                    ),
+                ),
+                false => (Level::Info, backoff::ended(&exit.how)),
+            };
             self.tell(
-                Level::Info,
+                level,
                 Reason::new("stopped", format!("stopped: {ended}")),
                 outputs,
             );
