@@ -1,6 +1,8 @@
 //! How an agent begins: who it is, what earlier agents left, what it was last told.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,6 +31,9 @@ const RUNTIME_EVENTS_MAX: usize = 256;
 /// For the servers to say that what this node knows from its disk is old, before it is started again.
 const SERVERS_CHANCE: Duration = Duration::from_millis(500);
 
+/// Below the ports of doors. Another cloud on this machine may have the same block: then the next one is taken.
+const REFUSALS_PORTS: RangeInclusive<u16> = 7040..=7079;
+
 type Begun = (Arc<Agent>, Lock, mpsc::Receiver<Event>);
 
 pub async fn begin(options: Options) -> Result<Begun, Error> {
@@ -39,6 +44,9 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
         let ports = config.ports;
         let port = compute::port::pick(ports.first..=ports.last, ports.last, &BTreeSet::new());
         config.mesh.set_port(port.ok_or(Error::NoMeshPort(ports))?);
+    }
+    if config.refusals_port == 0 {
+        config.refusals_port = free_refusals_port(&config);
     }
     let token = options.given.join_token.as_deref();
     let identities = Identities::open(config.clone(), layout.clone(), options.clock, token).await?;
@@ -82,6 +90,13 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
         core: Mutex::new(core),
     };
     Ok((Arc::new(agent), lock, events))
+}
+
+/// Chosen once and kept, as the proxy outlives the agent and still listens there.
+fn free_refusals_port(config: &Config) -> u16 {
+    let is_free = |port: &u16| TcpListener::bind((config.mesh_block.first, *port)).is_ok();
+    let mut ports = REFUSALS_PORTS.rev();
+    ports.find(is_free).unwrap_or(*REFUSALS_PORTS.end())
 }
 
 fn detect_cgroups(limits: &mut Vec<String>) -> Option<cgroup::Cgroups> {

@@ -56,6 +56,9 @@ pub struct Config {
     pub capacity: Capacity,
     pub mesh: SocketAddr,
     pub mesh_block: Block,
+    /// Where the proxy answers who dialled an instance's own port, on the first address of the block. 0: not chosen yet.
+    #[serde(default)]
+    pub refusals_port: u16,
     pub ports: Ports,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<SocketAddr>,
@@ -271,6 +274,7 @@ fn first(given: &Given, machine: Capacity) -> Result<Config, Error> {
             .mesh
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
         mesh_block: given.mesh_block.unwrap_or_default(),
+        refusals_port: 0,
         ports: given.ports.unwrap_or_default(),
         gateway: None,
         labels: BTreeMap::new(),

@@ -15,9 +15,6 @@ use crate::doors::Doors;
 use crate::identity::NodeIdentity;
 use crate::options::Config;
 
-/// Where the proxy answers who dialled an instance's own port.
-const REFUSALS_PORT: u16 = 7079;
-
 /// Everything it is made of.
 pub struct Parts<'a> {
     pub generation: Generation,
@@ -63,7 +60,7 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
 
 /// The first address of the node's block, which is no door's.
 pub fn refusals(config: &Config) -> SocketAddr {
-    SocketAddr::from((config.mesh_block.first, REFUSALS_PORT))
+    SocketAddr::from((config.mesh_block.first, config.refusals_port))
 }
 
 fn local(instance: &Instance, enforce_uid: bool) -> Option<LocalInstance> {
