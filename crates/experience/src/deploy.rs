@@ -256,14 +256,19 @@ async fn upload(
     let Some(files) = &declared.files else {
         return Ok(None);
     };
-    // A lone executable keeps the name that `run` calls it by.
-    let name = run.first().filter(|first| *first == files).unwrap_or(files);
-    let name = if Path::new(name).is_absolute() || name.starts_with("..") {
-        Path::new(name)
+    // A lone executable keeps the name that `run` calls it by; any other lone file its own.
+    let alone = || {
+        Path::new(files)
             .file_name()
-            .map_or(name.clone(), |last| last.to_string_lossy().into_owned())
+            .map(|name| name.to_string_lossy().into_owned())
+    };
+    let called = run
+        .first()
+        .is_some_and(|first| first == files && !first.starts_with("..") && !first.starts_with('/'));
+    let name = if called {
+        files.clone()
     } else {
-        name.clone()
+        alone().unwrap_or_default()
     };
     let (limits, spool) = (artifact::Limits::default(), std::env::temp_dir());
     let made = artifact::make(&folder.join(files), &name, limits, &spool);

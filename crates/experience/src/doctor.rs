@@ -105,6 +105,11 @@ fn firewall() -> Finding {
         .iter()
         .any(|path| Path::new(path).exists());
     match found {
+        true if !rustix::process::geteuid().is_root() => finding(
+            "nftables",
+            Grade::Less,
+            "not root: the ports of instances stay open on loopback",
+        ),
         true => finding(
             "nftables",
             Grade::Good,

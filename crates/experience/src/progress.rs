@@ -308,10 +308,13 @@ fn screen(globals: &Globals, world: &World, took: Duration) -> String {
         .filter(|node| node.role == NodeRole::Worker && node.state == NodeState::Ready);
     let zones: BTreeSet<_> = workers.clone().map(|node| node.zone.to_string()).collect();
     let zones: Vec<_> = zones.into_iter().collect();
+    let plural = |count: usize| if count == 1 { "" } else { "s" };
+    let nodes = workers.count();
     let mut text = format!(
-        "\nReady in {:.2} s: {} nodes in zones {}\n",
+        "\nReady in {:.2} s: {nodes} node{} in zone{} {}\n",
         took.as_secs_f64(),
-        workers.count(),
+        plural(nodes),
+        plural(zones.len()),
         zones.join(", ")
     );
     let gateway = crate::context::gateway_port(globals);

@@ -20,10 +20,13 @@ use super::process::Identity;
 
 /// Nodes that one machine can pretend to be: each has a /20 of its own in 127.77.0.0/16, the edge the first.
 pub const ZONES_MAX: u32 = 9;
+/// `sun_path` without its final zero: unix(7).
+const SOCKET_PATH_MAX: usize = 107;
 /// Ports that each node hands to its instances.
 const PORTS_PER_NODE: u16 = 1000;
 const FIRST_PORT: u16 = 20_000;
 
+#[derive(Clone)]
 pub struct Layout {
     pub data: PathBuf,
 }
@@ -64,6 +67,13 @@ impl Layout {
 
     /// Makes the directories. Services run as users of their own, so all may pass through, and only the owner may list.
     pub fn create(&self) -> Result<()> {
+        let longest = self.data.join("nodes/edge/proxy.sock");
+        if longest.as_os_str().len() > SOCKET_PATH_MAX {
+            anyhow::bail!(
+                "the path {} is too long: a Unix socket's may have {SOCKET_PATH_MAX} bytes\n  remedy: choose a shorter one with --data-dir",
+                longest.display()
+            );
+        }
         for directory in [
             self.data.clone(),
             self.data.join("nodes"),

@@ -110,7 +110,10 @@ impl Up {
         let supervisor = process::start(start)?;
         let client_file = layout.client_file();
         tokio::select! {
-            outcome = self.until_ready(&globals, &client_file) => outcome,
+            outcome = self.until_ready(&globals, &client_file) => {
+                tell_limits(layout).await;
+                outcome
+            }
             () = supervisor.ended() => {
                 let said = std::fs::read_to_string(&log).unwrap_or_default();
                 let tail: Vec<&str> = said.lines().rev().take(20).collect();
@@ -139,7 +142,7 @@ impl Up {
         };
         let delivered = tokio::select! {
             delivered = begun => delivered,
-            () = &mut ending => { supervisor.stop().await; return Ok(0) }
+            () = &mut ending => { stop(&mut supervisor).await; return Ok(0) }
         };
         let projects = match delivered {
             Ok(projects) => projects,
@@ -157,7 +160,7 @@ impl Up {
             () = self.report(&globals, &projects, &mut supervisor) => {}
             () = &mut ending => {}
         }
-        supervisor.stop().await;
+        stop(&mut supervisor).await;
         Ok(0)
     }
 
@@ -168,12 +171,13 @@ impl Up {
         projects: &[ProjectName],
         supervisor: &mut Supervisor,
     ) {
+        let layout = supervisor.layout().clone();
         let shown = async {
             // What does not become ready is said; the rest runs on.
-            if let Err(failure) =
-                experience::progress::until_ready(globals, &all_of(projects), self.timeout).await
+            match experience::progress::until_ready(globals, &all_of(projects), self.timeout).await
             {
-                failure.print();
+                Ok(_) => tell_limits(&layout).await,
+                Err(failure) => failure.print(),
             }
         };
         tokio::join!(shown, supervisor.watch());
@@ -237,6 +241,18 @@ impl Up {
     }
 }
 
+/// ctrl-C is answered at once, though the end takes a moment.
+async fn stop(supervisor: &mut Supervisor) {
+    experience::notice("stopping: instances leave the road, then the machine");
+    supervisor.stop().await;
+}
+
+async fn tell_limits(layout: &Layout) {
+    for limit in Supervisor::limits(layout).await {
+        experience::notice(&limit);
+    }
+}
+
 fn all_of(projects: &[ProjectName]) -> Vec<Subject> {
     projects.iter().cloned().map(Subject::all_of).collect()
 }
@@ -261,7 +277,12 @@ impl Down {
         }
         match state.supervisor.clone().filter(Identity::alive) {
             Some(supervisor) => {
-                supervisor.signal(Signal::TERM);
+                supervisor.signal(Signal::TERM).with_context(|| {
+                    format!(
+                        "`up` (pid {}) can't be told to end: run `mainland down` as its user",
+                        supervisor.pid
+                    )
+                })?;
                 let ended = tokio::time::timeout(STOP_TIMEOUT * 2, supervisor.ended()).await;
                 if ended.is_err() {
                     return Err(Failure::from(anyhow::anyhow!(

@@ -41,16 +41,18 @@ impl Identity {
         Self::of(self.pid).as_ref() == Some(self)
     }
 
-    pub fn signal(&self, signal: Signal) {
+    /// Refused for a process of another user. One that has ended needs no signal.
+    pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {
-            return;
+            return Ok(());
         };
         // A pidfd taken before the identity is checked can't come to mean another process.
         let Ok(fd) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else {
-            return;
+            return Ok(());
         };
-        if self.alive() {
-            let _ = rustix::process::pidfd_send_signal(fd, signal);
+        match self.alive() {
+            true => rustix::process::pidfd_send_signal(fd, signal),
+            false => Ok(()),
         }
     }
 
@@ -141,7 +143,7 @@ mod tests {
             !other.alive(),
             "the same pid with another start is another process"
         );
-        identity.signal(Signal::KILL);
+        identity.signal(Signal::KILL).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -1,6 +1,6 @@
 //! Starting, adopting, watching and ending the processes of one machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,7 @@ impl Supervisor {
 
     /// Starts what does not run: the server, the edge, the nodes. Returns when the API answers and every node has been started.
     pub async fn begin(&mut self, globals: &Globals) -> Result<()> {
+        self.gateway_is_free()?;
         self.save()?;
         if !self.processes.contains_key(SERVER) {
             let _ = std::fs::remove_file(self.layout.client_file());
@@ -98,6 +99,41 @@ impl Supervisor {
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
+    }
+
+    /// Told before anything is started: the proxy, which will listen there, has nobody to tell.
+    fn gateway_is_free(&self) -> Result<()> {
+        let proxy = self.layout.node(EDGE).join("proxy.sock");
+        if process::listening_on(&proxy).is_some() {
+            return Ok(());
+        }
+        let gateway = self.state.gateway;
+        let remedy = "remedy: choose another address with --gateway";
+        match std::net::TcpListener::bind(gateway) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                bail!(
+                    "the gateway's address {gateway} is taken by another program\n  {remedy}, or stop that program"
+                )
+            }
+            Err(error) => bail!("the gateway can't listen on {gateway}: {error}\n  {remedy}"),
+        }
+    }
+
+    /// What the nodes of this machine can't enforce, each said once.
+    pub async fn limits(layout: &Layout) -> BTreeSet<String> {
+        let mut limits = BTreeSet::new();
+        for name in layout.known_nodes() {
+            let client = Client::new(Transport::Unix(layout.node_socket(&name)), None);
+            if let Ok(status) = client.get::<wire::NodeStatus>("/v1/status").await {
+                limits.extend(status.limits);
+            }
+        }
+        limits
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     fn plans(&self) -> Result<Vec<NodePlan>> {
@@ -142,7 +178,8 @@ impl Supervisor {
             words,
             environment,
             log: &log,
-        })?;
+        })
+        .with_context(|| self.last_words(name))?;
         self.processes.insert(name.to_owned(), identity);
         if name == SERVER {
             self.save()?;
@@ -214,6 +251,9 @@ impl Supervisor {
             "agent".to_owned(),
             "--data-dir".to_owned(),
             directory.display().to_string(),
+            // The record of where it dialled may be older than the server's address.
+            "--server".to_owned(),
+            self.state.nodes.to_string(),
         ];
         if name == EDGE {
             words.extend(["--gateway".to_owned(), self.state.gateway.to_string()]);
@@ -328,17 +368,17 @@ async fn stop_node(socket: PathBuf, identity: Identity) {
         .await
         .is_err()
     {
-        identity.signal(Signal::KILL);
+        let _ = identity.signal(Signal::KILL);
     }
 }
 
 async fn end(identity: &Identity) {
-    identity.signal(Signal::TERM);
+    let _ = identity.signal(Signal::TERM);
     if tokio::time::timeout(super::STOP_TIMEOUT, identity.ended())
         .await
         .is_err()
     {
-        identity.signal(Signal::KILL);
+        let _ = identity.signal(Signal::KILL);
     }
 }
 
