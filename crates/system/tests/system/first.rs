@@ -17,7 +17,7 @@ const EXPLAINED_WITHIN: Duration = Duration::from_secs(40);
 /// The example's page from a server that starts at once, without what stands behind it.
 pub const PAGE: &str = "
 project: first
-defaults: { cpu: 0.02, memory: 64Mi }
+defaults: { cpu: 0.2, memory: 64Mi }
 services:
   page:
     run: [python3, -m, http.server, --bind, $HOST, $PORT]
@@ -72,7 +72,8 @@ impl First {
         first
     }
 
-    fn store_value(&self) {
+    /// Stores the value that the loads ask for.
+    pub fn store_value(&self) {
         let url = format!("http://{}/set?key=kept", self.cloud.gateway);
         let status = std::process::Command::new("curl")
             .args([
