@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! DATA/client.json      address and token for the owner's CLI, written by the server
-//! DATA/up.lock          held while a supervisor lives
-//! DATA/up.json          its addresses, and which processes are supervisor and server, so that a later `up` adopts them
+//! DATA/up.lock          held while a supervisor lives; says which process it is
+//! DATA/up.json          its addresses, and which process is the server, so that a later `up` adopts them
 //! DATA/server/          the server's own
 //! DATA/nodes/a/         node a's own: no other process reads it
 //! DATA/nodes/edge/      the front door's own
@@ -37,6 +37,11 @@ impl Layout {
     }
     pub fn lock(&self) -> PathBuf {
         self.data.join("up.lock")
+    }
+    /// The supervisor that lives.
+    pub fn supervisor(&self) -> Option<Identity> {
+        let identity: Identity = serde_json::from_slice(&std::fs::read(self.lock()).ok()?).ok()?;
+        identity.alive().then_some(identity)
     }
     pub fn state(&self) -> PathBuf {
         self.data.join("up.json")
@@ -102,7 +107,6 @@ pub struct State {
     /// Where nodes dial the server.
     pub nodes: SocketAddr,
     pub gateway: SocketAddr,
-    pub supervisor: Option<Identity>,
     pub server: Option<Identity>,
 }
 

@@ -8,6 +8,7 @@ mod layout;
 mod process;
 mod supervisor;
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -199,13 +200,11 @@ impl Up {
             None => free_loopback_address()?,
         };
         let server = old.and_then(|old| old.server);
-        let supervisor = Identity::of(std::process::id());
         Ok(State {
             zones,
             api,
             nodes,
             gateway,
-            supervisor,
             server,
         })
     }
@@ -262,46 +261,29 @@ impl Down {
         let layout = Layout {
             data: globals.data_dir(),
         };
-        let Some(state) = State::load(&layout.state()) else {
-            println!(
+        let supervisor = layout.supervisor();
+        let state = State::load(&layout.state());
+        if supervisor.is_none() && state.is_none() {
+            experience::output::say(&format!(
                 "Nothing runs here: there is no {}.",
                 layout.state().display()
-            );
+            ))?;
             return Ok(0);
-        };
+        }
         if self.delete_data && !self.yes {
             experience::assent(&format!(
                 "This deletes all data in {}. Go on?",
                 layout.data.display()
             ))?;
         }
-        match state.supervisor.clone().filter(Identity::alive) {
-            Some(supervisor) => {
-                supervisor.signal(Signal::TERM).with_context(|| {
-                    format!(
-                        "`up` (pid {}) can't be told to end: run `mainland down` as its user",
-                        supervisor.pid
-                    )
-                })?;
-                let ended = tokio::time::timeout(STOP_TIMEOUT * 2, supervisor.ended()).await;
-                if ended.is_err() {
-                    return Err(Failure::from(anyhow::anyhow!(
-                        "`up` (pid {}) does not end",
-                        supervisor.pid
-                    )));
-                }
+        match (supervisor, state) {
+            (Some(supervisor), _) => end_supervisor(&supervisor).await?,
+            (None, Some(state)) => {
+                Supervisor::new(layout.clone(), state, current_binary()?)
+                    .stop()
+                    .await
             }
-            None => {
-                Supervisor::new(
-                    Layout {
-                        data: layout.data.clone(),
-                    },
-                    state,
-                    current_binary()?,
-                )
-                .stop()
-                .await
-            }
+            (None, None) => {}
         }
         if self.delete_data {
             std::fs::remove_dir_all(&layout.data)
@@ -317,6 +299,15 @@ impl Down {
         );
         Ok(0)
     }
+}
+
+async fn end_supervisor(supervisor: &Identity) -> Result<()> {
+    let pid = supervisor.pid;
+    supervisor.signal(Signal::TERM).with_context(|| {
+        format!("`up` (pid {pid}) can't be told to end: run `mainland down` as its user")
+    })?;
+    let ended = tokio::time::timeout(STOP_TIMEOUT * 2, supervisor.ended()).await;
+    ended.with_context(|| format!("`up` (pid {pid}) does not end"))
 }
 
 impl Start {
@@ -351,11 +342,15 @@ fn take_lock(layout: &Layout) -> Result<std::fs::File> {
         .open(&path)
         .with_context(|| format!("{} can't be opened", path.display()))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            let identity = serde_json::to_vec(&Identity::of(std::process::id()))?;
+            file.set_len(0)
+                .and_then(|()| (&file).write_all(&identity))
+                .with_context(|| format!("{} can't be written", path.display()))?;
+            Ok(file)
+        }
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let pid = State::load(&layout.state())
-                .and_then(|state| state.supervisor)
-                .map(|id| id.pid);
+            let pid = layout.supervisor().map(|id| id.pid);
             let who = pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
             bail!(
                 "another `mainland up`{who} runs with the data directory {}\n  remedy: `mainland apply` changes what it runs, `mainland down` ends it, --data-dir starts one apart",

@@ -347,7 +347,6 @@ impl Supervisor {
             end(server).await;
         }
         self.processes.clear();
-        self.state.supervisor = None;
         if let Err(error) = self.save() {
             experience::notice(&format!("{error:#}"));
         }
