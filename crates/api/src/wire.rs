@@ -324,6 +324,9 @@ pub struct ServiceStatus {
     /// Instances by zone, ready ones only.
     pub zones: BTreeMap<ZoneName, u32>,
     pub release: Option<ReleaseNumber>,
+    /// The older release that serves in place of `release`, whose rollout was judged bad.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<ReleaseNumber>,
     pub rollout: Option<Rollout>,
     pub scale: Option<Scale>,
     pub external: bool,
@@ -351,7 +354,11 @@ pub struct ReleaseView {
     pub origin: ReleaseOrigin,
     pub diff: Vec<String>,
     pub digest: Option<Digest>,
+    /// It is what should serve.
     pub current: bool,
+    /// Its rollout was judged bad.
+    #[serde(default)]
+    pub failed: bool,
 }
 
 /// `GET /v1/projects/{project}/explain/{subject}`: the stored reasons, newest decision first. The subject is a service, instance or route;

@@ -7,7 +7,8 @@
 //! | [`output`] | tables for people, JSON and YAML for programs |
 //! | [`deploy`] | `check`, `diff`, `apply`, `delete`: manifest in, consequences out |
 //! | [`artifact`] | what `run` names, as bytes with a digest, uploaded |
-//! | [`see`] | `ps`, `nodes`, `status`, `get`, `events`, `explain`, `releases`, `rollout` |
+//! | [`see`] | `ps`, `nodes`, `status`, `get`, `events`, `explain` |
+//! | [`releases`] | `releases`, `rollout` |
 //! | [`logs`] | the output of instances, merged |
 //! | [`exec`] | a command beside an instance, with a terminal |
 //! | [`operate`] | `scale`, `restart`, `rollback`, `secret`, `cordon`, `leave`, `nodes release` |
@@ -26,6 +27,7 @@ pub mod logs;
 pub mod operate;
 pub mod output;
 pub mod progress;
+pub mod releases;
 pub mod see;
 
 use std::io::{IsTerminal, Write};
@@ -67,9 +69,9 @@ pub enum Command {
     Restart(operate::Restart),
     /// How a change rolls out
     #[command(subcommand)]
-    Rollout(see::Rollout),
+    Rollout(releases::Rollout),
     /// List the releases of a service
-    Releases(see::Releases),
+    Releases(releases::Releases),
     /// Return to an earlier release
     Rollback(operate::Rollback),
     /// Wait until everything is ready

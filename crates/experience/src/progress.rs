@@ -291,11 +291,8 @@ fn failed_rollout(world: &World) -> Option<String> {
     let (service, rollout) = failed
         .into_iter()
         .find(|(_, rollout)| rollout.phase == RolloutPhase::Failed)?;
-    let old = rollout.from.map_or(String::new(), |from| {
-        format!("; release {from} goes on serving")
-    });
     Some(format!(
-        "{}: release {} failed: {}{old} [rollout-failed]",
+        "{}: release {} failed: {} [rollout-failed]",
         service.name, rollout.to, rollout.reason
     ))
 }

@@ -1,6 +1,4 @@
-//! `ps`, `nodes`, `status`, `get`, `events`, `explain`, `releases`, `rollout`, `whoami`.
-
-use std::time::Duration;
+//! `ps`, `nodes`, `status`, `get`, `events`, `explain`, `whoami`.
 
 use api::client::{Client, Transport};
 use api::wire::{self, InstanceView, Kind};
@@ -212,7 +210,7 @@ pub fn status_text(status: &wire::ProjectStatus) -> String {
             service.name.to_string(),
             ready,
             zones.join(" "),
-            dash(&service.release),
+            release_column(service),
             rollout,
             note(service),
         ]
@@ -244,6 +242,14 @@ pub fn status_text(status: &wire::ProjectStatus) -> String {
         text.push_str(&format!("\n! {reason}"));
     }
     text
+}
+
+/// `3`, or `3 (2 serves)` where the newer one was judged bad.
+fn release_column(service: &wire::ServiceStatus) -> String {
+    let serving = service
+        .serving
+        .map_or(String::new(), |serving| format!(" ({serving} serves)"));
+    dash(&service.release) + &serving
 }
 
 fn note(service: &wire::ServiceStatus) -> String {
@@ -408,100 +414,6 @@ fn explanation_text(explanation: &wire::Explanation, now: Timestamp) -> String {
         }
     }
     text
-}
-
-#[derive(Debug, clap::Args)]
-pub struct Releases {
-    service: ResourceName,
-    #[command(flatten)]
-    output: Output,
-}
-
-impl Releases {
-    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        let client = globals.client()?;
-        let project = globals.project(&client).await?;
-        let releases = client.releases(&project, &self.service).await?.items;
-        let now = Timestamp::now();
-        self.output.print(&releases, || {
-            let row = |release: &wire::ReleaseView| {
-                let origin = match &release.origin {
-                    model::compute::ReleaseOrigin::Apply => "apply".to_owned(),
-                    model::compute::ReleaseOrigin::Restart => "restart".to_owned(),
-                    model::compute::ReleaseOrigin::Rollback { to } => format!("rollback to {to}"),
-                };
-                let mark = if release.current { "*" } else { "" };
-                [
-                    format!("{}{mark}", release.number),
-                    age(release.at, now),
-                    release.author.to_string(),
-                    origin,
-                    release.diff.join("; "),
-                ]
-            };
-            table(
-                ["RELEASE", "AGE", "AUTHOR", "BY", "CHANGE"],
-                releases.iter().map(row),
-            )
-        })?;
-        Ok(0)
-    }
-}
-
-#[derive(Debug, clap::Subcommand)]
-pub enum Rollout {
-    /// How the newest release of a service rolls out
-    Status(RolloutStatus),
-}
-
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Exit code 1 if the rollout failed.\n\nExample:\n  mainland rollout status web --wait"
-)]
-pub struct RolloutStatus {
-    service: ResourceName,
-    /// Wait until it is done or failed
-    #[arg(short, long)]
-    wait: bool,
-    #[command(flatten)]
-    output: Output,
-}
-
-/// Between looks at a rollout.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-
-impl Rollout {
-    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        let Self::Status(command) = self;
-        let client = globals.client()?;
-        let project = globals.project(&client).await?;
-        let rollout = loop {
-            let rollout = client.rollout(&project, &command.service).await?;
-            let rolling = rollout.phase == model::control::RolloutPhase::Rolling;
-            if !(command.wait && rolling) {
-                break rollout;
-            }
-            tokio::time::sleep(LOOK_INTERVAL).await;
-        };
-        command.output.print(&rollout, || {
-            let detail: String = rollout
-                .reason
-                .detail
-                .iter()
-                .map(|line| format!("  {line}\n"))
-                .collect();
-            format!(
-                "{} to release {}: {}: {}\n{detail}",
-                command.service,
-                rollout.to,
-                word(&rollout.phase),
-                rollout.reason
-            )
-        })?;
-        Ok(u8::from(
-            rollout.phase == model::control::RolloutPhase::Failed,
-        ))
-    }
 }
 
 #[derive(Debug, clap::Args)]

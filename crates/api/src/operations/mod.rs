@@ -1,5 +1,9 @@
 //! Every operation as data: the OpenAPI document comes from it, and the server's tests check that each has a handler.
 
+mod openapi;
+
+pub use openapi::openapi;
+
 use http::Method;
 use model::boundary::AuditRecord;
 use model::compute::{Release, Scale, Service};
@@ -7,9 +11,8 @@ use model::control::{Heartbeat, HeartbeatAnswer, NodeDesired, Rollout};
 use model::ids::ProjectName;
 use model::signals::{Event, LogLine};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::problem::Problem;
 use crate::wire;
 
 /// One operation of the API.
@@ -73,11 +76,13 @@ fn keyed(operation: Operation) -> Operation {
 pub fn all() -> Vec<Operation> {
     let mut all = about();
     all.extend(of_projects());
+    all.extend(of_resources());
     all.extend(of_keys());
     all.extend(of_services());
     all.extend(of_instances());
     all.extend(of_nodes());
     all.extend(for_nodes());
+    all.extend(of_heartbeats());
     all
 }
 
@@ -137,7 +142,6 @@ fn about() -> Vec<Operation> {
 
 fn of_projects() -> Vec<Operation> {
     use Shape::Nothing;
-    let changes = json_of::<Vec<wire::Change>>;
     vec![
         operation(
             "listProjects",
@@ -160,7 +164,7 @@ fn of_projects() -> Vec<Operation> {
             Method::DELETE,
             "/v1/projects/{project}",
             Nothing,
-            changes(),
+            json_of::<Vec<wire::Change>>(),
             "Remove all of a project",
         ),
         operation(
@@ -187,6 +191,12 @@ fn of_projects() -> Vec<Operation> {
             json_of::<wire::Explanation>(),
             "Why a thing is as it is",
         ),
+    ]
+}
+
+fn of_resources() -> Vec<Operation> {
+    use Shape::Nothing;
+    vec![
         operation(
             "listResources",
             Method::GET,
@@ -216,7 +226,7 @@ fn of_projects() -> Vec<Operation> {
             Method::DELETE,
             "/v1/projects/{project}/{kind}/{name}",
             Nothing,
-            changes(),
+            json_of::<Vec<wire::Change>>(),
             "Remove a resource; data stays without `?delete_data=true`",
         ),
         operation(
@@ -465,6 +475,12 @@ fn for_nodes() -> Vec<Operation> {
             json_of::<wire::SecretValues>(),
             "Secrets of a service placed there",
         ),
+    ]
+}
+
+fn of_heartbeats() -> Vec<Operation> {
+    use Shape::Nothing;
+    vec![
         operation(
             "heartbeat",
             Method::POST,
@@ -490,78 +506,6 @@ fn for_nodes() -> Vec<Operation> {
             "Upgrade to `mainland-tunnel`: HTTP/2 on which the server asks and the node answers",
         ),
     ]
-}
-
-/// The OpenAPI 3.1 document of all operations.
-pub fn openapi() -> Value {
-    let settings = schemars::generate::SchemaSettings::draft2020_12()
-        .with(|settings| settings.definitions_path = "/components/schemas".into());
-    let mut generator = settings.into_generator();
-    let mut paths = serde_json::Map::new();
-    for operation in all() {
-        // OpenAPI knows no parameter of several segments.
-        let path = operation.path.replace("{*", "{");
-        let item = paths.entry(path).or_insert_with(|| json!({}));
-        let method = operation.method.as_str().to_ascii_lowercase();
-        item[method] = described(&operation, &mut generator);
-    }
-    let problem = generator.subschema_for::<Problem>();
-    let schemas = generator.take_definitions(true);
-    json!({
-        "openapi": "3.1.0",
-        "info": { "title": "Mainland", "version": "v1", "license": { "name": "Apache-2.0" } },
-        "security": [{ "bearer": [] }],
-        "paths": paths,
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer" } },
-            "responses": { "Problem": {
-                "description": "What went wrong, and how to mend it",
-                "content": { "application/problem+json": { "schema": problem } },
-            } },
-        },
-    })
-}
-
-fn described(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
-    let mut parameters: Vec<Value> = path_parameters(operation.path)
-        .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
-        .collect();
-    if operation.keyed {
-        parameters.push(json!({
-            "name": "Idempotency-Key", "in": "header", "required": true, "schema": { "type": "string", "maxLength": 255 },
-        }));
-    }
-    let mut described = json!({
-        "operationId": operation.id,
-        "summary": operation.summary,
-        "parameters": parameters,
-        "responses": {
-            "200": { "description": "Done", "content": content(&operation.answers, generator) },
-            "default": { "$ref": "#/components/responses/Problem" },
-        },
-    });
-    if !matches!(operation.asks, Shape::Nothing) {
-        described["requestBody"] =
-            json!({ "required": true, "content": content(&operation.asks, generator) });
-    }
-    described
-}
-
-fn path_parameters(path: &str) -> impl Iterator<Item = &str> {
-    path.split('/')
-        .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
-        .map(|name| name.trim_start_matches('*'))
-}
-
-fn content(shape: &Shape, generator: &mut SchemaGenerator) -> Value {
-    match shape {
-        Shape::Nothing => json!({}),
-        Shape::Json(schema) => json!({ "application/json": { "schema": schema(generator) } }),
-        Shape::Lines(schema) => json!({ "application/x-ndjson": { "schema": schema(generator) } }),
-        Shape::Bytes => json!({ "application/octet-stream": {} }),
-        Shape::Frames => json!({ "application/vnd.mainland.frames": {} }),
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,386 @@
+//! One connection to a server or a node, and typed methods on it.
+//!
+//! HTTP/2, so that calls and watches share one connection. It is made when first needed and made anew when it broke. A call that surely did
+//! not begin says [`Error::Unreachable`]; one that may have had its effect says [`Error::Unknown`].
+
+mod nodes;
+mod people;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Mutex;
+
+use crate::problem::Problem;
+use crate::stream::{self, BoxStream};
+
+/// Until the head of an answer is there. A body may take longer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection with calls on it is pinged this often, and given up when no answer came for [`PING_TIMEOUT`].
+const PING_INTERVAL: Duration = Duration::from_millis(500);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest body that is read whole.
+const BODY_MAX_BYTES: usize = 64 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing was sent.
+    #[error("{address} can't be reached: {cause}")]
+    Unreachable { address: String, cause: String },
+    /// It was sent, and no whole answer came.
+    #[error("the answer of {address} did not come: {cause}; whether it was done is not known")]
+    Unknown { address: String, cause: String },
+    /// The server refused, or failed and said so.
+    #[error("{0}")]
+    Refused(Box<Problem>),
+    #[error("{address} answered what is not expected: {cause}")]
+    Malformed { address: String, cause: String },
+}
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(Box::new(problem))
+    }
+}
+
+impl Error {
+    /// The problem's code, if the server sent one.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused(problem) => Some(&problem.code),
+            _ => None,
+        }
+    }
+}
+
+/// How to get there.
+#[derive(Clone)]
+pub enum Transport {
+    /// Loopback only: nothing is encrypted.
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+    Tls {
+        address: SocketAddr,
+        config: Arc<rustls::ClientConfig>,
+        name: rustls_pki_types::ServerName<'static>,
+    },
+}
+
+impl std::fmt::Display for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tls { address, .. } => write!(f, "https://{address}"),
+        }
+    }
+}
+
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+impl Transport {
+    /// Connects; the caller speaks what it likes.
+    pub async fn connect(&self) -> Result<Box<dyn Io>, Error> {
+        let unreachable = |cause: String| Error::Unreachable {
+            address: self.to_string(),
+            cause,
+        };
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.connect_unbounded());
+        match connecting.await {
+            Ok(result) => result.map_err(|error| unreachable(error.to_string())),
+            Err(_) => Err(unreachable(format!(
+                "no connection within {CONNECT_TIMEOUT:?}"
+            ))),
+        }
+    }
+
+    async fn connect_unbounded(&self) -> std::io::Result<Box<dyn Io>> {
+        Ok(match self {
+            Self::Tcp(address) => Box::new(tcp(address).await?),
+            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            Self::Tls {
+                address,
+                config,
+                name,
+            } => {
+                let connector = tokio_rustls::TlsConnector::from(config.clone());
+                Box::new(connector.connect(name.clone(), tcp(address).await?).await?)
+            }
+        })
+    }
+}
+
+async fn tcp(address: &SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// When a key may be changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unless {
+    /// Whatever it is.
+    Never,
+    /// Unless there is one.
+    Present,
+    /// Unless its revision is another one.
+    Changed(String),
+}
+
+impl Unless {
+    fn header(&self) -> Option<(header::HeaderName, HeaderValue)> {
+        match self {
+            Self::Never => None,
+            Self::Present => Some((header::IF_NONE_MATCH, HeaderValue::from_static("*"))),
+            // A text that can't be a header is no revision: it must not turn into a change without a condition.
+            Self::Changed(revision) => {
+                let tag = HeaderValue::try_from(format!("\"{revision}\""));
+                let tag = tag.unwrap_or_else(|_| HeaderValue::from_static("\"\""));
+                Some((header::IF_MATCH, tag))
+            }
+        }
+    }
+}
+
+/// A body that is sent: whole, or as it comes.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, BodyError>;
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A body that is there already.
+pub fn whole(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
+}
+
+/// A body that is sent as the stream yields.
+pub fn streamed(chunks: impl futures_util::Stream<Item = Bytes> + Send + 'static) -> Body {
+    use futures_util::StreamExt;
+    let frames = chunks.map(|bytes| Ok(http_body::Frame::data(bytes)));
+    http_body_util::StreamBody::new(frames).boxed_unsync()
+}
+
+/// A client of one server, or of one node's own socket.
+pub struct Client {
+    transport: Transport,
+    token: Option<String>,
+    connection: Mutex<Option<SendRequest<Body>>>,
+}
+
+impl Client {
+    pub fn new(transport: Transport, token: Option<String>) -> Self {
+        Self {
+            transport,
+            token,
+            connection: Mutex::new(None),
+        }
+    }
+
+    pub fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    /// Sends one request, returns the answer's head; a problem becomes an error.
+    pub async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Error> {
+        self.send_within(request, ANSWER_TIMEOUT).await
+    }
+
+    pub async fn send_within(
+        &self,
+        mut request: Request<Body>,
+        timeout: Duration,
+    ) -> Result<Response<Incoming>, Error> {
+        self.complete(&mut request)?;
+        let mut sender = self.sender().await?;
+        let answer = match tokio::time::timeout(timeout, sender.send_request(request)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                self.forget().await;
+                return Err(self.unknown(error));
+            }
+            Err(_) => {
+                self.forget().await;
+                return Err(self.unknown(format!("no answer within {timeout:?}")));
+            }
+        };
+        if answer.status().is_client_error() || answer.status().is_server_error() {
+            return Err(self.problem(answer).await);
+        }
+        Ok(answer)
+    }
+
+    fn complete(&self, request: &mut Request<Body>) -> Result<(), Error> {
+        if let Some(token) = &self.token {
+            let value = HeaderValue::try_from(format!("Bearer {token}"))
+                .map_err(|_| Problem::invalid("the token holds characters that no token has"))?;
+            request.headers_mut().insert(header::AUTHORIZATION, value);
+        }
+        if request.uri().authority().is_none() {
+            let path = request
+                .uri()
+                .path_and_query()
+                .map_or("/", |path| path.as_str());
+            *request.uri_mut() = format!("http://mainland{path}")
+                .parse()
+                .map_err(|_| Problem::invalid(format!("`{path}` is not a path")))?;
+        }
+        Ok(())
+    }
+
+    async fn sender(&self) -> Result<SendRequest<Body>, Error> {
+        let mut connection = self.connection.lock().await;
+        if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let io = self.transport.connect().await?;
+        let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .handshake(TokioIo::new(Pin::new(io)))
+            .await;
+        let (sender, driver) = handshake.map_err(|error| Error::Unreachable {
+            address: self.transport.to_string(),
+            cause: error.to_string(),
+        })?;
+        tokio::spawn(driver);
+        *connection = Some(sender.clone());
+        Ok(sender)
+    }
+
+    async fn forget(&self) {
+        *self.connection.lock().await = None;
+    }
+
+    fn unknown(&self, cause: impl std::fmt::Display) -> Error {
+        Error::Unknown {
+            address: self.transport.to_string(),
+            cause: cause.to_string(),
+        }
+    }
+
+    async fn problem(&self, answer: Response<Incoming>) -> Error {
+        let status = answer.status();
+        match self.read(answer).await {
+            Ok(bytes) => match serde_json::from_slice::<Problem>(&bytes) {
+                Ok(problem) => problem.into(),
+                Err(_) => {
+                    let text = String::from_utf8_lossy(&bytes).into_owned();
+                    Problem::new(status.as_u16(), "unexpected", status.to_string())
+                        .detail(text)
+                        .into()
+                }
+            },
+            Err(error) => error,
+        }
+    }
+
+    async fn read(&self, answer: Response<Incoming>) -> Result<Bytes, Error> {
+        let body = Limited::new(answer.into_body(), BODY_MAX_BYTES);
+        body.collect()
+            .await
+            .map(|whole| whole.to_bytes())
+            .map_err(|error| self.unknown(error))
+    }
+
+    async fn decode<T: DeserializeOwned>(&self, answer: Response<Incoming>) -> Result<T, Error> {
+        if answer.status() == StatusCode::NO_CONTENT {
+            return serde_json::from_slice(b"null").map_err(|error| self.malformed(error));
+        }
+        let bytes = self.read(answer).await?;
+        serde_json::from_slice(&bytes).map_err(|error| self.malformed(error))
+    }
+
+    fn malformed(&self, cause: impl std::fmt::Display) -> Error {
+        Error::Malformed {
+            address: self.transport.to_string(),
+            cause: cause.to_string(),
+        }
+    }
+
+    /// `GET` of a JSON body.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let answer = self.send(request(Method::GET, path, Bytes::new())).await?;
+        self.decode(answer).await
+    }
+
+    /// A request with a JSON body and a JSON answer. A POST carries a fresh `Idempotency-Key` where the caller gives one.
+    pub async fn exchange<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+        idempotency_key: Option<&str>,
+    ) -> Result<T, Error> {
+        let json = serde_json::to_vec(body).expect("wire types are plain data");
+        let mut request = request(method, path, json);
+        request.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        if let Some(key) = idempotency_key.and_then(|key| HeaderValue::try_from(key).ok()) {
+            request.headers_mut().insert("idempotency-key", key);
+        }
+        let answer = self.send(request).await?;
+        self.decode(answer).await
+    }
+
+    /// A stream of JSON texts.
+    pub async fn watch<T>(&self, path: &str) -> Result<BoxStream<Result<T, stream::Error>>, Error>
+    where
+        T: DeserializeOwned + Send + 'static,
+    {
+        let answer = self.send(request(Method::GET, path, Bytes::new())).await?;
+        Ok(stream::json_lines(answer.into_body()))
+    }
+
+    /// Both ways at once: `exec`. The head of the answer comes as soon as the other side has taken the request.
+    pub async fn duplex(
+        &self,
+        path: &str,
+        frames: impl futures_util::Stream<Item = Bytes> + Send + 'static,
+    ) -> Result<BoxStream<Result<stream::Frame, stream::Error>>, Error> {
+        let mut request = request(Method::POST, path, Bytes::new());
+        *request.body_mut() = streamed(frames);
+        let answer = self.send(request).await?;
+        Ok(stream::frames(answer.into_body()))
+    }
+}
+
+/// A request of this API without its authority.
+pub fn request(method: Method, path: &str, body: impl Into<Bytes>) -> Request<Body> {
+    let mut request = Request::new(whole(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = path.parse().unwrap_or_default();
+    request
+}
+
+/// Percent-encodes what a path segment can't hold (RFC 3986 `pchar` without `%`, and `/` encoded).
+pub fn escape(segment: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:@!$'()*,;=".contains(&byte);
+    segment
+        .bytes()
+        .map(|byte| {
+            if plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,111 @@
+//! `releases` and `rollout`: which versions there are, and how the newest one comes in.
+
+use std::time::Duration;
+
+use api::wire;
+use jiff::Timestamp;
+use model::ids::ResourceName;
+
+use crate::Globals;
+use crate::failure::Failure;
+use crate::output::{Output, age, table, word};
+
+#[derive(Debug, clap::Args)]
+pub struct Releases {
+    service: ResourceName,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Releases {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let releases = client.releases(&project, &self.service).await?.items;
+        let now = Timestamp::now();
+        self.output.print(&releases, || {
+            let row = |release: &wire::ReleaseView| {
+                let origin = match &release.origin {
+                    model::compute::ReleaseOrigin::Apply => "apply".to_owned(),
+                    model::compute::ReleaseOrigin::Restart => "restart".to_owned(),
+                    model::compute::ReleaseOrigin::Rollback { to } => format!("rollback to {to}"),
+                };
+                [
+                    release_mark(release),
+                    age(release.at, now),
+                    release.author.to_string(),
+                    origin,
+                    release.diff.join("; "),
+                ]
+            };
+            table(
+                ["RELEASE", "AGE", "AUTHOR", "BY", "CHANGE"],
+                releases.iter().map(row),
+            )
+        })?;
+        Ok(0)
+    }
+}
+
+/// `3* failed`: what should serve has the star, and whose rollout was judged bad is called so.
+fn release_mark(release: &wire::ReleaseView) -> String {
+    let star = if release.current { "*" } else { "" };
+    let failed = if release.failed { " failed" } else { "" };
+    format!("{}{star}{failed}", release.number)
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Rollout {
+    /// How the newest release of a service rolls out
+    Status(RolloutStatus),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit code 1 if the rollout failed.\n\nExample:\n  mainland rollout status web --wait"
+)]
+pub struct RolloutStatus {
+    service: ResourceName,
+    /// Wait until it is done or failed
+    #[arg(short, long)]
+    wait: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Between looks at a rollout.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+impl Rollout {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let Self::Status(command) = self;
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let rollout = loop {
+            let rollout = client.rollout(&project, &command.service).await?;
+            let rolling = rollout.phase == model::control::RolloutPhase::Rolling;
+            if !(command.wait && rolling) {
+                break rollout;
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        };
+        command.output.print(&rollout, || {
+            let detail: String = rollout
+                .reason
+                .detail
+                .iter()
+                .map(|line| format!("  {line}\n"))
+                .collect();
+            format!(
+                "{} to release {}: {}: {}\n{detail}",
+                command.service,
+                rollout.to,
+                word(&rollout.phase),
+                rollout.reason
+            )
+        })?;
+        Ok(u8::from(
+            rollout.phase == model::control::RolloutPhase::Failed,
+        ))
+    }
+}
