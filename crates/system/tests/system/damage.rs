@@ -113,7 +113,9 @@ fn a_killed_proxy_is_started_again() {
             other => Err(format!("proxies of node {node}: {other:?}")),
         };
         wait::until("another proxy runs", BACK_WITHIN, another);
-        wait::until("requests are answered again", BACK_WITHIN, || first.page());
+        wait::until("requests are answered again", BACK_WITHIN, || {
+            first.page_within(2)
+        });
         // Once mended, it stays mended.
         for _ in 0..20 {
             assert!(first.page().unwrap().contains("html"));

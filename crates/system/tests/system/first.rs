@@ -110,8 +110,13 @@ impl First {
 
     /// What the gateway answers for the page; the error in words when it does not.
     pub fn page(&self) -> Result<String, String> {
+        self.page_within(10)
+    }
+
+    /// The same, from who has less patience.
+    pub fn page_within(&self, seconds: u32) -> Result<String, String> {
         let url = format!("http://{}/", self.cloud.gateway);
-        let words = ["-sS", "--fail", "--max-time", "10"];
+        let words = ["-sS", "--fail", "--max-time", &seconds.to_string()];
         let output = std::process::Command::new("curl")
             .args(words)
             .args(["-H", "Host: first.localhost", &url])
