@@ -72,6 +72,7 @@ pub struct Cluster {
     pools: Vec<Pool>,
     services: HashMap<ResourceId, Copies>,
     lost_workers: usize,
+    cordoned_workers: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -260,6 +261,26 @@ impl Cluster {
             .map(|node| &node.record)
     }
 
+    /// The nodes that take placements of what asks for these labels.
+    pub fn candidates<'c>(
+        &'c self,
+        labels: &'c BTreeMap<String, String>,
+    ) -> impl Iterator<Item = &'c NodeRecord> {
+        let nodes = self.nodes.iter().filter(|node| node.is_candidate());
+        nodes
+            .map(|node| &node.record)
+            .filter(|record| shelf::carries(record, labels))
+    }
+
+    /// Whether a node has that much left below the watermark.
+    pub fn has_room(&self, name: &NodeName, size: Capacity) -> bool {
+        let free = self
+            .node_index
+            .get(name)
+            .map(|&index| self.nodes[index].free(Ceiling::Watermark));
+        free.is_some_and(|free| free.memory >= size.memory && free.cpu >= size.cpu)
+    }
+
     /// A worker is lost, by decision: what is placed now may stand in for what it ran.
     pub fn has_lost_workers(&self) -> bool {
         self.lost_workers > 0
@@ -331,36 +352,36 @@ impl Cluster {
     fn enter_pools(&mut self, index: NodeIndex) {
         let node = &self.nodes[index];
         self.lost_workers += usize::from(node.is_lost_worker());
+        self.cordoned_workers += usize::from(node.is_cordoned());
         if !node.is_candidate() {
             return;
         }
         let zone = &mut self.zones[node.zone];
         zone.memory += u128::from(node.record.capacity.memory.0);
         zone.used += u128::from(node.used.memory.0);
-        for pool in self
-            .pools
-            .iter_mut()
-            .filter(|pool| pool.admits(&node.record))
-        {
-            pool.insert(index, node.zone, node.free(pool.ceiling));
+        for pool in &mut self.pools {
+            match pool.lacks(&node.record) {
+                None => pool.insert(index, node.zone, node.free(pool.ceiling)),
+                Some(label) => pool.lacking[label] += 1,
+            }
         }
     }
 
     fn leave_pools(&mut self, index: NodeIndex) {
         let node = &self.nodes[index];
         self.lost_workers -= usize::from(node.is_lost_worker());
+        self.cordoned_workers -= usize::from(node.is_cordoned());
         if !node.is_candidate() {
             return;
         }
         let zone = &mut self.zones[node.zone];
         zone.memory -= u128::from(node.record.capacity.memory.0);
         zone.used -= u128::from(node.used.memory.0);
-        for pool in self
-            .pools
-            .iter_mut()
-            .filter(|pool| pool.admits(&node.record))
-        {
-            pool.remove(index, node.zone, node.free(pool.ceiling));
+        for pool in &mut self.pools {
+            match pool.lacks(&node.record) {
+                None => pool.remove(index, node.zone, node.free(pool.ceiling)),
+                Some(label) => pool.lacking[label] -= 1,
+            }
         }
     }
 
@@ -410,9 +431,11 @@ impl Cluster {
             .position(|pool| pool.ceiling == ceiling && pool.labels == *labels);
         known.unwrap_or_else(|| {
             let mut pool = Pool::new(labels.clone(), ceiling);
-            for (index, node) in self.nodes.iter().enumerate() {
-                if node.is_candidate() && pool.admits(&node.record) {
-                    pool.insert(index, node.zone, node.free(ceiling));
+            let nodes = self.nodes.iter().enumerate();
+            for (index, node) in nodes.filter(|(_, node)| node.is_candidate()) {
+                match pool.lacks(&node.record) {
+                    None => pool.insert(index, node.zone, node.free(ceiling)),
+                    Some(label) => pool.lacking[label] += 1,
                 }
             }
             self.pools.push(pool);
@@ -473,6 +496,10 @@ impl Node {
     fn is_lost_worker(&self) -> bool {
         let lost = self.record.role == NodeRole::Worker && self.record.standing == Standing::Lost;
         lost && !self.gone
+    }
+
+    fn is_cordoned(&self) -> bool {
+        self.stands() && self.record.cordoned
     }
 
     fn is_candidate(&self) -> bool {

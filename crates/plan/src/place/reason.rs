@@ -1,12 +1,13 @@
 //! Why a node, and why none.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use model::compute::SpreadBy;
 use model::control::{Capacity, NodeRole, Reason, Standing};
 use model::ids::NodeName;
 
-use super::shelf::{NodeIndex, carries};
+use super::shelf::{NodeIndex, carries_one};
 use super::{Ceiling, Search};
 
 pub(super) fn volume_on_lost_node(home: &NodeName) -> Reason {
@@ -47,14 +48,18 @@ impl Search<'_> {
         let mut message = String::with_capacity(96);
         if zones > 1 && self.request.spread.by != SpreadBy::Node {
             let zone_name = &self.cluster.zones[zone].name;
-            let _ = write!(
-                message,
-                "zone {zone_name} had the fewest copies ({} of {total}); ",
-                self.in_zone(zone)
-            );
+            let _ = match total {
+                0 => write!(message, "zone {zone_name} has no copy yet; "),
+                _ => write!(
+                    message,
+                    "zone {zone_name} had the fewest copies ({} of {total}); ",
+                    self.in_zone(zone)
+                ),
+            };
         }
-        let _ = match self.pool.shelves[zone].len() {
-            1 => write!(message, "node {name} has room"),
+        let _ = match (self.pool.shelves[zone].len(), total) {
+            (1, _) => write!(message, "node {name} has room"),
+            (_, 0) => write!(message, "node {name} is the fullest with room"),
             _ => write!(
                 message,
                 "node {name} had the fewest copies there ({}) and is the fullest with room",
@@ -84,20 +89,22 @@ impl Search<'_> {
                 sum(super::shelf::Shelf::with_less_cpu, size.cpu.0),
                 "not enough CPU",
             ),
-            (
-                self.cluster.nodes.len() - self.pool.count,
-                "lost, cordoned, edge or without the labels",
-            ),
+            (self.cluster.lost_workers, "lost"),
+            (self.cluster.cordoned_workers, "cordoned"),
         ];
         for (count, cause) in causes.into_iter().filter(|(count, _)| *count > 0) {
             lines.push(rejected(count, cause));
+        }
+        let labels = self.pool.labels.iter().zip(&self.pool.lacking);
+        for (label, count) in labels.filter(|(_, count)| **count > 0) {
+            lines.push(rejected(*count, &without(label)));
         }
         lines
     }
 
     /// Looks at every node once: a refusal is what a user most wants explained.
     pub(super) fn refusal(&self) -> Reason {
-        let mut counts: Vec<(&'static str, &'static str, usize)> = Vec::new();
+        let mut counts: Vec<(&'static str, Cow<'static, str>, usize)> = Vec::new();
         for node in 0..self.cluster.nodes.len() {
             let Some((code, cause)) = self.cause(node) else {
                 continue;
@@ -120,10 +127,10 @@ impl Search<'_> {
     }
 
     /// The cause a user can do something about, before those that only describe the cluster.
-    fn nearest_miss<'c, T>(
+    fn nearest_miss<'c, C, T>(
         &self,
-        counts: &'c [(&'static str, &'static str, T)],
-    ) -> Option<&'c (&'static str, &'static str, T)> {
+        counts: &'c [(&'static str, C, T)],
+    ) -> Option<&'c (&'static str, C, T)> {
         let order = [
             "spread",
             "not-started",
@@ -131,34 +138,42 @@ impl Search<'_> {
             "labels",
             "cordoned",
             "node-lost",
-            "no-node",
         ];
         order
             .iter()
             .find_map(|code| counts.iter().find(|(found, _, _)| found == code))
     }
 
-    /// Why this node was no choice; `None` for one that left the cluster.
-    fn cause(&self, index: NodeIndex) -> Option<(&'static str, &'static str)> {
+    /// Why this node was no choice; `None` for one that left the cluster, and for an edge, which never is one.
+    fn cause(&self, index: NodeIndex) -> Option<(&'static str, Cow<'static, str>)> {
         let node = &self.cluster.nodes[index];
         let free = node.free(self.request.ceiling);
         let size = self.request.size;
-        if node.gone {
+        if node.gone || node.record.role == NodeRole::Edge {
             return None;
         }
-        Some(match () {
-            () if node.record.role == NodeRole::Edge => ("no-node", "an edge runs no instances"),
+        let mut labels = self.request.labels.iter();
+        if node.is_candidate()
+            && let Some(label) = labels.find(|label| !carries_one(&node.record, *label))
+        {
+            return Some(("labels", without(label).into()));
+        }
+        let (code, cause) = match () {
             () if node.record.standing == Standing::Lost => ("node-lost", "lost"),
             () if node.record.cordoned => ("cordoned", "cordoned"),
-            () if !carries(&node.record, self.request.labels) => ("labels", "without the labels"),
             () if free.memory < size.memory => ("no-room", memory_cause(self.request.ceiling)),
             () if free.cpu < size.cpu => {
                 ("no-room", "not enough CPU below the 80 % that is given out")
             }
             () if self.avoids(index) => ("not-started", "could not start it a moment ago"),
             () => ("spread", "one more there would break the required spread"),
-        })
+        };
+        Some((code, cause.into()))
     }
+}
+
+fn without((name, value): (&String, &String)) -> String {
+    format!("without the label {name}={value}")
 }
 
 fn memory_cause(ceiling: Ceiling) -> &'static str {

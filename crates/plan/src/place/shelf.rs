@@ -19,16 +19,17 @@ pub(super) struct Pool {
     pub(super) labels: BTreeMap<String, String>,
     pub(super) ceiling: Ceiling,
     pub(super) shelves: Vec<Shelf>,
-    pub(super) count: usize,
+    /// Nodes that would be candidates, by the first label, in the order of `labels`, that they don't carry.
+    pub(super) lacking: Vec<usize>,
 }
 
 impl Pool {
     pub(super) fn new(labels: BTreeMap<String, String>, ceiling: Ceiling) -> Self {
         Self {
+            lacking: vec![0; labels.len()],
             labels,
             ceiling,
             shelves: Vec::new(),
-            count: 0,
         }
     }
 
@@ -36,17 +37,22 @@ impl Pool {
         carries(node, &self.labels)
     }
 
+    /// The place in `labels` of the first that the node does not carry.
+    pub(super) fn lacks(&self, node: &NodeRecord) -> Option<usize> {
+        self.labels
+            .iter()
+            .position(|label| !carries_one(node, label))
+    }
+
     pub(super) fn insert(&mut self, node: NodeIndex, zone: ZoneIndex, free: Capacity) {
         if self.shelves.len() <= zone {
             self.shelves.resize(zone + 1, Shelf::default());
         }
-        self.count += 1;
         insert(&mut self.shelves[zone].by_memory, (free.memory.0, node));
         insert(&mut self.shelves[zone].by_cpu, (free.cpu.0, node));
     }
 
     pub(super) fn remove(&mut self, node: NodeIndex, zone: ZoneIndex, free: Capacity) {
-        self.count -= 1;
         remove(&mut self.shelves[zone].by_memory, (free.memory.0, node));
         remove(&mut self.shelves[zone].by_cpu, (free.cpu.0, node));
     }
@@ -71,9 +77,11 @@ impl Pool {
 }
 
 pub(super) fn carries(node: &NodeRecord, labels: &BTreeMap<String, String>) -> bool {
-    labels
-        .iter()
-        .all(|(name, value)| node.labels.get(name) == Some(value))
+    labels.iter().all(|label| carries_one(node, label))
+}
+
+pub(super) fn carries_one(node: &NodeRecord, (name, value): (&String, &String)) -> bool {
+    node.labels.get(name) == Some(value)
 }
 
 /// The nodes of one zone, least free first. A change moves a node past its neighbours only, which in a sorted array of a zone's size

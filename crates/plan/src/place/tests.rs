@@ -278,9 +278,10 @@ fn reasons_say_what_was_weighed() {
         "zone b had the fewest copies (0 of 1); node b1 had the fewest copies there (0) and is the fullest with room"
     );
     assert_eq!(
-        second.reason.detail,
-        ["1 node rejected: lost, cordoned, edge or without the labels"]
+        first.reason.message,
+        "zone a has no copy yet; node a1 has room"
     );
+    assert_eq!(second.reason.detail, ["1 node rejected: lost"]);
     let big = Ask {
         size: size(801),
         ..Ask::default()
@@ -290,6 +291,61 @@ fn reasons_say_what_was_weighed() {
         refused.reason.message,
         "no node can take it: 3 nodes rejected: not enough memory below the 80 % that is given out; 1 node rejected: lost"
     );
+}
+
+#[test]
+fn who_is_no_choice_is_counted_by_cause_and_edges_are_not() {
+    let mut lost = node("lost", "a");
+    lost.standing = Standing::Lost;
+    let mut cordoned = node("cordoned", "a");
+    cordoned.cordoned = true;
+    let mut edge = node("edge", "edge");
+    edge.role = NodeRole::Edge;
+    let mut good = node("good", "b");
+    good.labels = BTreeMap::from([("disk".into(), "ssd".into()), ("gpu".into(), "yes".into())]);
+    let mut slow = node("slow", "b");
+    slow.labels = BTreeMap::from([("disk".into(), "tape".into()), ("gpu".into(), "yes".into())]);
+    let mut plain = node("plain", "c");
+    plain.labels = BTreeMap::from([("disk".into(), "ssd".into())]);
+    let ask = Ask {
+        labels: good.labels.clone(),
+        ..Ask::default()
+    };
+    let all = names(4);
+
+    let mut cluster = Cluster::new([&lost, &cordoned, &edge, &slow, &good]);
+    let placed = full(&mut cluster, &ask, &all[0]).unwrap();
+    let at_first = [
+        "1 node rejected: lost",
+        "1 node rejected: cordoned",
+        "1 node rejected: without the label disk=ssd",
+    ];
+    assert_eq!(placed.reason.detail, at_first);
+
+    // The index is kept: nodes that come, change and go are counted in the pools that are there.
+    cluster.set_node(&plain);
+    lost.standing = Standing::Present;
+    cluster.set_node(&lost);
+    cluster.remove_node(&slow.name);
+    cordoned.cordoned = false;
+    cordoned.labels = good.labels.clone();
+    cluster.set_node(&cordoned);
+    let placed = full(&mut cluster, &ask, &all[1]).unwrap();
+    let later = [
+        "1 node rejected: without the label disk=ssd",
+        "1 node rejected: without the label gpu=yes",
+    ];
+    assert_eq!(placed.reason.detail, later);
+
+    let mut cluster = Cluster::new([&plain, &lost, &edge]);
+    let refused = full(&mut cluster, &ask, &all[2]).unwrap_err();
+    assert_eq!(refused.reason.code, "labels");
+    assert_eq!(
+        refused.reason.message,
+        "no node can take it: 1 node rejected: without the label gpu=yes; 1 node rejected: without the label disk=ssd"
+    );
+    let unlabelled = full(&mut cluster, &Ask::default(), &all[3]).unwrap();
+    assert!(unlabelled.reason.detail.is_empty(), "{unlabelled:?}");
 }
 
 #[test]
