@@ -1,13 +1,13 @@
-//! Whether the survivors of a zone could carry all.
+//! Whether the survivors of a zone could carry all, and whether copies stand more uneven than they must.
 //!
 //! Asked by trying: the zone's nodes are lost in a copy of the cluster, and what ran there is placed anew by the same rules that a real loss
 //! would follow. So the answer knows about labels, required spread and memory that is free but in pieces.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::compute::{PlacementGroup, Service, Wanted};
+use model::compute::{PlacementGroup, Service, SpreadBy, Wanted};
 use model::control::{NodeRecord, NodeRole, Reason, Standing};
-use model::ids::{ReleaseNumber, ResourceId, ZoneName};
+use model::ids::{NodeName, RegionName, ReleaseNumber, ResourceId, ResourceName, ZoneName};
 
 use crate::place::{self, Ceiling, Cluster, Request};
 
@@ -95,10 +95,65 @@ fn without(
     Some(Reason::new("zone-not-covered", message).with_detail(homeless))
 }
 
+/// Copies that one zone may have more than another before it is worth a word.
+const UNEVEN_FROM: u32 = 2;
+
+/// A hint, where a zone has [`UNEVEN_FROM`] copies more than another of its region that has room for one more. `ready_on` has the node of
+/// each ready copy. Copies with volumes are where their data is, and copies spread by node or region owe nothing to zones.
+pub fn uneven(
+    cluster: &Cluster,
+    name: &ResourceName,
+    spec: &Service,
+    ready_on: &[&NodeName],
+) -> Option<Reason> {
+    if !spec.volumes.is_empty() || spec.spread.by != SpreadBy::Zone {
+        return None;
+    }
+    let mut zones: BTreeMap<(&RegionName, &ZoneName), Zone> = BTreeMap::new();
+    for node in cluster.candidates(&spec.labels) {
+        let zone = zones.entry((&node.region, &node.zone)).or_default();
+        zone.has_room |= cluster.has_room(&node.name, place::size_of(spec));
+    }
+    for node in ready_on.iter().filter_map(|node| cluster.node(node)) {
+        if let Some(zone) = zones.get_mut(&(&node.region, &node.zone)) {
+            zone.copies += 1;
+        }
+    }
+    let gap = |many: &Zone, few: &Zone| many.copies.saturating_sub(few.copies);
+    let pairs = zones.iter().flat_map(|(at, many)| {
+        let others = zones.iter();
+        let open = others.filter(move |(other, few)| other.0 == at.0 && few.has_room);
+        open.map(move |(other, few)| (at.1, many, other.1, few))
+    });
+    let (most, many, least, few) = pairs
+        .filter(|(_, many, _, few)| gap(many, few) >= UNEVEN_FROM)
+        .max_by_key(|(_, many, _, few)| gap(many, few))?;
+    let message = format!(
+        "{} in zone {most}, {} in zone {least}: `mainland restart {name}` spreads them anew",
+        copies(many.copies),
+        few.copies
+    );
+    Some(Reason::new("uneven-spread", message))
+}
+
+fn copies(count: u32) -> String {
+    match count {
+        1 => "1 copy".to_owned(),
+        many => format!("{many} copies"),
+    }
+}
+
+/// A zone with nodes that the service may be placed on.
+#[derive(Default)]
+struct Zone {
+    copies: u32,
+    has_room: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{id, service, three_zones};
+    use crate::testing::{id, node, node_name, service, three_zones, with_volume};
     use model::compute::{Placement, Role};
     use model::ids::{Epoch, InstanceName};
     use model::units::Bytes;
@@ -160,5 +215,72 @@ mod tests {
                 .map(|zone| format!("without zone {zone}, 2 of its 2 copies would have no place"))
         );
         assert_eq!(check(3, 600).len(), 3);
+    }
+    /// What is said of copies on these nodes; of `a`, `b`, `c` each stands in the zone of its name, `far` in one of another region.
+    fn hint(change: impl Fn(&mut Service, &mut Vec<NodeRecord>), ready_on: &[&str]) -> String {
+        let mut spec = service(4);
+        let mut nodes: Vec<_> = ["a", "b", "c"].map(|name| node(name, name)).into();
+        nodes.push(NodeRecord {
+            region: RegionName::new("far").unwrap(),
+            ..node("far", "far")
+        });
+        change(&mut spec, &mut nodes);
+        let cluster = Cluster::new(&nodes);
+        let ready_on: Vec<_> = ready_on.iter().map(|name| node_name(name)).collect();
+        let found = uneven(
+            &cluster,
+            &id("web").name,
+            &spec,
+            &ready_on.iter().collect::<Vec<_>>(),
+        );
+        found.map_or(String::new(), |reason| reason.message)
+    }
+
+    #[test]
+    fn copies_that_stand_more_uneven_than_they_must_are_told() {
+        type Change = fn(&mut Service, &mut Vec<NodeRecord>);
+        let as_it_is: Change = |_, _| {};
+        let told = "2 copies in zone a, 0 in zone b: `mainland restart web` spreads them anew";
+        let table: [(Change, &[&str], &str); 10] = [
+            (as_it_is, &["a", "a", "c", "far"], told),
+            (as_it_is, &["a", "b", "c"], ""),
+            (as_it_is, &["a", "a", "b", "c"], ""),
+            (as_it_is, &["far", "far", "far"], ""),
+            (|_, nodes| nodes[1].cordoned = true, &["a", "a", "c"], ""),
+            (
+                |_, nodes| nodes[1].standing = Standing::Lost,
+                &["a", "a", "c"],
+                "",
+            ),
+            (
+                |spec, nodes| {
+                    spec.labels.insert("gpu".to_owned(), "yes".to_owned());
+                    nodes[0].labels = spec.labels.clone();
+                },
+                &["a", "a"],
+                "",
+            ),
+            (
+                |spec, nodes| {
+                    spec.memory = Bytes::mebibytes(200);
+                    nodes[1].capacity.memory = Bytes::mebibytes(240);
+                },
+                &["a", "a", "c"],
+                "",
+            ),
+            (
+                |spec, _| spec.spread.by = SpreadBy::Node,
+                &["a", "a", "c"],
+                "",
+            ),
+            (
+                |spec, _| *spec = with_volume(spec.clone()),
+                &["a", "a", "c"],
+                "",
+            ),
+        ];
+        for (n, (change, ready_on, expected)) in table.into_iter().enumerate() {
+            assert_eq!(hint(change, ready_on), expected, "{n}: {ready_on:?}");
+        }
     }
 }
