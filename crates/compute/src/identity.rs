@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 /// One life of one process: the same in all three is the same process.
@@ -32,6 +33,30 @@ impl ProcessIdentity {
             && read_stat(self.pid)
                 .is_ok_and(|stat| stat.start_time == self.start_time && !stat.ended)
     }
+
+    /// What lives of the process group and of the session that this process leads or led; it may itself be long gone.
+    ///
+    /// The kernel gives no number away that a group or session still has, so one that a younger process has now is no longer ours.
+    pub fn followers(&self) -> Vec<Pid> {
+        let same_boot = boot_id().is_ok_and(|boot| boot == self.boot_id);
+        let is_anothers = read_stat(self.pid).is_ok_and(|stat| stat.start_time != self.start_time);
+        if !same_boot || is_anothers {
+            return Vec::new();
+        }
+        let follows = |pid: &Pid| {
+            read_stat(pid.as_raw_nonzero().get().unsigned_abs()).is_ok_and(|stat| {
+                let belongs = stat.group == self.pid || stat.session == self.pid;
+                belongs && !stat.ended && stat.start_time >= self.start_time
+            })
+        };
+        all_processes().filter(follows).collect()
+    }
+}
+
+fn all_processes() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.filter_map(Pid::from_raw)
 }
 
 /// Differs after each start of the machine.
@@ -45,6 +70,8 @@ pub fn boot_id() -> io::Result<String> {
 struct Stat {
     start_time: u64,
     ended: bool,
+    group: u32,
+    session: u32,
 }
 
 fn read_stat(pid: u32) -> io::Result<Stat> {
@@ -56,12 +83,17 @@ fn read_stat(pid: u32) -> io::Result<Stat> {
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
+    // `state` is field 3, then come the parent, group and session.
     let state = fields.next()?;
-    // `state` is field 3; after it, field 22 is the 19th.
-    let start_time = fields.nth(18)?.parse().ok()?;
+    let group = fields.nth(1)?.parse().ok()?;
+    let session = fields.next()?.parse().ok()?;
+    // After field 6, field 22 is the 16th.
+    let start_time = fields.nth(15)?.parse().ok()?;
     Some(Stat {
         start_time,
         ended: matches!(state, "Z" | "X" | "x"),
+        group,
+        session,
     })
 }
 
@@ -72,7 +104,7 @@ mod tests {
     #[test]
     fn a_stat_line_is_read_past_any_name() {
         let line = |name: &str, state: &str| {
-            format!("7 ({name}) {state} 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 9 9 9")
+            format!("7 ({name}) {state} 1 8 9 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 9 9 9")
         };
         let table = [
             ("sh", "S", false),
@@ -83,6 +115,8 @@ mod tests {
             let expected = Stat {
                 start_time: 4242,
                 ended,
+                group: 8,
+                session: 9,
             };
             assert_eq!(parse_stat(&line(name, state)), Some(expected), "{name}");
         }
@@ -102,5 +136,37 @@ mod tests {
             ..this
         };
         assert!(!other_boot.is_alive());
+    }
+
+    #[test]
+    fn followers_are_known_when_their_leader_is_gone() {
+        use std::os::unix::process::CommandExt;
+        let mut command = std::process::Command::new("sh");
+        command
+            .args(["-c", "sleep 1000 & read end"])
+            .stdin(std::process::Stdio::piped())
+            .process_group(0);
+        let mut leader = command.spawn().expect("a shell");
+        let led = ProcessIdentity::of(leader.id()).expect("its stat");
+        while led.followers().len() < 2 {
+            std::thread::yield_now();
+        }
+        let with = |change: fn(&mut ProcessIdentity)| {
+            let mut other = led.clone();
+            change(&mut other);
+            other.followers().len()
+        };
+        assert_eq!(with(|other| other.start_time -= 1), 0, "anothers number");
+        assert_eq!(with(|other| other.boot_id.push('x')), 0, "another boot");
+
+        leader.kill().expect("it is killed");
+        leader.wait().expect("it ends");
+        let left = led.followers();
+        assert_eq!(left.len(), 1);
+        assert_eq!(with(|other| other.start_time += 1_000_000), 0, "younger");
+        rustix::process::kill_process(left[0], rustix::process::Signal::KILL).expect("killed");
+        while !led.followers().is_empty() {
+            std::thread::yield_now();
+        }
     }
 }

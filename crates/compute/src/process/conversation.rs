@@ -17,14 +17,13 @@ use std::time::Duration;
 
 use model::compute::Exit;
 use model::ids::InstanceId;
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Shared, blocking, unknown_exit};
+use super::{Shared, blocking, leftovers, unknown_exit};
 use crate::instance::{self, Record};
 use crate::runtime::{Error, Event, Happening};
 use crate::shim::protocol::{Notice, Request};
@@ -33,8 +32,6 @@ use crate::shim::protocol::{Notice, Request};
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks for a shim that does not answer.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
-/// For what a dead shim left to die.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) type Stream = BufReader<UnixStream>;
 
@@ -81,7 +78,7 @@ pub(super) async fn find(directory: &Path) -> Result<Found, Error> {
 }
 
 /// Whether a shim lives there: it holds the directory's lock to its end.
-fn is_locked(directory: &Path) -> io::Result<bool> {
+pub(super) fn is_locked(directory: &Path) -> io::Result<bool> {
     let file = match File::open(directory) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -121,19 +118,7 @@ async fn next_notice(stream: &mut Stream) -> io::Result<Notice> {
 async fn settle(directory: &Path, record: Record) -> Result<Exit, Error> {
     let directory = directory.to_owned();
     blocking(move || {
-        match &record.cgroup {
-            Some(group) => {
-                group.kill_all(KILL_PATIENCE)?;
-                group.remove()?;
-            }
-            // Without a cgroup, only what stayed in the workload's process group can be found.
-            None if record.workload.is_alive() => {
-                if let Some(pid) = Pid::from_raw(record.workload.pid as i32) {
-                    let _ = kill_process_group(pid, Signal::KILL);
-                }
-            }
-            None => {}
-        }
+        leftovers::end(&directory, &record)?;
         Ok(unknown_exit(&directory))
     })
     .await

@@ -27,6 +27,7 @@ pub use launch::cgroup_name;
 mod conversation;
 mod exec;
 mod launch;
+mod leftovers;
 mod prepare;
 
 /// Requests to one shim that were not yet written.
@@ -106,7 +107,10 @@ impl Runtime for ProcessRuntime {
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<Started, Error>> {
         Box::pin(async move {
             let requests = self.shared.register(&spec.instance)?;
-            let launched = launch::launch(&self.shared.options, spec).await;
+            let launched = match end_leftovers(&spec.directory).await {
+                Ok(()) => launch::launch(&self.shared.options, spec).await,
+                Err(error) => Err(error),
+            };
             match launched {
                 Ok((started, shim)) => {
                     let run = Run {
@@ -158,8 +162,9 @@ impl Runtime for ProcessRuntime {
                     })
                 }
                 Ok(Found::Ended(exit)) => {
+                    let ended = end_leftovers(directory).await;
                     self.shared.forget(instance);
-                    Ok(Adopted::Ended { exit })
+                    ended.map(|()| Adopted::Ended { exit })
                 }
                 Ok(Found::Nothing) => {
                     self.shared.forget(instance);
@@ -236,10 +241,17 @@ impl Runtime for ProcessRuntime {
             let name = launch::cgroup_name(instance, directory);
             let cgroups = self.shared.options.cgroups.as_ref();
             let cgroup = cgroups.map(|cgroups| cgroups.locate(&name));
+            end_leftovers(directory).await?;
             let directory = directory.to_owned();
             blocking(move || prepare::remove(&directory, cgroup)).await
         })
     }
+}
+
+/// Where no shim lives, nothing that it should have ended does afterwards.
+async fn end_leftovers(directory: &Path) -> Result<(), Error> {
+    let directory = directory.to_owned();
+    blocking(move || leftovers::end_in(&directory)).await
 }
 
 /// Runs what waits for a disk outside of the runtime's thread.

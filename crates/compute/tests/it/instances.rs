@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use compute::instance::{read_exit, read_record};
 use compute::process::cgroup_name;
-use compute::runtime::{Adopted, Error, Happening, Identity, Runtime as _};
+use compute::runtime::{Adopted, Error, Happening, Identity, InstanceSpec, Runtime as _};
 use model::compute::ExitHow;
 use model::units::Bytes;
 use rustix::process::{Gid, Signal};
@@ -333,6 +333,54 @@ fn a_killed_shim_leaves_nothing_running() {
             Some(ExitHow::Unknown)
         );
         world.start(&spec);
+    }
+}
+
+/// As when a whole machine's Mainland is killed: agent, shim and main process; the workers it had are nobody's then.
+#[test]
+fn the_workers_of_a_killed_shim_and_main_process_do_not_live_on() {
+    // `timeout` makes a process group of its own.
+    let script = "sleep 1000 & echo near $!; timeout 999 sleep 1000 & echo far $!; exec sleep 1000";
+    let next = |world: &World, way: &str, spec: &InstanceSpec| match way {
+        "adopt" => {
+            let found = world.run(world.runtime().adopt(&spec.instance, &spec.directory));
+            assert!(
+                matches!(found, Ok(Adopted::Ended { exit }) if exit.how == ExitHow::Unknown),
+                "{way}"
+            );
+        }
+        "start" => {
+            world.start(&world.spec(way, &["sleep", "1000"]));
+        }
+        _ => {
+            let removed = world.run(world.runtime().remove(&spec.instance, &spec.directory));
+            removed.expect("it is removed");
+        }
+    };
+    for mut world in [World::new(), World::without_cgroups()] {
+        for way in ["adopt", "start", "remove"] {
+            let spec = world.shell(way, script);
+            let main = world.start(&spec);
+            let workers: Vec<u32> = ["o near ", "o far "]
+                .map(|start| world.line(way, start).parse().expect("a pid"))
+                .into();
+            wait_until("a group of its own", || {
+                rustix::process::getpgid(rustix::process::Pid::from_raw(workers[1] as i32))
+                    .is_ok_and(|group| group.as_raw_nonzero().get() as u32 == workers[1])
+            });
+            let shim = read_record(&spec.directory).expect("its record").shim.pid;
+            world.kill_agent();
+            signal(shim, Signal::KILL);
+            signal(main, Signal::KILL);
+            wait_until("both gone", || !is_alive(shim) && !is_alive(main));
+            assert!(workers.iter().all(|worker| is_alive(*worker)), "{way}");
+
+            world.start_agent();
+            next(&world, way, &spec);
+            for worker in workers {
+                assert!(!is_alive(worker), "{worker} outlived `{way}`");
+            }
+        }
     }
 }
 
