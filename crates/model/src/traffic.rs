@@ -223,7 +223,9 @@ pub struct LocalInstance {
 #[serde(rename_all = "kebab-case")]
 pub enum Gate {
     Open,
-    /// Not ready, or unreachable: new requests are refused as *not begun*, and those waiting on it are given up as unreachable.
+    /// Its probe fails, perhaps for load alone: new requests are refused as *not begun*; those in flight go on.
+    Held,
+    /// Not there, or not running: new requests are refused as *not begun*, and those waiting on it are given up as unreachable.
     Shut,
     /// On the way out: new requests are refused as *not begun*; those in flight are waited for.
     Leaving,

@@ -1,8 +1,8 @@
 //! The gate of one local instance: who may enter, who is inside, and when the last one has left.
 //!
 //! ```text
-//!            open ⇄ shut              shut and leaving refuse as "not begun"
-//!              ↘    ↙                 shut also gives up those who wait for an answer
+//!       open ⇄ held ⇄ shut            all but open refuse as "not begun"
+//!           ↘   ↓   ↙                 shut also gives up those who wait for an answer
 //!             leaving ── nobody inside ──→ drained
 //! ```
 //!
@@ -21,6 +21,7 @@ const INSIDE: u64 = u32::MAX as u64;
 const OPEN: u64 = 0;
 const SHUT: u64 = 1 << 32;
 const LEAVING: u64 = 2 << 32;
+const HELD: u64 = 3 << 32;
 
 pub struct Gate {
     /// The state above, the number of those inside below.
@@ -64,6 +65,7 @@ impl Gate {
             .store(most_inside.max(1), Ordering::Relaxed);
         let wanted = match state {
             State::Open => OPEN,
+            State::Held => HELD,
             State::Shut => SHUT,
             State::Leaving => LEAVING,
         };
@@ -84,7 +86,7 @@ impl Gate {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, step)
             .map(|_| Pass(self.clone()))
             .map_err(|word| match word & !INSIDE {
-                SHUT => Refused::Shut,
+                SHUT | HELD => Refused::Shut,
                 LEAVING => Refused::Leaving,
                 _ => Refused::Full,
             })
@@ -133,6 +135,7 @@ mod tests {
             (State::Open, 0, Ok(())),
             (State::Open, 2, Err(Refused::Full)),
             (State::Shut, 0, Err(Refused::Shut)),
+            (State::Held, 1, Err(Refused::Shut)),
             (State::Leaving, 1, Err(Refused::Leaving)),
         ] {
             let gate = Gate::new(Reports::new());
@@ -164,7 +167,15 @@ mod tests {
     async fn shutting_wakes_who_waits_and_who_comes_later() {
         let gate = Gate::new(Reports::new());
         gate.set(State::Open, 1);
-        let waiting = gate.when_shut();
+        let mut waiting = std::pin::pin!(gate.when_shut());
+        gate.set(State::Held, 1);
+        let held = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(waiting.as_mut().poll(context).is_pending())
+        });
+        assert!(
+            held.await,
+            "what is in flight goes on while the gate is held"
+        );
         gate.set(State::Shut, 1);
         waiting.await;
         gate.when_shut().await;
