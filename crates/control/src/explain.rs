@@ -2,12 +2,12 @@
 
 use api::wire::{Because, Explanation};
 use model::compute::ReleaseOrigin;
-use model::control::{NodeRecord, Reason, Standing};
-use model::ids::{InstanceName, NodeName, ProjectName, ResourceId};
+use model::control::{NodeRecord, Reason, Rollout, Standing};
+use model::ids::{InstanceName, NodeName, ProjectName, ReleaseNumber, ResourceId};
 use model::signals::Event;
 use plan::Now;
 
-use crate::handlers::rollout_of;
+use crate::handlers::{rollout_of, serving_instead};
 use crate::state::Shared;
 use crate::views;
 use crate::world::Entry;
@@ -95,12 +95,20 @@ fn service(
     let now = match record.current.as_ref() {
         None => "runs elsewhere; is routed to".to_owned(),
         Some(current) => format!(
-            "{ready} of {} ready, release {}",
+            "{ready} of {} ready, {}",
             entry.wanted(),
-            current.number
+            release_words(current.number, rollout_of(entry).as_ref())
         ),
     };
     Some(finish(subject, now, all))
+}
+
+/// Which release serves, also where it is not the newest.
+fn release_words(current: ReleaseNumber, rollout: Option<&Rollout>) -> String {
+    match rollout.and_then(serving_instead) {
+        Some(serving) => format!("release {serving} (release {current} failed)"),
+        None => format!("release {current}"),
+    }
 }
 
 fn is_instance_of(name: &str, service: &str) -> bool {

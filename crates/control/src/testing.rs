@@ -55,5 +55,6 @@ pub fn release(number: ReleaseNumber) -> Release {
         at: jiff::Timestamp::UNIX_EPOCH,
         origin: ReleaseOrigin::Apply,
         diff: Vec::new(),
+        failed: false,
     }
 }

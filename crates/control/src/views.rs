@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use store::Revision;
 
 use crate::desired::Seen;
-use crate::handlers::rollout_of;
+use crate::handlers::{rollout_of, serving_instead};
 use crate::records::{Current, SecretRecord, ServiceRecord};
 use crate::state::Shared;
 use crate::world::{Entry, Stored, World};
@@ -312,11 +312,18 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
         return None;
     }
     let instances = instances(shared, project, now);
+    let picture = Picture::of(&shared.world);
     let services: Vec<_> = shared
         .world
         .services_of(project)
         .map(|(name, entry, record)| {
-            service_status(shared, project, name, entry, record, &instances)
+            let mut status = service_status(shared, project, name, entry, record, &instances);
+            if status.reason.is_none()
+                && let Some(picture) = &picture
+            {
+                status.reason = uneven(picture, &status, record, &instances);
+            }
+            status
         })
         .collect();
     let serving = |to: &ResourceName| {
@@ -332,7 +339,8 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
             serving: serving(&route.to),
         })
         .collect();
-    let attention = attention(shared, &services, &instances);
+    let mut attention = attention(shared, &services, &instances);
+    attention.extend(picture.iter().flat_map(Picture::not_covered));
     Some(ProjectStatus {
         project: project.clone(),
         services,
@@ -375,6 +383,7 @@ fn service_status(
         ready: u32::try_from(ready.len()).unwrap_or(u32::MAX),
         zones,
         release: record.current.as_ref().map(|current| current.number),
+        serving: rollout.as_ref().and_then(serving_instead),
         reason: failed.or_else(|| unready().filter(|_| is_short)),
         rollout,
         scale: entry.scale.as_ref().map(|scale| scale.value.clone()),
@@ -445,41 +454,70 @@ fn attention(
             ),
         )
     }));
-    attention.extend(not_covered(&shared.world));
     attention
 }
 
-/// Zones whose loss the others could not make good.
-fn not_covered(world: &World) -> Vec<Reason> {
-    let workers = world
-        .nodes
-        .values()
-        .filter(|node| node.role == NodeRole::Worker)
-        .count();
-    if workers > COVERAGE_NODES_MOST {
-        return Vec::new();
+/// That what is settled stands uneven: after a loss copies stay where they were put, and moving them is a person's choice.
+fn uneven(
+    picture: &Picture<'_>,
+    status: &ServiceStatus,
+    record: &ServiceRecord,
+    instances: &[InstanceView],
+) -> Option<Reason> {
+    let rollout = status.rollout.as_ref()?;
+    if rollout.phase != RolloutPhase::Done || status.ready != status.wanted {
+        return None;
     }
-    let mut cluster = Cluster::new(world.nodes.values().map(|node| &node.value));
-    let seen: Vec<_> = world
-        .services
+    let nodes: Vec<_> = instances
         .iter()
-        .map(|(id, entry)| (id, Seen::of(entry)))
+        .filter(|view| view.service == status.name && view.ready)
+        .filter_map(|view| view.node.as_ref())
         .collect();
-    for (id, seen) in &seen {
-        cluster.set_group(id, &seen.group, |release| {
-            seen.releases
-                .get(&release)
-                .map(|spec| plan::place::size_of(spec))
-                .unwrap_or_default()
-        });
+    plan::capacity::uneven(&picture.cluster, &status.name, &record.spec, &nodes)
+}
+
+/// All copies on all nodes, for questions of the kind *what if*.
+struct Picture<'w> {
+    cluster: Cluster,
+    services: Vec<(&'w ResourceId, Seen<'w>)>,
+}
+
+impl<'w> Picture<'w> {
+    /// `None` where there are too many nodes to ask.
+    fn of(world: &'w World) -> Option<Self> {
+        let nodes = world.nodes.values();
+        let workers = nodes.filter(|node| node.role == NodeRole::Worker).count();
+        if workers > COVERAGE_NODES_MOST {
+            return None;
+        }
+        let mut cluster = Cluster::new(world.nodes.values().map(|node| &node.value));
+        let services: Vec<_> = world
+            .services
+            .iter()
+            .map(|(id, entry)| (id, Seen::of(entry)))
+            .collect();
+        for (id, seen) in &services {
+            cluster.set_group(id, &seen.group, |release| {
+                seen.releases
+                    .get(&release)
+                    .map(|spec| plan::place::size_of(spec))
+                    .unwrap_or_default()
+            });
+        }
+        Some(Self { cluster, services })
     }
-    let loads: Vec<_> = seen
-        .iter()
-        .map(|(id, seen)| plan::capacity::Load {
-            id,
-            group: &seen.group,
-            releases: &seen.releases,
-        })
-        .collect();
-    plan::capacity::shortfalls(&cluster, &loads)
+
+    /// Zones whose loss the others could not make good.
+    fn not_covered(&self) -> Vec<Reason> {
+        let loads: Vec<_> = self
+            .services
+            .iter()
+            .map(|(id, seen)| plan::capacity::Load {
+                id,
+                group: &seen.group,
+                releases: &seen.releases,
+            })
+            .collect();
+        plan::capacity::shortfalls(&self.cluster, &loads)
+    }
 }

@@ -238,6 +238,9 @@ pub struct Release {
     pub origin: ReleaseOrigin,
     /// What changed from the release before, a line each: `replicas: 2 → 3`.
     pub diff: Vec<String>,
+    /// Its rollout was judged bad, and no later look took that back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -92,7 +92,7 @@ fn released<'w>(
     Ok((entry, record, current))
 }
 
-/// What served before: what the rollout fell back to or came from, else the release before.
+/// What served before: what the rollout fell back to or came from, else the release before that was not judged bad.
 fn before_current(entry: &Entry, current: &Current) -> Option<ReleaseNumber> {
     let rollout = entry
         .rollout
@@ -102,10 +102,9 @@ fn before_current(entry: &Entry, current: &Current) -> Option<ReleaseNumber> {
         .and_then(|rollout| rollout.from)
         .filter(|from| entry.releases.contains_key(from));
     let before = || {
-        entry
-            .releases
-            .range(..current.same_since)
-            .next_back()
+        let mut earlier = entry.releases.range(..current.same_since).rev();
+        earlier
+            .find(|(_, release)| !release.failed)
             .map(|(number, _)| *number)
     };
     came_from.or_else(before)

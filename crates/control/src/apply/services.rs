@@ -350,6 +350,7 @@ pub(super) fn release(
         at: author.at,
         origin,
         diff,
+        failed: false,
     }
 }
 

@@ -13,7 +13,7 @@ mod services;
 
 use crate::dispatch::Handler;
 
-pub use services::rollout_of;
+pub use services::{rollout_of, serving_instead};
 
 macro_rules! handler {
     ($($path:tt)+) => {

@@ -114,6 +114,7 @@ pub async fn releases(server: Arc<Server>, call: Call) -> Answer {
             diff: release.diff.clone(),
             digest: artifact_of(&release.spec.work),
             current: Some(release.number) == current,
+            failed: release.failed,
         });
         Ok(call::json(&wire::List {
             items: items.collect(),
@@ -148,6 +149,13 @@ pub async fn rollout(server: Arc<Server>, call: Call) -> Answer {
             .map_or(record.modified, |rollout| rollout.modified);
         Ok(call::tagged(&rollout, modified))
     })
+}
+
+/// The older release that serves because the newest was judged bad.
+pub fn serving_instead(rollout: &Rollout) -> Option<ReleaseNumber> {
+    rollout
+        .from
+        .filter(|_| rollout.phase == RolloutPhase::Failed)
 }
 
 /// The rollout of the newest release. Until the leader has begun it, it is about to begin.

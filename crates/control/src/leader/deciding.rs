@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::compute::{InstanceReport, PlacementGroup};
-use model::control::{NodeRecord, Reason, Rollout};
+use model::compute::{InstanceReport, PlacementGroup, Release};
+use model::control::{NodeRecord, Reason, Rollout, RolloutPhase};
 use model::ids::{InstanceId, InstanceName, NodeName, ResourceId};
 use model::signals::Level;
 use plan::check::{self, Plan};
@@ -310,10 +310,26 @@ fn draft(id: &ResourceId, entry: &Entry, decision: ServiceDecision) -> Decided {
         .filter(|rollout| rollout_changed(entry, Some(rollout)))
     {
         draft.put(Key::Rollout(id.clone()), entry.rollout.as_ref(), &rollout);
+        mark(&mut draft, id, entry, &rollout);
     }
     Decided {
         id: id.clone(),
         draft,
         events: decision.events,
+    }
+}
+
+/// Keeps the verdict with the release: the rollout's record is that of the newest release only.
+fn mark(draft: &mut Draft, id: &ResourceId, entry: &Entry, rollout: &Rollout) {
+    let failed = rollout.phase == RolloutPhase::Failed;
+    let Some(known) = entry.releases.get(&rollout.to) else {
+        return;
+    };
+    if known.failed != failed {
+        let marked = Release {
+            failed,
+            ..known.value.clone()
+        };
+        draft.put(Key::Release(id.clone(), rollout.to), Some(known), &marked);
     }
 }

@@ -78,6 +78,82 @@ async fn a_change_rolls_and_a_bad_one_leaves_the_old_version_serving() {
             .any(|because| because.from == "rollout"),
         "{explained:?}"
     );
+    assert_eq!(explained.now, "3 of 3 ready, release 2 (release 3 failed)");
+    let web = &status.services[0];
+    assert_eq!(
+        (web.release, web.serving),
+        (Some(ReleaseNumber(3)), Some(ReleaseNumber(2)))
+    );
+    assert_eq!(
+        marks(&cloud).await,
+        [(3, true, true), (2, false, false), (1, false, false)]
+    );
+
+    cloud
+        .apply(&apply_of(&[("web", with_env(service(3), "COLOR", "red"))]))
+        .await;
+    until("release 4 serves", || async {
+        (phase(&cloud).await == RolloutPhase::Done).then_some(())
+    })
+    .await;
+    assert_eq!(
+        marks(&cloud).await[..2],
+        [(4, true, false), (3, false, true)],
+        "the verdict outlasts the rollout's record"
+    );
+    let status = cloud.client.status(&project()).await.unwrap();
+    assert_eq!(status.services[0].serving, None);
+}
+
+/// Number, current, failed: of each release, the newest first.
+async fn marks(cloud: &Cloud) -> Vec<(u64, bool, bool)> {
+    let releases = cloud.client.releases(&project(), &name("web")).await;
+    let marks =
+        |release: &api::wire::ReleaseView| (release.number.0, release.current, release.failed);
+    releases.unwrap().items.iter().map(marks).collect()
+}
+
+#[tokio::test]
+async fn a_deletion_says_whom_it_leaves_without() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _nodes = cloud.three_nodes().await;
+    let mut all = apply_of(&[("web", service(2)), ("front", needing(service(1), "web"))]);
+    all.routes.push(Route {
+        host: "api.localhost".to_owned(),
+        path: "/".to_owned(),
+        to: name("web"),
+    });
+    cloud.apply(&all).await;
+    cloud.ready("web", 2).await;
+
+    let mut pruning = apply_of(&[("front", service(1))]);
+    pruning.prune = true;
+    let dry = cloud
+        .client
+        .apply(&project(), &pruning, true, &key())
+        .await
+        .unwrap();
+    let removed: Vec<_> = dry
+        .changes
+        .iter()
+        .filter(|change| change.action == api::wire::Action::Remove)
+        .map(|change| (change.name.as_str(), change.consequence.as_str()))
+        .collect();
+    assert_eq!(
+        removed,
+        [
+            ("api.localhost/", "web is no longer reached by it"),
+            ("web", "2 instances stop"),
+        ],
+        "nothing is left that would need it"
+    );
+    let kind = api::wire::Kind::Services;
+    let changes = cloud.client.delete(&project(), kind, "web", false).await;
+    assert_eq!(
+        changes.unwrap()[0].consequence,
+        "2 instances stop; front needs it, route api.localhost/ leads nowhere then"
+    );
 }
 
 async fn phase(cloud: &Cloud) -> RolloutPhase {

@@ -294,6 +294,11 @@ async fn foreign_certificates_are_refused_and_nodes_speak_for_themselves() {
     assert_eq!(code(a.client.projects().await), "not-permitted");
     let nobody = Client::new(Transport::Tcp(cloud.file.api), None);
     assert_eq!(code(nobody.nodes().await), "unauthenticated");
+    let refused = nobody.projects().await.unwrap_err().to_string();
+    assert!(
+        refused.contains("to list projects, show a token"),
+        "{refused}"
+    );
     assert_eq!(nobody.version().await.unwrap().cluster, "");
     assert!(nobody.health().await.unwrap().ready);
     assert_eq!(a.client.whoami().await.unwrap().principal.0, "node:a");
@@ -725,4 +730,44 @@ async fn a_node_that_is_heard_leaves_cordoned_and_empty() {
     assert_eq!(cloud.client.nodes().await.unwrap().items.len(), 2);
     cloud.apply(&apply_of(&[("web", service(2))])).await;
     cloud.ready("web", 2).await;
+}
+
+#[tokio::test]
+async fn copies_that_stand_uneven_are_told_until_a_restart_spreads_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _a = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(2))])).await;
+    cloud.ready("web", 2).await;
+    let hint = || async {
+        let status = cloud.client.status(&project()).await.unwrap();
+        status.services[0].reason.clone()
+    };
+    let settled = || async { hint().await.is_none().then_some(()) };
+    until("one zone can't be uneven", settled).await;
+
+    let _b = cloud.join("b").await;
+    let told = until("it is told", hint).await;
+    assert_eq!(
+        told.message,
+        "2 copies in zone a, 0 in zone b: `mainland restart web` spreads them anew"
+    );
+    cloud
+        .client
+        .restart(&project(), &name("web"), &key())
+        .await
+        .unwrap();
+    let even = |views: &[api::wire::InstanceView]| {
+        let zones: std::collections::BTreeSet<_> = views.iter().map(|view| &view.zone).collect();
+        views.len() == 2 && zones.len() == 2 && views.iter().all(|view| view.ready)
+    };
+    cloud.ps_until("one copy in each zone", even).await;
+    until("nothing is left to tell", || async {
+        let status = cloud.client.status(&project()).await.unwrap();
+        let web = &status.services[0];
+        let done = web.rollout.as_ref().map(|rollout| rollout.phase)
+            == Some(model::control::RolloutPhase::Done);
+        (done && web.reason.is_none()).then_some(())
+    })
+    .await;
 }

@@ -532,6 +532,14 @@ fn a_lost_node_is_made_good_elsewhere() {
         3,
         "nothing moves back by itself"
     );
+    assert!(!world.on_nodes().contains(&"node-b".to_owned()));
+    world.release(service(3));
+    world.run(10);
+    assert_eq!(
+        world.on_nodes(),
+        ["node-a", "node-b", "node-c"],
+        "a restart spreads anew"
+    );
 }
 
 #[test]
