@@ -171,6 +171,48 @@ pub fn consequence_of_removal(running: u32, has_data: bool, delete_data: bool) -
     }
 }
 
+/// Names that a consequence lists at most.
+const NAMED_MOST: usize = 5;
+
+/// What the removal of a service means for the services that need it and for the routes to it; begins with `; ` unless it is empty.
+pub fn consequence_for_others<N: AsRef<str>>(needed_by: &[N], routes: &[&str]) -> String {
+    let needs = (!needed_by.is_empty()).then(|| {
+        let verb = if needed_by.len() == 1 {
+            "needs"
+        } else {
+            "need"
+        };
+        format!("{} {verb} it", listed(needed_by))
+    });
+    let leads = match routes {
+        [] => None,
+        [one] => Some(format!("route {one} leads nowhere then")),
+        many => Some(format!("routes {} lead nowhere then", listed(many))),
+    };
+    let parts: Vec<String> = needs.into_iter().chain(leads).collect();
+    match parts.is_empty() {
+        true => String::new(),
+        false => format!("; {}", parts.join(", ")),
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`, `a, b, c, d, e and 3 more`.
+fn listed<N: AsRef<str>>(names: &[N]) -> String {
+    let more = names.len().saturating_sub(NAMED_MOST);
+    let mut shown: Vec<String> = names
+        .iter()
+        .take(NAMED_MOST)
+        .map(|name| name.as_ref().to_owned())
+        .collect();
+    if more > 0 {
+        shown.push(format!("{more} more"));
+    }
+    match shown.pop() {
+        Some(last) if !shown.is_empty() => format!("{} and {last}", shown.join(", ")),
+        only => only.unwrap_or_default(),
+    }
+}
+
 pub fn instances(count: u32) -> String {
     self::count(count as usize, "instance")
 }
@@ -258,6 +300,33 @@ mod tests {
                 zones: &zones,
             };
             assert_eq!(consequence_of_change(&old, &new, running), consequence);
+        }
+    }
+
+    #[test]
+    fn a_removal_says_whom_it_leaves_without() {
+        let table: [(&[&str], &[&str], &str); 6] = [
+            (&[], &[], ""),
+            (&["front"], &[], "; front needs it"),
+            (
+                &["front"],
+                &["api.localhost/"],
+                "; front needs it, route api.localhost/ leads nowhere then",
+            ),
+            (&["a", "b"], &[], "; a and b need it"),
+            (
+                &[],
+                &["a/", "b/", "c/"],
+                "; routes a/, b/ and c/ lead nowhere then",
+            ),
+            (
+                &["a", "b", "c", "d", "e", "f", "g"],
+                &[],
+                "; a, b, c, d, e and 2 more need it",
+            ),
+        ];
+        for (needed_by, routes, expected) in table {
+            assert_eq!(consequence_for_others(needed_by, routes), expected);
         }
     }
 

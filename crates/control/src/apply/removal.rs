@@ -34,7 +34,9 @@ pub fn remove_resource(
             let id = id()?;
             let entry = world.services.get(&id).ok_or_else(missing)?;
             if_match.check(&what, entry.live())?;
-            of_service(&id, entry, delete_data, author).ok_or_else(missing)
+            let mut step = of_service(&id, entry, delete_data, author).ok_or_else(missing)?;
+            step.change.consequence += &left_without(world, &id);
+            Ok(step)
         }
         Kind::Routes => {
             let stored = world
@@ -64,6 +66,16 @@ pub fn remove_resource(
             format!("{}: they follow from what is applied", kind.as_str()),
         )),
     }
+}
+
+/// What a deleted service leaves behind. An apply can't: it is refused while anything in it needs what it prunes.
+fn left_without(world: &World, id: &ResourceId) -> String {
+    let routes = world.routes_of(&id.project);
+    let routes: Vec<&str> = routes
+        .filter(|(_, route)| route.to == id.name)
+        .map(|(place, _)| place.as_str())
+        .collect();
+    changes::consequence_for_others(&users(world, id), &routes)
 }
 
 /// What needs a secret could not start any more.
