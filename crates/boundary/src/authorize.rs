@@ -103,6 +103,16 @@ impl Refusal {
             reason: Reason::new(code, message),
         }
     }
+
+    /// The same refusal in the words of who knows the operation: `words` ends the sentence *may not …*.
+    pub fn in_words(mut self, principal: &Principal, words: &str) -> Self {
+        match self.reason.code.as_str() {
+            "unauthenticated" => self.reason.message = format!("to {words}, show a token"),
+            "not-permitted" => self.reason.message = format!("{principal} may not {words}"),
+            _ => {}
+        }
+        self
+    }
 }
 
 /// Whether `principal` may do `action`.

@@ -15,7 +15,8 @@ pub fn of(server: &Server, operation: &str, call: &Call) -> Result<Action, Probl
         "version" | "openapi" => Action::Version,
         "whoami" => return whoami(call),
         "join" => Action::Join,
-        "audit" | "events" | "listProjects" => cluster(Verb::Read, operation, None),
+        "audit" | "events" => cluster(Verb::Read, operation, None),
+        "listProjects" => cluster(Verb::Read, "projects", None),
         "listNodes" => cluster(Verb::Read, "nodes", None),
         "explainNode" => cluster(Verb::Read, "nodes", Some(call.text("node"))),
         "cordon" => cluster(Verb::Operate, "nodes", Some(call.text("node"))),
@@ -43,6 +44,58 @@ pub fn of(server: &Server, operation: &str, call: &Call) -> Result<Action, Probl
         }
         other => resource(other, call)?,
     })
+}
+
+/// What an operation does, as people say it: the end of *to …* and *may not …*.
+pub fn words(operation: &str) -> &'static str {
+    match operation {
+        "health" => "ask for health",
+        "version" => "ask for the version",
+        "openapi" => "read the API's description",
+        "whoami" => "ask who you are",
+        "audit" => "read the audit log",
+        "events" => "read the events of the cluster",
+        "projectEvents" => "read the events of a project",
+        "listProjects" => "list projects",
+        "apply" => "apply to a project",
+        "deleteProject" => "delete a project",
+        "status" => "see the status of a project",
+        "explain" => "ask why a thing is as it is",
+        "listResources" => "list what a project declares",
+        "getResource" => "read what a project declares",
+        "deleteResource" => "delete what a project declares",
+        "putService" => "change a service",
+        "setSecret" => "set a secret",
+        "listKeys" => "list keys",
+        "getKey" => "read a key",
+        "putKey" => "write a key",
+        "deleteKey" => "delete a key",
+        "scale" => "scale a service",
+        "listReleases" => "list releases",
+        "getRelease" => "read a release",
+        "getRollout" => "see a rollout",
+        "restart" => "restart a service",
+        "rollback" => "roll a service back",
+        "listInstances" => "list instances",
+        "logs" => "read logs",
+        "exec" => "run a command in an instance",
+        "beginUpload" | "uploadChunk" => "upload an artifact",
+        "getArtifact" => "read an artifact",
+        "listNodes" => "list nodes",
+        "explainNode" => "ask why a node is as it is",
+        "cordon" => "cordon a node",
+        "removeNode" => "remove a node",
+        "releaseBrake" => "release the brake",
+        "makeJoinToken" => "make a join token",
+        "join" => "join as a node",
+        "renew" => "renew a node's certificate",
+        "serviceCertificate" => "get a service's certificate",
+        "secretValues" => "read the values of secrets",
+        "heartbeat" => "report as a node",
+        "desired" => "ask what a node is to run",
+        "tunnel" => "open a node's tunnel",
+        _ => "do this",
+    }
 }
 
 /// Operations whose refusal is worth a line in the audit log.

@@ -140,6 +140,7 @@ async fn handle(
     let mut call = Call::new(principal, request).await?;
     let action = actions::of(&server, operation.id, &call)?;
     if let Err(refusal) = authorize(&call.principal, &action) {
+        let refusal = refusal.in_words(&call.principal, actions::words(operation.id));
         if operation.method != Method::GET {
             let on = call.request.uri().path().to_owned();
             server.audit_refusal(
@@ -215,6 +216,16 @@ mod tests {
             .collect();
         assert!(without.is_empty(), "{without:?}");
         assert!(handlers::of("nothing").is_none());
+    }
+
+    #[test]
+    fn every_operation_of_the_table_has_words() {
+        let without: Vec<_> = operations::all()
+            .iter()
+            .map(|operation| operation.id)
+            .filter(|id| actions::words(id) == actions::words("nothing"))
+            .collect();
+        assert!(without.is_empty(), "{without:?}");
     }
 
     #[test]
