@@ -11,8 +11,8 @@ use model::traffic::GatewayRoute;
 
 const ANY_HOST: &str = "*";
 
-/// How many routes a refusal lists; more would hide the one that is meant.
-const LISTED_ROUTES: usize = 20;
+/// How many paths a refusal lists; more would hide the one that is meant.
+const LISTED_PATHS: usize = 20;
 
 /// The routes of a gateway, ready to be asked.
 #[derive(Debug, Clone, Default)]
@@ -50,15 +50,15 @@ impl Router {
 
     /// `host` may carry a port and any case.
     pub fn find(&self, host: &str, path: &str) -> Option<&Arc<ResourceId>> {
-        let host = without_port(host);
-        let entries = match self.hosts.get(host) {
-            Some(entries) => entries,
-            None => self.find_other(host)?,
-        };
-        entries
+        self.entries(host)?
             .iter()
             .find(|entry| prefix_matches(&entry.prefix, path))
             .map(|entry| &entry.to)
+    }
+
+    fn entries(&self, host: &str) -> Option<&Vec<Entry>> {
+        let host = without_port(host);
+        self.hosts.get(host).or_else(|| self.find_other(host))
     }
 
     /// The slow way: a host with capitals, then `*`.
@@ -70,23 +70,19 @@ impl Router {
             .or_else(|| self.hosts.get(ANY_HOST))
     }
 
-    /// What would match, for the one who asked in vain: sorted `host/path` texts, at most twenty.
-    pub fn list(&self) -> Vec<String> {
-        let mut all: Vec<String> = self
-            .hosts
-            .iter()
-            .flat_map(|(host, entries)| {
-                entries
-                    .iter()
-                    .map(move |entry| match entry.prefix.as_str() {
-                        "" => format!("{host}/"),
-                        prefix => format!("{host}{prefix}"),
-                    })
+    /// The paths that lead somewhere on this host, for the one who asked in vain: sorted, at most twenty. Empty for a host without routes.
+    /// Other hosts are nobody's business who asks for this one.
+    pub fn paths(&self, host: &str) -> Vec<&str> {
+        let entries = self.entries(host).into_iter().flatten();
+        let mut paths: Vec<&str> = entries
+            .map(|entry| match entry.prefix.as_str() {
+                "" => "/",
+                prefix => prefix,
             })
             .collect();
-        all.sort();
-        all.truncate(LISTED_ROUTES);
-        all
+        paths.sort_unstable();
+        paths.truncate(LISTED_PATHS);
+        paths
     }
 }
 
@@ -144,8 +140,24 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_can_list_what_would_match() {
-        let router = Router::new(&[route("b", "/", "x"), route("a", "/api", "y")]);
-        assert_eq!(router.list(), ["a/api", "b/"]);
+    fn a_refusal_lists_the_paths_of_the_host_and_no_other() {
+        let named = [
+            route("b", "/", "x"),
+            route("a", "/web", "y"),
+            route("a", "/api/", "y"),
+        ];
+        let any = [route("*", "/any", "z"), route("a", "/api", "y")];
+        for (routes, host, expected) in [
+            (&named[..], "A:80", vec!["/api", "/web"]),
+            (&named, "b", vec!["/"]),
+            (&named, "c", vec![]),
+            (&any, "a", vec!["/api"]),
+            (&any, "c", vec!["/any"]),
+            (&[], "a", vec![]),
+        ] {
+            assert_eq!(Router::new(routes).paths(host), expected, "{host}");
+        }
+        let many: Vec<_> = (0..30).map(|n| route("a", &format!("/{n}"), "y")).collect();
+        assert_eq!(Router::new(&many).paths("a").len(), LISTED_PATHS);
     }
 }

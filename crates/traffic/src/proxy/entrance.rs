@@ -23,6 +23,10 @@ use super::view::{Caller, View, missing_need};
 use super::wire;
 use super::worker::Worker;
 use crate::problem::{Code, Problem};
+use crate::routing::Router;
+
+/// Characters of a client's text in an answer: as many as a host's name may have (RFC 1035, 2.3.4).
+const ECHOED_MOST: usize = 255;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -97,14 +101,42 @@ fn route(view: &View, request: &Request<Incoming>) -> Result<Arc<ResourceId>, Pr
         ));
     }
     let path = request.uri().path();
-    gateway.router.find(host, path).cloned().ok_or_else(|| {
-        let known = gateway.router.list();
-        let hint = match known.as_slice() {
-            [] => "no routes are declared yet".to_owned(),
-            some => format!("these would match: {}", some.join(", ")),
-        };
-        Problem::new(Code::NoRoute, format!("no route for {host}{path}; {hint}"))
-    })
+    let found = gateway.router.find(host, path).cloned();
+    found.ok_or_else(|| no_route(&gateway.router, host, path))
+}
+
+/// Says what this host has, and nothing of others: the one who asks may be anybody.
+fn no_route(router: &Router, host: &str, path: &str) -> Problem {
+    let paths = router.paths(host);
+    let host = echoed(host);
+    let detail = match paths.as_slice() {
+        [] => format!("no route for host {host}"),
+        some => format!(
+            "no route for {host}{}; routes of this host: {}",
+            echoed(path),
+            some.join(", ")
+        ),
+    };
+    Problem::new(Code::NoRoute, detail)
+}
+
+/// What a client sent, fit to be sent back: no longer than a host's name may be, and nothing that a page or a terminal could take for more
+/// than text.
+fn echoed(text: &str) -> String {
+    let plain = |c: char| match c {
+        c if c.is_ascii_alphanumeric() || "-._~/:[]%".contains(c) => c,
+        _ => '?',
+    };
+    let cut = if text.chars().nth(ECHOED_MOST).is_some() {
+        "…"
+    } else {
+        ""
+    };
+    text.chars()
+        .take(ECHOED_MOST)
+        .map(plain)
+        .chain(cut.chars())
+        .collect()
 }
 
 /// A service of this node, at one of its doors.
@@ -208,6 +240,38 @@ where
         () = worker.stopping() => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::traffic::GatewayRoute;
+
+    #[test]
+    fn who_asks_in_vain_learns_of_this_host_only() {
+        let route = |host: &str, path: &str| GatewayRoute {
+            host: host.to_owned(),
+            path: path.to_owned(),
+            to: "shop/web".parse().unwrap(),
+        };
+        let router = Router::new(&[route("a.localhost", "/api"), route("secret.localhost", "/")]);
+        let long = "h".repeat(300);
+        let cut = format!("no route for host {}…", "h".repeat(255));
+        for (host, path, expected) in [
+            (
+                "a.localhost:8080",
+                "/x",
+                "no route for a.localhost:8080/x; routes of this host: /api",
+            ),
+            ("b.localhost", "/x", "no route for host b.localhost"),
+            ("<b>\"\u{1b}é", "/", "no route for host ?b????"),
+            (&long, "/", &cut),
+        ] {
+            let problem = no_route(&router, host, path);
+            assert_eq!(problem.detail, expected);
+            assert_eq!(problem.code, Code::NoRoute);
         }
     }
 }

@@ -79,10 +79,12 @@ fn a_request_passes_gateway_mesh_and_gate() {
     );
     assert!(lost.body.contains(r#""code":"no-route""#), "{}", lost.body);
     assert!(
-        lost.body.contains("these would match: web.localhost/"),
+        lost.body
+            .contains(r#""detail":"no route for host other.localhost""#),
         "{}",
         lost.body
     );
+    assert!(!lost.body.contains("web.localhost"), "{}", lost.body);
 }
 
 /// `shop/cart` on node b, called by `shop/web` through a door on node a.
