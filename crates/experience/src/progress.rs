@@ -486,3 +486,32 @@ impl Upload {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_rollout_says_once_what_serves() {
+        let status = serde_json::json!({
+            "project": "shop", "routes": [], "attention": [],
+            "services": [{
+                "name": "web", "wanted": 2, "ready": 2, "zones": {}, "release": 3, "scale": null, "external": false,
+                "needs": [], "demand": 0, "reason": null,
+                "rollout": {
+                    "to": 3, "from": 2, "phase": "failed", "started_at": "2026-01-01T00:00:00Z",
+                    "progressed_at": "2026-01-01T00:00:00Z",
+                    "reason": { "code": "not-ready", "message": "release 3 was judged bad: X; release 2 goes on serving" },
+                },
+            }],
+        });
+        let world = World {
+            nodes: Vec::new(),
+            projects: vec![(serde_json::from_value(status).unwrap(), Vec::new())],
+        };
+        assert_eq!(
+            failed_rollout(&world).unwrap(),
+            "web: release 3 failed: release 3 was judged bad: X; release 2 goes on serving [rollout-failed]"
+        );
+    }
+}

@@ -109,3 +109,29 @@ impl Rollout {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_that_failed_is_called_so() {
+        for (current, failed, expected) in [
+            (true, false, "3*"),
+            (true, true, "3* failed"),
+            (false, true, "3 failed"),
+            (false, false, "3"),
+        ] {
+            // An older server says nothing of failures.
+            let mut view = serde_json::json!({
+                "service": "web", "number": 3, "author": "admin:root", "at": "2026-01-01T00:00:00Z",
+                "origin": { "by": "apply" }, "diff": [], "digest": null, "current": current,
+            });
+            if failed {
+                view["failed"] = true.into();
+            }
+            let view: wire::ReleaseView = serde_json::from_value(view).unwrap();
+            assert_eq!(release_mark(&view), expected);
+        }
+    }
+}

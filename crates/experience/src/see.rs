@@ -431,3 +431,27 @@ impl WhoAmI {
         Ok(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_release_that_serves_is_named_where_the_newest_failed() {
+        for (release, serving, expected) in [
+            (Some(3), None, "3"),
+            (Some(3), Some(2), "3 (2 serves)"),
+            (None, None, "-"),
+        ] {
+            let mut status = serde_json::json!({
+                "name": "web", "wanted": 2, "ready": 2, "zones": {}, "release": release, "rollout": null, "scale": null,
+                "external": false, "needs": [], "demand": 0, "reason": null,
+            });
+            if serving.is_some() {
+                status["serving"] = serving.into();
+            }
+            let status: wire::ServiceStatus = serde_json::from_value(status).unwrap();
+            assert_eq!(release_column(&status), expected);
+        }
+    }
+}
