@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use model::compute::{InstanceReport, Placement, PlacementGroup, Service, Wanted, Work};
+use model::compute::{
+    InstanceReport, InstanceState, Placement, PlacementGroup, Service, Wanted, Work,
+};
 use model::control::{NodeRecord, NodeRole, Standing};
 use model::ids::{InstanceId, NodeName, ReleaseNumber, ResourceId};
 use model::traffic::{Address, Callers, Destination, Endpoint, GatewayRoute, Road};
@@ -114,9 +116,7 @@ fn destination(world: &World<'_>, id: &ResourceId, entry: &ServiceEntry<'_>) -> 
         service: id.clone(),
         protocol: entry.spec.protocol,
         traffic: entry.spec.traffic,
-        endpoints: placements
-            .filter_map(|placement| endpoint(world, id, placement))
-            .collect(),
+        endpoints: endpoints(world, id, placements.collect()),
         external: match &entry.spec.work {
             Work::External { addresses } => addresses
                 .iter()
@@ -127,12 +127,32 @@ fn destination(world: &World<'_>, id: &ResourceId, entry: &ServiceEntry<'_>) -> 
     }
 }
 
-/// Ready, wanted, and on a node that is present.
-fn endpoint(world: &World<'_>, id: &ResourceId, placement: &Placement) -> Option<Endpoint> {
+/// Those that are ready. Where none is, those that run and were: a probe that fails everywhere tells of load, or of what all of them need, and a
+/// slow answer is better than none.
+fn endpoints(world: &World<'_>, id: &ResourceId, placements: Vec<&Placement>) -> Vec<Endpoint> {
+    let those = |fits: fn(&InstanceReport) -> bool| -> Vec<Endpoint> {
+        let all = placements.iter();
+        all.filter_map(|placement| endpoint(world, id, placement, fits))
+            .collect()
+    };
+    let ready = those(|report| report.ready);
+    match ready.is_empty() {
+        true => those(|report| report.state == InstanceState::Running),
+        false => ready,
+    }
+}
+
+/// One that fits, is wanted, and on a node that is present.
+fn endpoint(
+    world: &World<'_>,
+    id: &ResourceId,
+    placement: &Placement,
+    fits: fn(&InstanceReport) -> bool,
+) -> Option<Endpoint> {
     let node = world.nodes.get(&placement.node)?;
     let instance = InstanceId::new(id.project.clone(), placement.instance.clone());
     let report = (world.reports)(&instance)?;
-    let serves = report.ready && report.epoch == placement.epoch && placement.wanted == Wanted::Run;
+    let serves = fits(report) && report.epoch == placement.epoch && placement.wanted == Wanted::Run;
     if !serves || node.standing != Standing::Present {
         return None;
     }
@@ -382,6 +402,12 @@ mod tests {
         let lost =
             roads(|_, _, records| records.get_mut("node-c").unwrap().standing = Standing::Lost);
         assert_eq!(endpoints(&lost["node-a"]), ["api-1"]);
+        let none = roads(|_, reports, _| reports.iter_mut().for_each(|one| one.ready = false));
+        assert_eq!(
+            endpoints(&none["node-a"]),
+            ["api-1", "api-2"],
+            "a probe that fails everywhere sends nobody away"
+        );
     }
 
     #[test]

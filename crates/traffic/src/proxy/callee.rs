@@ -41,6 +41,8 @@ pub struct Address<'a> {
     pub service: &'a ResourceId,
     pub instance: &'a InstanceId,
     pub epoch: Epoch,
+    /// No better copy is left: one that is held is to take it all the same.
+    pub insist: bool,
 }
 
 /// The head of a request, ready for an instance.
@@ -64,7 +66,7 @@ pub fn enter(
         .get(to.instance)
         .filter(|local| local.service == *to.service && local.epoch == to.epoch)
         .ok_or_else(|| Failure::not_begun(format!("{} is not here", to.instance)))?;
-    match local.gate.enter() {
+    match local.gate.enter(to.insist) {
         Ok(pass) => Ok((local.clone(), pass)),
         Err(refused) => Err(Failure::not_begun(refused.as_str())),
     }
@@ -184,6 +186,7 @@ async fn answer(
         service: &service,
         instance: &instance,
         epoch,
+        insist: request.headers().contains_key(wire::INSIST),
     };
     let result = if request.method() == Method::CONNECT {
         Box::pin(tunnel_to_instance(&view, caller, &to, &mut request)).await
@@ -208,7 +211,7 @@ async fn pass_on(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Failure> {
     let (mut parts, incoming) = request.into_parts();
-    for name in [wire::SERVICE, wire::INSTANCE, wire::EPOCH] {
+    for name in [wire::SERVICE, wire::INSTANCE, wire::EPOCH, wire::INSIST] {
         parts.headers.remove(name);
     }
     let has_key = parts.headers.contains_key(wire::IDEMPOTENCY_KEY);

@@ -178,6 +178,7 @@ impl Attempt<'_> {
             service: self.errand.service,
             instance: &target.instance,
             epoch: target.epoch,
+            insist: chosen.insists,
         };
         callee::call(
             self.worker,
@@ -207,7 +208,7 @@ impl Attempt<'_> {
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = mesh_uri(head.uri);
         *request.headers_mut() = head.headers;
-        address_to(&mut request, &chosen.destination.header, target);
+        address_to(&mut request, chosen, target);
         let response = sender
             .try_send_request(request)
             .await
@@ -271,9 +272,12 @@ fn host_of(address: &Address) -> Option<HeaderValue> {
 }
 
 /// Which instance the peer shall hand it to.
-pub fn address_to<B>(request: &mut Request<B>, service: &HeaderValue, target: &Target) {
+pub fn address_to<B>(request: &mut Request<B>, chosen: &Chosen, target: &Target) {
     let headers = request.headers_mut();
-    headers.insert(wire::SERVICE, service.clone());
+    headers.insert(wire::SERVICE, chosen.destination.header.clone());
+    if chosen.insists {
+        headers.insert(wire::INSIST, HeaderValue::from_static("1"));
+    }
     headers.insert(wire::INSTANCE, target.instance_header.clone());
     headers.insert(wire::EPOCH, target.epoch_header.clone());
 }

@@ -78,10 +78,12 @@ impl Gate {
         }
     }
 
-    pub fn enter(self: &Arc<Self>) -> Result<Pass, Refused> {
+    /// `insist`: also where the gate is only held.
+    pub fn enter(self: &Arc<Self>, insist: bool) -> Result<Pass, Refused> {
         let most = u64::from(self.most_inside.load(Ordering::Relaxed));
-        let step =
-            |word: u64| (word & !INSIDE == OPEN && (word & INSIDE) < most).then_some(word + 1);
+        let step = |word: u64| {
+            (admits(word & !INSIDE, insist) && (word & INSIDE) < most).then_some(word + 1)
+        };
         self.word
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, step)
             .map(|_| Pass(self.clone()))
@@ -113,6 +115,10 @@ impl Gate {
     }
 }
 
+fn admits(state: u64, insist: bool) -> bool {
+    state == OPEN || (insist && state == HELD)
+}
+
 /// One request or connection behind the gate; dropping it leaves.
 pub struct Pass(Arc<Gate>);
 
@@ -140,10 +146,18 @@ mod tests {
         ] {
             let gate = Gate::new(Reports::new());
             gate.set(State::Open, 2);
-            let passes: Vec<_> = (0..inside).map(|_| gate.enter().ok().unwrap()).collect();
+            let passes: Vec<_> = (0..inside)
+                .map(|_| gate.enter(false).ok().unwrap())
+                .collect();
             gate.set(state, 2);
-            assert_eq!(gate.enter().map(|_| ()), expected, "{state:?} {inside}");
+            assert_eq!(
+                gate.enter(false).map(|_| ()),
+                expected,
+                "{state:?} {inside}"
+            );
             assert_eq!(gate.inside(), inside);
+            let insisting = gate.enter(true).is_ok();
+            assert_eq!(insisting, expected.is_ok() || state == State::Held);
             drop(passes);
         }
     }
@@ -154,7 +168,7 @@ mod tests {
         let changed = reports.subscribe();
         let gate = Gate::new(reports);
         gate.set(State::Open, 9);
-        let pass = gate.enter().ok().unwrap();
+        let pass = gate.enter(false).ok().unwrap();
         gate.set(State::Leaving, 9);
         assert!(!gate.is_drained() && !changed.has_changed().unwrap());
         drop(pass);

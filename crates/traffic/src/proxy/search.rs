@@ -42,6 +42,8 @@ pub struct Chosen {
     pub destination: Arc<Destination>,
     pub index: usize,
     pub in_flight: InFlight,
+    /// Every copy has refused once, so one whose probe fails is better than none (Envoy calls it panic).
+    pub insists: bool,
     began: load::Instant,
 }
 
@@ -100,6 +102,7 @@ impl<'a> Search<'a> {
                 return Ok(Chosen {
                     index,
                     in_flight: destination.endpoints[index].load.begin(),
+                    insists: self.round > 0,
                     began: self.worker.now(),
                     destination: destination.clone(),
                     view,

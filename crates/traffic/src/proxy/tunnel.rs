@@ -113,6 +113,7 @@ async fn dial(
                 service: &chosen.destination.service,
                 instance: &target.instance,
                 epoch: target.epoch,
+                insist: chosen.insists,
             };
             let (local, pass) = callee::enter(&chosen.view, caller, &to)?;
             let stream = instances::connect(&local.address).await?;
@@ -136,7 +137,7 @@ async fn over_the_mesh(
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::CONNECT;
     *request.uri_mut() = Uri::from_static("mesh:1");
-    address_to(&mut request, &chosen.destination.header, target);
+    address_to(&mut request, chosen, target);
     let response = sender
         .try_send_request(request)
         .await

@@ -12,6 +12,8 @@ use crate::problem::Problem;
 pub const SERVICE: HeaderName = HeaderName::from_static("mainland-service");
 pub const INSTANCE: HeaderName = HeaderName::from_static("mainland-instance");
 pub const EPOCH: HeaderName = HeaderName::from_static("mainland-epoch");
+/// Every copy has refused once: one whose probe fails is asked all the same, for no better one is left.
+pub const INSIST: HeaderName = HeaderName::from_static("mainland-insist");
 /// What is left of the time for the whole request; shrinks on its way.
 pub const DEADLINE: HeaderName = HeaderName::from_static("mainland-deadline-ms");
 /// In an answer: the request did not begin, and why.
