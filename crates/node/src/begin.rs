@@ -157,6 +157,13 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
             process,
         });
     }
+    for id in record::strays(&agent.layout) {
+        tracing::warn!(instance = %id, "what is left of an instance without a record is removed");
+        let directory = agent.layout.instance(&id);
+        if let Err(error) = agent.runtime.remove(&id, &directory).await {
+            tracing::warn!(instance = %id, %error, "can't be removed");
+        }
+    }
     let ports = agent.with(|core| instances::open_ports(core));
     if let Err(why) = agent.firewall.apply(ports).await {
         tracing::error!(why, "instance ports can't be closed to others");

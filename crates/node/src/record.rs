@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use model::compute::DesiredInstance;
+use model::ids::InstanceId;
 use plan::agent::History;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +35,22 @@ pub fn read_all(layout: &Layout) -> Vec<Record> {
         }
     }
     records
+}
+
+/// Directories of instances of which no record can be read: nobody knows any more what they should be.
+pub fn strays(layout: &Layout) -> Vec<InstanceId> {
+    let mut strays = Vec::new();
+    for project in entries(&layout.instances()) {
+        for directory in entries(&project).into_iter().filter(|path| path.is_dir()) {
+            let name = |path: &Path| Some(path.file_name()?.to_str()?.to_owned());
+            let names = name(&project).zip(name(&directory));
+            let id = names.and_then(|(project, name)| format!("{project}/{name}").parse().ok());
+            strays.extend(id.filter(|id: &InstanceId| {
+                !matches!(layout::read::<Record>(&layout.record(id)), Ok(Some(_)))
+            }));
+        }
+    }
+    strays
 }
 
 fn entries(folder: &Path) -> Vec<std::path::PathBuf> {

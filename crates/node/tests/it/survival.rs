@@ -5,7 +5,7 @@ use std::time::Instant;
 use model::compute::{ExitHow, InstanceState, OnPartition};
 use rustix::process::Signal;
 
-use crate::world::{Node, ask, is_alive, signal, web};
+use crate::world::{BINARY, Node, ask, is_alive, running, signal, web, workers_of};
 
 #[tokio::test]
 async fn a_killed_agent_is_missed_by_nobody() {
@@ -47,6 +47,54 @@ async fn a_killed_agent_is_missed_by_nobody() {
         ExitHow::Signal { signal: 9 },
         "how it ended meanwhile"
     );
+}
+
+/// Agent, shim and main process killed at once: the instance's workers are nobody's, and known by its record alone or not even by that.
+#[tokio::test]
+async fn nothing_of_a_node_killed_whole_lives_beside_what_it_starts_again() {
+    let mut node = Node::start().await;
+    let script = "sleep 1000 & exec \"$0\" web";
+    let forking = |name: &str| running(name, &["sh", "-c", script, BINARY]);
+    node.server.want(vec![forking("web-1"), forking("lost-1")]);
+    let mut killed = Vec::new();
+    for name in ["web-1", "lost-1"] {
+        killed.extend(node.until_ready(name).await.pid);
+    }
+    let shims = ["web-1", "lost-1"].map(|name| {
+        let directory = node.directory().join("instances/shop").join(name);
+        let record = compute::instance::read_record(&directory).unwrap();
+        // Here a cgroup would do it.
+        std::fs::write(
+            directory.join("shim.json"),
+            serde_json::to_vec(&compute::instance::Record {
+                cgroup: None,
+                ..record.clone()
+            })
+            .unwrap(),
+        )
+        .unwrap();
+        record.shim.pid
+    });
+    killed.extend(shims);
+    let workers: Vec<u32> = workers_of(&node, "sleep");
+    assert_eq!(workers.len(), 2);
+    node.kill_agent().await;
+    for pid in &killed {
+        signal(*pid, Signal::KILL);
+    }
+    node.until("their end", |_| !killed.iter().any(|pid| is_alive(*pid)))
+        .await;
+    assert!(workers.iter().all(|pid| is_alive(*pid)));
+    std::fs::write(node.directory().join("instances/shop/lost-1.json"), "torn").unwrap();
+    std::fs::remove_file(node.directory().join("desired.json")).unwrap();
+
+    node.server.look(|state| state.reports.clear());
+    node.server.want(vec![forking("web-1")]);
+    node.start_again();
+    node.until_ready("web-1").await;
+    let left: Vec<_> = workers.iter().filter(|pid| is_alive(**pid)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(!node.directory().join("instances/shop/lost-1").exists());
 }
 
 #[tokio::test]

@@ -163,6 +163,19 @@ pub fn left_of(node: &Node) -> usize {
     processes_of(&node.directory()).len()
 }
 
+/// Processes with that name which work below the node's directory.
+pub fn workers_of(node: &Node, name: &str) -> Vec<u32> {
+    let named = |pid: &Pid| {
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero()));
+        comm.is_ok_and(|comm| comm.trim() == name)
+    };
+    let processes = processes_of(&node.directory()).into_iter();
+    processes
+        .filter(named)
+        .map(|pid| pid.as_raw_nonzero().get() as u32)
+        .collect()
+}
+
 fn spawn(mut command: Command, log: &Path) -> Child {
     let log = std::fs::File::options()
         .create(true)
