@@ -76,7 +76,7 @@ fn retire(core: &mut Core, id: &InstanceId, orders: &mpsc::Receiver<Order>) -> b
     true
 }
 
-/// Fetching may take long, so a newer order breaks it off; what follows is short and is not broken off.
+/// Fetching may take long, and what is lacking longer, so a newer order breaks it off; what follows is short and is not broken off.
 async fn prepare(
     agent: &Arc<Agent>,
     id: &InstanceId,
@@ -88,14 +88,16 @@ async fn prepare(
             .instance(id)
             .map(|instance| instance.desired().clone())
     })?;
-    for last_try in [false, true] {
+    let mut pause = Pause::of_connection();
+    let mut was_corrupt = false;
+    loop {
         let gathered = tokio::select! {
             gathered = gather(agent, &desired) => gathered,
             order = orders.recv() => return order,
         };
         let placed = match gathered {
             Ok(secrets) => place(agent, &desired, secrets).await,
-            Err(error) => Err(Failure::Other(error)),
+            Err(failure) => Err(failure),
         };
         let instance = id.clone();
         match placed {
@@ -104,10 +106,29 @@ async fn prepare(
                 return None;
             }
             // The node's copy was discarded: fetch it again, once.
-            Err(Failure::CorruptArtifact(error)) if !last_try => agent.with(|core| {
+            Err(Failure::CorruptArtifact(error)) if !was_corrupt => agent.with(|core| {
+                was_corrupt = true;
                 let reason = Reason::new("corrupt-artifact", error);
                 agent.say(core, Some(instance), Level::Warning, reason);
             }),
+            Err(Failure::Lacks(reason)) => {
+                agent.tell(Input::Lacks {
+                    instance,
+                    run,
+                    reason,
+                });
+                tokio::select! {
+                    () = pause.wait() => {}
+                    order = orders.recv() => return order,
+                }
+                if !agent.with(|core| {
+                    core.state
+                        .instance(id)
+                        .is_some_and(|known| known.prepares(run))
+                }) {
+                    return None;
+                }
+            }
             Err(Failure::CorruptArtifact(error) | Failure::Other(error)) => {
                 agent.tell(Input::NotStarted {
                     instance,
@@ -118,7 +139,6 @@ async fn prepare(
             }
         }
     }
-    None
 }
 
 /// Every port that an instance of this node has, and whose it is.

@@ -13,6 +13,7 @@ use compute::runtime::{
     Artifact, DEFAULT_OPEN_FILES, Error, Identity, InstanceSpec, SecretFile, VolumeMount,
 };
 use model::compute::{ArtifactRef, DesiredInstance, OnPartition, Work};
+use model::control::Reason;
 use model::ids::{InstanceId, ResourceId, ResourceName};
 use model::traffic::Protocol;
 
@@ -30,6 +31,8 @@ const DOORS_PATIENCE: Duration = Duration::from_secs(1);
 /// Why an instance is not ready to start.
 pub enum Failure {
     CorruptArtifact(String),
+    /// What is missing is somebody's to give: it is waited for.
+    Lacks(Reason),
     Other(String),
 }
 
@@ -51,7 +54,7 @@ impl From<Error> for Failure {
 pub type Secrets = BTreeMap<ResourceName, Vec<u8>>;
 
 /// What comes from the servers: artifact, secrets, the service's certificate.
-pub async fn gather(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<Secrets, String> {
+pub async fn gather(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<Secrets, Failure> {
     if let Some(artifact) = artifact_of(desired) {
         let client = agent.identities.bulk();
         let fetched = artifacts::fetch(&client, &agent.store, &agent.fetches, artifact).await;
@@ -84,7 +87,7 @@ fn service_of(desired: &DesiredInstance) -> ResourceId {
 }
 
 /// The values now, or those last known while the servers do not answer.
-async fn secrets(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<Secrets, String> {
+async fn secrets(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<Secrets, Failure> {
     if desired.secrets.is_empty() {
         return Ok(Secrets::new());
     }
@@ -121,16 +124,21 @@ fn known_secrets(
 fn decode(
     values: &api::wire::SecretValues,
     name: &ResourceName,
-) -> Result<(ResourceName, Vec<u8>), String> {
+) -> Result<(ResourceName, Vec<u8>), Failure> {
     let value = values.values.get(name);
-    let value = value.ok_or_else(|| {
-        format!("the secret `{name}` has no value yet: `mainland secret set {name}` gives it one")
-    })?;
+    let value = value.ok_or_else(|| Failure::Lacks(waits_for_secret(name)))?;
     let bytes = base64::engine::general_purpose::STANDARD.decode(value);
     Ok((
         name.clone(),
         bytes.map_err(|_| format!("the secret `{name}` came garbled"))?,
     ))
+}
+
+fn waits_for_secret(name: &ResourceName) -> Reason {
+    let message = format!(
+        "waits for secret {name}: it has no value; `mainland secret set {name}` gives it one"
+    );
+    Reason::new("waits-for-secret", message)
 }
 
 /// What is of this machine: port, doors, volumes, working directory.

@@ -82,6 +82,12 @@ pub enum Input {
     },
     /// Artifact, secrets, directories and port are there.
     Prepared { instance: InstanceId, run: Run },
+    /// It can't be prepared yet: what is missing is somebody's to give, and whoever prepares it goes on trying. No failure of the instance.
+    Lacks {
+        instance: InstanceId,
+        run: Run,
+        reason: Reason,
+    },
     /// It can't be prepared or executed.
     NotStarted {
         instance: InstanceId,
@@ -469,6 +475,7 @@ fn learn_reachable(reachable: &mut BTreeSet<ResourceId>, road: &Road) {
 fn subject(input: &Input) -> &InstanceId {
     match input {
         Input::Prepared { instance, .. }
+        | Input::Lacks { instance, .. }
         | Input::NotStarted { instance, .. }
         | Input::Started { instance, .. }
         | Input::Suspended { instance, .. }

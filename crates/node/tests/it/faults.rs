@@ -139,15 +139,39 @@ async fn an_instance_over_its_memory_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_secret_without_a_value_names_the_remedy() {
+async fn a_secret_without_a_value_is_waited_for() {
     let node = Node::start().await;
     let mut web = web("web-1");
     let name: model::ids::ResourceName = "token".parse().unwrap();
     web.spec.needs.insert(name.clone(), Default::default());
     web.secrets = vec![model::compute::SecretNeed { name, file: false }];
     node.server.want(vec![web]);
-    node.until_reason("web-1", "the secret `token` has no value yet")
-        .await;
+    let lacks = "waits for secret token: it has no value; `mainland secret set token` gives it one";
+    let waits = node.until_reason("web-1", lacks).await;
+    assert_eq!(waits.state, InstanceState::Pending);
+    assert_eq!(waits.reason.unwrap().code, "waits-for-secret");
+
+    // It asks again and again; that is no news, and no failure.
+    let asked = node.server.look(|state| state.asked_secrets);
+    node.until("asked again", |node| {
+        node.server.look(|state| state.asked_secrets) >= asked + 3
+    })
+    .await;
+    let told = node.server.look(|state| {
+        let events = state.events.iter();
+        events
+            .map(|event| event.reason.code.clone())
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(told, ["waits-for-secret"]);
+    node.server.look(|state| {
+        state
+            .secrets
+            .insert("token".parse().unwrap(), b"s3cret".to_vec())
+    });
+    let ready = node.until_ready("web-1").await;
+    assert_eq!((ready.restarts, &ready.last_exit), (0, &None));
+    assert!(ask(&ready, "/env").await.contains("s3cret"));
 }
 
 #[tokio::test]

@@ -51,6 +51,7 @@ pub struct State {
     pub secrets: BTreeMap<ResourceName, Vec<u8>>,
     pub artifacts: BTreeMap<Digest, Bytes>,
     pub certified: u64,
+    pub asked_secrets: u64,
     pub watches: u64,
     pub epoch: u64,
     tunnel: Option<SendRequest<Body>>,
@@ -220,6 +221,7 @@ impl Server {
     fn secrets(&self) -> wire::SecretValues {
         let encode = |bytes: &Vec<u8>| base64::engine::general_purpose::STANDARD.encode(bytes);
         let values = self.look(|state| {
+            state.asked_secrets += 1;
             state
                 .secrets
                 .iter()

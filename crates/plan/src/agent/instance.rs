@@ -119,6 +119,11 @@ impl Process {
         }
     }
 
+    /// It runs and was ready, and its probe fails now.
+    fn falters(&self) -> bool {
+        self.ever_ready && !self.ready && !self.suspended
+    }
+
     fn serves(&self) -> bool {
         self.ready && !self.suspended
     }
@@ -179,6 +184,17 @@ impl Instance {
 
     pub fn is_ready(&self) -> bool {
         matches!(self.phase, Phase::Running) && self.process.as_ref().is_some_and(Process::serves)
+    }
+
+    /// Whether whoever prepares it for this run should go on.
+    pub fn prepares(&self, run: Run) -> bool {
+        self.run == run && matches!(self.phase, Phase::Preparing)
+    }
+
+    /// Whether its reason is that of a wait, which ends by itself or by what somebody does.
+    fn has_waited(&self) -> bool {
+        let waits = |reason: &Reason| reason.code.starts_with("waits-for-");
+        self.reason.as_ref().is_some_and(waits)
     }
 
     pub fn has_process(&self) -> bool {

@@ -303,7 +303,10 @@ fn a_stopped_process_leaves_the_road_at_once() {
         NOTHING,
         "a frozen process is not asked"
     );
-    assert_eq!(node.step(suspend(false)), ["probe web-1 Health"]);
+    assert_eq!(
+        node.step(suspend(false)),
+        ["probe web-1 Health", "gate web-1 Held"]
+    );
     assert_eq!(
         node.answers("web-1", Question::Health, true),
         ["gate web-1 Open"]
@@ -311,7 +314,7 @@ fn a_stopped_process_leaves_the_road_at_once() {
 }
 
 #[test]
-fn a_failing_health_probe_only_shuts_the_gate() {
+fn a_failing_health_probe_only_holds_the_gate() {
     let mut node = Node::serving(vec![desired("web-1")]);
     assert_eq!(node.after_ms(1_000), ["probe web-1 Health"]);
     assert_eq!(
@@ -322,7 +325,7 @@ fn a_failing_health_probe_only_shuts_the_gate() {
     assert_eq!(node.after_ms(1_000), ["probe web-1 Health"]);
     assert_eq!(
         node.answers("web-1", Question::Health, false),
-        ["gate web-1 Shut"]
+        ["gate web-1 Held"]
     );
     assert_eq!(node.reason("web-1"), "its health probe fails: status 500");
     assert_eq!(node.sees("web-1"), InstanceState::Running);
@@ -408,6 +411,40 @@ fn what_cannot_start_says_so_and_is_tried_again() {
         "{reason}"
     );
     assert_eq!(node.after_ms(100), ["prepare web-1 2"]);
+}
+
+#[test]
+fn what_lacks_something_waits_and_has_not_failed() {
+    let mut node = Node::new();
+    node.want(vec![desired("web-1")]);
+    let lacks = |run| Input::Lacks {
+        instance: id("web-1"),
+        run,
+        reason: Reason::new("waits-for-secret", "waits for secret token"),
+    };
+    node.step(lacks(1));
+    let now = node.now();
+    assert_eq!(step(&mut node.state, lacks(1), now), [], "said once");
+    assert_eq!(node.step(lacks(0)), [""; 0], "of no run");
+    let report = node.state.report(&id("web-1")).unwrap();
+    assert_eq!(report.state, InstanceState::Pending);
+    assert_eq!(node.reason("web-1"), "waits for secret token");
+    assert_eq!((report.restarts, &report.last_exit), (0, &None));
+    assert!(node.state.instance(&id("web-1")).unwrap().prepares(1));
+
+    // Nothing but who prepares it goes on.
+    assert_eq!(node.after_ms(120_000), [""; 0]);
+    assert_eq!(node.prepared("web-1", 1), ["start web-1 1"]);
+    let report = node.state.report(&id("web-1")).unwrap();
+    assert_eq!(
+        (report.state, &report.reason),
+        (InstanceState::Starting, &None)
+    );
+
+    // One that is not wanted any more need not go on.
+    node.want(vec![desired("web-1"), desired("api-1")]);
+    node.want(vec![desired("web-1")]);
+    assert!(node.state.instance(&id("api-1")).is_none());
 }
 
 #[test]

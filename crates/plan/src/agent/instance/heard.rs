@@ -29,13 +29,16 @@ impl Instance {
         match input {
             Input::Prepared { run, .. } if run == self.run => {
                 if matches!(self.phase, Phase::Preparing) {
+                    let waited = self.has_waited();
                     self.phase = Phase::Starting;
+                    self.reason = self.reason.take().filter(|_| !waited);
                     outputs.push(Output::Start {
                         instance: self.desired.instance.clone(),
                         run,
                     });
                 }
             }
+            Input::Lacks { run, reason, .. } if self.prepares(run) => self.lacks(reason, outputs),
             Input::NotStarted { run, error, .. } if run == self.run => {
                 if matches!(self.phase, Phase::Preparing | Phase::Starting) {
                     let how = ExitHow::NotStarted { error };
@@ -72,6 +75,14 @@ impl Instance {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Said once, however often it is tried.
+    fn lacks(&mut self, reason: Reason, outputs: &mut Vec<Output>) {
+        if self.reason.as_ref() != Some(&reason) {
+            self.reason = Some(reason.clone());
+            self.tell(Level::Warning, reason, outputs);
         }
     }
 

@@ -182,11 +182,7 @@ impl Instance {
         }
         self.phase = Phase::Preparing;
         self.run += 1;
-        if self
-            .reason
-            .as_ref()
-            .is_some_and(|reason| reason.code.starts_with("waits-for-"))
-        {
+        if self.has_waited() {
             self.reason = None;
         }
         outputs.push(Output::Prepare {

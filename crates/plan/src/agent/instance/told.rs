@@ -6,7 +6,7 @@ use model::ids::InstanceId;
 use model::signals::Level;
 use model::traffic::Gate;
 
-use super::{Instance, Phase, Why, blank_report};
+use super::{Instance, Phase, Process, Why, blank_report};
 use crate::agent::Output;
 
 /// What others are told.
@@ -14,6 +14,8 @@ impl Instance {
     pub(super) fn settle_gate(&mut self, outputs: &mut Vec<Output>) {
         let gate = match self.phase {
             Phase::Running if self.is_ready() => Gate::Open,
+            // A probe that fails may tell of load alone: what it has begun, it may end.
+            Phase::Running if self.process.as_ref().is_some_and(Process::falters) => Gate::Held,
             Phase::Draining { .. }
             | Phase::Stopping {
                 why: Why::Leave | Why::Lease,
@@ -58,6 +60,7 @@ impl Instance {
     fn state(&self) -> InstanceState {
         match self.phase {
             Phase::Waiting { .. } => InstanceState::Pending,
+            Phase::Preparing if self.has_waited() => InstanceState::Pending,
             Phase::Preparing | Phase::Starting => InstanceState::Starting,
             Phase::Running => match self
                 .process
