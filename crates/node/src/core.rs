@@ -38,6 +38,8 @@ pub struct Core {
     pub told_snapshot: Option<ProxySnapshot>,
     /// The proxy has taken a snapshot and its connection lives.
     pub proxy_answers: bool,
+    /// What of the last snapshot it could not do.
+    pub proxy_refuses: Option<String>,
     /// The servers answered the last heartbeat.
     pub connected: bool,
 }
@@ -108,6 +110,7 @@ impl Core {
                 .unwrap_or_default(),
             told_snapshot: None,
             proxy_answers: false,
+            proxy_refuses: None,
             connected: false,
         }
     }

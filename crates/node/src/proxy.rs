@@ -1,6 +1,6 @@
 //! The proxy process and the socket to it. A living one is adopted, a dead one started anew; it outlives the agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +30,7 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// A refused pair of caller and callee is an event at most this often.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(60);
 const REFUSED_PAIRS_MAX: usize = 256;
+const REFUSED_ERRORS_MAX: usize = 64;
 const LAST_WORDS_BYTES: usize = 500;
 
 /// Keeps a proxy running and told for as long as the agent lives.
@@ -63,6 +64,7 @@ pub async fn run(agent: Arc<Agent>) {
 fn lost(agent: &Agent) {
     agent.with(|core| {
         core.proxy_answers = false;
+        core.proxy_refuses = None;
         core.demand.clear();
     });
     agent.signals.report.notify_one();
@@ -210,42 +212,58 @@ async fn write(writer: &mut OwnedWriteHalf, message: &ToProxy) -> std::io::Resul
     }
 }
 
-/// When a refused pair was last said.
+/// What was refused, as far as it was said.
 #[derive(Default)]
-struct Refused(BTreeMap<String, Instant>);
+struct Refused {
+    /// When a pair was last said.
+    pairs: BTreeMap<String, Instant>,
+    /// Why a snapshot was refused, each said once.
+    errors: BTreeSet<String>,
+}
 
 impl Refused {
+    fn is_new_error(&mut self, error: &str) -> bool {
+        self.errors.len() < REFUSED_ERRORS_MAX && self.errors.insert(error.to_owned())
+    }
+
     fn is_news(&mut self, pair: String) -> bool {
         let now = Instant::now();
-        self.0
+        self.pairs
             .retain(|_, at| now.duration_since(*at) < REFUSED_INTERVAL);
-        if self.0.len() >= REFUSED_PAIRS_MAX || self.0.contains_key(&pair) {
+        if self.pairs.len() >= REFUSED_PAIRS_MAX || self.pairs.contains_key(&pair) {
             return false;
         }
-        self.0.insert(pair, now);
+        self.pairs.insert(pair, now);
         true
     }
+}
+
+/// It lasts until the proxy acknowledges a snapshot without it; people read of it once.
+fn hear_refusal(agent: &Agent, error: String, refused: &mut Refused) {
+    let is_new = refused.is_new_error(&error);
+    agent.with(|core| {
+        if is_new {
+            let reason = Reason::new("proxy-refused", format!("the proxy refuses: {error}"));
+            agent.say(core, None, Level::Error, reason);
+        }
+        core.proxy_refuses = Some(error);
+    });
 }
 
 fn hear(agent: &Arc<Agent>, line: &str, refused: &mut Refused) {
     match serde_json::from_str(line) {
         Ok(FromProxy::Acknowledged { generation }) => {
-            agent.with(|core| core.proxy_answers = true);
+            agent.with(|core| {
+                core.proxy_answers = true;
+                // What it can't do of this one it says next.
+                core.proxy_refuses = None;
+            });
             agent.signals.acknowledged.send_replace(generation);
             agent.signals.report.notify_one();
         }
         Ok(FromProxy::Refused { generation, error }) => {
-            let message = format!(
-                "the proxy can't take snapshot {generation}, the last good one stays: {error}"
-            );
-            agent.with(|core| {
-                agent.say(
-                    core,
-                    None,
-                    Level::Error,
-                    Reason::new("snapshot-refused", message),
-                )
-            });
+            tracing::debug!(%generation, error, "the proxy refuses");
+            hear_refusal(agent, error, refused);
         }
         Ok(FromProxy::Drained { instance }) => agent.tell(Input::Drained { instance }),
         Ok(FromProxy::Demand { service, waiting }) => {

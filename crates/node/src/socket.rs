@@ -152,12 +152,14 @@ fn json(value: &impl Serialize) -> Response<Body> {
 }
 
 fn status(agent: &Agent) -> wire::NodeStatus {
+    let (connected, refused) = agent.with(|core| (core.connected, core.proxy_refuses.clone()));
+    let refused = refused.map(|error| format!("the proxy refuses: {error}"));
     wire::NodeStatus {
         node: agent.config.name.clone(),
         zone: agent.config.zone.clone(),
         instances: views(agent, None),
-        connected: agent.with(|core| core.connected),
-        limits: agent.limits.clone(),
+        connected,
+        limits: agent.limits.iter().cloned().chain(refused).collect(),
     }
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use compute::artifact::digest_of;
 use model::compute::{ArtifactForm, ArtifactRef, ExitHow, InstanceState, Work};
 use model::ids::Digest;
+use model::signals::Level;
 
 use crate::world::{BINARY, Node, ask, running, web};
 
@@ -172,6 +173,46 @@ async fn a_secret_without_a_value_is_waited_for() {
     let ready = node.until_ready("web-1").await;
     assert_eq!((ready.restarts, &ready.last_exit), (0, &None));
     assert!(ask(&ready, "/env").await.contains("s3cret"));
+}
+
+#[tokio::test]
+async fn what_the_proxy_cannot_do_is_said_while_it_lasts() {
+    let mut node = Node::start().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = taken.local_addr().unwrap();
+    node.kill_agent().await;
+    let config = node.directory().join("agent.json");
+    let mut given: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    given["gateway"] = gateway.to_string().into();
+    std::fs::write(&config, given.to_string()).unwrap();
+    node.start_again();
+    let refusals = |node: &Node| {
+        node.server.look(|state| {
+            let events = state.events.iter();
+            let refusals = events.filter(|event| event.reason.code == "proxy-refused");
+            refusals.cloned().collect::<Vec<_>>()
+        })
+    };
+    node.until("said so", |node| !refusals(node).is_empty())
+        .await;
+    // Refused again with the next snapshot, which is no news.
+    node.server.want(vec![web("web-1")]);
+    node.until_ready("web-1").await;
+    let said = refusals(&node);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!((said[0].level, &said[0].instance), (Level::Error, &None));
+    let message = &said[0].reason.message;
+    assert!(message.contains(&gateway.to_string()), "{message}");
+
+    let limits = async || node.status().await.unwrap().limits;
+    assert!(limits().await.contains(message), "{:?}", limits().await);
+    drop(taken);
+    let deadline = std::time::Instant::now() + crate::world::PATIENCE;
+    while limits().await.contains(message) {
+        assert!(std::time::Instant::now() < deadline, "it is over");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

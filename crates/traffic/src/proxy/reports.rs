@@ -119,7 +119,9 @@ impl Told {
             let state = reports.state();
             (state.acknowledged, state.refused.clone())
         };
-        if acknowledged != self.acknowledged {
+        // Acknowledged once more when nothing of it is missing any longer.
+        let completed = refused.is_none() && self.refused.is_some();
+        if acknowledged != self.acknowledged || completed {
             self.acknowledged = acknowledged;
             news.extend(acknowledged.map(|generation| FromProxy::Acknowledged { generation }));
         }
