@@ -30,21 +30,21 @@ pub fn json_line(value: &impl Serialize) -> Bytes {
     line.into()
 }
 
-/// Reads a body as JSON texts, one a line. Empty lines keep a connection alive and are skipped.
+/// Reads a body as JSON texts, one a line. Empty lines keep a connection alive and are skipped. An error is the last item.
 pub fn json_lines<T, B>(body: B) -> BoxStream<Result<T, Error>>
 where
     T: DeserializeOwned + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display,
 {
-    let state = (body, BytesMut::new());
-    Box::pin(futures_util::stream::unfold(
-        state,
-        |(mut body, mut buffer)| async move {
-            let item = next_line(&mut body, &mut buffer).await?;
-            Some((item.and_then(|line| parse_line(&line)), (body, buffer)))
-        },
-    ))
+    let state = Some((body, BytesMut::new()));
+    Box::pin(futures_util::stream::unfold(state, |state| async move {
+        let (mut body, mut buffer) = state?;
+        let item = next_line(&mut body, &mut buffer).await?;
+        let item = item.and_then(|line| parse_line(&line));
+        let next = item.is_ok().then_some((body, buffer));
+        Some((item, next))
+    }))
 }
 
 async fn next_line<B>(body: &mut B, buffer: &mut BytesMut) -> Option<Result<Bytes, Error>>
@@ -176,35 +176,41 @@ impl FrameReader {
     }
 }
 
-/// Reads a body as frames.
+/// Reads a body as frames. An error is the last item.
 pub fn frames<B>(body: B) -> BoxStream<Result<Frame, Error>>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: std::fmt::Display,
 {
-    let state = (body, FrameReader::default());
-    Box::pin(futures_util::stream::unfold(
-        state,
-        |(mut body, mut reader)| async move {
-            loop {
-                match reader.next_frame() {
-                    Ok(Some(frame)) => return Some((Ok(frame), (body, reader))),
-                    Err(error) => return Some((Err(error), (body, reader))),
-                    Ok(None) => {}
-                }
-                match body.frame().await? {
-                    Ok(frame) => {
-                        if let Ok(data) = frame.into_data() {
-                            reader.push(&data);
-                        }
-                    }
-                    Err(error) => {
-                        return Some((Err(Error::Broken(error.to_string())), (body, reader)));
-                    }
+    let state = Some((body, FrameReader::default()));
+    Box::pin(futures_util::stream::unfold(state, |state| async move {
+        let (mut body, mut reader) = state?;
+        let item = next_frame(&mut body, &mut reader).await?;
+        let next = item.is_ok().then_some((body, reader));
+        Some((item, next))
+    }))
+}
+
+async fn next_frame<B>(body: &mut B, reader: &mut FrameReader) -> Option<Result<Frame, Error>>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    loop {
+        match reader.next_frame() {
+            Ok(Some(frame)) => return Some(Ok(frame)),
+            Err(error) => return Some(Err(error)),
+            Ok(None) => {}
+        }
+        match body.frame().await? {
+            Ok(frame) => {
+                if let Ok(data) = frame.into_data() {
+                    reader.push(&data);
                 }
             }
-        },
-    ))
+            Err(error) => return Some(Err(Error::Broken(error.to_string()))),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -234,6 +240,18 @@ mod tests {
             }
             assert_eq!(received, sent);
         }
+    }
+
+    #[test]
+    fn an_error_ends_the_stream() {
+        use futures_util::StreamExt;
+        let body = http_body_util::Full::new(Bytes::from_static(b"1\nx\n2\n"));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let items: Vec<_> = runtime.block_on(json_lines::<u8, _>(body).collect());
+        assert_eq!(items.len(), 2);
+        assert!(items[0].is_ok() && items[1].is_err());
     }
 
     #[test]
