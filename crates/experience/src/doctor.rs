@@ -7,7 +7,9 @@ use crate::failure::Failure;
 use crate::output::{Output, table};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit code 1 if something that is needed is missing.")]
+#[command(
+    after_help = "Exit code 1 if something that is needed is missing.\n\nExample:\n  mainland doctor"
+)]
 pub struct Doctor {
     #[command(flatten)]
     output: Output,

@@ -93,6 +93,7 @@ pub enum Command {
     /// Look for what this machine lacks
     Doctor(doctor::Doctor),
     /// Print the JSON Schema of the manifest, for editors
+    #[command(after_help = "Example:\n  mainland schema > mainland.schema.json")]
     Schema,
 }
 

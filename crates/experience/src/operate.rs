@@ -120,6 +120,7 @@ impl Rollback {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  mainland cordon b\n  mainland uncordon b")]
 pub struct Cordon {
     node: NodeName,
 }
@@ -251,6 +252,7 @@ pub enum Secret {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  mainland secret list")]
 pub struct SecretList {
     #[command(flatten)]
     output: Output,

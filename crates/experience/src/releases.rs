@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::output::{Output, age, table, word};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  mainland releases web")]
 pub struct Releases {
     service: ResourceName,
     #[command(flatten)]

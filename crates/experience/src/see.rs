@@ -174,6 +174,7 @@ fn mebibytes(bytes: u64) -> String {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  mainland status")]
 pub struct Status {
     #[command(flatten)]
     output: Output,
@@ -417,6 +418,7 @@ fn explanation_text(explanation: &wire::Explanation, now: Timestamp) -> String {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  mainland whoami -o json")]
 pub struct WhoAmI {
     #[command(flatten)]
     output: Output,

@@ -53,6 +53,7 @@ enum Command {
         shell: clap_complete::Shell,
     },
     /// Print the version, of the server as well if one answers
+    #[command(after_help = "Example:\n  mainland version")]
     Version,
     Server(processes::Server),
     Agent(processes::Agent),

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::process::Identity;
 
+/// The name of the front door's node.
+pub const EDGE: &str = "edge";
 /// Nodes that one machine can pretend to be: each has a /20 of its own in 127.77.0.0/16, the edge the first.
 pub const ZONES_MAX: u32 = 9;
 /// `sun_path` without its final zero: unix(7).
@@ -149,7 +151,7 @@ pub fn node_plans(zones: u32, cpu_milli: u64, memory_bytes: u64) -> Vec<NodePlan
         memory_bytes: if edge { 0 } else { memory_bytes / share },
     };
     let letter = |index: u32| char::from(b'a' + (index - 1) as u8).to_string();
-    std::iter::once(node(0, "edge".to_owned(), true))
+    std::iter::once(node(0, EDGE.to_owned(), true))
         .chain((1..=zones).map(|index| node(index, letter(index), false)))
         .collect()
 }

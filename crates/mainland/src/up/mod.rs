@@ -58,6 +58,7 @@ pub struct Up {
 
 /// End what `up` runs here
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:\n  mainland down\n  mainland down --delete-data -y")]
 pub struct Down {
     /// Delete all data as well: volumes, releases, secrets
     #[arg(long)]
@@ -69,6 +70,7 @@ pub struct Down {
 
 /// Start a node again that died
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Example:\n  mainland start b")]
 pub struct Start {
     /// The node's name, as `mainland nodes` lists it
     #[arg(value_name = "NODE")]
@@ -132,7 +134,7 @@ impl Up {
         let _lock = take_lock(&layout)?;
         let manifest = experience::deploy::find_manifest(self.path.take())?;
         let old = State::load(&layout.state());
-        let state = self.state(&globals, old)?;
+        let state = self.state(&globals, &layout, old)?;
         let globals = globals.at(state.api, layout.client_file());
         let mut supervisor = Supervisor::new(layout, state, current_binary()?);
         let ending = ending_signal()?;
@@ -184,11 +186,25 @@ impl Up {
         tokio::join!(shown, supervisor.watch());
     }
 
-    fn state(&self, globals: &Globals, old: Option<State>) -> Result<State> {
-        let zones = self
-            .zones
-            .or(old.as_ref().map(|old| old.zones))
-            .unwrap_or(1);
+    /// As many as asked for, or as last time; nodes that are there already are never left behind, for they may hold volumes.
+    fn zones(&self, layout: &Layout, old: Option<&State>) -> u32 {
+        let asked = self.zones.or(old.map(|old| old.zones)).unwrap_or(1);
+        let there = layout
+            .known_nodes()
+            .iter()
+            .filter(|name| *name != layout::EDGE)
+            .count();
+        let there = u32::try_from(there).unwrap_or(ZONES_MAX).min(ZONES_MAX);
+        if there > asked {
+            experience::notice(&format!(
+                "{there} zones are here already and stay: `mainland leave NODE` removes a node for good"
+            ));
+        }
+        asked.max(there)
+    }
+
+    fn state(&self, globals: &Globals, layout: &Layout, old: Option<State>) -> Result<State> {
+        let zones = self.zones(layout, old.as_ref());
         let api = globals.api_address();
         let gateway = self
             .gateway

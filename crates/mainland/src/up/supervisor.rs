@@ -10,13 +10,11 @@ use api::wire;
 use experience::Globals;
 use rustix::process::Signal;
 
-use super::layout::{Layout, NodePlan, State, node_plans};
+use super::layout::{EDGE, Layout, NodePlan, State, node_plans};
 use super::process::{self, Identity, Start};
 
 /// The name of the server among the processes.
 const SERVER: &str = "server";
-/// The name of the front door's node.
-const EDGE: &str = "edge";
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(20);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a node that was lost is looked for: somebody may have started it again.
