@@ -289,6 +289,7 @@ impl Agent {
             let mut stopped = self.signals.proxy_stopped.subscribe();
             let _ = tokio::time::timeout(STOP_PATIENCE, stopped.wait_for(|stopped| *stopped)).await;
             self.firewall.remove().await;
+            crate::prepare::forget_secrets(self);
         }
         let agent = self.clone();
         tokio::spawn(async move {

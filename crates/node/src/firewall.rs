@@ -53,6 +53,11 @@ impl Firewall {
         }
     }
 
+    /// A name that no other node of the machine has.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
     /// What is not enforced, to be said once.
     pub fn limit(&self) -> Option<&str> {
         match &self.support {

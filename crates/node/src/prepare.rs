@@ -352,14 +352,30 @@ fn split_secrets(
 
 /// In memory where the machine has such a place, else beside the instance.
 fn secret_folder(agent: &Agent, id: &InstanceId) -> PathBuf {
+    match secret_folders(agent) {
+        Some(own) => own.join(format!("{}.{}", id.project, id.name)),
+        None => agent.layout.instance(id).join("secrets"),
+    }
+}
+
+/// This node's own folder in memory. Two nodes of one machine, or of one name, may have instances of the same name.
+fn secret_folders(agent: &Agent) -> Option<PathBuf> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
         .filter(|_| !agent.is_root);
     let mut places = runtime.into_iter().chain([PathBuf::from("/dev/shm")]);
-    match places.find_map(|place| own_folder(&place)) {
-        // Two nodes of one machine may have instances of the same name.
-        Some(own) => own.join(format!("{}-{}.{}", agent.config.name, id.project, id.name)),
-        None => agent.layout.instance(id).join("secrets"),
+    let own = places.find_map(|place| own_folder(&place))?;
+    let node = own.join(agent.firewall.table());
+    let _ = DirBuilder::new().mode(0o711).create(&node);
+    Some(node)
+}
+
+/// With every instance stopped, no secret stays in memory.
+pub fn forget_secrets(agent: &Agent) {
+    if let Some(own) = secret_folders(agent)
+        && let Err(error) = std::fs::remove_dir_all(&own)
+    {
+        tracing::warn!(%error, folder = %own.display(), "secrets could not be removed");
     }
 }
 
