@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::cpu::{self, Stretch};
 use super::table::{Report, Table, grouped};
 use super::wire::{Load, Target, Writes};
 use super::{Place, median, wire};
@@ -54,10 +55,17 @@ pub struct EngineLoad<'a> {
     pub time: Duration,
 }
 
+/// Core-seconds for each second of a run.
+#[derive(Debug, Clone, Copy)]
+struct Cores {
+    server: f64,
+    client: f64,
+}
+
 /// All rounds of all that take part.
 #[derive(Default)]
 struct Rounds {
-    engine: Vec<Engine>,
+    engine: Vec<(Engine, Cores)>,
     mainland: Vec<Writes>,
     etcd: Vec<Writes>,
 }
@@ -76,7 +84,7 @@ pub fn run(
     for round in 0..ROUNDS {
         let folder = folder.path().join(format!("engine-{round}"));
         std::fs::create_dir(&folder)?;
-        rounds.engine.push(engine(engine_load(&folder))?);
+        rounds.engine.push(alone(&folder, engine)?);
         rounds
             .mainland
             .push(over_the_wire(mainland.target(), mainland.pid())?);
@@ -88,15 +96,32 @@ pub fn run(
     Ok(report)
 }
 
-fn engine_load(folder: &Path) -> EngineLoad<'_> {
-    EngineLoad {
+/// The engine in this process: its clients are on this thread, the engine on all others.
+fn alone(
+    folder: &Path,
+    engine: &mut dyn FnMut(EngineLoad<'_>) -> Result<Engine>,
+) -> Result<(Engine, Cores)> {
+    let load = EngineLoad {
         folder,
         clients: LOAD.clients,
         value_bytes: LOAD.value_bytes,
         keys: LOAD.keys,
         warm_up: LOAD.warm_up,
         time: LOAD.time,
-    }
+    };
+    let (all, client, begin) = (
+        Stretch::begin(vec![std::process::id()]),
+        cpu::of_this_thread(),
+        Instant::now(),
+    );
+    let done = engine(load)?;
+    let client = cpu::of_this_thread() - client;
+    let seconds = begin.elapsed().as_secs_f64();
+    let cores = Cores {
+        server: all.used().saturating_sub(client).as_secs_f64() / seconds,
+        client: client.as_secs_f64() / seconds,
+    };
+    Ok((done, cores))
 }
 
 fn over_the_wire(target: Rc<dyn Target>, pid: u32) -> Result<Writes> {
@@ -134,7 +159,7 @@ fn sync_latency(folder: &Path) -> Result<Duration> {
 
 impl Rounds {
     fn tell(&self, report: &mut Report) {
-        let engine = median(self.engine.iter().map(|one| one.per_second));
+        let engine = median(self.engine.iter().map(|(one, _)| one.per_second));
         let mainland = median(self.mainland.iter().map(|one| one.per_second));
         let etcd =
             (!self.etcd.is_empty()).then(|| median(self.etcd.iter().map(|one| one.per_second)));
@@ -176,19 +201,25 @@ fn hold(report: &mut Report, what: &str, rate: f64, times: f64, etcd: Option<f64
     }
 }
 
-fn engine_row(rounds: &[Engine], etcd: Option<f64>) -> Vec<String> {
-    let of = |value: fn(&Engine) -> f64| median(rounds.iter().map(value));
+fn engine_row(rounds: &[(Engine, Cores)], etcd: Option<f64>) -> Vec<String> {
+    let of = |value: fn(&(Engine, Cores)) -> f64| median(rounds.iter().map(value));
     let mut row = rates(
         "the engine alone (SQLite)",
-        rounds.iter().map(|one| one.per_second).collect(),
+        rounds.iter().map(|(one, _)| one.per_second).collect(),
         etcd,
     );
     row.extend([
-        millis(of(|one| one.p50.as_secs_f64())),
-        millis(of(|one| one.p99.as_secs_f64())),
-        millis(of(|one| one.max.as_secs_f64())),
+        millis(of(|(one, _)| one.p50.as_secs_f64())),
+        millis(of(|(one, _)| one.p99.as_secs_f64())),
+        millis(of(|(one, _)| one.max.as_secs_f64())),
+        micros(of(|(one, cores)| cores.server / one.per_second)),
+        micros(of(|(one, cores)| cores.client / one.per_second)),
+        format!(
+            "{:.2} + {:.2}",
+            of(|(_, cores)| cores.server),
+            of(|(_, cores)| cores.client)
+        ),
     ]);
-    row.extend(["", "", ""].map(str::to_owned));
     row
 }
 

@@ -3,17 +3,15 @@
 //! All clients share one thread, and every server gets the same code, so that none is measured by a cheaper client than another. What the
 //! client itself costs is measured too: on a small machine it competes with the server.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -33,7 +31,8 @@ pub struct Load {
 /// A server's own way to say `put`, and `done`.
 pub trait Target {
     fn address(&self) -> SocketAddr;
-    fn put(&self, key: &str, value: &Bytes) -> Result<Request<Full<Bytes>>>;
+    /// Head and body.
+    fn put(&self, key: &str, value: &Bytes) -> Result<(Request<()>, Bytes)>;
     /// Whether the answer says that the write is durable.
     fn check(&self, answer: &Answer) -> Result<()>;
 }
@@ -101,10 +100,10 @@ async fn drive(target: &Rc<dyn Target>, server: u32, load: Load) -> Result<Write
     Ok(summary(latencies, load, &cost))
 }
 
-async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
+async fn connect(address: SocketAddr) -> Result<SendRequest<Bytes>> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    let (sender, connection) = h2::client::handshake(stream).await?;
     // Ends with the sender.
     tokio::task::spawn_local(connection);
     Ok(sender)
@@ -112,7 +111,7 @@ async fn connect(address: SocketAddr) -> Result<SendRequest<Full<Bytes>>> {
 
 /// One client: the latency of each write that began after `begin` and ended before the end.
 async fn write(
-    mut connection: SendRequest<Full<Bytes>>,
+    mut connection: SendRequest<Bytes>,
     target: Rc<dyn Target>,
     load: Load,
     client: usize,
@@ -137,22 +136,29 @@ async fn write(
 }
 
 async fn put(
-    connection: &mut SendRequest<Full<Bytes>>,
+    connection: &mut SendRequest<Bytes>,
     target: &dyn Target,
     key: &str,
     value: &Bytes,
 ) -> Result<()> {
-    let request = target.put(key, value)?;
-    connection.ready().await?;
-    let answer = connection.send_request(request).await?;
-    target.check(&whole(answer).await?)
+    let (request, body) = target.put(key, value)?;
+    poll_fn(|context| connection.poll_ready(context)).await?;
+    let (answer, mut stream) = connection.send_request(request, false)?;
+    // At once, so that head and body leave in one packet.
+    stream.send_data(body, true)?;
+    target.check(&whole(answer.await?).await?)
 }
 
-async fn whole(answer: Response<Incoming>) -> Result<Answer> {
-    let (head, body) = answer.into_parts();
-    let body = body.collect().await?;
-    let trailers = body.trailers().cloned();
-    let body = body.to_bytes();
+async fn whole(answer: Response<h2::RecvStream>) -> Result<Answer> {
+    let (head, mut stream) = answer.into_parts();
+    let mut body = BytesMut::new();
+    while let Some(chunk) = stream.data().await {
+        let chunk = chunk?;
+        stream.flow_control().release_capacity(chunk.len())?;
+        body.extend_from_slice(&chunk);
+    }
+    let trailers = stream.trailers().await?;
+    let body = body.freeze();
     Ok(Answer {
         head,
         body,

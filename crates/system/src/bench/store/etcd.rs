@@ -13,7 +13,6 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::Request;
-use http_body_util::Full;
 
 use crate::bench::Place;
 use crate::bench::peers::{ETCD, Running, configure, free_addresses};
@@ -70,12 +69,12 @@ impl Target for Put {
         self.address
     }
 
-    fn put(&self, key: &str, value: &Bytes) -> Result<Request<Full<Bytes>>> {
+    fn put(&self, key: &str, value: &Bytes) -> Result<(Request<()>, Bytes)> {
         let request = Request::post("http://etcd/etcdserverpb.KV/Put")
             .header("content-type", "application/grpc")
             .header("te", "trailers")
-            .body(Full::new(message(key.as_bytes(), value)))?;
-        Ok(request)
+            .body(())?;
+        Ok((request, message(key.as_bytes(), value)))
     }
 
     fn check(&self, answer: &Answer) -> Result<()> {
