@@ -121,11 +121,7 @@ async fn prepare(
                     () = pause.wait() => {}
                     order = orders.recv() => return order,
                 }
-                if !agent.with(|core| {
-                    core.state
-                        .instance(id)
-                        .is_some_and(|known| known.prepares(run))
-                }) {
+                if !still_prepares(agent, id, run) {
                     return None;
                 }
             }
@@ -139,6 +135,14 @@ async fn prepare(
             }
         }
     }
+}
+
+/// Whether this run is still what the instance is prepared for.
+fn still_prepares(agent: &Agent, id: &InstanceId, run: Run) -> bool {
+    agent.with(|core| {
+        let known = core.state.instance(id);
+        known.is_some_and(|known| known.prepares(run))
+    })
 }
 
 /// Every port that an instance of this node has, and whose it is.

@@ -29,24 +29,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
-use model::compute::{DesiredInstance, Exit, InstanceReport};
+use model::compute::InstanceReport;
 use model::control::{NodeDesired, Reason};
-use model::ids::{Epoch, Generation, InstanceId, ResourceId};
+use model::ids::{Generation, InstanceId, ResourceId};
 use model::signals::Level;
 use model::traffic::{Gate, Road};
 
 use crate::{Instant, Now};
 
+mod input;
 mod instance;
 mod lease;
+mod output;
 mod probing;
 #[cfg(test)]
 mod tests;
 
+use input::subject;
+pub use input::{Adopted, Input, Question};
 pub use instance::{History, Instance};
 use lease::Renewal;
 pub use lease::{EMPTY_AFTER, Lease, TERMINATE_AFTER};
+pub use output::Output;
 pub use probing::{NOT_READY_INTERVAL, NOT_READY_PATIENCE};
 
 /// Counts the preparations of one instance in one life of the agent: 1 is an adopted process or the first start.
@@ -64,153 +68,6 @@ pub struct State {
     /// Until then nothing is started unless the servers confirm what is known from disk.
     hold: Option<Instant>,
     draw: Draw,
-}
-
-/// What happened.
-#[derive(Debug, Clone)]
-pub enum Input {
-    /// Found when the agent started, before anything else is told: an instance of an earlier agent, with its process if one is left.
-    Adopted {
-        desired: Box<DesiredInstance>,
-        history: History,
-        process: Adopted,
-    },
-    /// What the node should run. `asked_at`: when the watch that brought it was asked for; `None` for what was kept on disk.
-    Desired {
-        desired: Box<NodeDesired>,
-        asked_at: Option<Instant>,
-    },
-    /// Artifact, secrets, directories and port are there.
-    Prepared { instance: InstanceId, run: Run },
-    /// It can't be prepared yet: what is missing is somebody's to give, and whoever prepares it goes on trying. No failure of the instance.
-    Lacks {
-        instance: InstanceId,
-        run: Run,
-        reason: Reason,
-    },
-    /// It can't be prepared or executed.
-    NotStarted {
-        instance: InstanceId,
-        run: Run,
-        error: String,
-    },
-    Started {
-        instance: InstanceId,
-        run: Run,
-        pid: u32,
-        address: String,
-        at: Timestamp,
-    },
-    /// A signal stopped the process (SIGSTOP), or it goes on.
-    Suspended {
-        instance: InstanceId,
-        run: Run,
-        suspended: bool,
-    },
-    Exited {
-        instance: InstanceId,
-        run: Run,
-        exit: Exit,
-        /// The last line that it wrote to stderr, if that is known.
-        last_words: Option<String>,
-    },
-    Probed {
-        instance: InstanceId,
-        run: Run,
-        question: Question,
-        answer: Result<(), String>,
-    },
-    /// The proxy has nothing in flight behind the gate of a leaving instance.
-    Drained { instance: InstanceId },
-    /// A heartbeat sent at that moment was answered by the leader of that epoch.
-    Renewed { epoch: Epoch, sent_at: Instant },
-    /// Everything leaves: the node is asked to stop with what it runs.
-    StopAll,
-    /// A deadline of [`State::next_wake`] may have passed.
-    Tick,
-}
-
-/// What is left of an instance of an earlier agent.
-#[derive(Debug, Clone)]
-pub enum Adopted {
-    Running {
-        pid: u32,
-        address: String,
-        started_at: Option<Timestamp>,
-        /// Whether its gate stood open: it is believed until probes say otherwise, so that a restart of the agent refuses no request.
-        ready: bool,
-        suspended: bool,
-    },
-    /// It ended while no agent looked.
-    Exited(Exit),
-    /// It was not running when the earlier agent ended.
-    Absent,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Question {
-    /// May it be sent requests?
-    Health,
-    /// Is it worth keeping?
-    Alive,
-}
-
-/// What to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Fetch the artifact and the secrets, make the directories, pick the port; answer `Prepared` or `NotStarted`.
-    Prepare {
-        instance: InstanceId,
-        run: Run,
-    },
-    /// Execute; answer `Started` or `NotStarted`.
-    Start {
-        instance: InstanceId,
-        run: Run,
-    },
-    /// Ask once; answer `Probed`.
-    Probe {
-        instance: InstanceId,
-        run: Run,
-        question: Question,
-    },
-    SetGate {
-        instance: InstanceId,
-        gate: Gate,
-    },
-    /// SIGTERM.
-    Terminate {
-        instance: InstanceId,
-    },
-    /// SIGKILL to all that is left of it.
-    Kill {
-        instance: InstanceId,
-    },
-    /// Forget its process, port and working directory; its volumes stay.
-    Remove {
-        instance: InstanceId,
-    },
-    /// Tell the shim that the lease was renewed by what was sent at that moment.
-    RenewLease {
-        instance: InstanceId,
-        sent_at: Instant,
-    },
-    /// Keep its [`History`] on the node's disk.
-    Remember {
-        instance: InstanceId,
-    },
-    /// What the server should be told about it changed; it is gone if [`State::report`] knows nothing.
-    Report {
-        instance: InstanceId,
-    },
-    /// The lease was lost, or gained: what the watch of the desired state has brought so far starts nothing that must not run twice; ask anew.
-    WatchAnew,
-    /// Something a person should read.
-    Tell {
-        instance: Option<InstanceId>,
-        level: Level,
-        reason: Reason,
-    },
 }
 
 /// One step: what is known, what happened and when → what to do.
@@ -470,23 +327,6 @@ fn learn_reachable(reachable: &mut BTreeSet<ResourceId>, road: &Road) {
         .iter()
         .filter(|one| !one.endpoints.is_empty() || !one.external.is_empty());
     reachable.extend(answering.map(|one| one.service.clone()));
-}
-
-fn subject(input: &Input) -> &InstanceId {
-    match input {
-        Input::Prepared { instance, .. }
-        | Input::Lacks { instance, .. }
-        | Input::NotStarted { instance, .. }
-        | Input::Started { instance, .. }
-        | Input::Suspended { instance, .. }
-        | Input::Exited { instance, .. }
-        | Input::Probed { instance, .. }
-        | Input::Drained { instance } => instance,
-        Input::Adopted { desired, .. } => &desired.instance,
-        Input::Desired { .. } | Input::Renewed { .. } | Input::StopAll | Input::Tick => {
-            unreachable!("these are about the whole node")
-        }
-    }
 }
 
 /// A small generator of its own for jitter, so that a step stays a function of its inputs: SplitMix64 (Steele, Lea, Flood, 2014).

@@ -1,3 +1,8 @@
+use model::control::{NodeRecord, NodeRole, Standing};
+use model::ids::{RegionName, ZoneName};
+use model::units::{Bytes, MilliCpu};
+
+use super::cluster::free;
 use super::*;
 use crate::testing::{id, node, node_name, three_zones};
 

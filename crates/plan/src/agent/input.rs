@@ -1,0 +1,116 @@
+//! What an agent is told.
+
+use jiff::Timestamp;
+use model::compute::{DesiredInstance, Exit};
+use model::control::{NodeDesired, Reason};
+use model::ids::{Epoch, InstanceId};
+
+use super::{History, Run};
+use crate::Instant;
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// Found when the agent started, before anything else is told: an instance of an earlier agent, with its process if one is left.
+    Adopted {
+        desired: Box<DesiredInstance>,
+        history: History,
+        process: Adopted,
+    },
+    /// What the node should run. `asked_at`: when the watch that brought it was asked for; `None` for what was kept on disk.
+    Desired {
+        desired: Box<NodeDesired>,
+        asked_at: Option<Instant>,
+    },
+    /// Artifact, secrets, directories and port are there.
+    Prepared { instance: InstanceId, run: Run },
+    /// It can't be prepared yet: what is missing is somebody's to give, and whoever prepares it goes on trying. No failure of the instance.
+    Lacks {
+        instance: InstanceId,
+        run: Run,
+        reason: Reason,
+    },
+    /// It can't be prepared or executed.
+    NotStarted {
+        instance: InstanceId,
+        run: Run,
+        error: String,
+    },
+    Started {
+        instance: InstanceId,
+        run: Run,
+        pid: u32,
+        address: String,
+        at: Timestamp,
+    },
+    /// A signal stopped the process (SIGSTOP), or it goes on.
+    Suspended {
+        instance: InstanceId,
+        run: Run,
+        suspended: bool,
+    },
+    Exited {
+        instance: InstanceId,
+        run: Run,
+        exit: Exit,
+        /// The last line that it wrote to stderr, if that is known.
+        last_words: Option<String>,
+    },
+    Probed {
+        instance: InstanceId,
+        run: Run,
+        question: Question,
+        answer: Result<(), String>,
+    },
+    /// The proxy has nothing in flight behind the gate of a leaving instance.
+    Drained { instance: InstanceId },
+    /// A heartbeat sent at that moment was answered by the leader of that epoch.
+    Renewed { epoch: Epoch, sent_at: Instant },
+    /// Everything leaves: the node is asked to stop with what it runs.
+    StopAll,
+    /// A deadline of [`State::next_wake`] may have passed.
+    Tick,
+}
+
+/// What is left of an instance of an earlier agent.
+#[derive(Debug, Clone)]
+pub enum Adopted {
+    Running {
+        pid: u32,
+        address: String,
+        started_at: Option<Timestamp>,
+        /// Whether its gate stood open: it is believed until probes say otherwise, so that a restart of the agent refuses no request.
+        ready: bool,
+        suspended: bool,
+    },
+    /// It ended while no agent looked.
+    Exited(Exit),
+    /// It was not running when the earlier agent ended.
+    Absent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Question {
+    /// May it be sent requests?
+    Health,
+    /// Is it worth keeping?
+    Alive,
+}
+
+/// The instance that an input is about.
+pub(super) fn subject(input: &Input) -> &InstanceId {
+    match input {
+        Input::Prepared { instance, .. }
+        | Input::Lacks { instance, .. }
+        | Input::NotStarted { instance, .. }
+        | Input::Started { instance, .. }
+        | Input::Suspended { instance, .. }
+        | Input::Exited { instance, .. }
+        | Input::Probed { instance, .. }
+        | Input::Drained { instance } => instance,
+        Input::Adopted { desired, .. } => &desired.instance,
+        Input::Desired { .. } | Input::Renewed { .. } | Input::StopAll | Input::Tick => {
+            unreachable!("these are about the whole node")
+        }
+    }
+}
