@@ -81,7 +81,8 @@ pub async fn events(server: Arc<Server>, call: Call) -> Answer {
 
 fn of_project(mut events: Vec<Event>, project: Option<&ProjectName>) -> Vec<Event> {
     if project.is_some() {
-        events.retain(|event| event.project.as_ref() == project);
+        // What happens to a node happens to every project.
+        events.retain(|event| event.project.is_none() || event.project.as_ref() == project);
     }
     events
 }
