@@ -68,7 +68,7 @@ pub enum Input {
     Renewed { epoch: Epoch, sent_at: Instant },
     /// Everything leaves: the node is asked to stop with what it runs.
     StopAll,
-    /// A deadline of [`State::next_wake`] may have passed.
+    /// A deadline of [`super::State::next_wake`] may have passed.
     Tick,
 }
 

@@ -48,11 +48,11 @@ pub enum Output {
         instance: InstanceId,
         sent_at: Instant,
     },
-    /// Keep its [`History`] on the node's disk.
+    /// Keep its [`super::History`] on the node's disk.
     Remember {
         instance: InstanceId,
     },
-    /// What the server should be told about it changed; it is gone if [`State::report`] knows nothing.
+    /// What the server should be told about it changed; it is gone if [`super::State::report`] knows nothing.
     Report {
         instance: InstanceId,
     },
