@@ -48,6 +48,12 @@ pub fn of_this_thread() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
+/// CPU time of this process, of threads too that have ended.
+pub fn of_this_process() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 /// While it lives, this thread and what it starts use one core alone; what was started goes on so afterwards.
 pub struct Pinned {
     before: CpuSet,

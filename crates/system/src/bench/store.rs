@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::cpu::{self, Stretch};
+use super::cpu;
 use super::table::{Report, Table, grouped};
 use super::wire::{Load, Target, Writes};
 use super::{Place, median, wire};
@@ -110,7 +110,7 @@ fn alone(
         time: LOAD.time,
     };
     let (all, client, begin) = (
-        Stretch::begin(vec![std::process::id()]),
+        cpu::of_this_process(),
         cpu::of_this_thread(),
         Instant::now(),
     );
@@ -118,7 +118,10 @@ fn alone(
     let client = cpu::of_this_thread() - client;
     let seconds = begin.elapsed().as_secs_f64();
     let cores = Cores {
-        server: all.used().saturating_sub(client).as_secs_f64() / seconds,
+        server: (cpu::of_this_process() - all)
+            .saturating_sub(client)
+            .as_secs_f64()
+            / seconds,
         client: client.as_secs_f64() / seconds,
     };
     Ok((done, cores))
