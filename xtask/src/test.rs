@@ -8,7 +8,16 @@ use crate::step::cargo;
 
 /// Unit, integration and documentation tests of all crates but `system`, whose tests need built programs and often root.
 pub(crate) fn run(root: &Path) -> Result<()> {
-    cargo(root, &["test", "--workspace", "--exclude", "system"])
+    cargo(
+        root,
+        &[
+            "test",
+            "--workspace",
+            "--exclude",
+            "system",
+            "--no-fail-fast",
+        ],
+    )
 }
 
 /// The binary as a user runs it. One test at a time: they share the machine's ports, cgroups and CPUs.
@@ -26,6 +35,13 @@ pub(crate) fn run_system(root: &Path) -> Result<()> {
     )?;
     cargo(
         root,
-        &["test", "--package", "system", "--", "--test-threads=1"],
+        &[
+            "test",
+            "--package",
+            "system",
+            "--no-fail-fast",
+            "--",
+            "--test-threads=1",
+        ],
     )
 }
