@@ -6,7 +6,7 @@ use model::compute::{ArtifactForm, ArtifactRef, ExitHow, InstanceState, Work};
 use model::ids::Digest;
 use model::signals::Level;
 
-use crate::world::{BINARY, Node, ask, running, web};
+use crate::world::{BINARY, Node, ask, program, running, web};
 
 fn with_artifact(
     node: &Node,
@@ -20,7 +20,7 @@ fn with_artifact(
         .look(|state| state.artifacts.insert(digest, Bytes::from_static(contents)));
     let mut desired = web(instance);
     desired.spec.work = Work::Process {
-        run: vec!["./serve".to_owned(), BINARY.to_owned()],
+        run: vec!["./serve".to_owned(), program().to_owned()],
         artifact: Some(ArtifactRef {
             digest,
             form: ArtifactForm::File {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use model::compute::{ExitHow, InstanceState, OnPartition};
 use rustix::process::Signal;
 
-use crate::world::{BINARY, Node, ask, is_alive, running, signal, web, workers_of};
+use crate::world::{Node, ask, is_alive, program, running, signal, web, workers_of};
 
 #[tokio::test]
 async fn a_killed_agent_is_missed_by_nobody() {
@@ -54,7 +54,7 @@ async fn a_killed_agent_is_missed_by_nobody() {
 async fn nothing_of_a_node_killed_whole_lives_beside_what_it_starts_again() {
     let mut node = Node::start().await;
     let script = "sleep 1000 & exec \"$0\" web";
-    let forking = |name: &str| running(name, &["sh", "-c", script, BINARY]);
+    let forking = |name: &str| running(name, &["sh", "-c", script, program()]);
     node.server.want(vec![forking("web-1"), forking("lost-1")]);
     let mut killed = Vec::new();
     for name in ["web-1", "lost-1"] {
@@ -150,13 +150,7 @@ async fn a_partition_stops_what_must_not_run_twice_and_nothing_else() {
     let took = cut.elapsed().as_millis();
     assert!((1_400..4_000).contains(&took), "{took} ms");
     assert_eq!(ask(&web, "/").await, "web-1");
-    let status = node.status().await.unwrap();
-    let db = status
-        .instances
-        .iter()
-        .find(|one| one.name.as_str() == "db-1")
-        .unwrap();
-    assert_eq!(db.state, InstanceState::Failed);
+    let db = node.until_seen("db-1", InstanceState::Failed).await;
     assert!(
         db.reason
             .as_ref()

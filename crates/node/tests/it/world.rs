@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use api::client::{Client, Transport};
@@ -18,6 +18,27 @@ use tokio::process::{Child, Command};
 use crate::server::Server;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_node-for-tests");
+/// The same where every user may execute it: a build folder often lies in a home that is its owner's alone.
+static PROGRAM: LazyLock<String> = LazyLock::new(|| {
+    let uid = rustix::process::geteuid().as_raw();
+    let folder = std::env::temp_dir().join(format!("mainland-node-tests-{uid}"));
+    let _ = std::fs::create_dir(&folder);
+    set_mode(&folder, 0o755);
+    let (fresh, program) = (
+        folder.join(format!("new-{}", std::process::id())),
+        folder.join("program"),
+    );
+    std::fs::copy(BINARY, &fresh).unwrap();
+    set_mode(&fresh, 0o755);
+    std::fs::rename(fresh, &program).unwrap();
+    program.display().to_string()
+});
+
+/// What instances run.
+pub fn program() -> &'static str {
+    &PROGRAM
+}
+
 /// Generous, as the machine may be busy; a test that passes never waits for it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -83,6 +104,21 @@ impl Node {
 
     pub async fn status(&self) -> Option<wire::NodeStatus> {
         self.socket().get("/v1/status").await.ok()
+    }
+
+    /// What the node itself says of an instance, once it is in this state.
+    pub async fn until_seen(&self, instance: &str, state: InstanceState) -> wire::InstanceView {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status().await.unwrap();
+            let mut all = status.instances.into_iter();
+            let found = all.find(|one| one.name.as_str() == instance);
+            match found {
+                Some(found) if found.state == state => return found,
+                other => assert!(Instant::now() < deadline, "{instance} is {other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Waits for a condition; what the agent said if it does not come.
@@ -208,7 +244,7 @@ pub fn is_alive(pid: u32) -> bool {
 
 /// An instance of the workload of these tests.
 pub fn web(instance: &str) -> DesiredInstance {
-    running(instance, &[BINARY, "web"])
+    running(instance, &[program(), "web"])
 }
 
 pub fn running(instance: &str, run: &[&str]) -> DesiredInstance {
