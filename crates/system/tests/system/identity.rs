@@ -106,8 +106,12 @@ fn a_node_reads_its_own_and_a_stranger_nothing() {
         (secrets(&holder), "other-node", "may not read secret"),
         (desired(&holder), "other-node", "may not ask what to run"),
         (secrets(stranger), "not-placed-here", "nothing placed on it"),
-        ("/v1/projects".to_owned(), "not-permitted", "may not read"),
-        ("/v1/audit".to_owned(), "not-permitted", "may not read"),
+        (
+            "/v1/projects".to_owned(),
+            "not-permitted",
+            "may not list projects",
+        ),
+        ("/v1/audit".to_owned(), "not-permitted", "may not"),
     ];
     for (path, code, words) in refused {
         let (status, body) = asks(Some(&other), path.clone());
