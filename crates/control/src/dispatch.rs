@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::operations::{self, Operation};
 use api::problem::Problem;
@@ -14,6 +15,7 @@ use boundary::authorize::authorize;
 use boundary::token::Token;
 use futures_util::FutureExt;
 use http::{Method, Request, header};
+use http_body_util::{BodyExt, Limited};
 use model::boundary::{Principal, SpiffeId};
 
 use crate::actions;
@@ -22,6 +24,10 @@ use crate::handlers;
 use crate::idempotency;
 use crate::problems;
 use crate::state::Server;
+
+/// A body beyond this is left unread when its request is refused.
+const DISCARDED_MAX_BYTES: usize = 64 << 10;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub type Handler = fn(Arc<Server>, Call) -> Pin<Box<dyn Future<Output = Answer> + Send>>;
 
@@ -136,7 +142,13 @@ async fn handle(
     handler: Handler,
     request: Request<Body>,
 ) -> Answer {
-    let principal = principal(&server, &request)?;
+    let principal = match principal(&server, &request) {
+        Ok(principal) => principal,
+        Err(problem) => {
+            discard(request.into_body()).await;
+            return Err(problem);
+        }
+    };
     let mut call = Call::new(principal, request).await?;
     let action = actions::of(&server, operation.id, &call)?;
     if let Err(refusal) = authorize(&call.principal, &action) {
@@ -150,6 +162,7 @@ async fn handle(
                 refusal.reason.message.clone(),
             );
         }
+        discard(call.request.into_body()).await;
         return Err(problems::of_refusal(&refusal));
     }
     let by = call.principal.name();
@@ -170,6 +183,13 @@ async fn handle(
         server.audit_refusal(by, operation.id, path, problem.title.clone());
     }
     answered
+}
+
+/// Takes a small body off the wire before a refusal: over HTTP/2 an answer to a request that is still being sent resets its stream, which
+/// some clients take for a failure and never read the answer.
+async fn discard(body: Body) {
+    let whole = Limited::new(body, DISCARDED_MAX_BYTES).collect();
+    let _ = tokio::time::timeout(DISCARD_TIMEOUT, whole).await;
 }
 
 /// Who asks: the certificate's name, else the token's.
