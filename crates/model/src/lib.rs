@@ -12,6 +12,7 @@
 //! | [`boundary`] | principals, secrets, audit records |
 //! | [`control`] | nodes, rollouts, reasons, what server and node tell each other |
 //! | [`signals`] | events |
+//! | [`path`] | which paths stay inside of a folder |
 //! | [`manifest`] | `mainland.yaml`: text to resources, with positions in every error |
 //!
 //! What somebody *decided* (specs, releases, placements, epochs) is serialised into the store. What somebody *saw*
@@ -22,6 +23,7 @@ pub mod compute;
 pub mod control;
 pub mod ids;
 pub mod manifest;
+pub mod path;
 pub mod signals;
 pub mod state;
 pub mod traffic;

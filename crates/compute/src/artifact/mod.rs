@@ -11,7 +11,6 @@ use model::ids::Digest;
 use model::units::Bytes;
 use sha2::{Digest as _, Sha256};
 
-mod path;
 pub mod store;
 pub mod unpack;
 

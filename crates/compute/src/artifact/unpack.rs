@@ -9,9 +9,9 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, lchown, symlink}
 use std::path::{Path, PathBuf};
 
 use model::compute::{ArtifactForm, ArtifactRef};
+use model::path::{inside, stays_inside};
 use tar::{Archive, Entry, EntryType};
 
-use super::path::{inside, stays_inside};
 use super::{ENTRIES_MAX, Error, SIZE_MAX};
 use crate::runtime::Identity;
 

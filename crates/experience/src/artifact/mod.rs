@@ -11,7 +11,6 @@ use model::compute::ArtifactRef;
 use model::units::Bytes;
 
 mod pack;
-mod path;
 mod upload;
 
 pub use pack::make;

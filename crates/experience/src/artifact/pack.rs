@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 
 use model::compute::{ArtifactForm, ArtifactRef};
 use model::ids::Digest;
+use model::path::{inside, stays_inside};
 use model::units::Bytes;
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
-use super::path::{inside, stays_inside};
 use super::{Artifact, Error, Limits};
 
 /// Permission bits that are kept.

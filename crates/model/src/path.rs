@@ -1,9 +1,9 @@
-//! Which paths and symlinks stay inside of a folder.
+//! Which paths and symlinks stay inside of a folder: one rule for who packs an artifact and who unpacks it.
 
 use std::path::{Component, Path, PathBuf};
 
 /// The path without `.` parts; `None` when it is absolute, empty or climbs.
-pub(super) fn inside(path: &Path) -> Option<PathBuf> {
+pub fn inside(path: &Path) -> Option<PathBuf> {
     let mut clean = PathBuf::new();
     for part in path.components() {
         match part {
@@ -16,7 +16,7 @@ pub(super) fn inside(path: &Path) -> Option<PathBuf> {
 }
 
 /// Whether a symlink at `path` with this target stays below the root, read part by part.
-pub(super) fn stays_inside(path: &Path, target: &Path) -> bool {
+pub fn stays_inside(path: &Path, target: &Path) -> bool {
     let mut depth = path.components().count() as i64 - 1;
     for part in target.components() {
         match part {
