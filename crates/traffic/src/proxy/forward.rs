@@ -6,6 +6,7 @@ use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, StatusCode, Uri, Version};
 use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
 use hyper::{Request, Response};
 use model::ids::ResourceId;
 use model::traffic::Address;
@@ -209,21 +210,7 @@ impl Attempt<'_> {
         *request.uri_mut() = mesh_uri(head.uri);
         *request.headers_mut() = head.headers;
         address_to(&mut request, chosen, target);
-        let response = sender
-            .try_send_request(request)
-            .await
-            .map_err(|mut error| {
-                let begun = error.take_message().is_none() && !surely_unprocessed(error.error());
-                let reason = chain(error.error());
-                if begun {
-                    Failure::broken(reason)
-                } else {
-                    Failure::unreachable(reason)
-                }
-            })?;
-        if let Some(failure) = callee::failure_in(&response) {
-            return Err(failure);
-        }
+        let response = send_over_the_mesh(&mut sender, request).await?;
         let (parts, incoming) = response.into_parts();
         Ok(Response::from_parts(
             parts,
@@ -271,6 +258,29 @@ fn host_of(address: &Address) -> Option<HeaderValue> {
     HeaderValue::from_str(&text).ok()
 }
 
+/// The answer of the instance; what the other proxy says of a request that did not get there becomes a failure.
+pub async fn send_over_the_mesh(
+    sender: &mut SendRequest<RequestBody>,
+    request: Request<RequestBody>,
+) -> Result<Response<Incoming>, Failure> {
+    let response = sender
+        .try_send_request(request)
+        .await
+        .map_err(|mut error| {
+            let begun = error.take_message().is_none() && !surely_unprocessed(error.error());
+            let reason = chain(error.error());
+            if begun {
+                Failure::broken(reason)
+            } else {
+                Failure::unreachable(reason)
+            }
+        })?;
+    match callee::failure_in(&response) {
+        Some(failure) => Err(failure),
+        None => Ok(response),
+    }
+}
+
 /// Which instance the peer shall hand it to.
 pub fn address_to<B>(request: &mut Request<B>, chosen: &Chosen, target: &Target) {
     let headers = request.headers_mut();
@@ -295,7 +305,7 @@ fn mesh_uri(uri: &Uri) -> Uri {
 }
 
 /// The peer said that it did not look at the stream: REFUSED_STREAM, or a GOAWAY that names an earlier one as the last.
-pub fn surely_unprocessed(error: &hyper::Error) -> bool {
+fn surely_unprocessed(error: &hyper::Error) -> bool {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
         if let Some(h2) = current.downcast_ref::<h2::Error>() {

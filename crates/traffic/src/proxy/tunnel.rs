@@ -21,7 +21,7 @@ use tokio::time::timeout_at;
 use super::body::{Guards, RequestBody, ResponseBody};
 use super::callee;
 use super::failure::{Failure, chain};
-use super::forward::{self, Errand, address_to, out_of_time, surely_unprocessed};
+use super::forward::{self, Errand, address_to, out_of_time, send_over_the_mesh};
 use super::gate::Pass;
 use super::instances;
 use super::search::{Chosen, Search};
@@ -138,21 +138,7 @@ async fn over_the_mesh(
     *request.method_mut() = Method::CONNECT;
     *request.uri_mut() = Uri::from_static("mesh:1");
     address_to(&mut request, chosen, target);
-    let response = sender
-        .try_send_request(request)
-        .await
-        .map_err(|mut error| {
-            let begun = error.take_message().is_none() && !surely_unprocessed(error.error());
-            let reason = chain(error.error());
-            if begun {
-                Failure::broken(reason)
-            } else {
-                Failure::unreachable(reason)
-            }
-        })?;
-    if let Some(failure) = callee::failure_in(&response) {
-        return Err(failure);
-    }
+    let response = send_over_the_mesh(&mut sender, request).await?;
     let upgraded = hyper::upgrade::on(response)
         .await
         .map_err(|error| Failure::broken(chain(&error)))?;
