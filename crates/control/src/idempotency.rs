@@ -137,9 +137,5 @@ fn fingerprint(call: &Call, body: &[u8]) -> String {
     hasher.update(place.as_bytes());
     hasher.update([0]);
     hasher.update(body);
-    hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    model::ids::hex(&hasher.finalize())
 }
