@@ -46,6 +46,16 @@ needs_of_first_example() {
     fi
 }
 
+needs_of_shop() {
+    need postgresql-15 test -x /usr/lib/postgresql/15/bin/postgres
+    need python3 program python3
+    need curl program curl
+    if [ "$(id -u)" = 0 ]; then
+        need nftables program nft
+        need iproute2 program ip
+    fi
+}
+
 have_rust() {
     command -v cargo >/dev/null && return
     say "Rust is missing: https://rustup.rs (1.95 or newer)"
@@ -93,6 +103,7 @@ stay_stopped() {
             redis-server) unit=redis-server ;;
             etcd-server) unit=etcd ;;
             nftables) unit=nftables ;;
+            postgresql-15) unit=postgresql ;;
             *) continue ;;
         esac
         systemctl disable --quiet "$unit" 2>/dev/null || true

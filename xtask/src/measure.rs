@@ -4,7 +4,9 @@
 //! |---|---|---|
 //! | `gateway` | CPU and latency per request through the gateway, beside nginx and HAProxy | `system::bench::gateway` |
 //! | `plan` | placements a second, zone spread on | `plan::bench` |
+//! | `shop` | orders a second of the example store, and where the time of one goes | `system::bench::shop` |
 //! | `store` | durable writes a second, beside etcd on the same disk | `system::bench::store`, `store::bench` |
+//! | `topics` | durable publishes a second, beside NATS JetStream and RabbitMQ at equal sync | `system::bench::topics` |
 //! | `up` | exec to ready and to serving; memory and CPU at rest | `system::bench::up` |
 //!
 //! What they measure is linked in, and only the optimised build says anything. So the everyday `xtask` has none of it: it runs
@@ -46,8 +48,12 @@ pub(crate) enum Bench {
     Gateway,
     /// Placements a second on 10,000 nodes
     Plan,
+    /// Orders a second of the example store
+    Shop,
     /// Durable writes a second
     Store,
+    /// Durable publishes a second
+    Topics,
     /// From exec to ready, to serving; memory and CPU at rest
     Up,
 }

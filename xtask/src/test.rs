@@ -30,6 +30,8 @@ pub(crate) fn run_system(root: &Path) -> Result<()> {
             "mainland",
             "--package",
             "system",
+            "--package",
+            "shop",
             "--bins",
         ],
     )?;

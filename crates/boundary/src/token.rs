@@ -73,7 +73,7 @@ impl Drop for Secret {
 }
 
 /// What is kept of a token. 64 hexadecimal digits in text, fit for a key in the store: who can read it can't use it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hash([u8; 32]);
 
 /// A token that opens the API. Given away as text once, by [`Token::reveal`].
@@ -228,7 +228,12 @@ impl Record {
 
     /// Whether this is the record of an administrator's token, which is still good. What the token's own text says is not asked.
     pub fn admits(&self, token: &Token, now: Timestamp) -> Result<(), Error> {
-        self.check(Kind::Admin, token.hash(), now)
+        self.admits_hash(token.hash(), now)
+    }
+
+    /// The same of a token that was hashed already.
+    pub fn admits_hash(&self, hash: Hash, now: Timestamp) -> Result<(), Error> {
+        self.check(Kind::Admin, hash, now)
     }
 
     /// Whether this is the record of a join token, which is still good for `node`.
@@ -259,6 +264,13 @@ impl Record {
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex(&self.0))
+    }
+}
+
+impl FromStr for Hash {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        from_hex(text).map(Self).ok_or(Error::Malformed)
     }
 }
 

@@ -23,6 +23,9 @@ pub fn work_directory(directory: &Path) -> PathBuf {
     directory.join("work")
 }
 
+/// How the line begins that the shim writes into the output when a run begins.
+pub const STARTED: &str = "started as pid";
+
 /// Where the binary's sink is to write the output.
 pub fn log_directory(directory: &Path) -> PathBuf {
     directory.join("logs")

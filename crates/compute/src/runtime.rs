@@ -33,6 +33,10 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// The default limit of open files: enough for a busy server, and what systemd gives a service as its hard limit.
 pub const DEFAULT_OPEN_FILES: u64 = 524_288;
 
+/// As the first word of a command: the binary that the agent itself is. The kernel's link to it needs no way through folders, which the user of an
+/// instance may not pass, and leads to the right file even after an update has replaced it.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// Runs instances. The same instance is named by its directory throughout, which belongs to the runtime from `prepare` to
 /// `remove`.
 pub trait Runtime: Send + Sync {

@@ -58,6 +58,8 @@ pub fn words(operation: &str) -> &'static str {
         "projectEvents" => "read the events of a project",
         "listProjects" => "list projects",
         "apply" => "apply to a project",
+        "holdDeploy" | "endDeploy" => "deploy to a project",
+        "steerRollout" => "steer a rollout",
         "deleteProject" => "delete a project",
         "status" => "see the status of a project",
         "explain" => "ask why a thing is as it is",
@@ -79,6 +81,8 @@ pub fn words(operation: &str) -> &'static str {
         "listInstances" => "list instances",
         "logs" => "read logs",
         "exec" => "run a command in an instance",
+        "askEngine" => "look into a database or topic",
+        "tellEngine" => "change what is in a database or topic",
         "beginUpload" | "uploadChunk" => "upload an artifact",
         "getArtifact" => "read an artifact",
         "listNodes" => "list nodes",
@@ -107,6 +111,7 @@ pub fn is_change(operation: &str) -> bool {
             | "serviceCertificate"
             | "uploadChunk"
             | "beginUpload"
+            | "holdDeploy"
             | "putKey"
             | "deleteKey"
     )
@@ -174,7 +179,7 @@ fn artifact(server: &Server, call: &Call) -> Result<Action, Problem> {
 
 fn resource(operation: &str, call: &Call) -> Result<Action, Problem> {
     let (verb, kind) = match operation {
-        "apply" => (Verb::Write, "resources"),
+        "apply" | "holdDeploy" | "endDeploy" => (Verb::Write, "resources"),
         "deleteProject" => (Verb::Delete, "resources"),
         "status" | "explain" => (Verb::Read, "status"),
         "projectEvents" => (Verb::Read, "events"),
@@ -188,9 +193,11 @@ fn resource(operation: &str, call: &Call) -> Result<Action, Problem> {
         "scale" => (Verb::Write, "scales"),
         "listReleases" | "getRelease" => (Verb::Read, "releases"),
         "getRollout" => (Verb::Read, "rollouts"),
-        "restart" | "rollback" => (Verb::Operate, "services"),
+        "restart" | "rollback" | "steerRollout" => (Verb::Operate, "services"),
         "listInstances" | "logs" => (Verb::Read, "instances"),
         "exec" => (Verb::Operate, "instances"),
+        "askEngine" => (Verb::Read, "engines"),
+        "tellEngine" => (Verb::Operate, "engines"),
         other => {
             return Err(Problem::internal(format!(
                 "nothing says who may do `{other}`"
@@ -199,7 +206,7 @@ fn resource(operation: &str, call: &Call) -> Result<Action, Problem> {
     };
     let name = ["name", "service"]
         .into_iter()
-        .find_map(|name| call.parameters.get(name));
+        .find_map(|name| call.segment(name));
     Ok(Action::Resource {
         verb,
         project: call.project()?,

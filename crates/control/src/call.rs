@@ -29,43 +29,49 @@ pub type Answer = Result<Response, Problem>;
 /// A request, taken apart.
 pub struct Call {
     pub principal: Principal,
-    pub parameters: BTreeMap<String, String>,
+    /// What the path's pattern names, decoded.
+    segments: RawPathParams,
     pub query: BTreeMap<String, String>,
-    pub headers: HeaderMap,
     /// With its body, its upgrade and what the acceptor knows of the peer.
     pub request: Request<Body>,
 }
 
 impl Call {
     pub async fn new(principal: Principal, mut request: Request<Body>) -> Result<Self, Problem> {
-        let parameters: RawPathParams = request
+        let segments: RawPathParams = request
             .extract_parts()
             .await
             .map_err(|error| Problem::invalid(format!("the path can't be read: {error}")))?;
-        let mut parameters: BTreeMap<String, String> = parameters
-            .iter()
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        if let Some(kind) = request.extensions().get::<Kind>() {
-            parameters.insert("kind".to_owned(), kind.as_str().to_owned());
-            if let Some(service) = parameters.get("service").cloned() {
-                parameters.entry("name".to_owned()).or_insert(service);
-            }
-        }
         let query = Query::<BTreeMap<String, String>>::try_from_uri(request.uri())
             .map_err(|error| Problem::invalid(format!("the query can't be read: {error}")))?;
-        let headers = request.headers().clone();
         Ok(Self {
             principal,
-            parameters,
+            segments,
             query: query.0,
-            headers,
             request,
         })
     }
 
+    pub fn headers(&self) -> &HeaderMap {
+        self.request.headers()
+    }
+
+    /// The segment of the path that has this name. A path that spells a `{kind}` out names things of it as that kind does.
+    pub fn segment(&self, name: &str) -> Option<&str> {
+        let of_path = |name: &str| {
+            let mut segments = self.segments.iter();
+            segments.find_map(|(known, value)| (known == name).then_some(value))
+        };
+        match (self.request.extensions().get::<Kind>(), name) {
+            (Some(kind), "kind") => Some(kind.as_str()),
+            (Some(_), "name") => of_path("name").or_else(|| of_path("service")),
+            _ => of_path(name),
+        }
+    }
+
+    /// As [`segment`](Call::segment); empty if there is none.
     pub fn text(&self, name: &str) -> &str {
-        self.parameters.get(name).map_or("", String::as_str)
+        self.segment(name).unwrap_or_default()
     }
 
     /// A segment of the path, read as what it must be.
@@ -129,7 +135,7 @@ impl Call {
 
     /// Whether a record must not be there yet: `If-None-Match: *`.
     pub fn if_none_match(&self) -> Result<bool, Problem> {
-        match self.headers.get(header::IF_NONE_MATCH) {
+        match self.headers().get(header::IF_NONE_MATCH) {
             None => Ok(false),
             Some(value) if value == "*" => Ok(true),
             Some(_) => Err(Problem::invalid("`If-None-Match` takes only `*` here")),
@@ -138,7 +144,7 @@ impl Call {
 
     /// What `If-Match` asks for. `*` is any.
     pub fn if_match(&self) -> Result<IfMatch, Problem> {
-        let Some(value) = self.headers.get(header::IF_MATCH) else {
+        let Some(value) = self.headers().get(header::IF_MATCH) else {
             return Ok(IfMatch::Nothing);
         };
         let text = value.to_str().unwrap_or_default().trim();

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::compute::{
-    DesiredInstance, InstanceReport, Placement, PlacementGroup, SecretNeed, Service,
+    DesiredInstance, InstanceReport, Placement, PlacementGroup, Purpose, Service,
 };
 use model::control::{NodeDesired, NodeRecord};
-use model::ids::{
-    Generation, InstanceId, NodeName, ProjectName, ReleaseNumber, ResourceId, ResourceName,
-};
+use model::ids::{Generation, InstanceId, NodeName, ProjectName, ReleaseNumber, ResourceId};
 use model::traffic::GatewayRoute;
 use plan::order::Order;
 use plan::road;
 
+use crate::engines;
 use crate::observed::Observed;
 use crate::world::{Entry, World};
 
@@ -104,6 +103,7 @@ pub fn of_all(
         })
         .collect();
     let orders = orders(world);
+    let settings = engines::settings(world, &seen);
     for (id, seen) in &seen {
         let entry = &world.services[*id];
         let order = orders.get(&id.project);
@@ -111,9 +111,12 @@ pub fn of_all(
             let Some(desired) = all.get_mut(&placement.node) else {
                 continue;
             };
-            desired
-                .instances
-                .extend(instance(world, id, entry, seen, placement, order));
+            let mut told = instance(world, id, entry, seen, placement, order);
+            if let Some(told) = &mut told {
+                let engine = told.spec.engine();
+                told.settings = engine.map(|engine| engines::of_engine(engine, settings.get(*id)));
+            }
+            desired.instances.extend(told);
         }
         for node in entry.forget.iter().flat_map(|forget| &forget.nodes) {
             if let Some(desired) = all.get_mut(node) {
@@ -146,7 +149,12 @@ fn instance(
     placement: &Placement,
     order: Option<&Order>,
 ) -> Option<DesiredInstance> {
-    let spec = *seen.releases.get(&placement.release)?;
+    let declared = *seen.releases.get(&placement.release)?;
+    let spec = match placement.purpose {
+        Purpose::Serve => declared.clone(),
+        Purpose::BeforeDeploy => declared.before_deploy_work(),
+    };
+    let spec = &spec;
     let stored = entry.placements.as_ref()?;
     let started_as = stored
         .placements
@@ -160,28 +168,18 @@ fn instance(
         epoch: placement.epoch,
         slot: placement.slot,
         role: placement.role,
+        purpose: placement.purpose,
         wanted: placement.wanted,
         uid: entry.uid?,
         spec: spec.clone(),
-        secrets: secrets(world, &id.project, spec),
+        secrets: engines::given(world, id, spec)
+            .into_iter()
+            .map(|(need, _)| need)
+            .collect(),
         start_after: order.map_or_else(Vec::new, |order| order.start_after(&id.name).to_vec()),
+        logins: engines::logins(world, id, spec),
+        settings: None,
     })
-}
-
-/// The secrets among a service's needs.
-pub fn secrets(world: &World, project: &ProjectName, spec: &Service) -> Vec<SecretNeed> {
-    let is_secret = |name: &ResourceName| {
-        world
-            .secrets
-            .contains_key(&ResourceId::new(project.clone(), name.clone()))
-    };
-    let needs = spec.needs.iter().filter(|(name, _)| is_secret(name));
-    needs
-        .map(|(name, need)| SecretNeed {
-            name: name.clone(),
-            file: need.file,
-        })
-        .collect()
 }
 
 fn road_index(

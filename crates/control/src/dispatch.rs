@@ -165,8 +165,8 @@ async fn handle(
         discard(call.request.into_body()).await;
         return Err(problems::of_refusal(&refusal));
     }
-    let by = call.principal.name();
-    let path = call.request.uri().path().to_owned();
+    let is_change = operation.method != Method::GET && actions::is_change(operation.id);
+    let change = is_change.then(|| (call.principal.name(), call.request.uri().path().to_owned()));
     let answered = match operation.keyed {
         true => {
             idempotency::once(&server, &mut call)
@@ -176,10 +176,7 @@ async fn handle(
         }
         false => handler(server.clone(), call).await,
     };
-    if let Err(problem) = &answered
-        && operation.method != Method::GET
-        && actions::is_change(operation.id)
-    {
+    if let (Err(problem), Some((by, path))) = (&answered, change) {
         server.audit_refusal(by, operation.id, path, problem.title.clone());
     }
     answered
@@ -209,16 +206,15 @@ fn principal(server: &Server, request: &Request<Body>) -> Result<Principal, Prob
     let Some(Ok(token)) = text.map(str::parse::<Token>) else {
         return Ok(Principal::Anonymous);
     };
-    let record = server.look(|world| {
-        world
-            .tokens
-            .get(&token.hash().to_string())
-            .map(|record| record.value.clone())
+    let (hash, now) = (token.hash(), server.now());
+    let name = server.look(|world| {
+        let record = world.tokens.get(&hash)?;
+        record.admits_hash(hash, now).ok()?;
+        Some(record.name.clone())
     });
-    let admitted = record.filter(|record| record.admits(&token, server.now()).is_ok());
     Ok(
-        admitted.map_or(Principal::Anonymous, |record| Principal::Administrator {
-            name: record.name,
+        name.map_or(Principal::Anonymous, |name| Principal::Administrator {
+            name,
         }),
     )
 }

@@ -110,7 +110,7 @@ pub async fn once(server: &Arc<Server>, call: &mut Call) -> Result<Once, Problem
 /// The principal's own: keys of others are none of ours.
 fn key(call: &Call) -> Result<String, Problem> {
     let value = call
-        .headers
+        .headers()
         .get(HEADER)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default()

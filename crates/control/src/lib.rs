@@ -19,11 +19,13 @@
 //! | [`server`] | starts and runs a server |
 //! | `listen` | connections: plain, TLS, HTTP/1.1, HTTP/2 |
 //! | `dispatch`, `actions`, `idempotency`, `call` | from a request to its handler, by way of principal and permission |
+//! | `problems` | what goes wrong inside, for those outside |
 //! | `handlers` | the operations of the API |
 //! | `apply`, `changes`, `draft` | what a change is, what it means, and how it is written |
 //! | `records`, `world`, `mirror` | what the store holds, typed, in memory |
+//! | `state`, `clock` | what all of these share |
 //! | `observed` | what nodes say they see |
-//! | `leader`, `desired` | the loop that decides, and what it tells nodes |
+//! | `leader`, `desired`, `engines` | the loop that decides, and what it tells nodes; who uses databases and topics |
 //! | `views`, `explain` | what people read |
 //! | `tunnel` | the way back to a node: logs and exec |
 //! | `artifacts`, `events`, `auditor` | files: uploads, what happened, who did it |
@@ -38,6 +40,7 @@ mod clock;
 mod desired;
 mod dispatch;
 mod draft;
+mod engines;
 mod events;
 mod explain;
 mod handlers;

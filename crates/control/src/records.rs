@@ -6,10 +6,12 @@
 //! | `service/{project}/{name}` | [`ServiceRecord`] |
 //! | `route/{project}/{host}{path}` | `Route` |
 //! | `secret/{project}/{name}` | [`SecretRecord`], the value sealed |
+//! | `engine-secret/{project}/{name}` | [`SecretRecord`] of a database: nobody's but its own, kept as long as its data |
 //! | `name/{project}/{name}` | [`NameRecord`]: names are unique across kinds |
 //! | `release/{project}/{service}/{number}` | `Release` |
 //! | `scale/`, `rollout/`, `placement/{project}/{service}` | `Scale`, `Rollout`, `PlacementGroup` |
 //! | `uid/{number}` | [`UidRecord`]: whose it is |
+//! | `deploy/{project}` | [`DeployRecord`]: who deploys there now |
 //! | `forget/{project}/{service}` | [`ForgetRecord`]: whose volumes are to be deleted where |
 //! | `node/{name}` | `NodeRecord` |
 //! | `token/{hash}` | `TokenRecord`: access and join tokens, by the hash of their text |
@@ -21,6 +23,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use boundary::token;
 use jiff::Timestamp;
 use model::boundary::{PrincipalName, SecretSource};
 use model::compute::{Service, Work};
@@ -32,18 +35,20 @@ pub const LEADER: &str = "leader";
 pub const AUTHORITY: &str = "authority";
 
 /// Where all lies that the world is made of: the beginnings of every [`Key`].
-pub const OF_THE_WORLD: [&str; 15] = [
+pub const OF_THE_WORLD: [&str; 17] = [
     LEADER,
     AUTHORITY,
     "service/",
     "route/",
     "secret/",
+    "engine-secret/",
     "name/",
     "release/",
     "scale/",
     "rollout/",
     "placement/",
     "uid/",
+    "deploy/",
     "forget/",
     "node/",
     "token/",
@@ -61,15 +66,17 @@ pub enum Key {
     Service(ResourceId),
     Route(ProjectName, String),
     Secret(ResourceId),
+    EngineSecret(ResourceId),
     Name(ResourceId),
     Release(ResourceId, ReleaseNumber),
     Scale(ResourceId),
     Rollout(ResourceId),
     Placement(ResourceId),
     Uid(u32),
+    Deploy(ProjectName),
     Forget(ResourceId),
     Node(NodeName),
-    Token(String),
+    Token(token::Hash),
     Idempotency(String),
 }
 
@@ -81,6 +88,7 @@ impl fmt::Display for Key {
             Self::Service(id) => write!(f, "service/{id}"),
             Self::Route(project, place) => write!(f, "route/{project}/{place}"),
             Self::Secret(id) => write!(f, "secret/{id}"),
+            Self::EngineSecret(id) => write!(f, "engine-secret/{id}"),
             Self::Name(id) => write!(f, "name/{id}"),
             // Padded, so that the order of keys is the order of releases.
             Self::Release(id, number) => write!(f, "release/{id}/{:010}", number.0),
@@ -88,6 +96,7 @@ impl fmt::Display for Key {
             Self::Rollout(id) => write!(f, "rollout/{id}"),
             Self::Placement(id) => write!(f, "placement/{id}"),
             Self::Uid(number) => write!(f, "uid/{number}"),
+            Self::Deploy(project) => write!(f, "deploy/{project}"),
             Self::Forget(id) => write!(f, "forget/{id}"),
             Self::Node(name) => write!(f, "node/{name}"),
             Self::Token(hash) => write!(f, "token/{hash}"),
@@ -130,6 +139,7 @@ fn parse_key(text: &str) -> Option<Key> {
             Key::Route(project.parse().ok()?, place.to_owned())
         }
         "secret" => Key::Secret(id()?),
+        "engine-secret" => Key::EngineSecret(id()?),
         "name" => Key::Name(id()?),
         "release" => {
             let (id, number) = rest.rsplit_once('/')?;
@@ -139,9 +149,10 @@ fn parse_key(text: &str) -> Option<Key> {
         "rollout" => Key::Rollout(id()?),
         "placement" => Key::Placement(id()?),
         "uid" => Key::Uid(rest.parse().ok()?),
+        "deploy" => Key::Deploy(rest.parse().ok()?),
         "forget" => Key::Forget(id()?),
         "node" => Key::Node(rest.parse().ok()?),
-        "token" => Key::Token(rest.to_owned()),
+        "token" => Key::Token(rest.parse().ok()?),
         "idempotency" => Key::Idempotency(rest.to_owned()),
         _ => return None,
     })
@@ -235,6 +246,18 @@ pub struct ForgetRecord {
     pub nodes: Vec<NodeName>,
 }
 
+/// Who deploys in a project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployRecord {
+    /// Chosen by the client.
+    pub id: String,
+    pub holder: PrincipalName,
+    /// What the client says of itself.
+    pub client: String,
+    pub since: Timestamp,
+    pub renewed_at: Timestamp,
+}
+
 /// What a keyed POST was answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdempotencyRecord {
@@ -272,7 +295,7 @@ pub const UIDS: std::ops::RangeInclusive<u32> = 70_000..=99_999;
 pub fn artifact_of(work: &Work) -> Option<Digest> {
     match work {
         Work::Process { artifact, .. } => artifact.as_ref().map(|artifact| artifact.digest),
-        Work::External { .. } => None,
+        Work::External { .. } | Work::Engine { .. } => None,
     }
 }
 
@@ -289,15 +312,17 @@ mod tests {
             "route/shop/shop.localhost/api/v1",
             "route/shop/*/",
             "secret/shop/key",
+            "engine-secret/shop/db",
             "name/shop/key",
             "release/shop/web/0000000012",
             "scale/shop/web",
             "rollout/shop/web",
             "placement/shop/web",
             "uid/70000",
+            "deploy/shop",
             "forget/shop/db",
             "node/a",
-            "token/ab12",
+            "token/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
             "idempotency/admin:root/x",
         ] {
             assert_eq!(text.parse::<Key>().unwrap().to_string(), text);

@@ -23,7 +23,7 @@ use std::time::Duration;
 use boundary::authority::{Authority, SealedAuthority};
 use boundary::authorize::Limits;
 use boundary::secret::Keyring;
-use boundary::token::{Record, Token};
+use boundary::token::{self, Record, Token};
 use model::ids::Epoch;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -392,7 +392,7 @@ fn is_valid(server: &Server, text: &str) -> bool {
     let known = server.look(|world| {
         world
             .tokens
-            .get(&token.hash().to_string())
+            .get(&token.hash())
             .map(|record| record.value.clone())
     });
     known.is_some_and(|record| record.admits(&token, server.now()).is_ok())
@@ -403,15 +403,15 @@ async fn make_token(server: &Server) -> Result<String, Error> {
     const OWNER: &str = "owner";
     let token = Token::generate();
     let record = Record::of_admin(&token, OWNER, None);
-    let old: Vec<String> = server.look(|world| {
+    let old: Vec<token::Hash> = server.look(|world| {
         let owners = world
             .tokens
             .iter()
             .filter(|(_, known)| known.kind == record.kind && known.name == OWNER);
-        owners.map(|(hash, _)| hash.clone()).take(100).collect()
+        owners.map(|(hash, _)| *hash).take(100).collect()
     });
     let mut draft = Draft::new();
-    draft.put_anyway(Key::Token(token.hash().to_string()), &record);
+    draft.put_anyway(Key::Token(token.hash()), &record);
     for hash in old {
         draft.delete_anyway(Key::Token(hash));
     }

@@ -44,6 +44,13 @@ impl Tunnels {
         self.get(node).is_some()
     }
 
+    /// The nodes that can be asked now.
+    pub fn nodes(&self) -> Vec<NodeName> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let answering = open.iter().filter(|(_, sender)| !sender.is_closed());
+        answering.map(|(node, _)| node.clone()).collect()
+    }
+
     /// Asks a node and hands its answer on.
     pub async fn forward(
         &self,

@@ -1,10 +1,11 @@
 //! What people read, from what is stored and what is observed.
 
+mod engines;
 mod nodes;
 mod status;
 
 use api::wire::{InstanceView, Kind, SecretView};
-use model::compute::{InstanceReport, InstanceState, Pending, Placement, Wanted};
+use model::compute::{InstanceReport, InstanceState, Pending, Placement, Purpose, Wanted};
 use model::control::Reason;
 use model::ids::{InstanceId, InstanceName, ProjectName, ReleaseNumber, ResourceId, ResourceName};
 use plan::Now;
@@ -17,6 +18,7 @@ use crate::records::{Current, SecretRecord, ServiceRecord};
 use crate::state::Shared;
 use crate::world::{Entry, Stored, World};
 
+pub use engines::{concerns, engines};
 pub use nodes::{node_of, nodes};
 pub use status::status;
 
@@ -154,6 +156,7 @@ fn pending(id: &ResourceId, entry: &Entry, pending: &Pending) -> InstanceView {
         address: None,
         restarts: 0,
         version: version(entry, pending.release),
+        purpose: Purpose::Serve,
         project: id.project.clone(),
         started_at: None,
         reason: Some(pending.reason.clone()),
@@ -175,6 +178,7 @@ fn placed(
         .report(&placement.node, &instance)
         .filter(|report| report.epoch == placement.epoch);
     let (state, reason) = state_of(sight, placement, report, pending);
+    let reason = reason.or_else(|| before_deploy(entry, placement));
     let is_there = !matches!(state, InstanceState::Unknown | InstanceState::Pending);
     let told = report.filter(|_| is_there);
     InstanceView {
@@ -192,10 +196,23 @@ fn placed(
         address: told.and_then(|report| report.address.clone()),
         restarts: report.map_or(0, |report| report.restarts),
         version: version(entry, placement.release),
+        purpose: placement.purpose,
         project: id.project.clone(),
         started_at: report.and_then(|report| report.started_at),
         reason,
     }
+}
+
+/// What is there for a moment only says what for.
+fn before_deploy(entry: &Entry, placement: &Placement) -> Option<Reason> {
+    let release = entry.releases.get(&placement.release)?;
+    let command = release.spec.before_deploy.join(" ");
+    let message = format!(
+        "runs `{command}` before release {} is rolled out",
+        placement.release
+    );
+    let is_command = placement.purpose == Purpose::BeforeDeploy;
+    is_command.then(|| Reason::new("before-deploy", message))
 }
 
 fn state_of(

@@ -6,15 +6,15 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use boundary::token;
-use model::compute::{PlacementGroup, Release, Scale};
+use model::compute::{PlacementGroup, Release, Scale, Service};
 use model::control::{NodeRecord, Rollout};
 use model::ids::{NodeName, ProjectName, ReleaseNumber, ResourceId, ResourceName};
 use model::traffic::Route;
 use store::{Event, Record, Revision};
 
 use crate::records::{
-    self, ForgetRecord, IdempotencyRecord, Key, LeaderRecord, NameRecord, SecretRecord,
-    ServiceRecord, UidRecord, Unreadable,
+    self, DeployRecord, ForgetRecord, IdempotencyRecord, Key, LeaderRecord, NameRecord,
+    SecretRecord, ServiceRecord, UidRecord, Unreadable,
 };
 
 /// A record's value, and the revision that changed it last.
@@ -56,9 +56,13 @@ impl Entry {
         let Some(record) = self.live().filter(|record| !record.spec.is_external()) else {
             return 0;
         };
-        self.scale
-            .as_ref()
-            .map_or(record.spec.replicas, |scale| scale.replicas)
+        self.copies_of(&record.spec)
+    }
+
+    /// How many copies run where it is declared as `spec`: what somebody asked for comes before what it says itself.
+    pub fn copies_of(&self, spec: &Service) -> u32 {
+        let scale = self.scale.as_ref();
+        scale.map_or(spec.replicas, |scale| scale.replicas)
     }
 
     pub fn group(&self) -> PlacementGroup {
@@ -89,9 +93,12 @@ pub struct World {
     pub services: BTreeMap<ResourceId, Entry>,
     pub routes: BTreeMap<(ProjectName, String), Stored<Route>>,
     pub secrets: BTreeMap<ResourceId, Stored<SecretRecord>>,
+    /// Of databases: no resource of a user.
+    pub engine_secrets: BTreeMap<ResourceId, Stored<SecretRecord>>,
     pub names: BTreeMap<ResourceId, Stored<NameRecord>>,
     pub nodes: BTreeMap<NodeName, Stored<NodeRecord>>,
-    pub tokens: BTreeMap<String, Stored<token::Record>>,
+    pub tokens: BTreeMap<token::Hash, Stored<token::Record>>,
+    pub deploys: BTreeMap<ProjectName, Stored<DeployRecord>>,
     pub uids: BTreeMap<u32, Stored<UidRecord>>,
     pub idempotency: BTreeMap<String, Stored<IdempotencyRecord>>,
 }
@@ -142,6 +149,9 @@ impl World {
             Key::Secret(id) => {
                 self.secrets.insert(id, read(record)?);
             }
+            Key::EngineSecret(id) => {
+                self.engine_secrets.insert(id, read(record)?);
+            }
             Key::Name(id) => {
                 self.names.insert(id, read(record)?);
             }
@@ -153,6 +163,9 @@ impl World {
             Key::Rollout(id) => self.entry(id).rollout = Some(read(record)?),
             Key::Placement(id) => self.entry(id).placements = Some(read(record)?),
             Key::Uid(number) => self.put_uid(number, read(record)?),
+            Key::Deploy(project) => {
+                self.deploys.insert(project, read(record)?);
+            }
             Key::Forget(id) => self.entry(id).forget = Some(read(record)?),
             Key::Node(name) => {
                 self.nodes.insert(name, read(record)?);
@@ -182,6 +195,7 @@ impl World {
             Key::Service(id) => self.change(id, |entry| entry.record = None),
             Key::Route(project, place) => drop(self.routes.remove(&(project, place))),
             Key::Secret(id) => drop(self.secrets.remove(&id)),
+            Key::EngineSecret(id) => drop(self.engine_secrets.remove(&id)),
             Key::Name(id) => drop(self.names.remove(&id)),
             Key::Release(id, number) => {
                 self.change(id, |entry| drop(entry.releases.remove(&number)))
@@ -194,6 +208,7 @@ impl World {
                     self.change(record.value.service, |entry| entry.uid = None);
                 }
             }
+            Key::Deploy(project) => drop(self.deploys.remove(&project)),
             Key::Forget(id) => self.change(id, |entry| entry.forget = None),
             Key::Node(name) => drop(self.nodes.remove(&name)),
             Key::Token(hash) => drop(self.tokens.remove(&hash)),

@@ -21,6 +21,15 @@ pub struct Globals {
     /// Address of the API (default: the server that `up` runs here, else 127.0.0.1:7070)
     #[arg(long, global = true, value_name = "ADDR", env = "MAINLAND_API")]
     pub api: Option<SocketAddr>,
+    /// Where the gateway listens for requests from outside (default 127.0.0.1:8080); for `up`, and for the agent of an edge
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDR",
+        env = "MAINLAND_GATEWAY",
+        hide_short_help = true
+    )]
+    pub gateway: Option<SocketAddr>,
     /// A token for the API (default: that of the owner of the server that runs here)
     #[arg(
         long,
@@ -40,6 +49,9 @@ pub struct Globals {
         env = "MAINLAND_PROJECT"
     )]
     pub project: Option<String>,
+    /// Environment of the manifest: project NAME-ENV with its overlay
+    #[arg(long, global = true, value_name = "ENV", env = "MAINLAND_ENV")]
+    pub env: Option<String>,
     #[arg(skip)]
     client_file: Option<PathBuf>,
 }
@@ -108,6 +120,15 @@ impl Globals {
         if let Some(project) = self.named_project() {
             return Ok(project);
         }
+        if let Some(environment) = &self.env {
+            let Some(manifest) = deploy::find_manifest(None)? else {
+                return Err(Failure::usage(format!(
+                    "environment {environment} of which project? There is no {} here; --project names it",
+                    deploy::MANIFEST
+                )));
+            };
+            return deploy::project_of(&manifest, Some(environment));
+        }
         let mut projects = client.projects().await?.items;
         match (projects.pop(), projects.len()) {
             (Some(only), 0) => Ok(only),
@@ -131,7 +152,7 @@ impl Globals {
             return ProjectName::new(name.as_str()).ok();
         }
         let manifest = deploy::find_manifest(None).ok()??;
-        deploy::project_of(&manifest, None).ok()
+        deploy::project_of(&manifest, self.env.as_deref()).ok()
     }
 
     /// The sockets of nodes that keep their data here: for when the servers are down.

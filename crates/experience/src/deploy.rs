@@ -1,24 +1,40 @@
-//! `check`, `diff`, `apply`, `delete`: manifest in, consequences out.
+//! `check`, `diff`, `apply`, `deploy`, `delete`: manifest in, consequences out.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | here | `diff`, `apply`, `delete`, and what changes mean, for people |
+//! | `manifest` | finds and reads the file |
+//! | `request` | makes a request of it: artifacts uploaded, secret files read |
+//! | `check` | `check` |
+//! | `rolling` | `deploy`: upload, release, roll, and say how it went |
+//! | `lock` | one deploy at a time in a project |
 
-use std::collections::BTreeMap;
-use std::io::Read;
+mod check;
+mod lock;
+mod manifest;
+mod request;
+mod rolling;
+
 use std::path::{Path, PathBuf};
 
 use api::client::Client;
 use api::wire::{self, Action, Kind};
-use model::boundary::SecretSource;
-use model::compute::Work;
-use model::ids::{ProjectName, ResourceName};
-use model::manifest::{self, DeclaredService, Manifest};
+use model::ids::ProjectName;
+use model::manifest::Manifest;
 
 use crate::failure::Failure;
 use crate::output::{Output, say};
-use crate::{Globals, artifact, assent, idempotency_key, notice, progress};
+use crate::{Globals, assent, idempotency_key, notice, progress};
+use request::request;
 
-pub const MANIFEST: &str = "mainland.yaml";
-const STDIN: &str = "-";
+pub use check::Check;
+pub use manifest::{MANIFEST, find_manifest, project_of, read};
+pub use rolling::Deploy;
 
-/// Which manifest, which environment.
+/// Longer than a deploy is held whose client has died.
+const DEPLOY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Which manifest.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Which {
     /// The manifest, or the folder that holds it; `-` is standard input
@@ -27,9 +43,6 @@ pub struct Which {
     /// The same without -f
     #[arg(value_name = "PATH", conflicts_with = "file")]
     path: Option<PathBuf>,
-    /// Environment of the manifest: project NAME-ENV with its overlay
-    #[arg(long, value_name = "NAME")]
-    env: Option<String>,
 }
 
 impl Which {
@@ -38,13 +51,6 @@ impl Which {
         let path = self.path.as_ref().unwrap_or(&self.file).clone();
         Ok(find_manifest(Some(path.clone()))?.unwrap_or(path))
     }
-}
-
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  mainland check -f shop/mainland.yaml")]
-pub struct Check {
-    #[command(flatten)]
-    which: Which,
 }
 
 #[derive(Debug, clap::Args)]
@@ -125,74 +131,6 @@ pub fn parse_kind(text: &str) -> Result<Kind, String> {
     })
 }
 
-/// The manifest that a path means: itself, or the one in the folder; without a path the one here, if there is one.
-pub fn find_manifest(path: Option<PathBuf>) -> Result<Option<PathBuf>, Failure> {
-    let Some(path) = path else {
-        let here = PathBuf::from(MANIFEST);
-        return Ok(here.is_file().then_some(here));
-    };
-    let file = if path.is_dir() {
-        path.join(MANIFEST)
-    } else {
-        path
-    };
-    match file.is_file() || file == Path::new(STDIN) {
-        true => Ok(Some(file)),
-        false => Err(Failure::usage(format!(
-            "there is no manifest {}; --file names another, `-` is standard input",
-            file.display()
-        ))),
-    }
-}
-
-/// Reads a manifest; all that is wrong with it becomes one failure.
-pub fn read(file: &Path, environment: Option<&str>) -> Result<Manifest, Failure> {
-    let file = find_manifest(Some(file.to_owned()))?.unwrap_or_else(|| file.to_owned());
-    let (shown, bytes) = match file == Path::new(STDIN) {
-        true => (
-            "standard input".to_owned(),
-            read_all(std::io::stdin().lock()),
-        ),
-        false => (
-            file.display().to_string(),
-            std::fs::File::open(&file).and_then(read_all),
-        ),
-    };
-    let bytes =
-        bytes.map_err(|error| Failure::failed(format!("{shown} can't be read: {error}")))?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| Failure::failed(format!("{shown} is not UTF-8 text")))?;
-    manifest::read(
-        manifest::Source {
-            file: &shown,
-            text: &text,
-        },
-        environment,
-    )
-    .map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        let count = lines.len();
-        let plural = if count == 1 { "" } else { "s" };
-        Failure::failed(format!(
-            "{count} problem{plural} in {shown} [manifest]\n{}",
-            lines.join("\n")
-        ))
-    })
-}
-
-/// One byte more than a manifest may have is enough for the reader to say so.
-fn read_all(from: impl std::io::Read) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    from.take(manifest::SIZE_MAX as u64 + 1)
-        .read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// The project of a manifest.
-pub fn project_of(file: &Path, environment: Option<&str>) -> Result<ProjectName, Failure> {
-    read(file, environment).map(|manifest| manifest.project)
-}
-
 /// Reads, uploads, applies and prints the changes: what `up` does with its manifest.
 pub async fn deliver(
     client: &Client,
@@ -201,10 +139,21 @@ pub async fn deliver(
 ) -> Result<ProjectName, Failure> {
     let manifest = read(file, environment)?;
     let apply = request(client, file, &manifest).await?;
-    match client
-        .apply(&manifest.project, &apply, false, &idempotency_key())
-        .await
-    {
+    let deadline = std::time::Instant::now() + DEPLOY_PATIENCE;
+    let key = idempotency_key();
+    let applied = loop {
+        match client.apply(&manifest.project, &apply, false, &key).await {
+            // Of one that ended with the cloud before; it has let go soon.
+            Err(error)
+                if error.code() == Some("deploy-in-progress")
+                    && std::time::Instant::now() < deadline =>
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            }
+            other => break other,
+        }
+    };
+    match applied {
         Ok(_) => Ok(manifest.project),
         // The operator rolled back, then started anew with the old file: their decision stands.
         Err(error) if error.code() == Some("would-undo-rollback") => {
@@ -215,142 +164,11 @@ pub async fn deliver(
     }
 }
 
-/// Turns a manifest into a request: artifacts made and uploaded, secret files read.
-async fn request(
-    client: &Client,
-    file: &Path,
-    manifest: &Manifest,
-) -> Result<wire::Apply, Failure> {
-    let folder = file.parent().unwrap_or(Path::new("")).to_owned();
-    let mut apply = wire::Apply {
-        routes: manifest
-            .routes
-            .iter()
-            .map(|(_, route)| route.clone())
-            .collect(),
-        secrets: manifest.secrets.clone(),
-        secret_values: secret_values(&folder, &manifest.secrets)?,
-        ..Default::default()
-    };
-    for (name, declared) in &manifest.services {
-        let mut spec = declared.spec.clone();
-        if let Work::Process {
-            artifact: slot,
-            run,
-        } = &mut spec.work
-        {
-            *slot = upload(client, &folder, name, declared, run).await?;
-        }
-        apply.services.insert(name.clone(), spec);
-    }
-    Ok(apply)
-}
-
-async fn upload(
-    client: &Client,
-    folder: &Path,
-    service: &ResourceName,
-    declared: &DeclaredService,
-    run: &[String],
-) -> Result<Option<model::compute::ArtifactRef>, Failure> {
-    let Some(files) = &declared.files else {
-        return Ok(None);
-    };
-    // A lone executable keeps the name that `run` calls it by; any other lone file its own.
-    let alone = || {
-        Path::new(files)
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-    };
-    let called = run
-        .first()
-        .is_some_and(|first| first == files && !first.starts_with("..") && !first.starts_with('/'));
-    let name = if called {
-        files.clone()
-    } else {
-        alone().unwrap_or_default()
-    };
-    let (limits, spool) = (artifact::Limits::default(), std::env::temp_dir());
-    let made = artifact::make(&folder.join(files), &name, limits, &spool);
-    let artifact = made.map_err(|error| {
-        Failure::failed(format!(
-            "service {service}: `{files}` can't be uploaded: {error} [artifact]"
-        ))
-    })?;
-    let mut bar = progress::Upload::new(service, artifact.reference.size);
-    artifact
-        .upload(client, &mut |sent, total| bar.at(sent, total))
-        .await?;
-    Ok(Some(artifact.reference))
-}
-
-fn secret_values(
-    folder: &Path,
-    secrets: &BTreeMap<ResourceName, SecretSource>,
-) -> Result<BTreeMap<ResourceName, String>, Failure> {
-    let mut values = BTreeMap::new();
-    for (name, source) in secrets {
-        let SecretSource::File { path } = source else {
-            continue;
-        };
-        let bytes = std::fs::read(folder.join(path)).map_err(|error| {
-            Failure::failed(format!(
-                "secret {name}: {} can't be read: {error} [secret]",
-                folder.join(path).display()
-            ))
-        })?;
-        values.insert(name.clone(), crate::operate::encode_secret(&bytes)?);
-    }
-    Ok(values)
-}
-
-impl Check {
-    pub fn run(self, _: &Globals) -> Result<u8, Failure> {
-        let file = self.which.file()?;
-        let manifest = read(&file, self.which.env.as_deref())?;
-        for warning in &manifest.warnings {
-            say(&format!("warning: {warning}"))?;
-        }
-        let missing = missing_files(&file, &manifest);
-        if !missing.is_empty() {
-            return Err(Failure::failed(missing.join("\n")));
-        }
-        let count = |number: usize, what: &str| {
-            format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-        };
-        say(&format!(
-            "{} is good: {}, {}",
-            manifest.project,
-            count(manifest.services.len(), "service"),
-            count(manifest.routes.len(), "route")
-        ))?;
-        Ok(0)
-    }
-}
-
-fn missing_files(file: &Path, manifest: &Manifest) -> Vec<String> {
-    let folder = file.parent().unwrap_or(Path::new(""));
-    let files = manifest
-        .services
-        .iter()
-        .filter_map(|(name, service)| Some((name, service.files.as_ref()?, service)));
-    files
-        .filter(|(_, files, _)| !folder.join(files).exists())
-        .map(|(name, files, service)| {
-            format!(
-                "{}:{}: services.{name}: `{files}` does not exist",
-                file.display(),
-                service.position.line
-            )
-        })
-        .collect()
-}
-
 impl Diff {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         let file = self.which.file()?;
-        let manifest = read(&file, self.which.env.as_deref())?;
+        let manifest = read(&file, globals.env.as_deref())?;
         let applied = apply(&client, &file, &manifest, &self.removal, true, false).await?;
         self.output.print(&applied, || describe(&applied))?;
         Ok(0)
@@ -378,7 +196,7 @@ impl ApplyFile {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         let file = self.which.file()?;
-        let manifest = read(&file, self.which.env.as_deref())?;
+        let manifest = read(&file, globals.env.as_deref())?;
         if self.removal.delete_data && !self.yes && !self.dry_run {
             assent("This deletes the data of what is removed. Go on?")?;
         }

@@ -1,9 +1,10 @@
 //! A command beside an instance: as its user, in its directory, with its environment.
 
 use std::io::{IsTerminal, Read, Write};
+use std::sync::{Arc, OnceLock};
 
 use api::client::{Client, Transport};
-use api::stream::{FRAME_MAX_BYTES, Frame};
+use api::stream::{BoxStream, FRAME_MAX_BYTES, Frame};
 use api::wire;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -16,7 +17,9 @@ use crate::Globals;
 use crate::failure::Failure;
 
 /// Frames from the keyboard that wait to be sent.
-const QUEUE: usize = 64;
+const QUEUE: usize = 16;
+/// Frames that wait to be written.
+const WRITES: usize = 16;
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -38,49 +41,31 @@ pub struct Exec {
 
 impl Exec {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        let (client, path) = self.find(globals).await?;
-        let size = terminal_size();
-        let head = wire::Exec {
-            command: self.command.clone(),
-            terminal: self.terminal,
-            size,
+        let place = Place::find(globals, &self.name).await?;
+        let reads = self.interactive || self.terminal;
+        let streams = Streams {
+            input: reads.then(|| Box::new(std::io::stdin()) as Box<dyn Read + Send>),
+            output: Box::new(std::io::stdout()),
         };
-        let head = Frame::Head(
-            serde_json::to_vec(&head)
-                .map_err(Failure::from_error)?
-                .into(),
-        );
-        let (frames, queue) = mpsc::channel(QUEUE);
-        let _raw = if self.terminal {
-            RawTerminal::enter()
-        } else {
-            None
-        };
-        self.feed(frames);
-        let later = stream::unfold(queue, |mut queue| async move {
-            queue.recv().await.map(|frame: Frame| (frame, queue))
-        });
-        let body = stream::once(async { head })
-            .chain(later)
-            .map(|frame| frame.encode());
-        let mut answer = client.duplex(&path, body).await?;
-        while let Some(frame) = answer.next().await {
-            match frame? {
-                Frame::Stdout(bytes) => write_all(std::io::stdout(), &bytes)?,
-                Frame::Stderr(bytes) => write_all(std::io::stderr(), &bytes)?,
-                Frame::Exit { code } => return Ok(u8::try_from(code).unwrap_or(1)),
-                Frame::Failed(why) => return Err(Failure::failed(String::from_utf8_lossy(&why))),
-                _ => {}
-            }
-        }
-        Err(Failure {
-            exit_code: crate::failure::UNKNOWN,
-            message: "the connection ended before the command did".to_owned(),
-        })
+        place.run(self.command, self.terminal, streams).await
     }
+}
 
-    /// The client that reaches the instance, and the path on it: by the server, or with the server gone by the node's own socket.
-    async fn find(&self, globals: &Globals) -> Result<(Client, String), Failure> {
+/// Where the streams of a command come from and go to. Its errors go to ours.
+pub struct Streams {
+    /// `None`: the command sees the end of its input at once.
+    pub input: Option<Box<dyn Read + Send>>,
+    pub output: Box<dyn Write + Send>,
+}
+
+/// An instance, with who reaches it: the server, or with the server gone the node's own socket.
+pub struct Place {
+    client: Client,
+    path: String,
+}
+
+impl Place {
+    pub async fn find(globals: &Globals, name: &str) -> Result<Self, Failure> {
         let client = globals.client()?;
         let project = globals.project(&client).await;
         let listed = match &project {
@@ -90,24 +75,17 @@ impl Exec {
         let project = project?;
         match listed {
             Ok(instances) => {
-                let name = self.pick(&instances)?;
-                Ok((
-                    client,
-                    format!("/v1/projects/{project}/instances/{name}/exec"),
-                ))
+                let name = pick(&instances, name)?;
+                let path = format!("/v1/projects/{project}/instances/{name}/exec");
+                Ok(Self { client, path })
             }
-            Err(error) => self
-                .find_on_nodes(globals, &project)
+            Err(error) => Self::find_on_nodes(globals, &project, name)
                 .await
                 .ok_or(error.into()),
         }
     }
 
-    async fn find_on_nodes(
-        &self,
-        globals: &Globals,
-        project: &ProjectName,
-    ) -> Option<(Client, String)> {
+    async fn find_on_nodes(globals: &Globals, project: &ProjectName, name: &str) -> Option<Self> {
         for socket in globals.node_sockets() {
             let client = Client::new(Transport::Unix(socket), None);
             let Ok(status) = client.get::<wire::NodeStatus>("/v1/status").await else {
@@ -118,51 +96,150 @@ impl Exec {
                 .into_iter()
                 .filter(|one| one.project == *project)
                 .collect();
-            if let Ok(name) = self.pick(&here) {
-                return Some((client, format!("/v1/instances/{project}/{name}/exec")));
+            if let Ok(name) = pick(&here, name) {
+                let path = format!("/v1/instances/{project}/{name}/exec");
+                return Some(Self { client, path });
             }
         }
         None
     }
 
-    fn pick(&self, instances: &[wire::InstanceView]) -> Result<String, Failure> {
-        let named = instances.iter().find(|one| one.name.as_str() == self.name);
-        let of_service = || {
-            let mut all = instances
-                .iter()
-                .filter(|one| one.service.as_str() == self.name);
-            all.clone().find(|one| one.ready).or_else(|| all.next())
+    /// Runs a command there to its end; returns its exit code. Bytes are taken and given as fast as the slower side does.
+    pub async fn run(
+        &self,
+        command: Vec<String>,
+        terminal: bool,
+        streams: Streams,
+    ) -> Result<u8, Failure> {
+        let head = wire::Exec {
+            command,
+            terminal,
+            size: terminal_size(),
+            kind: std::env::var("TERM").ok().filter(|_| terminal),
         };
-        let found = named.or_else(of_service).map(|one| one.name.to_string());
-        found.ok_or_else(|| {
-            Failure::failed(format!("there is no instance or service `{}` [not-found]\n  remedy: `mainland ps` lists them", self.name))
-        })
+        let head = serde_json::to_vec(&head).map_err(Failure::from_error)?;
+        let head = Frame::Head(head.into());
+        let (frames, queue) = mpsc::channel(QUEUE);
+        let _raw = terminal.then(RawTerminal::enter).flatten();
+        let broken = feed(terminal, streams.input, frames);
+        let later = stream::unfold(queue, |mut queue| async move {
+            queue.recv().await.map(|frame: Frame| (frame, queue))
+        });
+        let body = stream::once(async { head })
+            .chain(later)
+            .map(|frame| frame.encode());
+        let answer = self.client.duplex(&self.path, body).await?;
+        let ended = take(answer, streams.output).await;
+        match broken.get() {
+            Some(error) => Err(Failure::failed(format!(
+                "the input can't be read: {error}; the command was ended"
+            ))),
+            None => ended,
+        }
     }
+}
 
-    /// Standard input is read by a thread: a terminal can't be read otherwise without changing it for others.
-    fn feed(&self, frames: mpsc::Sender<Frame>) {
-        if self.terminal {
-            tokio::spawn(send_sizes(frames.clone()));
-        }
-        if !self.interactive && !self.terminal {
-            // With the sender dropped, the body ends: the command sees the end of its input.
-            let _ = frames.try_send(Frame::StdinClosed);
-            return;
-        }
-        std::thread::spawn(move || {
-            let mut buffer = vec![0; FRAME_MAX_BYTES];
-            loop {
-                let frame = match std::io::stdin().lock().read(&mut buffer) {
-                    Ok(0) | Err(_) => Frame::StdinClosed,
-                    Ok(count) => Frame::Stdin(Bytes::copy_from_slice(&buffer[..count])),
-                };
-                let last = frame == Frame::StdinClosed;
-                if frames.blocking_send(frame).is_err() || last {
+fn pick(instances: &[wire::InstanceView], name: &str) -> Result<String, Failure> {
+    let named = instances.iter().find(|one| one.name.as_str() == name);
+    let of_service = || {
+        let mut all = instances.iter().filter(|one| one.service.as_str() == name);
+        all.clone().find(|one| one.ready).or_else(|| all.next())
+    };
+    let found = named.or_else(of_service).map(|one| one.name.to_string());
+    found.ok_or_else(|| {
+        Failure::failed(format!("there is no instance or service `{name}` [not-found]\n  remedy: `mainland ps` lists them"))
+    })
+}
+
+/// Why the input broke off, once it did.
+type Broken = Arc<OnceLock<std::io::Error>>;
+
+/// Input is read by a thread: a terminal can't be read otherwise without changing it for others. Where reading fails the frames break off,
+/// which ends the command: it must not take what it has got for all.
+fn feed(
+    terminal: bool,
+    input: Option<Box<dyn Read + Send>>,
+    frames: mpsc::Sender<Frame>,
+) -> Broken {
+    let broken = Broken::default();
+    if terminal {
+        tokio::spawn(send_sizes(frames.clone()));
+    }
+    let Some(mut input) = input else {
+        // Its queue is empty: there is room.
+        let _ = frames.try_send(Frame::StdinClosed);
+        return broken;
+    };
+    let tell = broken.clone();
+    std::thread::spawn(move || {
+        let mut buffer = vec![0; FRAME_MAX_BYTES];
+        loop {
+            let frame = match input.read(&mut buffer) {
+                Ok(0) => Frame::StdinClosed,
+                Ok(count) => Frame::Stdin(Bytes::copy_from_slice(&buffer[..count])),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    let _ = tell.set(error);
                     return;
                 }
+            };
+            let last = frame == Frame::StdinClosed;
+            if frames.blocking_send(frame).is_err() || last {
+                return;
             }
-        });
+        }
+    });
+    broken
+}
+
+/// Writes what comes until the command ends. A thread writes, so that who reads slowly holds up the command and not the connection.
+async fn take(
+    mut answer: BoxStream<Result<Frame, api::stream::Error>>,
+    output: Box<dyn Write + Send>,
+) -> Result<u8, Failure> {
+    let (chunks, queue) = mpsc::channel(WRITES);
+    let writing = tokio::task::spawn_blocking(move || write_all(queue, output));
+    let ended = until_end(&mut answer, &chunks).await;
+    drop(chunks);
+    writing.await.map_err(Failure::from_error)??;
+    ended
+}
+
+async fn until_end(
+    answer: &mut BoxStream<Result<Frame, api::stream::Error>>,
+    chunks: &mpsc::Sender<Frame>,
+) -> Result<u8, Failure> {
+    while let Some(frame) = answer.next().await {
+        match frame? {
+            frame @ (Frame::Stdout(_) | Frame::Stderr(_)) => {
+                let sent = chunks.send(frame).await;
+                if sent.is_err() {
+                    break;
+                }
+            }
+            Frame::Exit { code } => return Ok(u8::try_from(code).unwrap_or(1)),
+            Frame::Failed(why) => return Err(Failure::failed(String::from_utf8_lossy(&why))),
+            _ => {}
+        }
     }
+    Err(Failure {
+        exit_code: crate::failure::UNKNOWN,
+        message: "the connection ended before the command did".to_owned(),
+    })
+}
+
+fn write_all(mut queue: mpsc::Receiver<Frame>, mut output: impl Write) -> std::io::Result<()> {
+    while let Some(frame) = queue.blocking_recv() {
+        match frame {
+            Frame::Stdout(bytes) => {
+                output.write_all(&bytes)?;
+                output.flush()?;
+            }
+            Frame::Stderr(bytes) => std::io::stderr().write_all(&bytes)?,
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 async fn send_sizes(frames: mpsc::Sender<Frame>) {
@@ -177,11 +254,6 @@ async fn send_sizes(frames: mpsc::Sender<Frame>) {
             return;
         }
     }
-}
-
-fn write_all(mut to: impl Write, bytes: &[u8]) -> Result<(), Failure> {
-    to.write_all(bytes)?;
-    Ok(to.flush()?)
 }
 
 fn terminal_size() -> Option<(u16, u16)> {

@@ -1,6 +1,6 @@
 //! `key`: a project's small durable values.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use api::client::Unless;
@@ -8,6 +8,7 @@ use api::wire::KeyView;
 
 use crate::Globals;
 use crate::failure::Failure;
+use crate::input;
 use crate::output::{Output, say, table};
 
 const VALUE_MAX_BYTES: usize = 64 << 10;
@@ -149,7 +150,7 @@ fn value(given: Option<String>, file: Option<PathBuf>) -> Result<Vec<u8>, Failur
         (Some(text), _) => text.into_bytes(),
         (None, Some(path)) => {
             let file = std::fs::File::open(&path);
-            let read = file.and_then(read_bounded);
+            let read = file.and_then(|file| input::read(file, VALUE_MAX_BYTES));
             read.map_err(|error| {
                 Failure::failed(format!("{} can't be read: {error}", path.display()))
             })?
@@ -158,7 +159,7 @@ fn value(given: Option<String>, file: Option<PathBuf>) -> Result<Vec<u8>, Failur
             if std::io::stdin().is_terminal() {
                 eprintln!("Type the value, then ctrl-D:");
             }
-            read_bounded(std::io::stdin())?
+            input::read(std::io::stdin(), VALUE_MAX_BYTES)?
         }
     };
     if bytes.len() > VALUE_MAX_BYTES {
@@ -166,15 +167,6 @@ fn value(given: Option<String>, file: Option<PathBuf>) -> Result<Vec<u8>, Failur
             "a key's value has at most {VALUE_MAX_BYTES} bytes"
         )));
     }
-    Ok(bytes)
-}
-
-/// One byte more than a value may have, so that what is longer is seen.
-fn read_bounded(source: impl Read) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    source
-        .take(VALUE_MAX_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

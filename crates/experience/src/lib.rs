@@ -5,7 +5,8 @@
 //! | [`context`] | where the server is, which project is meant |
 //! | [`failure`] | errors for people: a code, a remedy, an exit code |
 //! | [`output`] | tables for people, JSON and YAML for programs |
-//! | [`deploy`] | `check`, `diff`, `apply`, `delete`: manifest in, consequences out |
+//! | `input` | files and standard input, within bounds |
+//! | [`deploy`] | `check`, `diff`, `apply`, `deploy`, `delete`: manifest in, consequences out |
 //! | [`artifact`] | what `run` names, as bytes with a digest, uploaded |
 //! | [`see`] | `ps`, `nodes`, `status`, `get`, `events`, `explain` |
 //! | [`releases`] | `releases`, `rollout` |
@@ -13,15 +14,19 @@
 //! | [`exec`] | a command beside an instance, with a terminal |
 //! | [`operate`] | `scale`, `restart`, `rollback`, `secret`, `cordon`, `leave`, `nodes release` |
 //! | [`key`] | `key get`, `put`, `list`, `delete` |
+//! | [`topic`] | `topic list`, `peek`, `dead`, `redrive`, `discard`, `publish` |
+//! | [`db`] | `db list`, `connect`, `dump`, `load` |
 //! | [`progress`] | waiting, with something to look at |
 //! | [`doctor`] | what this machine has and lacks |
 
 pub mod artifact;
 pub mod context;
+pub mod db;
 pub mod deploy;
 pub mod doctor;
 pub mod exec;
 pub mod failure;
+mod input;
 pub mod key;
 pub mod logs;
 pub mod operate;
@@ -29,6 +34,7 @@ pub mod output;
 pub mod progress;
 pub mod releases;
 pub mod see;
+pub mod topic;
 
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -45,6 +51,8 @@ pub enum Command {
     Diff(deploy::Diff),
     /// Make the manifest true
     Apply(deploy::ApplyFile),
+    /// Upload, release and roll out what the manifest changes, one deploy at a time
+    Deploy(deploy::Deploy),
     /// Remove a resource, or the whole project
     Delete(deploy::Delete),
     /// Show resources as they are stored
@@ -82,6 +90,12 @@ pub enum Command {
     /// Read and write a project's small durable values
     #[command(subcommand)]
     Key(key::Key),
+    /// Look into topics, and mend what was not delivered
+    #[command(subcommand)]
+    Topic(topic::Topic),
+    /// Look into databases, write them out and read them in
+    #[command(subcommand)]
+    Db(db::Db),
     /// No new placements on a node
     Cordon(operate::Cordon),
     /// Placements on a node again
@@ -100,9 +114,10 @@ pub enum Command {
 impl Command {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         match self {
-            Self::Check(command) => command.run(globals),
+            Self::Check(command) => command.run(globals).await,
             Self::Diff(command) => command.run(globals).await,
             Self::Apply(command) => command.run(globals).await,
+            Self::Deploy(command) => command.run(globals).await,
             Self::Delete(command) => command.run(globals).await,
             Self::Get(command) => command.run(globals).await,
             Self::Ps(command) => command.run(globals).await,
@@ -120,6 +135,8 @@ impl Command {
             Self::Wait(command) => command.run(globals).await,
             Self::Secret(command) => command.run(globals).await,
             Self::Key(command) => command.run(globals).await,
+            Self::Topic(command) => command.run(globals).await,
+            Self::Db(command) => command.run(globals).await,
             Self::Cordon(command) => command.run(globals, true).await,
             Self::Uncordon(command) => command.run(globals, false).await,
             Self::Leave(command) => command.run(globals).await,

@@ -10,7 +10,7 @@ use api::wire;
 use futures_util::StreamExt;
 use futures_util::stream::SelectAll;
 use jiff::Timestamp;
-use model::ids::ProjectName;
+use model::ids::{InstanceName, ProjectName};
 use model::signals::{LogLine, Stream};
 
 use crate::failure::Failure;
@@ -121,7 +121,7 @@ impl Sorter {
 }
 
 impl Logs {
-    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+    pub async fn run(mut self, globals: &Globals) -> Result<u8, Failure> {
         let (project, sources) = sources(globals).await?;
         let mut seen = BTreeSet::new();
         let mut merged = SelectAll::new();
@@ -129,10 +129,22 @@ impl Logs {
             self.open(source, &project, &mut seen, &mut merged, self.tail)
                 .await?;
         }
+        for source in &sources {
+            self.open_culprit(source, &project, &mut seen, &mut merged)
+                .await;
+        }
+        if seen.is_empty()
+            && self
+                .open_gone(&sources, &project, &mut seen, &mut merged)
+                .await
+        {
+            // Nothing more can come of it.
+            self.follow = false;
+        }
         if seen.is_empty() {
             let what = self.name.as_deref().unwrap_or("any service");
             return Err(Failure::failed(format!(
-                "no instance of {what} [not-found]\n  remedy: `mainland ps` lists them"
+                "no instance of {what} [not-found]\n  remedy: `mainland ps` lists them; `mainland explain SERVICE` says why there is none"
             )));
         }
         let alone = seen.len() == 1 && !self.follow;
@@ -202,6 +214,70 @@ impl Logs {
         Ok(())
     }
 
+    /// Of a service whose newest release failed: what the instance said that it was judged by.
+    async fn open_culprit(
+        &self,
+        source: &Source,
+        project: &ProjectName,
+        seen: &mut BTreeSet<String>,
+        merged: &mut SelectAll<Lines>,
+    ) {
+        let Some(Ok(service)) = self.name.as_ref().map(|name| name.parse()) else {
+            return;
+        };
+        // A node alone knows of no releases.
+        if source.node {
+            return;
+        }
+        let Ok(rollout) = source.client.rollout(project, &service).await else {
+            return;
+        };
+        let Some(culprit) = rollout.culprit else {
+            return;
+        };
+        let name = culprit.instance.to_string();
+        if seen.contains(&name) {
+            return;
+        }
+        match source.lines(project, &name, self.tail, false).await {
+            Ok(lines) => {
+                notice(&format!(
+                    "{name} on node {} is gone, and release {} failed because of it; what it printed:",
+                    culprit.node, rollout.to
+                ));
+                merged.push(lines);
+                seen.insert(name);
+            }
+            Err(failure) => notice(&format!(
+                "the output of {name}, by which release {} failed, is not to be had: {}",
+                rollout.to, failure.message
+            )),
+        }
+    }
+
+    /// A named instance that is gone: the node that had it may have its output still.
+    async fn open_gone(
+        &self,
+        sources: &[Source],
+        project: &ProjectName,
+        seen: &mut BTreeSet<String>,
+        merged: &mut SelectAll<Lines>,
+    ) -> bool {
+        let Some(name) = &self.name else { return false };
+        if name.parse::<InstanceName>().is_err() {
+            return false;
+        }
+        for source in sources {
+            if let Ok(lines) = source.lines(project, name, self.tail, false).await {
+                notice(&format!("{name} is gone; what it printed:"));
+                merged.push(lines);
+                seen.insert(name.clone());
+                return true;
+            }
+        }
+        false
+    }
+
     fn print(&self, name: &str, line: &LogLine, alone: bool) -> Result<(), Failure> {
         match self.output.output {
             Some(format) => {
@@ -214,7 +290,7 @@ impl Logs {
     }
 }
 
-fn text(name: &str, line: &LogLine, alone: bool) -> String {
+pub fn text(name: &str, line: &LogLine, alone: bool) -> String {
     let said = match line.stream {
         Stream::Shim => format!("-- {}", line.text),
         Stream::Stdout | Stream::Stderr => line.text.clone(),

@@ -1,6 +1,6 @@
 //! `scale`, `restart`, `rollback`, `secret`, `cordon`, `leave`, `nodes release`.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use api::wire;
@@ -9,10 +9,10 @@ use model::ids::{NodeName, ReleaseNumber, ResourceName};
 
 use crate::failure::Failure;
 use crate::output::{Output, age, say, table};
-use crate::{Globals, idempotency_key, progress};
+use crate::{Globals, idempotency_key, input, progress};
 
 /// Longest value of a secret.
-const SECRET_MAX_BYTES: usize = 64 << 10;
+pub const SECRET_MAX_BYTES: usize = 64 << 10;
 
 /// `--wait`, `--timeout`.
 #[derive(Debug, clap::Args)]
@@ -337,10 +337,7 @@ fn read_stdin() -> Result<Vec<u8>, Failure> {
     if std::io::stdin().is_terminal() {
         eprintln!("Type the value, then ctrl-D:");
     }
-    let mut bytes = Vec::new();
-    std::io::stdin()
-        .take(SECRET_MAX_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)?;
+    let mut bytes = input::read(std::io::stdin(), SECRET_MAX_BYTES)?;
     // What a person or `echo` ends a line with is not part of the value.
     if bytes.ends_with(b"\n") {
         bytes.pop();

@@ -81,12 +81,36 @@ pub fn table<const N: usize>(
 
 /// `3s`, `5m`, `2h`, `4d` since then.
 pub fn age(then: Timestamp, now: Timestamp) -> String {
-    let seconds = now.duration_since(then).as_secs().max(0);
+    let seconds = now.duration_since(then).as_secs();
+    coarse(u64::try_from(seconds).unwrap_or(0))
+}
+
+/// A length of time, as [`age`] tells it.
+pub fn span(milliseconds: u64) -> String {
+    coarse(milliseconds / 1000)
+}
+
+fn coarse(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
         120..7200 => format!("{}m", seconds / 60),
         7200..172_800 => format!("{}h", seconds / 3600),
         _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// A size for people: `512 B`, `1.5 MiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        _ => format!("{value:.1} {}", UNITS[unit]),
     }
 }
 
@@ -116,6 +140,16 @@ mod tests {
             ["5s", "119s", "5m", "2h", "2d"]
         );
         assert_eq!(ago(-10), "0s", "a clock that runs ahead");
+    }
+
+    #[test]
+    fn sizes_and_spans_are_for_people() {
+        assert_eq!(
+            [0, 1023, 1024, 1536 << 10, 3 << 30].map(size),
+            ["0 B", "1023 B", "1.0 KiB", "1.5 MiB", "3.0 GiB"]
+        );
+        assert_eq!([0, 1999, 300_000].map(span), ["0s", "1s", "5m"]);
+        assert!(span(u64::MAX).ends_with('d'), "and no panic");
     }
 
     #[test]

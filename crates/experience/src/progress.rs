@@ -1,26 +1,29 @@
 //! Waiting, with something to look at: a live board on a terminal, plain lines elsewhere, then one screen.
 
+mod board;
+mod screen;
+mod upload;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use api::client::Client;
-use api::wire::{InstanceView, NodeState, NodeView, ProjectStatus};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use api::client::{Client, Error};
+use api::wire::{InstanceView, NodeState, NodeView, ProjectStatus, ServiceStatus};
 use model::compute::InstanceState;
-use model::control::{NodeRole, RolloutPhase};
-use model::ids::{ProjectName, ResourceName};
-use model::units::Bytes;
+use model::control::{Rollout, RolloutPhase};
+use model::ids::{ProjectName, ReleaseNumber, ResourceName};
 
 use crate::Globals;
 use crate::failure::Failure;
 use crate::output::say;
+use board::Board;
+use screen::screen;
+
+pub use upload::Upload;
 
 /// Between looks at the state of things.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// An upload below this is too quick to show.
-const SHOWN_UPLOAD: Bytes = Bytes::mebibytes(4);
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -162,11 +165,7 @@ async fn wait(
             }
             // Somebody is about to apply it.
             Err(error) if error.code() == Some("not-found") => last = vec![error.to_string()],
-            // A server may be away for a moment; any other refusal is final.
-            Err(api::client::Error::Refused(problem)) if problem.status < 500 => {
-                return Err((*problem).into_failure());
-            }
-            Err(error) => last = vec![error.to_string()],
+            Err(error) => last = vec![passing(error)?],
         }
         if Instant::now() > deadline {
             return Ok(Outcome::NotReady(last));
@@ -175,23 +174,92 @@ async fn wait(
     }
 }
 
-trait IntoFailure {
-    fn into_failure(self) -> Failure;
+/// How a wait for releases ended.
+pub enum Rolled {
+    Done,
+    Failed {
+        service: ResourceName,
+        rollout: Box<Rollout>,
+    },
+    /// A newer release is rolled out instead.
+    Superseded {
+        service: ResourceName,
+        by: ReleaseNumber,
+    },
+    /// They are still on their way: what is missing, a line each.
+    Late(Vec<String>),
 }
 
-impl IntoFailure for api::problem::Problem {
-    fn into_failure(self) -> Failure {
-        Failure::from(api::client::Error::from(self))
+/// Waits until these releases are rolled out, showing how far they are.
+pub async fn rolled_out(
+    client: &Client,
+    project: &ProjectName,
+    releases: &BTreeMap<ResourceName, ReleaseNumber>,
+    deadline: Instant,
+) -> Result<Rolled, Failure> {
+    let subject = Subject::services(project.clone(), releases.keys().cloned());
+    let mut board = Board::new();
+    let mut last = vec!["the server does not answer".to_owned()];
+    loop {
+        match look(client, std::slice::from_ref(&subject)).await {
+            Ok(world) => {
+                board.show(&world);
+                let (status, _) = &world.projects[0];
+                if let Some(rolled) = rolled(&status.services, releases) {
+                    return Ok(rolled);
+                }
+                last = hindrances(&world);
+            }
+            Err(error) => last = vec![passing(error)?],
+        }
+        if Instant::now() > deadline {
+            return Ok(Rolled::Late(last));
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 
-async fn look(client: &Client, subjects: &[Subject]) -> Result<World, api::client::Error> {
+fn rolled(
+    services: &[ServiceStatus],
+    releases: &BTreeMap<ResourceName, ReleaseNumber>,
+) -> Option<Rolled> {
+    let mut under_way = false;
+    for (service, release) in releases {
+        let status = services.iter().find(|status| status.name == *service)?;
+        let rollout = status.rollout.as_ref()?;
+        let service = service.clone();
+        match rollout.phase {
+            _ if rollout.to > *release => {
+                let by = rollout.to;
+                return Some(Rolled::Superseded { service, by });
+            }
+            _ if rollout.to < *release => under_way = true,
+            RolloutPhase::Failed => {
+                let rollout = Box::new(rollout.clone());
+                return Some(Rolled::Failed { service, rollout });
+            }
+            RolloutPhase::Rolling | RolloutPhase::Paused => under_way = true,
+            RolloutPhase::Done => {}
+        }
+    }
+    (!under_way).then_some(Rolled::Done)
+}
+
+/// A server may be away for a moment; any other refusal is final.
+fn passing(error: Error) -> Result<String, Failure> {
+    match &error {
+        Error::Refused(problem) if problem.status < 500 => Err(error.into()),
+        _ => Ok(error.to_string()),
+    }
+}
+
+async fn look(client: &Client, subjects: &[Subject]) -> Result<World, Error> {
     let mut world = World {
         nodes: client.nodes().await?.items,
         projects: Vec::new(),
     };
     for subject in subjects {
-        let mut status = client.status(&subject.project).await?;
+        let mut status = client.status_of_services(&subject.project).await?;
         let mut instances = client.instances(&subject.project).await?.items;
         status.services.retain(|service| subject.has(&service.name));
         status.routes.retain(|route| subject.has(&route.to));
@@ -295,196 +363,6 @@ fn failed_rollout(world: &World) -> Option<String> {
         "{}: release {} failed: {} [rollout-failed]",
         service.name, rollout.to, rollout.reason
     ))
-}
-
-/// One screen: what serves where, what to try next.
-fn screen(globals: &Globals, world: &World, took: Duration) -> String {
-    let workers = world
-        .nodes
-        .iter()
-        .filter(|node| node.role == NodeRole::Worker && node.state == NodeState::Ready);
-    let zones: BTreeSet<_> = workers.clone().map(|node| node.zone.to_string()).collect();
-    let zones: Vec<_> = zones.into_iter().collect();
-    let plural = |count: usize| if count == 1 { "" } else { "s" };
-    let nodes = workers.count();
-    let mut text = format!(
-        "\nReady in {:.2} s: {nodes} node{} in zone{} {}\n",
-        took.as_secs_f64(),
-        plural(nodes),
-        plural(zones.len()),
-        zones.join(", ")
-    );
-    let gateway = crate::context::gateway_port(globals);
-    for (status, _) in &world.projects {
-        text.push_str(&format!("\n{}\n", status.project));
-        for service in &status.services {
-            let spread: Vec<_> = service
-                .zones
-                .iter()
-                .map(|(zone, count)| format!("{zone}:{count}"))
-                .collect();
-            text.push_str(&format!(
-                "  {:<20} {}/{} ready   {}\n",
-                service.name,
-                service.ready,
-                service.wanted,
-                spread.join(" ")
-            ));
-        }
-        text.push('\n');
-        for route in &status.routes {
-            let host = if route.host == "*" {
-                "localhost"
-            } else {
-                &route.host
-            };
-            text.push_str(&format!(
-                "  http://{host}:{gateway}{}  → {}\n",
-                route.path, route.to
-            ));
-        }
-        for reason in &status.attention {
-            text.push_str(&format!("  ! {reason}\n"));
-        }
-    }
-    text.push_str("\n  mainland ps       what runs where\n  mainland status   how it does\n  mainland down     end it (data is kept)\n");
-    text
-}
-
-/// Shows progress: live on a terminal, a line per change elsewhere.
-enum Board {
-    Live {
-        bars: MultiProgress,
-        lines: BTreeMap<String, ProgressBar>,
-    },
-    Plain {
-        told: BTreeMap<String, String>,
-    },
-}
-
-impl Board {
-    fn new() -> Self {
-        match std::io::stderr().is_terminal() {
-            true => Self::Live {
-                bars: MultiProgress::new(),
-                lines: BTreeMap::new(),
-            },
-            false => Self::Plain {
-                told: BTreeMap::new(),
-            },
-        }
-    }
-
-    fn show(&mut self, world: &World) {
-        let now = board_lines(world);
-        match self {
-            Self::Live { bars, lines } => show_live(bars, lines, &now),
-            Self::Plain { told } => {
-                for (name, (line, _)) in &now {
-                    if told.get(name) != Some(line) {
-                        // A closed stderr is no reason to end.
-                        let _ = writeln!(std::io::stderr(), "{name}: {line}");
-                    }
-                }
-                *told = now
-                    .into_iter()
-                    .map(|(name, (line, _))| (name, line))
-                    .collect();
-            }
-        }
-    }
-}
-
-impl Drop for Board {
-    fn drop(&mut self) {
-        if let Self::Live { bars, .. } = self {
-            let _ = bars.clear();
-        }
-    }
-}
-
-fn show_live(
-    bars: &MultiProgress,
-    lines: &mut BTreeMap<String, ProgressBar>,
-    now: &BTreeMap<String, (String, bool)>,
-) {
-    lines.retain(|name, bar| {
-        let stays = now.contains_key(name);
-        if !stays {
-            bar.finish_and_clear();
-        }
-        stays
-    });
-    for (name, (line, done)) in now {
-        let bar = lines.entry(name.clone()).or_insert_with(|| {
-            let bar = bars.add(ProgressBar::new_spinner());
-            bar.enable_steady_tick(Duration::from_millis(100));
-            bar
-        });
-        let template = if *done {
-            "  ✓ {prefix:<20} {msg}"
-        } else {
-            "  {spinner} {prefix:<20} {msg}"
-        };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        bar.set_prefix(name.clone());
-        bar.set_message(line.clone());
-    }
-}
-
-/// A line for each node and service: what it is, whether it is done.
-fn board_lines(world: &World) -> BTreeMap<String, (String, bool)> {
-    let mut lines = BTreeMap::new();
-    for node in &world.nodes {
-        let state = crate::output::word(&node.state);
-        lines.insert(
-            format!("node {}", node.name),
-            (state, node.state != NodeState::Unknown),
-        );
-    }
-    for (status, instances) in &world.projects {
-        for service in status.services.iter().filter(|service| !service.external) {
-            let first = unready(instances, &service.name)
-                .next()
-                .map_or(String::new(), |line| format!(" ({})", line.trim()));
-            let line = format!("{} of {} ready{first}", service.ready, service.wanted);
-            lines.insert(
-                service.name.to_string(),
-                (line, service.ready == service.wanted),
-            );
-        }
-    }
-    lines
-}
-
-/// The progress of one upload; quick ones are not shown.
-pub struct Upload {
-    bar: Option<ProgressBar>,
-}
-
-impl Upload {
-    pub fn new(service: &ResourceName, size: Bytes) -> Self {
-        if size < SHOWN_UPLOAD || !std::io::stderr().is_terminal() {
-            return Self { bar: None };
-        }
-        let bar = ProgressBar::new(size.0).with_prefix(format!("{service}: uploading"));
-        if let Ok(style) =
-            ProgressStyle::with_template("  {prefix} {bar:30} {bytes}/{total_bytes} {eta}")
-        {
-            bar.set_style(style);
-        }
-        Self { bar: Some(bar) }
-    }
-
-    pub fn at(&mut self, sent: u64, total: u64) {
-        let Some(bar) = &self.bar else { return };
-        bar.set_position(sent);
-        if sent == total {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use model::ids::ResourceName;
 
 use crate::Globals;
 use crate::failure::Failure;
-use crate::output::{Output, age, table, word};
+use crate::output::{Output, age, say, table, word};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mainland releases web")]
@@ -59,6 +59,30 @@ fn release_mark(release: &wire::ReleaseView) -> String {
 pub enum Rollout {
     /// How the newest release of a service rolls out
     Status(RolloutStatus),
+    /// Hold it where it is, with the releases that serve now
+    Pause(Steered),
+    /// Let it go on
+    Promote(Steered),
+    /// Give it up: the release before serves
+    Abort(Steered),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  mainland rollout pause web\n  mainland rollout promote web\n  mainland rollout abort web"
+)]
+pub struct Steered {
+    service: ResourceName,
+}
+
+impl Steered {
+    async fn run(self, globals: &Globals, to: wire::Steer) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let rollout = client.steer_rollout(&project, &self.service, to).await?;
+        say(&format!("{}: {}", self.service, rollout.reason))?;
+        Ok(0)
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -79,7 +103,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Rollout {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        let Self::Status(command) = self;
+        let command = match self {
+            Self::Status(command) => command,
+            Self::Pause(command) => return command.run(globals, wire::Steer::Pause).await,
+            Self::Promote(command) => return command.run(globals, wire::Steer::Promote).await,
+            Self::Abort(command) => return command.run(globals, wire::Steer::Abort).await,
+        };
         let client = globals.client()?;
         let project = globals.project(&client).await?;
         let rollout = loop {

@@ -7,8 +7,10 @@ use jiff::Timestamp;
 use model::ids::{NodeName, ResourceName};
 use model::signals::{Event, Level};
 
+use crate::db::database_table;
 use crate::failure::Failure;
 use crate::output::{Output, age, dash, one_of_many, say, table, word};
+use crate::topic::topic_table;
 use crate::{Globals, deploy, notice, operate};
 
 #[derive(Debug, clap::Args)]
@@ -239,8 +241,27 @@ pub fn status_text(status: &wire::ProjectStatus) -> String {
             status.routes.iter().map(row),
         ));
     }
+    text.push_str(&engines(&status.engines));
     for reason in &status.attention {
         text.push_str(&format!("\n! {reason}"));
+    }
+    text
+}
+
+/// Of topics who waits for what, of databases what is not at its best.
+fn engines(engines: &[wire::EngineView]) -> String {
+    let (databases, topics): (Vec<_>, Vec<_>) = engines
+        .iter()
+        .cloned()
+        .partition(|view| view.kind == wire::EngineKind::Database);
+    let mut text = String::new();
+    if !databases.is_empty() {
+        text.push('\n');
+        text.push_str(&database_table(&databases));
+    }
+    if !topics.is_empty() {
+        text.push('\n');
+        text.push_str(&topic_table(&topics));
     }
     text
 }

@@ -2,8 +2,9 @@
 //!
 //! | module | what it starts |
 //! |---|---|
-//! | [`up`] | `up`, `down`, `start`: the supervisor of the others on one machine |
+//! | [`up`] | `up`, `down`, `start`, `chaos`: the supervisor of the others on one machine |
 //! | [`processes`] | `server`, `agent`, `proxy`, `shim`, `shim-exec`: the production processes |
+//! | [`state::run`] | `engine`: what keeps a database or a topic |
 //!
 //! Everything else that a user types is in the crate `experience`.
 
@@ -16,6 +17,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use experience::Globals;
 use experience::failure::Failure;
+
+/// What a request allocates on one thread the store's writer often frees on another, which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -43,6 +48,7 @@ enum Command {
     Up(up::Up),
     Down(up::Down),
     Start(up::Start),
+    Chaos(up::Chaos),
     #[command(flatten)]
     Client(experience::Command),
     /// Print the completion script of a shell
@@ -65,6 +71,7 @@ fn main() -> ExitCode {
     match words.next().as_deref().and_then(|word| word.to_str()) {
         Some("shim") => processes::shim(&words.collect::<Vec<OsString>>()),
         Some("shim-exec") => compute::shim::exec_main(&words.collect::<Vec<OsString>>()),
+        Some("engine") => state::run(&words.collect::<Vec<OsString>>()),
         Some("proxy") => processes::proxy(words),
         _ => run(Cli::parse()),
     }
@@ -101,6 +108,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Up(command) => command.run(globals).await,
         Command::Down(command) => command.run(globals).await,
         Command::Start(command) => command.run(globals).await,
+        Command::Chaos(command) => command.run(&globals),
         Command::Client(command) => command.run(&globals).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();

@@ -65,9 +65,6 @@ pub struct Agent {
     /// Ports for instances
     #[arg(long, value_name = "FIRST-LAST")]
     ports: Option<node::options::Ports>,
-    /// For an edge: where requests from outside come in
-    #[arg(long, value_name = "ADDR")]
-    gateway: Option<SocketAddr>,
     /// KEY=VALUE, for `labels` of services
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
@@ -117,7 +114,7 @@ impl Agent {
             executable: std::env::current_exe().context("the path of this program is not known")?,
             version: crate::VERSION.to_owned(),
             clock: clock(),
-            given: self.given(),
+            given: self.given(globals),
         };
         node::agent::run(options, ended()?)
             .await
@@ -125,7 +122,9 @@ impl Agent {
         Ok(0)
     }
 
-    fn given(self) -> node::options::Given {
+    fn given(self, globals: &Globals) -> node::options::Given {
+        // The variable is inherited by agents that have no gateway.
+        let is_edge = self.role == Some(NodeRole::Edge);
         node::options::Given {
             name: self.name,
             region: self.region,
@@ -138,7 +137,7 @@ impl Agent {
             mesh: self.mesh,
             mesh_block: self.mesh_block,
             ports: self.ports,
-            gateway: self.gateway,
+            gateway: globals.gateway.filter(|_| is_edge),
             labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),
         }
     }

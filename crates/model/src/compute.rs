@@ -1,19 +1,31 @@
 //! What runs the work: services, artifacts, releases, placements, instances.
+//!
+//! | module | what it names |
+//! |---|---|
+//! | here | services and artifacts, as they are declared |
+//! | `release` | releases, and the number of copies somebody asked for |
+//! | `placement` | placements, and copies without a place |
+//! | `instance` | what a node is told of an instance, and what it saw |
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::boundary::PrincipalName;
-use crate::control::Reason;
-use crate::ids::{
-    Digest, Epoch, InstanceId, InstanceName, NodeName, ProjectName, ReleaseNumber, ResourceName,
-};
-use crate::state::Volume;
+use crate::ids::{Digest, ResourceName};
+use crate::state::{Access, Engine, Login, Subscription, Volume};
 use crate::traffic::{Protocol, TrafficOptions};
 use crate::units::{Bytes, MilliCpu, Span};
+
+mod instance;
+mod placement;
+mod release;
+
+pub use instance::{DesiredInstance, Exit, ExitHow, InstanceReport, InstanceState, SecretNeed};
+pub use placement::{
+    BEFORE_DEPLOY_FAILED, Pending, Placement, PlacementGroup, Purpose, Role, Wanted,
+};
+pub use release::{Release, ReleaseOrigin, Scale};
 
 /// A workload of any kind, resolved: defaults and environment merged in, every option present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -31,6 +43,13 @@ pub struct Service {
     pub env: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub needs: BTreeMap<ResourceName, Need>,
+    /// The topics whose messages are pushed to it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub on: BTreeMap<ResourceName, Subscription>,
+    /// A command that runs before a new release is rolled out, as the service; its failure stops the rollout. Empty: none. It runs once, and
+    /// again only where it is not known how it ended: what it does must be safe to repeat.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before_deploy: Vec<String>,
     #[serde(default)]
     pub protocol: Protocol,
     /// Failing = no traffic. The default: the port accepts.
@@ -61,10 +80,63 @@ pub fn default_grace() -> Span {
     Span::seconds(10)
 }
 
+/// Where nothing is said.
+const CPU: MilliCpu = MilliCpu(100);
+const MEMORY: Bytes = Bytes::mebibytes(128);
+
 impl Service {
+    /// One copy of this work, and everything else as it is where a manifest says nothing.
+    pub fn of(work: Work) -> Self {
+        Self {
+            work,
+            completion: Completion::Never,
+            replicas: 1,
+            cpu: CPU,
+            memory: MEMORY,
+            env: BTreeMap::new(),
+            needs: BTreeMap::new(),
+            on: BTreeMap::new(),
+            before_deploy: Vec::new(),
+            protocol: Protocol::Http,
+            health: Probe::default(),
+            alive: None,
+            spread: Spread::default(),
+            on_partition: OnPartition::Keep,
+            volumes: BTreeMap::new(),
+            traffic: TrafficOptions::default(),
+            rollout: RolloutOptions::default(),
+            grace: default_grace(),
+            labels: BTreeMap::new(),
+        }
+    }
+
     /// An `external` service runs elsewhere and is only routed to: it has no release, placement or instance.
     pub fn is_external(&self) -> bool {
         matches!(self.work, Work::External { .. })
+    }
+
+    /// What runs in its name before a release of it is rolled out: `before_deploy` in place of `run`, with the same artifact, environment and
+    /// needs. Nobody calls it, nothing is asked of it, and volumes stay with the copies that hold them.
+    pub fn before_deploy_work(&self) -> Self {
+        let mut spec = self.clone();
+        if let Work::Process { run, .. } = &mut spec.work {
+            *run = std::mem::take(&mut spec.before_deploy);
+        }
+        spec.completion = Completion::OnSuccess;
+        spec.health.ask = Ask::None;
+        spec.alive = None;
+        spec.volumes.clear();
+        spec.on.clear();
+        spec.on_partition = OnPartition::Keep;
+        spec
+    }
+
+    /// The engine that it is, where it was declared as a database or a topic.
+    pub fn engine(&self) -> Option<&Engine> {
+        match &self.work {
+            Work::Engine { engine } => Some(engine),
+            Work::Process { .. } | Work::External { .. } => None,
+        }
     }
 }
 
@@ -80,7 +152,24 @@ pub enum Work {
         artifact: Option<ArtifactRef>,
     },
     /// Runs elsewhere, is only routed to: `host:port` each.
-    External { addresses: Vec<String> },
+    External {
+        addresses: Vec<String>,
+        /// For a database that runs elsewhere: who its callers are there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        login: Option<ExternalLogin>,
+    },
+    /// Keeps data of users: a program of Mainland itself, which may supervise one of the machine.
+    Engine { engine: Engine },
+}
+
+/// Who callers are to a database that runs elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ExternalLogin {
+    #[serde(flatten)]
+    pub login: Login,
+    /// The secret that holds the password. `None`: none is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<ResourceName>,
 }
 
 /// What runs, by digest.
@@ -124,6 +213,13 @@ pub struct Need {
     /// For a secret: given as a file, whose path is in `NAME_FILE`, instead of as `NAME`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub file: bool,
+    /// For a database: what the caller may do there.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub access: Access,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// How health is asked.
@@ -144,6 +240,8 @@ pub enum Ask {
     Http { path: String },
     /// The program, run as the instance's user in its working directory, exits 0.
     Exec { run: Vec<String> },
+    /// The engine itself says so: see [`crate::state::ENGINE_SOCKET`].
+    Engine,
     /// Never asked: started is healthy. For work that listens on nothing.
     None,
 }
@@ -227,231 +325,7 @@ impl Default for RolloutOptions {
     }
 }
 
-/// An immutable spec with its artifacts' digests; what a rollout moves to and a rollback returns to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Release {
-    pub service: ResourceName,
-    pub number: ReleaseNumber,
-    pub spec: Service,
-    pub author: PrincipalName,
-    pub at: Timestamp,
-    pub origin: ReleaseOrigin,
-    /// What changed from the release before, a line each: `replicas: 2 → 3`.
-    pub diff: Vec<String>,
-    /// Its rollout was judged bad, and no later look took that back.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub failed: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "by", rename_all = "kebab-case")]
-pub enum ReleaseOrigin {
-    Apply,
-    Rollback {
-        to: ReleaseNumber,
-    },
-    /// The same spec once more, so that every instance is started anew.
-    Restart,
-}
-
-/// The number of copies somebody asked for, apart from the file, owned by who set it. `apply` does not silently undo it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Scale {
-    pub replicas: u32,
-    pub owner: PrincipalName,
-    pub at: Timestamp,
-}
-
-/// The decision that an instance of a release belongs on a node, with role and epoch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Placement {
-    pub instance: InstanceName,
-    pub release: ReleaseNumber,
-    pub node: NodeName,
-    /// For an instance with volumes: which of the service's numbered sets of volumes it holds. 0-based.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slot: Option<u32>,
-    #[serde(default)]
-    pub role: Role,
-    /// Grows with each placement of the service; fences what an older one writes.
-    pub epoch: Epoch,
-    pub wanted: Wanted,
-    /// Why it is here, stored with the decision.
-    pub reason: Reason,
-    pub at: Timestamp,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    #[default]
-    Member,
-    Primary,
-    Standby,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Wanted {
-    /// It runs and serves.
-    Run,
-    /// It leaves the road, then the machine. The placement goes when the node reports it gone, or the node is lost.
-    Leave,
-}
-
-/// All placements of one service: one record in the store.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct PlacementGroup {
-    pub placements: Vec<Placement>,
-    /// Copies that should exist and have no place, with the reason.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub pending: Vec<Pending>,
-    /// The number of the next instance of the service.
-    pub next_instance: u64,
-    pub next_epoch: Epoch,
-    /// Where each numbered set of volumes has its home. Never forgotten but by deleting the data.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub homes: BTreeMap<u32, NodeName>,
-}
-
-/// A copy without a place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Pending {
-    /// The name it will have, so that it can be asked about.
-    pub instance: InstanceName,
-    pub release: ReleaseNumber,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slot: Option<u32>,
-    pub reason: Reason,
-    pub since: Timestamp,
-}
-
-/// What a user reads in `ps`.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum InstanceState {
-    /// No node yet, or the node has not begun.
-    Pending,
-    /// Being prepared or executed; not yet ready for the first time.
-    Starting,
-    Running,
-    /// Takes no new requests, finishes those it has.
-    Draining,
-    /// Ended because that was wanted.
-    Stopped,
-    /// Ended against the wish, or could not be started; a restart may follow after its back-off.
-    Failed,
-    /// A job that succeeded.
-    Finished,
-    /// Its node is not heard.
-    Unknown,
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Exit {
-    #[serde(flatten)]
-    pub how: ExitHow,
-    pub at: Timestamp,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "ended", rename_all = "kebab-case")]
-pub enum ExitHow {
-    Code {
-        code: i32,
-    },
-    Signal {
-        signal: i32,
-    },
-    /// The kernel killed it for its memory limit, read from the cgroup's counter.
-    OutOfMemory {
-        limit: Bytes,
-    },
-    /// It never ran: missing executable, corrupt artifact, no permission.
-    NotStarted {
-        error: String,
-    },
-    /// Its lease ran out; the shim stopped it.
-    LeaseLost,
-    /// The machine restarted or the shim died: how it ended is not known.
-    Unknown,
-}
-
-/// What a node saw of one instance. Observation: travels in heartbeats, never stored by the server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct InstanceReport {
-    pub instance: InstanceId,
-    pub service: ResourceName,
-    pub release: ReleaseNumber,
-    pub epoch: Epoch,
-    pub state: InstanceState,
-    /// Its probe answers; it may be sent requests.
-    pub ready: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid: Option<u32>,
-    /// Where it answers on its node: `127.0.0.1:PORT`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<String>,
-    /// Starts after the first, on this node.
-    pub restarts: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Timestamp>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_exit: Option<Exit>,
-    /// Why it is in this state: `crash loop: exit code 1, 5 restarts, next in 8 s`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Reason>,
-}
-
-/// All that a node needs to run one instance, from its placement and its release.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct DesiredInstance {
-    pub instance: InstanceId,
-    pub service: ResourceName,
-    pub release: ReleaseNumber,
-    pub epoch: Epoch,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slot: Option<u32>,
-    pub role: Role,
-    pub wanted: Wanted,
-    /// The uid of the service on every machine where Mainland is root; unique per service in the cluster.
-    pub uid: u32,
-    pub spec: Service,
-    /// The secrets among its needs and their versions: a node fetches the values for what is placed on it, and keeps them in memory only.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub secrets: Vec<SecretNeed>,
-    /// Needs that must have an endpoint before its first start; the wait is at most 30 s.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub start_after: Vec<ResourceName>,
-}
-
-impl DesiredInstance {
-    /// Whether it may run only while its node holds the lease: where `on_partition: stop` and its place could be given to another. A member whose
-    /// volumes live on one node can't be started elsewhere, cut off or not, so stopping it would protect nothing.
-    pub fn needs_lease(&self) -> bool {
-        let could_be_replaced = self.spec.volumes.is_empty() || self.role != Role::Member;
-        self.spec.on_partition == OnPartition::Stop && could_be_replaced
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct SecretNeed {
-    pub name: ResourceName,
-    pub file: bool,
-}
-
 /// The environment name of a need: `orders-db` → `ORDERS_DB`.
 pub fn environment_name(name: &ResourceName) -> String {
     name.as_str().to_ascii_uppercase().replace('-', "_")
-}
-
-/// A service of a project with its name: what most code passes around.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NamedService {
-    pub project: ProjectName,
-    pub name: ResourceName,
-    pub spec: Service,
 }

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::compute::{DesiredInstance, InstanceReport};
 use crate::ids::{
-    Epoch, Generation, InstanceId, NodeName, RegionName, ReleaseNumber, ResourceId, SessionId,
-    ZoneName,
+    Epoch, Generation, InstanceId, InstanceName, NodeName, RegionName, ReleaseNumber, ResourceId,
+    SessionId, ZoneName,
 };
 use crate::traffic::Road;
 use crate::units::{Bytes, MilliCpu};
@@ -103,6 +103,19 @@ pub struct Rollout {
     pub started_at: Timestamp,
     /// When it last came closer: an instance became ready or left.
     pub progressed_at: Timestamp,
+    /// The newest applied release that needs no `before_deploy` any more: it has run, or there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prepared: Option<ReleaseNumber>,
+    /// Whose output says why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub culprit: Option<Culprit>,
+}
+
+/// An instance that a release was judged by. Its node keeps its output for a while after it is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Culprit {
+    pub instance: InstanceName,
+    pub node: NodeName,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -7,7 +7,7 @@
 //! | [`ids`] | one type per kind of name and number |
 //! | [`units`] | bytes, milli-CPUs, percentages, rates, with their text forms |
 //! | [`compute`] | services, artifacts, releases, placements, instances |
-//! | [`state`] | volumes |
+//! | [`state`] | volumes, databases, topics, and what their engines are told |
 //! | [`traffic`] | routes, endpoints, roads, and what a proxy is told |
 //! | [`boundary`] | principals, secrets, audit records |
 //! | [`control`] | nodes, rollouts, reasons, what server and node tell each other |

@@ -25,7 +25,7 @@ use crate::layout::{self, Layout};
 use crate::options::{self, Config};
 use crate::record::Record;
 use crate::{
-    artifacts, clock, desired, heartbeat, probes, proxy, snapshot, socket, tunnel, upkeep,
+    artifacts, clock, desired, engine, heartbeat, probes, proxy, snapshot, socket, tunnel, upkeep,
 };
 
 pub use crate::options::Options;
@@ -77,6 +77,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     tasks.spawn(proxy::run(agent.clone()));
     tasks.spawn(heartbeat::run(agent.clone()));
     tasks.spawn(desired::run(agent.clone()));
+    tasks.spawn(engine::run(agent.clone()));
     tasks.spawn(upkeep::certify(agent.clone()));
     tasks.spawn(upkeep::collect(agent.clone()));
     tasks.spawn(socket::run(agent.clone(), listener));

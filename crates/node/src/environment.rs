@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use compute::runtime::{Environment, expand};
 use model::compute::{DesiredInstance, Work, environment_name};
 use model::ids::{NodeName, ResourceName, ZoneName};
+use model::state::Login;
 use model::traffic::Protocol;
+
+use crate::engine;
 
 /// As a login shell on Debian has it, for root and others alike.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -44,15 +47,27 @@ pub fn environment(given: &Given<'_>) -> Environment {
     }
     for (need, (address, protocol)) in given.doors {
         let name = environment_name(need);
-        let scheme = match protocol {
-            Protocol::Http => "http",
-            Protocol::Tcp => "tcp",
+        let url = match (given.desired.logins.get(need), protocol) {
+            (Some(login), _) => {
+                let password = password(given, need);
+                set(format!("{name}_USER"), login.user.clone());
+                set(format!("{name}_DATABASE"), login.database.clone());
+                if let Some(password) = password {
+                    set(format!("{name}_PASSWORD"), password.to_owned());
+                }
+                database_url(login, password, *address)
+            }
+            (None, Protocol::Http) => format!("http://{address}"),
+            (None, Protocol::Tcp) => format!("tcp://{address}"),
         };
-        set(format!("{name}_URL"), format!("{scheme}://{address}"));
+        set(format!("{name}_URL"), url);
         set(format!("{name}_HOST"), address.ip().to_string());
         set(format!("{name}_PORT"), address.port().to_string());
     }
     for (name, secret) in given.secrets {
+        if given.desired.logins.contains_key(name) {
+            continue;
+        }
         let name = environment_name(name);
         match secret {
             Secret::Value(value) => set(name, value.clone()),
@@ -70,6 +85,35 @@ pub fn environment(given: &Given<'_>) -> Environment {
         all.0.insert(name.clone(), value);
     }
     all
+}
+
+/// Of a database, which comes as a secret of its name.
+fn password<'a>(given: &Given<'a>, need: &ResourceName) -> Option<&'a str> {
+    match given.secrets.get(need)? {
+        Secret::Value(password) => Some(password),
+        Secret::File(_) => None,
+    }
+}
+
+/// As libpq and all drivers after it read it.
+fn database_url(login: &Login, password: Option<&str>, address: SocketAddr) -> String {
+    let password = password.map(|password| format!(":{}", percent_encoded(password)));
+    format!(
+        "postgres://{}{}@{address}/{}",
+        percent_encoded(&login.user),
+        password.unwrap_or_default(),
+        percent_encoded(&login.database)
+    )
+}
+
+/// All but what means nothing in any part of a URL (RFC 3986, 2.3).
+fn percent_encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let encoded = text.bytes().map(|byte| match plain(byte) {
+        true => char::from(byte).to_string(),
+        false => format!("%{byte:02X}"),
+    });
+    encoded.collect()
 }
 
 fn fixed(given: &Given<'_>) -> [(&'static str, String); 10] {
@@ -95,6 +139,7 @@ pub fn arguments(desired: &DesiredInstance, environment: &Environment) -> Vec<St
             .iter()
             .map(|argument| expand(argument, environment))
             .collect(),
+        Work::Engine { engine } => engine::arguments(desired, engine),
         Work::External { .. } => Vec::new(),
     }
 }
@@ -118,6 +163,11 @@ mod tests {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
+        let login = Login {
+            user: "checkout".to_owned(),
+            database: "stock_db".to_owned(),
+        };
+        desired.logins = [(name("stock-db"), login)].into();
         let doors = [
             (
                 name("orders-db"),
@@ -127,9 +177,14 @@ mod tests {
                 name("cart"),
                 ("127.77.16.2:7080".parse().unwrap(), Protocol::Http),
             ),
+            (
+                name("stock-db"),
+                ("127.77.16.3:7080".parse().unwrap(), Protocol::Tcp),
+            ),
         ];
         let secrets = [
             (name("payment-key"), Secret::Value("s3cret".to_owned())),
+            (name("stock-db"), Secret::Value("a/b:c".to_owned())),
             (name("tls-key"), Secret::File("/dev/shm/x".into())),
         ];
         let environment = environment(&Given {
@@ -151,6 +206,15 @@ mod tests {
             ("CART_PORT", "7080"),
             ("ORDERS_DB_URL", "tcp://127.77.16.1:7080"),
             ("ORDERS_DB_PORT", "1"),
+            (
+                "STOCK_DB_URL",
+                "postgres://checkout:a%2Fb%3Ac@127.77.16.3:7080/stock_db",
+            ),
+            ("STOCK_DB_HOST", "127.77.16.3"),
+            ("STOCK_DB_PORT", "7080"),
+            ("STOCK_DB_USER", "checkout"),
+            ("STOCK_DB_PASSWORD", "a/b:c"),
+            ("STOCK_DB_DATABASE", "stock_db"),
             ("PAYMENT_KEY", "s3cret"),
             ("TLS_KEY_FILE", "/dev/shm/x"),
             ("DATA_DIR", "/v/data"),

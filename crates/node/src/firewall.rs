@@ -126,6 +126,7 @@ fn rules(table: &str, ports: &BTreeMap<u16, u32>, refusals: Option<SocketAddr>) 
         let all = all.join(", ");
         if let Some(refusals) = refusals {
             text += "  chain named {\n    type nat hook output priority -100; policy accept;\n";
+            text += &format!("    tcp dport != {{ {all} }} accept\n");
             for (port, uid) in ports {
                 text += &format!(
                     "    tcp dport {port} fib daddr type local meta skuid != {{ 0, {uid} }} dnat ip to {refusals}\n"
@@ -134,6 +135,9 @@ fn rules(table: &str, ports: &BTreeMap<u16, u32>, refusals: Option<SocketAddr>) 
             text += "  }\n";
         }
         text += "  chain output {\n    type filter hook output priority filter; policy accept;\n";
+        // Every packet of the machine comes by: only those that begin a connection are looked at. Of any other, the far end knows nothing.
+        text += "    tcp flags & (fin | syn | rst | ack) != syn accept\n";
+        text += &format!("    tcp dport != {{ {all} }} accept\n");
         for (port, uid) in ports {
             text += &format!(
                 "    tcp dport {port} fib daddr type local meta skuid != {{ 0, {uid} }} reject with tcp reset\n"
@@ -141,8 +145,8 @@ fn rules(table: &str, ports: &BTreeMap<u16, u32>, refusals: Option<SocketAddr>) 
         }
         text +=
             "  }\n  chain input {\n    type filter hook input priority filter; policy accept;\n";
-        text +=
-            &format!("    iifname != \"lo\" tcp dport {{ {all} }} reject with tcp reset\n  }}\n");
+        text += "    iifname \"lo\" accept\n";
+        text += &format!("    tcp dport {{ {all} }} reject with tcp reset\n  }}\n");
     }
     text + "}\n"
 }
@@ -210,7 +214,11 @@ mod tests {
         assert!(
             text.contains("tcp dport 20000 fib daddr type local meta skuid != { 0, 70001 } reject")
         );
-        assert!(text.contains("iifname != \"lo\" tcp dport { 20000, 20001 } reject"));
+        let begins = text.find("(fin | syn | rst | ack) != syn accept");
+        assert!(begins < text.find("skuid"), "what goes on is not looked at");
+        let inwards = text.split("chain input").nth(1).unwrap();
+        assert!(inwards.contains("iifname \"lo\" accept"));
+        assert!(inwards.contains("tcp dport { 20000, 20001 } reject"));
         assert!(
             !rules("mainland_a", &BTreeMap::new(), None).contains("chain"),
             "no rule when nothing runs"

@@ -8,7 +8,7 @@ use compute::runtime::{Adopted, Environment, Error, InstanceSpec};
 use model::compute::{Exit, ExitHow};
 use model::control::Reason;
 use model::ids::InstanceId;
-use model::signals::{Level, Stream};
+use model::signals::{Level, LogLine, Stream};
 use plan::agent::{Input, Run};
 use signals::logs::Reader;
 use tokio::sync::mpsc;
@@ -17,12 +17,16 @@ use crate::agent::Agent;
 use crate::core::{Core, Running};
 use crate::pause::Pause;
 use crate::prepare::{Doors, Failure, Secrets, gather, make_spec, place};
-use crate::{clock, layout};
+use crate::{clock, engine, layout};
 
 /// Lines in which last words are looked for.
 const LAST_LINES: usize = 20;
+/// Lines of them that are told: what went wrong is often followed by where.
+const LAST_WORDS_LINES: usize = 3;
 /// Characters of them that are told.
 const LAST_WORDS_MAX: usize = 300;
+/// Between two lines that are told as one.
+const LINE_BREAK: &str = " | ";
 
 const REMOVE_TRIES: u32 = 5;
 
@@ -244,17 +248,42 @@ async fn ended_unheard(agent: &Arc<Agent>, id: &InstanceId, asked: Result<(), Er
     });
 }
 
-/// The last line that an instance wrote to stderr: most often why it ended.
+/// The last lines that an instance wrote to stderr since it was started: most often why it ended.
 pub fn last_words(agent: &Agent, id: &InstanceId) -> Option<String> {
     let folder = compute::instance::log_directory(&agent.layout.instance(id));
     let batch = Reader::tail(&folder, LAST_LINES).ok()?.read_batch().ok()?;
-    let mut lines = batch.lines.into_iter().rev();
-    let said = lines.find(|line| line.stream == Stream::Stderr && !line.text.trim().is_empty())?;
-    Some(said.text.chars().take(LAST_WORDS_MAX).collect())
+    words_of(&batch.lines)
+}
+
+/// Lines without a letter or digit only decorate. Where there is no room for all, the last has it first.
+fn words_of(lines: &[LogLine]) -> Option<String> {
+    let started = |line: &&LogLine| {
+        line.stream == Stream::Shim && line.text.starts_with(compute::instance::STARTED)
+    };
+    let says = |line: &&LogLine| {
+        line.stream == Stream::Stderr && line.text.contains(char::is_alphanumeric)
+    };
+    let of_this_run = lines.iter().rev().take_while(|line| !started(line));
+    let mut room = LAST_WORDS_MAX;
+    let mut told: Vec<String> = Vec::new();
+    for line in of_this_run.filter(says).take(LAST_WORDS_LINES) {
+        let text: String = line.text.trim().chars().take(room).collect();
+        if text.is_empty() {
+            break;
+        }
+        room = room.saturating_sub(text.chars().count() + LINE_BREAK.len());
+        told.push(text);
+    }
+    told.reverse();
+    (!told.is_empty()).then(|| told.join(LINE_BREAK))
 }
 
 async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
     let directory = agent.layout.instance(id);
+    let log = compute::instance::log_directory(&directory);
+    if let Err(error) = agent.layout.keep_log(id, &log) {
+        tracing::warn!(instance = %id, %error, "its output is not kept");
+    }
     let mut pause = Pause::of_connection();
     for _ in 0..REMOVE_TRIES {
         match agent.runtime.remove(id, &directory).await {
@@ -267,6 +296,7 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
     let gone = agent.with(|core| core.state.instance(id).is_none());
     if gone {
         layout::remove(&agent.layout.record(id));
+        engine::forget(agent, id);
         agent.with(|core| core.ports.remove(id));
         let ports = agent.with(|core| open_ports(core));
         if let Err(why) = agent.firewall.apply(ports).await {
@@ -292,10 +322,16 @@ pub fn exec_spec(agent: &Agent, id: &InstanceId) -> Option<InstanceSpec> {
         return Some(spec);
     }
     let mut spec = make_spec(agent, &desired, port, &Doors::new(), Secrets::new()).ok()?;
-    if let Ok(environment) = std::fs::read(format!("/proc/{pid}/environ")) {
-        spec.environment = parse_environment(&environment);
+    if let Some(environment) = environment_of(pid) {
+        spec.environment = environment;
     }
     Some(spec)
+}
+
+/// That of a process, as it was started with.
+pub fn environment_of(pid: u32) -> Option<Environment> {
+    let text = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    Some(parse_environment(&text))
 }
 
 fn parse_environment(text: &[u8]) -> Environment {
@@ -305,4 +341,72 @@ fn parse_environment(text: &[u8]) -> Environment {
         Some((name.to_owned(), value.to_owned()))
     });
     Environment(entries.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(said: &[(Stream, &str)]) -> Vec<LogLine> {
+        let line = |(stream, text): &(Stream, &str)| LogLine {
+            at: jiff::Timestamp::UNIX_EPOCH,
+            stream: *stream,
+            text: (*text).to_owned(),
+        };
+        said.iter().map(line).collect()
+    }
+
+    #[test]
+    fn last_words_are_the_last_lines_that_say_something() {
+        use Stream::{Shim, Stderr, Stdout};
+        type Lines<'a> = &'a [(Stream, &'a str)];
+        let table: [(Lines<'_>, Option<&str>); 5] = [
+            (&[(Stdout, "hello"), (Stderr, " ^^ "), (Stderr, "")], None),
+            (
+                &[
+                    (Stderr, "ERROR:  no table"),
+                    (Stderr, "LINE 1: SELECT 1"),
+                    (Stdout, "on with it"),
+                    (Stderr, "               ^"),
+                    (Shim, "exited with code 1"),
+                ],
+                Some("ERROR:  no table | LINE 1: SELECT 1"),
+            ),
+            (
+                &[
+                    (Stderr, "one"),
+                    (Stderr, "two"),
+                    (Stderr, "three"),
+                    (Stderr, "four"),
+                ],
+                Some("two | three | four"),
+            ),
+            (
+                &[(Stderr, "of the run before"), (Shim, "started as pid 7")],
+                None,
+            ),
+            (
+                &[
+                    (Stderr, "of the run before"),
+                    (Shim, "started as pid 7"),
+                    (Stderr, "of this one"),
+                ],
+                Some("of this one"),
+            ),
+        ];
+        for (said, told) in table {
+            assert_eq!(words_of(&lines(said)).as_deref(), told, "{said:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_them_has_its_room_first() {
+        let long = "ä".repeat(LAST_WORDS_MAX);
+        let told = |said: &[(Stream, &str)]| words_of(&lines(said)).unwrap();
+        let ended = told(&[(Stream::Stderr, &long), (Stream::Stderr, "the end")]);
+        assert!(ended.ends_with("ä | the end"), "{ended}");
+        assert_eq!(ended.chars().count(), LAST_WORDS_MAX);
+        let alone = told(&[(Stream::Stderr, "before"), (Stream::Stderr, &long)]);
+        assert_eq!(alone, long, "the one before has no room");
+    }
 }

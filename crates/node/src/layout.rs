@@ -57,6 +57,9 @@ impl Error {
     }
 }
 
+/// Instances that are gone whose output is kept.
+const LOGS_KEPT: usize = 16;
+
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
@@ -80,6 +83,7 @@ impl Layout {
         }
         sweep(&root.join("volumes"));
         make_private(&root.join("services"))?;
+        make_private(&layout.gone())?;
         make_private(&layout.proxy())?;
         Ok((layout, lock))
     }
@@ -156,6 +160,34 @@ impl Layout {
         self.instances()
             .join(id.project.as_str())
             .join(format!("{}.json", id.name))
+    }
+
+    fn gone(&self) -> PathBuf {
+        self.root.join("gone")
+    }
+
+    /// The output of an instance that is gone, if it is still kept.
+    pub fn kept_log(&self, id: &InstanceId) -> PathBuf {
+        self.gone().join(format!("{}.{}", id.project, id.name))
+    }
+
+    /// Keeps the output of an instance that goes, so that one can see why it did; those that went longest ago make room.
+    pub fn keep_log(&self, id: &InstanceId, log: &Path) -> io::Result<()> {
+        if !log.is_dir() {
+            return Ok(());
+        }
+        let kept = self.kept_log(id);
+        let _ = fs::remove_dir_all(&kept);
+        fs::rename(log, &kept)?;
+        let mut all: Vec<_> = fs::read_dir(self.gone())?
+            .flatten()
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .collect();
+        all.sort();
+        for (_, oldest) in all.iter().take(all.len().saturating_sub(LOGS_KEPT)) {
+            fs::remove_dir_all(oldest)?;
+        }
+        Ok(())
     }
 
     /// Puts a service's volumes aside at once; where they are then, to be deleted at leisure. `None`: there were none.

@@ -24,11 +24,15 @@
 //! | [`instances`] | starts, stops and removes, one worker per instance |
 //! | [`prepare`] | what an instance needs before: [`artifacts`], secrets, port, doors, volumes |
 //! | [`environment`] | what a workload finds in its environment (pure) |
+//! | [`engine`] | what engines are told and asked, beyond what any program is |
 //! | [`doors`] | a loopback address per caller and need (pure) |
 //! | [`snapshot`] | what the proxy is told (pure) |
 //! | [`probes`] | asks an instance how it does |
 //! | [`proxy`] | the proxy process and the socket to it |
 //! | [`firewall`] | closes instance ports to other uids |
+//! | [`record`] | what is kept of an instance for the next agent |
+//! | [`tunnel`] | the way from the servers to this node, which the node dials |
+//! | [`clock`], [`pause`] | what time it is; how long until the next try |
 //! | [`socket`] | the node's own API, on its Unix socket and through the tunnel; [`exec`] and logs |
 
 pub mod agent;
@@ -38,6 +42,7 @@ mod clock;
 mod core;
 mod desired;
 mod doors;
+mod engine;
 mod environment;
 mod exec;
 mod firewall;

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use compute::runtime::{
-    Artifact, DEFAULT_OPEN_FILES, Error, Identity, InstanceSpec, SecretFile, VolumeMount,
+    Artifact, DEFAULT_OPEN_FILES, Environment, Error, Identity, InstanceSpec, SecretFile,
+    VolumeMount,
 };
 use model::compute::{ArtifactRef, DesiredInstance, OnPartition, Work};
 use model::control::Reason;
@@ -21,7 +22,7 @@ use crate::agent::Agent;
 use crate::core::Core;
 use crate::environment::{self, Secret};
 use crate::instances::open_ports;
-use crate::{artifacts, clock, layout, pause, snapshot};
+use crate::{artifacts, clock, engine, layout, pause, snapshot};
 
 /// Servers that don't answer within this are not waited for where there is another way.
 const SERVERS_PATIENCE: Duration = Duration::from_secs(3);
@@ -78,7 +79,7 @@ pub async fn gather(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<Sec
 fn artifact_of(desired: &DesiredInstance) -> Option<&ArtifactRef> {
     match &desired.spec.work {
         Work::Process { artifact, .. } => artifact.as_ref(),
-        Work::External { .. } => None,
+        Work::External { .. } | Work::Engine { .. } => None,
     }
 }
 
@@ -154,6 +155,7 @@ pub async fn place(
         .map_err(|error| error.to_string())?;
     let port = take_port(agent, id)?;
     let doors = open_doors(agent, desired)?;
+    engine::make_files(agent, desired, &secrets).await?;
     let spec = make_spec(agent, desired, port, &doors, secrets)?;
     let ports = agent.with(|core| open_ports(core));
     if let Err(why) = agent.firewall.apply(ports).await {
@@ -194,7 +196,7 @@ fn take_port(agent: &Agent, id: &InstanceId) -> Result<u16, String> {
 pub type Doors = BTreeMap<ResourceName, (SocketAddr, Protocol)>;
 
 /// An address for each needed service. They are listened on once the proxy took the snapshot that names them.
-fn open_doors(agent: &Agent, desired: &DesiredInstance) -> Result<Doors, String> {
+pub fn open_doors(agent: &Agent, desired: &DesiredInstance) -> Result<Doors, String> {
     let caller = service_of(desired);
     agent.with(|core| {
         let mut doors = Doors::new();
@@ -249,7 +251,7 @@ pub fn make_spec(
     desired: &DesiredInstance,
     port: u16,
     doors: &Doors,
-    secrets: Secrets,
+    mut secrets: Secrets,
 ) -> Result<InstanceSpec, String> {
     let id = &desired.instance;
     let directory = agent.layout.instance(id);
@@ -258,8 +260,11 @@ pub fn make_spec(
         gid: desired.uid,
     });
     let volumes = volumes(agent, desired)?;
-    let (secrets, secret_files) = split_secrets(agent, desired, secrets)?;
-    let environment = environment::environment(&environment::Given {
+    let mut of_engine = Environment::default();
+    let engine_file = engine::equip(agent, desired, doors, &mut secrets, &mut of_engine)?;
+    let (secrets, mut secret_files) = split_secrets(agent, desired, secrets)?;
+    secret_files.extend(engine_file);
+    let mut environment = environment::environment(&environment::Given {
         desired,
         node: &agent.config.name,
         zone: &agent.config.zone,
@@ -269,6 +274,7 @@ pub fn make_spec(
         secrets: &secrets,
         volumes: &volumes,
     });
+    environment.0.append(&mut of_engine.0);
     let artifact = artifact_of(desired).map(|reference| Artifact {
         path: agent.store.path(reference.digest),
         reference: reference.clone(),
@@ -351,7 +357,7 @@ fn split_secrets(
 }
 
 /// In memory where the machine has such a place, else beside the instance.
-fn secret_folder(agent: &Agent, id: &InstanceId) -> PathBuf {
+pub fn secret_folder(agent: &Agent, id: &InstanceId) -> PathBuf {
     match secret_folders(agent) {
         Some(own) => own.join(format!("{}.{}", id.project, id.name)),
         None => agent.layout.instance(id).join("secrets"),
@@ -372,6 +378,7 @@ fn secret_folders(agent: &Agent) -> Option<PathBuf> {
 
 /// With every instance stopped, no secret stays in memory.
 pub fn forget_secrets(agent: &Agent) {
+    engine::forget_all(agent);
     if let Some(own) = secret_folders(agent)
         && let Err(error) = std::fs::remove_dir_all(&own)
     {
@@ -380,7 +387,7 @@ pub fn forget_secrets(agent: &Agent) {
 }
 
 /// A folder in `place` that is ours: others may pass through it, and nobody can have put one there in our stead.
-fn own_folder(place: &Path) -> Option<PathBuf> {
+pub fn own_folder(place: &Path) -> Option<PathBuf> {
     let uid = rustix::process::geteuid().as_raw();
     let own = place.join(format!("mainland-{uid}"));
     let _ = DirBuilder::new().mode(0o711).create(&own);

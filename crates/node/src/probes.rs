@@ -8,6 +8,8 @@ use model::compute::{Ask, ExitHow};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::engine;
+
 /// A status line is shorter than this.
 const HEAD_MAX_BYTES: usize = 4096;
 /// Of what a failing program said.
@@ -25,6 +27,7 @@ pub async fn ask(
         let address = || address.ok_or_else(|| "it has no address".to_owned());
         match ask {
             Ask::None => Ok(()),
+            Ask::Engine => engine::ask(&spec().ok_or("it does not run")?).await,
             Ask::Connect => connect(address()?).await.map(drop),
             Ask::Http { path } => http(address()?, path).await,
             Ask::Exec { run } => exec(runtime, spec().ok_or("it does not run")?, run).await,
@@ -68,7 +71,7 @@ async fn http(address: SocketAddr, path: &str) -> Result<(), String> {
     }
 }
 
-fn status(head: &[u8]) -> Option<u16> {
+pub fn status(head: &[u8]) -> Option<u16> {
     let line = head.split(|byte| *byte == b'\n').next()?;
     let line = std::str::from_utf8(line).ok()?;
     let rest = line.strip_prefix("HTTP/1.")?;

@@ -64,8 +64,7 @@ pub mod testing {
 
     use model::compute::*;
     use model::ids::*;
-    use model::traffic::{Protocol, TrafficOptions};
-    use model::units::{Bytes, MilliCpu};
+    use model::units::Bytes;
 
     pub fn desired(instance: &str) -> DesiredInstance {
         let service = instance.rsplit_once('-').unwrap().0;
@@ -79,36 +78,25 @@ pub mod testing {
             epoch: Epoch(1),
             slot: None,
             role: Role::Member,
+            purpose: model::compute::Purpose::Serve,
             wanted: Wanted::Run,
             uid: 70_001,
             spec: service_of(vec!["./server".to_owned()]),
             secrets: Vec::new(),
             start_after: Vec::new(),
+            logins: BTreeMap::new(),
+            settings: None,
         }
     }
 
     pub fn service_of(run: Vec<String>) -> Service {
+        let work = Work::Process {
+            run,
+            artifact: None,
+        };
         Service {
-            work: Work::Process {
-                run,
-                artifact: None,
-            },
-            completion: Completion::Never,
-            replicas: 1,
-            cpu: MilliCpu(100),
             memory: Bytes::mebibytes(64),
-            env: BTreeMap::new(),
-            needs: BTreeMap::new(),
-            protocol: Protocol::Http,
-            health: Probe::default(),
-            alive: None,
-            spread: Spread::default(),
-            on_partition: OnPartition::Keep,
-            volumes: BTreeMap::new(),
-            traffic: TrafficOptions::default(),
-            rollout: RolloutOptions::default(),
-            grace: default_grace(),
-            labels: BTreeMap::new(),
+            ..Service::of(work)
         }
     }
 }

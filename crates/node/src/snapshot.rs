@@ -9,6 +9,7 @@ use model::traffic::{
     Address, Destination, Door, Gateway, Identity, LocalInstance, Protocol, ProxySnapshot, Road,
     Trust,
 };
+use model::units::Span;
 use plan::agent::Instance;
 
 use crate::doors::Doors;
@@ -93,7 +94,7 @@ fn doors(parts: &Parts<'_>) -> Vec<Door> {
             let callee = destination
                 .map(|found| found.traffic.timeout)
                 .unwrap_or_default();
-            let asked = desired.spec.needs.get(need).and_then(|need| need.timeout);
+            let asked = timeout(desired, need);
             let default = model::traffic::TrafficOptions::default().timeout;
             let fallback = if destination.is_some() {
                 callee
@@ -114,10 +115,24 @@ fn doors(parts: &Parts<'_>) -> Vec<Door> {
     doors.into_values().collect()
 }
 
-/// The needs that are services: all that are not secrets.
+/// What one call may take, if this caller says so.
+fn timeout(desired: &DesiredInstance, need: &ResourceName) -> Option<Span> {
+    let declared = desired.spec.needs.get(need).and_then(|need| need.timeout);
+    let settings = desired.settings.as_ref();
+    declared.or_else(|| Some(settings?.subscriptions.get(need)?.timeout))
+}
+
+/// The services that it calls: those needs that are no secrets, and of a topic its consumers.
 pub fn service_needs(desired: &DesiredInstance) -> impl Iterator<Item = &ResourceName> {
-    let secret = |need: &&ResourceName| desired.secrets.iter().any(|secret| secret.name == **need);
-    desired.spec.needs.keys().filter(move |need| !secret(need))
+    // The password of a database goes by the database's name.
+    let secret = |need: &&ResourceName| {
+        !desired.logins.contains_key(*need)
+            && desired.secrets.iter().any(|secret| secret.name == **need)
+    };
+    let needs = desired.spec.needs.keys();
+    let consumers = desired.settings.iter();
+    let consumers = consumers.flat_map(|settings| settings.subscriptions.keys());
+    needs.filter(move |need| !secret(need)).chain(consumers)
 }
 
 pub fn destination<'a>(road: &'a Road, service: &ResourceId) -> Option<&'a Destination> {

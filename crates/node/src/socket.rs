@@ -6,13 +6,14 @@
 //! | `GET /v1/instances`, `GET /v1/projects/{project}/instances` | what runs here |
 //! | `GET …/instances/{project}/{instance}/logs?tail=&follow=` | JSON lines of [`model::signals::LogLine`] |
 //! | `POST …/instances/{project}/{instance}/exec` | frames, both ways |
+//! | any `…/instances/{project}/{instance}/engine/{path}` | what the instance's engine answers at `/{path}` |
 //! | `POST /v1/stop?instances=true` | the agent ends; with instances, everything else on the node first |
 //!
 //! Where an instance is named, `/v1/projects/{project}/instances/{instance}/…`, as at a server, is understood as well.
 
 use std::convert::Infallible;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use model::compute::{InstanceReport, Purpose};
 use model::ids::{InstanceId, ProjectName};
 use serde::Serialize;
 use signals::logs::Reader;
@@ -33,7 +35,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::agent::Agent;
-use crate::exec;
+use crate::{engine, exec};
 
 /// Connections at a time: the tools of one machine.
 const CONNECTIONS_MAX: usize = 64;
@@ -121,11 +123,17 @@ async fn route(
         | ["v1", "projects", project, "instances", instance, "logs"]
             if get =>
         {
-            logs(
-                &agent,
-                &find(&agent, project, instance)?,
-                request.uri().query(),
-            )
+            let query = request.uri().query();
+            match (find(&agent, project, instance), gone(project, instance)) {
+                (Ok(id), _) => {
+                    let folder = compute::instance::log_directory(&agent.layout.instance(&id));
+                    logs(folder, query, parameter(query, "follow") == Some("true"))
+                }
+                (Err(_), Some(id)) if agent.layout.kept_log(&id).is_dir() => {
+                    logs(agent.layout.kept_log(&id), query, false)
+                }
+                (Err(unknown), _) => Err(unknown),
+            }
         }
         ["v1", "instances", project, instance, "exec"]
         | ["v1", "projects", project, "instances", instance, "exec"]
@@ -133,6 +141,19 @@ async fn route(
         {
             let id = find(&agent, project, instance)?;
             Ok(exec::answer(agent, id, request.into_body()))
+        }
+        ["v1", "instances", project, instance, "engine", rest @ ..]
+        | [
+            "v1",
+            "projects",
+            project,
+            "instances",
+            instance,
+            "engine",
+            rest @ ..,
+        ] => {
+            let id = find(&agent, project, instance)?;
+            engine::forward(&agent, &id, &rest.join("/"), request).await
         }
         ["v1", "stop"] if post => {
             let instances = parameter(request.uri().query(), "instances") == Some("true");
@@ -164,12 +185,17 @@ fn status(agent: &Agent) -> wire::NodeStatus {
 }
 
 fn views(agent: &Agent, project: Option<&ProjectName>) -> Vec<wire::InstanceView> {
-    let reports: Vec<_> = agent.with(|core| core.state.reports().cloned().collect());
+    let reports: Vec<_> = agent.with(|core| {
+        let known = core.state.instances();
+        known
+            .map(|(_, one)| (one.report().clone(), one.desired().purpose))
+            .collect()
+    });
     let asked = |id: &InstanceId| project.is_none_or(|project| *project == id.project);
     reports
         .into_iter()
-        .filter(|report| asked(&report.instance))
-        .map(|report| wire::InstanceView {
+        .filter(|(report, _): &(InstanceReport, Purpose)| asked(&report.instance))
+        .map(|(report, purpose)| wire::InstanceView {
             name: report.instance.name,
             service: report.service,
             node: Some(agent.config.name.clone()),
@@ -180,6 +206,7 @@ fn views(agent: &Agent, project: Option<&ProjectName>) -> Vec<wire::InstanceView
             address: report.address,
             restarts: report.restarts,
             version: report.release,
+            purpose,
             project: report.instance.project,
             started_at: report.started_at,
             reason: report.reason,
@@ -218,10 +245,15 @@ fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
         .next()
 }
 
+/// One that may have been here.
+fn gone(project: &str, instance: &str) -> Option<InstanceId> {
+    format!("{project}/{instance}").parse().ok()
+}
+
 fn logs(
-    agent: &Agent,
-    id: &InstanceId,
+    folder: PathBuf,
     query: Option<&str>,
+    follow: bool,
 ) -> Result<Response<Body>, Box<Problem>> {
     let tail = match parameter(query, "tail") {
         Some(text) => text
@@ -229,8 +261,6 @@ fn logs(
             .map_err(|_| Problem::invalid(format!("`tail={text}` is not a number")))?,
         None => TAIL_DEFAULT,
     };
-    let follow = parameter(query, "follow") == Some("true");
-    let folder = compute::instance::log_directory(&agent.layout.instance(id));
     let (batches, receiver) = mpsc::channel(BATCHES_MAX);
     tokio::spawn(async move {
         if let Err(error) = read_log(&folder, tail.min(TAIL_MAX), follow, &batches).await {

@@ -64,7 +64,7 @@ pub async fn collect(agent: Arc<Agent>) {
                     Work::Process { artifact, .. } => {
                         artifact.as_ref().map(|artifact| artifact.digest)
                     }
-                    Work::External { .. } => None,
+                    Work::External { .. } | Work::Engine { .. } => None,
                 })
                 .collect()
         });

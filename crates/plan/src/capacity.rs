@@ -184,6 +184,7 @@ mod tests {
                 node: placed.node,
                 slot: None,
                 role: Role::Member,
+                purpose: model::compute::Purpose::Serve,
                 epoch: Epoch(1),
                 wanted: Wanted::Run,
                 reason: placed.reason,

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::compute::{OnPartition, Placement, PlacementGroup, Service, SpreadBy, Wanted};
+use model::compute::{OnPartition, Placement, PlacementGroup, Purpose, Service, SpreadBy, Wanted};
 use model::control::{NodeRecord, NodeRole, Standing};
 use model::ids::{Epoch, InstanceName, NodeName, ReleaseNumber, ResourceId};
 use model::units::Bytes;
@@ -25,6 +25,12 @@ pub enum Violation {
     SameInstance {
         service: ResourceId,
         instance: InstanceName,
+    },
+    #[error("{service}: {first} and {second} both run what runs before a rollout")]
+    PreparedTwice {
+        service: ResourceId,
+        first: InstanceName,
+        second: InstanceName,
     },
     #[error("{service}: slot {slot} is held by {first} and {second}")]
     SlotHeldTwice {
@@ -135,6 +141,7 @@ pub fn check(nodes: &Nodes, plans: &[Plan<'_>]) -> Vec<Violation> {
     for plan in plans {
         names_and_epochs(plan, &mut violations);
         slots(plan, &mut violations);
+        prepared_once(plan, &mut violations);
         for placement in &plan.group.placements {
             whereabouts(nodes, plan, placement, &mut violations);
         }
@@ -205,6 +212,19 @@ fn number(instance: &InstanceName) -> Option<u64> {
     instance.as_str().rsplit_once('-')?.1.parse().ok()
 }
 
+/// A node may not have ended one that was told to leave: until it says so there is no other.
+fn prepared_once(plan: &Plan<'_>, violations: &mut Vec<Violation>) {
+    let placements = plan.group.placements.iter();
+    let mut preparing = placements.filter(|placement| placement.purpose == Purpose::BeforeDeploy);
+    if let (Some(first), Some(second)) = (preparing.next(), preparing.next()) {
+        violations.push(Violation::PreparedTwice {
+            service: plan.id.clone(),
+            first: first.instance.clone(),
+            second: second.instance.clone(),
+        });
+    }
+}
+
 fn slots(plan: &Plan<'_>, violations: &mut Vec<Violation>) {
     let service = || plan.id.clone();
     let mut holders: BTreeMap<u32, &InstanceName> = BTreeMap::new();
@@ -215,7 +235,7 @@ fn slots(plan: &Plan<'_>, violations: &mut Vec<Violation>) {
             .get(&placement.release)
             .is_some_and(|spec| !spec.volumes.is_empty());
         let Some(slot) = placement.slot else {
-            if has_volumes {
+            if has_volumes && placement.purpose == Purpose::Serve {
                 violations.push(Violation::NoSlot {
                     service: service(),
                     instance,
@@ -397,7 +417,8 @@ fn new_copy(
             node: new.node.clone(),
         });
     }
-    if spec.spread.require && !had_home && breaks_spread(nodes, after, spec, new) {
+    let is_copy = new.purpose == Purpose::Serve;
+    if is_copy && spec.spread.require && !had_home && breaks_spread(nodes, after, spec, new) {
         violations.push(Violation::SpreadBroken { service, instance });
     }
 }

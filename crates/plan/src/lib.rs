@@ -7,6 +7,7 @@
 //! | [`nodes`] | which node is lost or back, and when to hold because too much vanished at once |
 //! | [`order`] | what starts after what, and which needs form a cycle |
 //! | [`backoff`] | how long until the next try, and what is a crash loop |
+//! | [`agent`] | what a node does about each instance that it should run |
 //! | [`road`] | what each node is told about the way to others |
 //! | [`capacity`] | whether the survivors of a zone could carry all |
 //! | [`check`] | what must hold of every plan |

@@ -186,6 +186,23 @@ mod tests {
     }
 
     #[test]
+    fn a_topic_waits_for_none_of_its_consumers() {
+        let [events, mail, web] =
+            ["events", "mail", "web"].map(|name| ResourceName::new(name).unwrap());
+        let topic = service(1);
+        let (mut consumer, mut publisher) = (service(1), service(1));
+        let subscription = model::state::Subscription {
+            path: "/".to_owned(),
+            max_in_flight: 1,
+            timeout: model::units::Span::seconds(1),
+        };
+        consumer.on.insert(events.clone(), subscription);
+        publisher.needs.insert(events.clone(), Need::default());
+        let found = order([(&events, &topic), (&mail, &consumer), (&web, &publisher)]);
+        assert_eq!(found.after, BTreeMap::from([(web, vec![events])]));
+    }
+
+    #[test]
     fn nobody_waits_for_what_runs_elsewhere() {
         let (a, pay) = (
             ResourceName::new("a").unwrap(),
@@ -196,6 +213,7 @@ mod tests {
         let mut external = service(1);
         external.work = Work::External {
             addresses: vec!["pay.example:443".to_owned()],
+            login: None,
         };
         assert_eq!(order([(&a, &caller), (&pay, &external)]), Order::default());
     }

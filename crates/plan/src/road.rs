@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::compute::{
-    InstanceReport, InstanceState, Placement, PlacementGroup, Service, Wanted, Work,
+    InstanceReport, InstanceState, Placement, PlacementGroup, Purpose, Service, Wanted, Work,
 };
 use model::control::{NodeRecord, NodeRole, Standing};
 use model::ids::{InstanceId, NodeName, ReleaseNumber, ResourceId};
@@ -111,18 +111,20 @@ impl Index {
 }
 
 fn destination(world: &World<'_>, id: &ResourceId, entry: &ServiceEntry<'_>) -> Destination {
-    let placements = entry.group.placements.iter();
+    // What runs before a rollout answers nobody.
+    let copies = |placement: &&Placement| placement.purpose == Purpose::Serve;
+    let placements = entry.group.placements.iter().filter(copies);
     Destination {
         service: id.clone(),
         protocol: entry.spec.protocol,
         traffic: entry.spec.traffic,
         endpoints: endpoints(world, id, placements.collect()),
         external: match &entry.spec.work {
-            Work::External { addresses } => addresses
+            Work::External { addresses, .. } => addresses
                 .iter()
                 .filter_map(|address| external(address))
                 .collect(),
-            Work::Process { .. } => Vec::new(),
+            Work::Process { .. } | Work::Engine { .. } => Vec::new(),
         },
     }
 }
@@ -179,10 +181,25 @@ fn external(address: &str) -> Option<Address> {
     })
 }
 
-/// Who may call each service: those that declare it in a release that has a placement, and gateways where a route leads to it.
+/// The topics whose messages are pushed to each service, in what it should be or in a release that has a placement: their engines call it.
+fn topics<'a>(id: &'a ResourceId, entry: &'a ServiceEntry<'_>) -> BTreeSet<ResourceId> {
+    let placements = entry.group.placements.iter();
+    let placed = placements.filter_map(|placement| entry.releases.get(&placement.release));
+    let specs = placed.copied().chain([entry.spec]);
+    let topics = specs.flat_map(|spec| spec.on.keys());
+    topics
+        .map(|topic| ResourceId::new(id.project.clone(), topic.clone()))
+        .collect()
+}
+
+/// Who may call each service: those that declare it in a release that has a placement, the topics that it consumes, and gateways where a route
+/// leads to it.
 fn callers(world: &World<'_>) -> BTreeMap<ResourceId, Callers> {
     let mut from: BTreeMap<ResourceId, BTreeSet<ResourceId>> = BTreeMap::new();
     for (id, entry) in world.services {
+        from.entry(id.clone())
+            .or_default()
+            .extend(topics(id, entry));
         for spec in entry
             .group
             .placements
@@ -208,10 +225,18 @@ fn callers(world: &World<'_>) -> BTreeMap<ResourceId, Callers> {
 
 fn local(world: &World<'_>) -> BTreeMap<NodeName, Local> {
     let mut local: BTreeMap<NodeName, Local> = BTreeMap::new();
+    let mut consumers: BTreeMap<ResourceId, BTreeSet<ResourceId>> = BTreeMap::new();
+    for (id, entry) in world.services {
+        for topic in topics(id, entry) {
+            consumers.entry(topic).or_default().insert(id.clone());
+        }
+    }
     for (id, entry) in world.services {
         for placement in &entry.group.placements {
             let here = local.entry(placement.node.clone()).or_default();
             here.services.insert(id.clone());
+            here.needs
+                .extend(consumers.get(id).into_iter().flatten().cloned());
             if let Some(spec) = entry.releases.get(&placement.release) {
                 here.needs.extend(needs(id, spec));
             }
@@ -275,6 +300,7 @@ mod tests {
             node: node_name(node),
             slot: None,
             role: Role::Member,
+            purpose: model::compute::Purpose::Serve,
             epoch: Epoch(1),
             wanted: Wanted::Run,
             reason: Reason::new("placed", "placed"),
@@ -392,6 +418,65 @@ mod tests {
     }
 
     #[test]
+    fn a_topic_calls_those_that_consume_it_and_no_others() {
+        let records: BTreeMap<_, _> = three_zones()
+            .into_iter()
+            .map(|node| (node.name.clone(), node))
+            .collect();
+        let (events, plain) = (group(vec![placement("events-1", "node-a")]), service(1));
+        let consuming = consumer_of("events");
+        let groups = ["mail-1", "ship-1", "gone-1", "web-1"]
+            .map(|instance| group(vec![placement(instance, "node-b")]));
+        let nowhere = PlacementGroup::default();
+        // What `ship` should be consumes no more, though what runs does; `gone` did and nothing of it runs; `late` will.
+        let entry = |spec, placed, group| ServiceEntry {
+            spec,
+            releases: BTreeMap::from([(ReleaseNumber(1), placed)]),
+            group,
+        };
+        let services = BTreeMap::from([
+            (id("events"), entry(&plain, &plain, &events)),
+            (id("mail"), entry(&consuming, &consuming, &groups[0])),
+            (id("ship"), entry(&plain, &consuming, &groups[1])),
+            (id("gone"), entry(&plain, &plain, &groups[2])),
+            (id("web"), entry(&plain, &plain, &groups[3])),
+            (id("late"), entry(&consuming, &plain, &nowhere)),
+        ]);
+        let index = Index::new(&World {
+            nodes: &records,
+            services: &services,
+            routes: &[],
+            reports: &|_| None,
+            mesh: &|_| None,
+            complete: true,
+        });
+        let at_topic = index.road(&node_name("node-a")).destinations;
+        let reached: Vec<_> = at_topic
+            .iter()
+            .map(|one| one.service.name.as_str())
+            .collect();
+        assert_eq!(reached, ["late", "mail", "ship"]);
+        let callers = index.road(&node_name("node-b")).callers;
+        let called: Vec<_> = callers
+            .iter()
+            .filter(|callers| callers.from == [id("events")])
+            .map(|callers| callers.service.name.as_str())
+            .collect();
+        assert_eq!(called, ["mail", "ship"]);
+    }
+
+    fn consumer_of(topic: &str) -> Service {
+        let mut spec = service(1);
+        let subscription = model::state::Subscription {
+            path: "/".to_owned(),
+            max_in_flight: 1,
+            timeout: model::units::Span::seconds(1),
+        };
+        spec.on.insert(id(topic).name, subscription);
+        spec
+    }
+
+    #[test]
     fn only_what_is_ready_wanted_and_present_is_an_endpoint() {
         let leaving = roads(|api, _, _| api.placements[0].wanted = Wanted::Leave);
         assert_eq!(endpoints(&leaving["node-a"]), ["api-2"]);
@@ -408,6 +493,11 @@ mod tests {
             ["api-1", "api-2"],
             "a probe that fails everywhere sends nobody away"
         );
+        let before_deploy = roads(|api, reports, _| {
+            api.placements[0].purpose = Purpose::BeforeDeploy;
+            reports.iter_mut().for_each(|one| one.ready = false);
+        });
+        assert_eq!(endpoints(&before_deploy["node-a"]), ["api-2"]);
     }
 
     #[test]

@@ -20,22 +20,26 @@
 
 mod copies;
 mod judge;
+mod placing;
+mod prepare;
 mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::compute::{
-    InstanceReport, InstanceState, OnPartition, Pending, Placement, PlacementGroup, Role, Service,
-    Wanted,
+    InstanceReport, InstanceState, OnPartition, Pending, Placement, PlacementGroup, Purpose,
+    Service, Wanted,
 };
 use model::control::{Reason, Rollout};
 use model::ids::{InstanceName, NodeName, ReleaseNumber, ResourceId};
 use model::signals::Level;
 
-use crate::place::{self, Ceiling, Cluster, Request};
+use crate::place::Cluster;
 use crate::{Instant, Now};
+use placing::Refusal;
 
 pub use judge::Memory;
+pub use prepare::ENDS_WITHIN as BEFORE_DEPLOY_ENDS_WITHIN;
 
 /// What the leader knows of a node when it decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,9 @@ pub struct ServiceView<'a> {
     pub id: &'a ResourceId,
     /// The newest release. `None`: the service was deleted, everything leaves.
     pub target: Option<ReleaseNumber>,
+    /// The applied release that the newest one's program came with: its `before_deploy` is to have run. `None`: it was returned to, and ran
+    /// before.
+    pub applied: Option<ReleaseNumber>,
     /// By the scale if somebody set one, else by the newest release.
     pub replicas: u32,
     /// At least those that a placement, the rollout or `target` names.
@@ -116,10 +123,12 @@ pub fn step(
     let rollout = judge::judge(&step, memory, target);
     let wake = judge::wake(&step, memory, &rollout);
     step.tell(view.rollout, &rollout);
-    let active = judge::active(&rollout);
-    match step.spec(active).volumes.is_empty() {
-        true => copies::act(&mut step, &rollout, active, memory),
-        false => slots::act(&mut step, &rollout, active),
+    prepare::act(&mut step, &rollout, memory);
+    if let Some(active) = judge::active(&step, &rollout) {
+        match step.spec(active).volumes.is_empty() {
+            true => copies::act(&mut step, &rollout, active, memory),
+            false => slots::act(&mut step, &rollout, active),
+        }
     }
     step.decision(Some(rollout), wake)
 }
@@ -135,21 +144,6 @@ struct Step<'a> {
     /// What was refused in this step, which is not tried again for the next copy.
     refusal: Option<Refusal>,
     events: Vec<(Level, String, Reason)>,
-}
-
-struct Refusal {
-    release: ReleaseNumber,
-    ceiling: Ceiling,
-    avoid: usize,
-    reason: Reason,
-}
-
-/// What is to be placed.
-struct Wish<'a> {
-    release: ReleaseNumber,
-    slot: Option<u32>,
-    ceiling: Ceiling,
-    avoid: &'a [NodeName],
 }
 
 impl<'a> Step<'a> {
@@ -174,16 +168,26 @@ impl<'a> Step<'a> {
         placement.wanted == Wanted::Run && self.report(placement).is_some_and(ready)
     }
 
+    /// It is ready, or it runs and was.
+    fn serves(&self, placement: &Placement) -> bool {
+        let runs = |report: &InstanceReport| report.state == InstanceState::Running;
+        self.is_ready(placement) || self.report(placement).is_some_and(runs)
+    }
+
     /// Every node with a running copy is heard, so that what is ready is known.
     fn is_settled(&self) -> bool {
         self.running()
             .all(|placement| self.sight(&placement.node) != Sight::Silent)
     }
 
+    /// Its copies: what runs in its name before a rollout is none.
+    fn copies(&self) -> impl Iterator<Item = &Placement> {
+        let placements = self.group.placements.iter();
+        placements.filter(|placement| placement.purpose == Purpose::Serve)
+    }
+
     fn running(&self) -> impl Iterator<Item = &Placement> {
-        self.group
-            .placements
-            .iter()
+        self.copies()
             .filter(|placement| placement.wanted == Wanted::Run)
     }
 
@@ -211,8 +215,14 @@ impl<'a> Step<'a> {
         for placement in lost {
             if placement.wanted == Wanted::Run {
                 let message = format!(
-                    "node {} is lost: {} is replaced",
-                    placement.node, placement.instance
+                    "node {} is lost: {} {}",
+                    placement.node,
+                    placement.instance,
+                    match placement.purpose {
+                        Purpose::Serve => "is replaced",
+                        Purpose::BeforeDeploy =>
+                            "may have ended or not, so its command runs again elsewhere",
+                    }
                 );
                 self.say(
                     Level::Warning,
@@ -284,145 +294,15 @@ impl<'a> Step<'a> {
 
     fn leave_all(&mut self) {
         let all: Vec<_> = self
-            .running()
+            .group
+            .placements
+            .iter()
+            .filter(|placement| placement.wanted == Wanted::Run)
             .map(|placement| placement.instance.clone())
             .collect();
         for instance in all {
             self.leave(&instance, Reason::new("deleted", "the service was deleted"));
         }
-    }
-
-    /// Replacements of what was lost may fill a node to the full.
-    fn ceiling(&self) -> Ceiling {
-        match self.cluster.has_lost_workers() {
-            true => Ceiling::Full,
-            false => Ceiling::Watermark,
-        }
-    }
-
-    /// Places one copy, or records it as pending. A node to avoid is better than none. Says whether it was placed.
-    fn place(&mut self, wish: &Wish<'_>) -> bool {
-        let (instance, since) = self.name(wish.slot);
-        let anywhere = Wish {
-            avoid: &[],
-            ..*wish
-        };
-        let tried = self.try_place(wish, &instance);
-        match tried.or_else(|_| self.try_place(&anywhere, &instance)) {
-            Ok(()) => true,
-            Err(reason) => {
-                let release = wish.release;
-                self.pending.push(Pending {
-                    instance,
-                    release,
-                    slot: wish.slot,
-                    reason,
-                    since,
-                });
-                false
-            }
-        }
-    }
-
-    fn try_place(&mut self, wish: &Wish<'_>, instance: &InstanceName) -> Result<(), Reason> {
-        let spec = self.spec(wish.release);
-        let home = wish
-            .slot
-            .and_then(|slot| self.group.homes.get(&slot))
-            .cloned();
-        let known = self.refusal.as_ref().filter(|known| {
-            let asked = (known.release, known.ceiling, known.avoid);
-            home.is_none() && asked == (wish.release, wish.ceiling, wish.avoid.len())
-        });
-        if let Some(known) = known {
-            return Err(known.reason.clone());
-        }
-        let request = Request {
-            service: self.view.id,
-            instance,
-            size: place::size_of(spec),
-            labels: &spec.labels,
-            spread: spec.spread,
-            home: home.as_ref(),
-            ceiling: wish.ceiling,
-            avoid: wish.avoid,
-            going: &self.going(wish.release),
-        };
-        match place::place(self.cluster, &request) {
-            Ok(placed) => {
-                self.placed(wish, instance, placed);
-                Ok(())
-            }
-            Err(refused) => {
-                if home.is_none() {
-                    self.refusal = Some(Refusal {
-                        release: wish.release,
-                        ceiling: wish.ceiling,
-                        avoid: wish.avoid.len(),
-                        reason: refused.reason.clone(),
-                    });
-                }
-                Err(refused.reason)
-            }
-        }
-    }
-
-    /// Where copies are that `release` replaces or that already leave.
-    fn going(&self, release: ReleaseNumber) -> Vec<NodeName> {
-        let goes = |placement: &&Placement| {
-            placement.release != release || placement.wanted == Wanted::Leave
-        };
-        self.group
-            .placements
-            .iter()
-            .filter(goes)
-            .map(|placement| placement.node.clone())
-            .collect()
-    }
-
-    fn placed(&mut self, wish: &Wish<'_>, instance: &InstanceName, placed: place::Placed) {
-        let epoch = self.group.next_epoch.max(model::ids::Epoch(1));
-        self.group.next_epoch = epoch.next();
-        if let Some(slot) = wish.slot {
-            self.group
-                .homes
-                .entry(slot)
-                .or_insert_with(|| placed.node.clone());
-        }
-        self.say(Level::Info, instance.to_string(), placed.reason.clone());
-        self.group.placements.push(Placement {
-            instance: instance.clone(),
-            release: wish.release,
-            node: placed.node,
-            slot: wish.slot,
-            role: Role::Member,
-            epoch,
-            wanted: Wanted::Run,
-            reason: placed.reason,
-            at: self.now.at,
-        });
-    }
-
-    /// The name of the next copy: that of one already pending, else a new number.
-    fn name(&mut self, slot: Option<u32>) -> (InstanceName, jiff::Timestamp) {
-        let placements = &self.group.placements;
-        let is_free = |pending: &Pending| {
-            pending.slot == slot
-                && !placements
-                    .iter()
-                    .any(|placed| placed.instance == pending.instance)
-        };
-        if let Some(index) = self.group.pending.iter().position(is_free) {
-            let pending = self.group.pending.remove(index);
-            return (pending.instance, pending.since);
-        }
-        let number = self.group.next_instance.max(1);
-        self.group.next_instance = number + 1;
-        let name = InstanceName::new(format!("{}-{number}", self.view.id.name));
-        (
-            name.expect("a service's name and a number are a DNS label"),
-            self.now.at,
-        )
     }
 
     fn say(&mut self, level: Level, subject: String, reason: Reason) {

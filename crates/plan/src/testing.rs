@@ -3,16 +3,12 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use model::compute::{
-    Completion, InstanceReport, InstanceState, OnPartition, Placement, Probe, RolloutOptions,
-    Service, Spread, Work, default_grace,
-};
+use model::compute::{InstanceReport, InstanceState, OnPartition, Placement, Service, Work};
 use model::control::{Capacity, NodeRecord, NodeRole, Reason, Standing};
 use model::ids::{
     InstanceId, NodeName, ProjectName, RegionName, ResourceId, ResourceName, ZoneName,
 };
 use model::state::Volume;
-use model::traffic::{Protocol, TrafficOptions};
 use model::units::{Bytes, MilliCpu};
 
 pub fn project() -> ProjectName {
@@ -28,27 +24,14 @@ pub fn node_name(name: &str) -> NodeName {
 }
 
 pub fn service(replicas: u32) -> Service {
+    let work = Work::Process {
+        run: vec!["./server".to_owned()],
+        artifact: None,
+    };
     Service {
-        work: Work::Process {
-            run: vec!["./server".to_owned()],
-            artifact: None,
-        },
-        completion: Completion::Never,
         replicas,
-        cpu: MilliCpu(100),
         memory: Bytes::mebibytes(100),
-        env: BTreeMap::new(),
-        needs: BTreeMap::new(),
-        protocol: Protocol::Http,
-        health: Probe::default(),
-        alive: None,
-        spread: Spread::default(),
-        on_partition: OnPartition::Keep,
-        volumes: BTreeMap::new(),
-        traffic: TrafficOptions::default(),
-        rollout: RolloutOptions::default(),
-        grace: default_grace(),
-        labels: BTreeMap::new(),
+        ..Service::of(work)
     }
 }
 

@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::compute::{PlacementGroup, Wanted};
+use model::compute::{PlacementGroup, Purpose, Wanted};
 use model::control::{NodeRole, RolloutPhase, Standing};
 use model::ids::{Epoch, InstanceName, NodeName, ReleaseNumber, ResourceName};
 use model::traffic::Road;
 
-use crate::node::Node;
+use crate::node::{Node, Process};
 use crate::workload::{self, SINGLE, STORE, WEB};
 use crate::world::{Life, World};
 
@@ -22,6 +22,8 @@ pub(crate) struct Invariants {
     heard: BTreeSet<(Epoch, NodeName)>,
     holders: BTreeMap<(ResourceName, Epoch), (InstanceName, NodeName)>,
     acknowledged: BTreeMap<ResourceName, (ReleaseNumber, u32)>,
+    /// Whose `before_deploy` has ended well.
+    prepared: BTreeSet<(ResourceName, ReleaseNumber)>,
     /// What each machine last went by.
     roads: BTreeMap<NodeName, BTreeSet<(String, String)>>,
     as_wanted_since: Option<u64>,
@@ -32,6 +34,13 @@ impl Invariants {
     pub(crate) fn leader(&mut self, epoch: Epoch, life: Life) {
         let other = self.leaders.insert(epoch, life);
         assert!(other.is_none(), "two leaders with epoch {epoch}");
+    }
+
+    pub(crate) fn ended_well(&mut self, process: &Process) {
+        if process.purpose == Purpose::BeforeDeploy {
+            let prepared = (process.service.clone(), process.release);
+            self.prepared.insert(prepared);
+        }
     }
 
     pub(crate) fn heard(&mut self, by: Epoch, node: &NodeName) {
@@ -98,6 +107,19 @@ impl World {
             let slot = slot.map_or_else(String::new, |slot| format!(", slot {slot},"));
             let what = format!("{service}{slot} runs {count} times at once");
             self.violated(what);
+        }
+    }
+
+    /// Nothing of a release starts before what is to run before it has ended well.
+    pub(crate) fn check_prepared(&mut self, started: &Process) {
+        let release = (started.service.clone(), started.release);
+        let spec = &self.store.services[&release.0].releases[&release.1];
+        let waits = !spec.before_deploy.is_empty() && started.purpose == Purpose::Serve;
+        if waits && !self.invariants.prepared.contains(&release) {
+            let (service, release) = release;
+            self.violated(format!(
+                "release {release} of {service} started before its command had ended well"
+            ));
         }
     }
 

@@ -17,9 +17,9 @@ mod shim;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use model::compute::{DesiredInstance, Exit, ExitHow};
+use model::compute::{DesiredInstance, Exit, ExitHow, Purpose};
 use model::control::NodeDesired;
-use model::ids::{InstanceId, NodeName, ResourceName, SessionId};
+use model::ids::{InstanceId, NodeName, ReleaseNumber, ResourceName, SessionId};
 use model::traffic::Road;
 use plan::Instant;
 use plan::agent::{History, Run, State};
@@ -64,6 +64,8 @@ pub(crate) struct Agent {
 pub(crate) struct Process {
     pub(crate) pid: u32,
     pub(crate) service: ResourceName,
+    pub(crate) release: ReleaseNumber,
+    pub(crate) purpose: Purpose,
     pub(crate) slot: Option<u32>,
     /// It must not run twice, and has a lease.
     stops: bool,

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use model::compute::{
-    Completion, Need, OnPartition, PlacementGroup, Probe, RolloutOptions, Service, Spread, Work,
-};
+use model::compute::{Need, OnPartition, PlacementGroup, RolloutOptions, Service, Work};
 use model::control::{Capacity, NodeRecord, NodeRole, Reason, Standing};
 use model::ids::{
     NodeName, ProjectName, RegionName, ReleaseNumber, ResourceId, ResourceName, ZoneName,
 };
 use model::state::Volume;
-use model::traffic::{GatewayRoute, Protocol, TrafficOptions};
+use model::traffic::GatewayRoute;
 use model::units::{Bytes, MilliCpu, Span};
 
 use crate::store::ServiceRecord;
@@ -103,6 +101,7 @@ pub(crate) fn spec(service: &str, broken: bool) -> Service {
     match service {
         WEB => {
             spec.replicas = 3;
+            spec.before_deploy = vec!["./migrate".to_owned()];
             for need in [SINGLE, STORE] {
                 spec.needs.insert(name(need), Need::default());
             }
@@ -127,29 +126,17 @@ pub(crate) fn spec(service: &str, broken: bool) -> Service {
 }
 
 fn plain() -> Service {
+    let work = Work::Process {
+        run: vec!["./server".to_owned()],
+        artifact: None,
+    };
     Service {
-        work: Work::Process {
-            run: vec!["./server".to_owned()],
-            artifact: None,
-        },
-        completion: Completion::Never,
-        replicas: 1,
-        cpu: MilliCpu(100),
         memory: Bytes::mebibytes(100),
-        env: BTreeMap::new(),
-        needs: BTreeMap::new(),
-        protocol: Protocol::Http,
-        health: Probe::default(),
-        alive: None,
-        spread: Spread::default(),
-        on_partition: OnPartition::Keep,
-        volumes: BTreeMap::new(),
-        traffic: TrafficOptions::default(),
         rollout: RolloutOptions {
             ready_within: Span::seconds(15),
             ..RolloutOptions::default()
         },
         grace: Span::seconds(2),
-        labels: BTreeMap::new(),
+        ..Service::of(work)
     }
 }

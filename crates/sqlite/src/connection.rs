@@ -11,8 +11,10 @@ use crate::{Error, Options};
 const PREPARED_STATEMENTS: usize = 64;
 /// A log that once grew is cut to this many bytes when it starts anew.
 const LOG_BYTES_KEPT: i64 = 16 << 20;
-/// Page cache of a connection in KiB.
-const CACHE_KIB: i64 = 4096;
+/// Page cache of a connection that reads, in KiB.
+const READER_CACHE_KIB: i64 = 4096;
+/// Of the one that writes: all that a busy store of ten thousand keys touches, or each compaction reads pages anew.
+const WRITER_CACHE_KIB: i64 = 16_384;
 /// How long a restarting checkpoint waits for readers, which are short.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -32,6 +34,9 @@ pub(crate) fn open_writer(options: &Options) -> Result<Connection, Error> {
         .map_err(named)?;
     connection
         .pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)
+        .map_err(named)?;
+    connection
+        .pragma_update(None, "cache_size", -WRITER_CACHE_KIB)
         .map_err(named)?;
     claim(&connection, options)?;
     migrate(&mut connection, options)?;
@@ -64,7 +69,7 @@ fn settle(connection: &Connection) -> rusqlite::Result<()> {
     // Plans must not depend on bound values: with a partial index each binding would prepare the statement anew.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.pragma_update(None, "mmap_size", 0)?;
-    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "trusted_schema", false)

@@ -9,7 +9,7 @@ use crossbeam_channel::{Sender, TrySendError, bounded};
 use rusqlite::Connection;
 
 use crate::job::{Job, Request};
-use crate::{Error, Pending, connection, reader, writer};
+use crate::{Error, Pending, Steps, connection, reader, writer};
 
 /// How a database is opened.
 #[derive(Clone, Debug)]
@@ -117,25 +117,35 @@ impl Database {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let (sender, pending) = Pending::new(self.inner.path.to_path_buf());
-        self.write_then(work, move |verdict| {
-            let _ = sender.send(verdict);
-        });
+        let (sender, pending) = Pending::new(self.inner.path.clone());
+        let request = Request::new(Steps::Many, work, std::convert::identity, sender);
+        self.inner
+            .submit(|queues| &queues.writes, Box::new(request));
         pending
     }
 
-    /// As [`write`](Database::write), but calls `told` with the verdict on the writer's thread, in the order of commits.
-    /// `told` must be short and must not block. When the queue is full it is called at once, on this thread.
-    pub fn write_then<T, E>(
+    /// As [`write`](Database::write), and then calls `after` with what became of it, on the writer's thread and in the order of
+    /// commits; its answer is the verdict. `after` must be short and must not block. It is not called when the queue is full.
+    ///
+    /// Asked inside of a tokio runtime, that runtime must run until the verdict is there: a task in it hands verdicts over.
+    pub fn write_then<Work, After, T, Answer, E>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T, E> + Send + 'static,
-        told: impl FnOnce(Result<T, E>) + Send + 'static,
-    ) where
+        steps: Steps,
+        work: Work,
+        after: After,
+    ) -> impl Future<Output = Result<Answer, E>> + Send + use<Work, After, T, Answer, E>
+    where
+        Work: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
+        After: FnOnce(Result<T, E>) -> Result<Answer, E> + Send + 'static,
         T: Send + 'static,
+        Answer: Send + 'static,
         E: From<Error> + Send + 'static,
     {
+        let (sender, pending) = Pending::new(self.inner.path.clone());
+        let request = Request::new(steps, work, after, sender).at_home();
         self.inner
-            .submit(|queues| &queues.writes, Box::new(Request::new(work, told)));
+            .submit(|queues| &queues.writes, Box::new(request));
+        pending
     }
 
     /// Runs `work` on a snapshot of what is committed. It should be short: an old snapshot keeps the log from starting anew.
@@ -147,12 +157,9 @@ impl Database {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let (sender, pending) = Pending::new(self.inner.path.to_path_buf());
-        let told = move |answer| {
-            let _ = sender.send(answer);
-        };
-        self.inner
-            .submit(|queues| &queues.reads, Box::new(Request::new(work, told)));
+        let (sender, pending) = Pending::new(self.inner.path.clone());
+        let request = Request::new(Steps::Many, work, std::convert::identity, sender);
+        self.inner.submit(|queues| &queues.reads, Box::new(request));
         pending
     }
 
@@ -175,14 +182,16 @@ struct Inner {
 impl Inner {
     fn submit(&self, queue: impl FnOnce(&Queues) -> &Sender<Box<dyn Job>>, job: Box<dyn Job>) {
         let path = || self.path.to_path_buf();
-        let Some(queues) = &self.queues else {
-            return job.tell(Err(Error::Closed { path: path() }));
+        let (mut job, reason) = match &self.queues {
+            None => (job, Error::Closed { path: path() }),
+            Some(queues) => match queue(queues).try_send(job) {
+                Ok(()) => return,
+                Err(TrySendError::Full(job)) => (job, Error::Overloaded { path: path() }),
+                Err(TrySendError::Disconnected(job)) => (job, Error::Closed { path: path() }),
+            },
         };
-        match queue(queues).try_send(job) {
-            Ok(()) => {}
-            Err(TrySendError::Full(job)) => job.tell(Err(Error::Overloaded { path: path() })),
-            Err(TrySendError::Disconnected(job)) => job.tell(Err(Error::Closed { path: path() })),
-        }
+        job.refuse(reason);
+        job.deliver();
     }
 }
 

@@ -1,7 +1,7 @@
 //! The one way Mainland uses SQLite.
 //!
 //! A [`Database`] owns a file. One thread, the [writer](writer), takes requests from a bounded queue, runs many of them in one
-//! transaction (each in a savepoint, so that each has its own verdict), syncs once, and tells the verdicts only then. The same
+//! transaction (in a savepoint where it takes one, so that each has its own verdict), syncs once, and tells the verdicts only then. The same
 //! thread folds the write-ahead log back into the file. A few [reader](reader) threads answer short questions on snapshots.
 //!
 //! ```text
@@ -28,5 +28,5 @@ mod writer;
 
 pub use database::{Database, Options};
 pub use error::Error;
-pub use job::Pending;
+pub use job::{Pending, Steps};
 pub use rusqlite;

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use rusqlite::Connection;
 
 use crate::testing::Disk;
-use crate::{Database, Error, Options, Pending};
+use crate::{Database, Error, Options, Pending, Steps};
 
 const APPLICATION_ID: i32 = 0x7465_7374;
 const MIGRATIONS: &[&str] = &["CREATE TABLE number (value INTEGER UNIQUE, filler BLOB)"];
@@ -128,9 +128,11 @@ fn verdicts_come_in_the_order_of_requests_after_the_sync() {
                 .execute("INSERT INTO number VALUES (?1, NULL)", [value])
                 .map_err(refusal)
         };
-        database.write_then(work, move |verdict| {
-            sender.send((value, verdict.is_ok(), disk.syncs())).unwrap()
-        });
+        let after = move |verdict: Result<usize, Refusal>| {
+            sender.send((value, verdict.is_ok(), disk.syncs())).unwrap();
+            verdict
+        };
+        drop(database.write_then(Steps::Many, work, after));
     }
     drop((release, sender));
     holder.wait().unwrap();
@@ -141,6 +143,99 @@ fn verdicts_come_in_the_order_of_requests_after_the_sync() {
             .map(|value| (value, true, before + 1))
             .collect::<Vec<_>>()
     );
+}
+
+/// Writes a number in one step, and then breaks the promise if it is told to.
+fn insert_in_one_step(
+    database: &Database,
+    value: i64,
+    fails_after: bool,
+) -> impl Future<Output = Result<(), Refusal>> {
+    let work = move |connection: &Connection| {
+        connection
+            .execute("INSERT INTO number VALUES (?1, NULL)", [value])
+            .map_err(refusal)?;
+        if fails_after {
+            Err(Refusal::Unlucky)
+        } else {
+            Ok(())
+        }
+    };
+    database.write_then(Steps::One, work, |verdict| verdict)
+}
+
+#[test]
+fn one_step_that_fails_undoes_no_other() {
+    let database = Database::open(on(&Disk::new())).unwrap();
+    let (release, holder) = hold_writer(&database);
+    let verdicts = [1, 2, 2, 3].map(|value| insert_in_one_step(&database, value, false));
+    drop(release);
+    holder.wait().unwrap();
+    let verdicts = verdicts.map(|verdict| block_on(verdict).is_ok());
+    assert_eq!(verdicts, [true, true, false, true]);
+    assert_eq!(numbers(&database), [1, 2, 3]);
+}
+
+#[test]
+fn what_fails_after_its_one_step_is_never_kept() {
+    let database = Database::open(on(&Disk::new())).unwrap();
+    let (release, holder) = hold_writer(&database);
+    let before = insert_in_one_step(&database, 1, false);
+    let broken = insert_in_one_step(&database, 2, true);
+    let after = insert_in_one_step(&database, 3, false);
+    drop(release);
+    assert!(matches!(
+        holder.wait(),
+        Err(Refusal::Database(Error::Request { .. }))
+    ));
+    for given_up in [before, broken] {
+        let verdict = block_on(given_up);
+        assert!(
+            matches!(verdict, Err(Refusal::Database(Error::Request { .. }))),
+            "{verdict:?}"
+        );
+    }
+    assert_eq!(block_on(after), Ok(()));
+    assert_eq!(numbers(&database), [3]);
+}
+
+#[test]
+fn verdicts_reach_the_tasks_of_every_runtime_and_plain_threads() {
+    let database = Database::open(on(&Disk::new())).unwrap();
+    let (release, holder) = hold_writer(&database);
+    let here = insert_in_one_step(&database, 1, false);
+    let threads: Vec<_> = [10, 20]
+        .map(|first| {
+            let database = database.clone();
+            let (sender, asked) = mpsc::sync_channel(1);
+            let thread = std::thread::spawn(move || {
+                block_on(async {
+                    let pending =
+                        [0, 1, 2].map(|add| insert_in_one_step(&database, first + add, false));
+                    sender.send(()).unwrap();
+                    for verdict in pending {
+                        verdict.await.unwrap();
+                    }
+                });
+            });
+            asked.recv().unwrap();
+            thread
+        })
+        .into();
+    drop(release);
+    holder.wait().unwrap();
+    block_on(here).unwrap();
+    threads
+        .into_iter()
+        .for_each(|thread| thread.join().unwrap());
+    assert_eq!(numbers(&database), [1, 10, 11, 12, 20, 21, 22]);
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
 }
 
 #[test]
@@ -157,7 +252,7 @@ fn a_full_disk_refuses_and_mends() {
     };
     full(insert(&database, 2, 100_000).wait());
     // Larger than the cache, so that SQLite meets the full disk before the commit.
-    full(insert(&database, 3, 8 << 20).wait());
+    full(insert(&database, 3, 32 << 20).wait());
     assert_eq!(numbers(&database), [1]);
     disk.set_capacity(None);
     insert(&database, 4, 100_000).wait().unwrap();

@@ -1,7 +1,7 @@
 //! The writer thread: group commit and checkpoints.
 //!
 //! ```text
-//! idle ──request──► BEGIN ──► savepoint · work · release ──► (more waiting? again, up to `batch`) ──► COMMIT + sync ──► tell all
+//! idle ──request──► BEGIN ──► (savepoint ·) work (· release) ──► (more waiting? again, up to `batch`) ──► COMMIT + sync ──► tell all
 //!   ▲                              │ SQLite rolled everything back (full disk, I/O error):                            │
 //!   │                              └──► tell all so far the error ──► BEGIN                                           │
 //!   └──────────────────────────────── checkpoint when the log is long, or after a pause ◄────────────────────────────┘
@@ -16,8 +16,8 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use rusqlite::Connection;
 
-use crate::Error;
-use crate::job::Job;
+use crate::job::{Job, deliver_all};
+use crate::{Error, Steps};
 
 /// Pages in the log from which on it is folded into the file: 4 MiB.
 const LOG_PAGES: i64 = 1000;
@@ -109,13 +109,17 @@ impl Writer {
         self.commit();
     }
 
-    /// Runs one request in a savepoint. False: the whole transaction is gone, and all in it were told so.
+    /// Runs one request, in a savepoint if it takes many steps. False: the whole transaction is gone, and all in it were told so.
     fn run(&mut self, mut job: Box<dyn Job>) -> bool {
-        if let Err(error) = self.execute("SAVEPOINT request") {
+        let steps = job.steps();
+        if steps == Steps::Many
+            && let Err(error) = self.execute("SAVEPOINT request")
+        {
             job.tell(Err(Error::from_sqlite(&self.path, &error)));
             self.abandon(self.rolled_back());
             return false;
         }
+        let before = self.connection.total_changes();
         let keep = job.run(&self.connection, &self.path);
         if self.connection.is_autocommit() {
             // SQLite ends the transaction itself after some errors; the request that met it knows which.
@@ -129,12 +133,19 @@ impl Writer {
             return false;
         }
         self.told.push(job);
-        let undone = if keep {
-            Ok(())
-        } else {
-            self.execute("ROLLBACK TO request")
+        let settled = match (steps, keep) {
+            (Steps::Many, true) => self.execute("RELEASE request"),
+            (Steps::Many, false) => self
+                .execute("ROLLBACK TO request")
+                .and_then(|()| self.execute("RELEASE request")),
+            (Steps::One, true) => Ok(()),
+            (Steps::One, false) if self.connection.total_changes() == before => Ok(()),
+            (Steps::One, false) => {
+                self.abandon(self.half_done());
+                return false;
+            }
         };
-        if let Err(error) = undone.and_then(|()| self.execute("RELEASE request")) {
+        if let Err(error) = settled {
             self.abandon(Error::from_sqlite(&self.path, &error));
             return false;
         }
@@ -144,13 +155,18 @@ impl Writer {
     fn commit(&mut self) {
         self.unfolded = true;
         match self.execute("COMMIT") {
-            Ok(()) => {
-                for job in self.told.drain(..) {
-                    job.tell(Ok(()));
-                }
-            }
+            Ok(()) => self.conclude(&Ok(())),
             Err(error) => self.abandon(Error::from_commit(&self.path, &error)),
         }
+    }
+
+    /// Everyone in the transaction learns its fate.
+    fn conclude(&mut self, fate: &Result<(), Error>) {
+        let mut told = std::mem::take(&mut self.told);
+        for job in &mut told {
+            job.settle(fate.clone());
+        }
+        deliver_all(told);
     }
 
     /// Gives the transaction up; everyone in it learns why.
@@ -161,15 +177,24 @@ impl Writer {
             tracing::error!(path = %self.path.display(), %error, "rolling back failed");
         }
         tracing::warn!(path = %self.path.display(), %reason, requests = self.told.len(), "a transaction was given up");
-        for job in self.told.drain(..) {
-            job.tell(Err(reason.clone()));
-        }
+        self.conclude(&Err(reason));
     }
 
     /// Why SQLite rolled back by itself: its error reached only the request that met it.
     fn rolled_back(&self) -> Error {
         let detail = "the transaction was rolled back by a full disk or an I/O error".to_owned();
         Error::InputOutput {
+            path: self.path.to_path_buf(),
+            detail,
+        }
+    }
+
+    /// Why everything was rolled back: a request that promised one step wrote, and then failed.
+    fn half_done(&self) -> Error {
+        let detail =
+            "a request failed after its one step, which could be undone only with all others"
+                .to_owned();
+        Error::Request {
             path: self.path.to_path_buf(),
             detail,
         }

@@ -10,8 +10,8 @@ use crate::record::check_known;
 use crate::transaction::{check_key, prefix_end};
 use crate::watch::{Hub, REPLAYED_AT_ONCE, Source, under};
 use crate::{
-    BoxFuture, Change, Clock, Error, Event, LeaseId, List, MonotonicClock, Operation, Page, Record,
-    Revision, Store, Transaction, Watcher,
+    BoxFuture, Change, Clock, Condition, Error, Event, LeaseId, List, MonotonicClock, Operation,
+    Page, Record, Revision, Store, Transaction, Watcher,
 };
 
 #[derive(Clone)]
@@ -89,9 +89,9 @@ impl Inner {
     fn transact(&self, transaction: Transaction) -> Result<Revision, Error> {
         transaction.check()?;
         let mut state = self.state();
-        if let Some(conflict) =
-            transaction.conflict(|key| Ok::<_, Error>(state.newest(key).cloned()))?
-        {
+        let holds =
+            |condition: &Condition| Ok::<_, Error>(condition.holds(state.newest(condition.key())));
+        if let Some(conflict) = transaction.conflict(holds)? {
             return Err(Error::Conflict(Box::new(conflict)));
         }
         let revision = state.revision.next();

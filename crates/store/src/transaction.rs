@@ -202,13 +202,13 @@ impl Transaction {
         Ok(())
     }
 
-    /// The first condition that does not hold, given the newest record of each key.
+    /// The first condition that does not hold.
     pub(crate) fn conflict<E>(
         &self,
-        mut newest: impl FnMut(&str) -> Result<Option<Record>, E>,
+        mut holds: impl FnMut(&Condition) -> Result<bool, E>,
     ) -> Result<Option<Conflict>, E> {
         for (index, condition) in self.conditions.iter().enumerate() {
-            if !condition.holds(newest(condition.key())?.as_ref()) {
+            if !holds(condition)? {
                 return Ok(Some(Conflict {
                     index,
                     condition: condition.clone(),

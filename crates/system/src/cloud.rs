@@ -24,6 +24,8 @@ pub struct Instance {
     pub address: Option<String>,
     pub restarts: u32,
     pub version: u64,
+    /// `serve` or `before-deploy`.
+    pub purpose: String,
 }
 
 /// One line of `nodes -o json`.
@@ -190,6 +192,16 @@ impl Cloud {
         self.command(words)
             .stdin(Stdio::null())
             .output()
+            .with_context(|| format!("running {words:?}"))
+    }
+
+    /// Types a command and lets it run; what it prints can be read from it.
+    pub fn begin(&self, words: &[&str]) -> Result<Child> {
+        self.command(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .with_context(|| format!("running {words:?}"))
     }
 

@@ -5,6 +5,7 @@
 //! | [`load`] | an open-loop HTTP load that never retries and counts latency from the scheduled time |
 //! | [`cloud`] | a `mainland up` of one's own: start it, ask it, break it, end it |
 //! | [`proc`] | what the kernel says of processes: alive, memory, CPU time |
+//! | [`shop`] | the example store, its load and what that prints |
 //! | [`wait`] | waiting for a condition, with a deadline |
 //! | [`bench`] | whole-system benchmarks, beside peers in the same run |
 //!
@@ -14,4 +15,5 @@ pub mod bench;
 pub mod cloud;
 pub mod load;
 pub mod proc;
+pub mod shop;
 pub mod wait;

@@ -37,6 +37,15 @@ pub fn parent(pid: u32) -> Option<u32> {
     stat_field(pid, 4)?.parse().ok()
 }
 
+/// The processes that it has started and that still run.
+pub fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect()
+}
+
 /// What a process holds in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Memory {
@@ -58,16 +67,6 @@ pub fn memory(pid: u32) -> Result<Memory> {
         pss_bytes: field("Pss:")?,
         rss_bytes: field("Rss:")?,
     })
-}
-
-/// CPU time that a process has used, user and system.
-pub fn cpu_time(pid: u32) -> Option<Duration> {
-    let ticks: u64 = [14, 15]
-        .iter()
-        .filter_map(|field| stat_field(pid, *field)?.parse::<u64>().ok())
-        .sum();
-    let per_second = rustix::param::clock_ticks_per_second();
-    Some(Duration::from_millis(ticks * 1000 / per_second))
 }
 
 /// CPU time of each living thread of a process, to the nanosecond (`schedstat`).

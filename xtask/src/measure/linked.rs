@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use store::sqlite::SqliteStore;
 use system::bench::store::{Engine, EngineLoad};
 use system::bench::table::Report;
-use system::bench::{Place, gateway, up};
+use system::bench::{Place, gateway, shop, topics, up};
 
 use super::{Bench, plan};
 use crate::step::cargo;
@@ -34,7 +34,9 @@ fn measure(root: &Path, name: Bench) -> Result<Report> {
     match name {
         Bench::Gateway => gateway::run(&built(root)?),
         Bench::Plan => Ok(plan::run()),
+        Bench::Shop => shop::run(&built(root)?),
         Bench::Store => system::bench::store::run(&built(root)?, &mut engine),
+        Bench::Topics => topics::run(&built(root)?),
         Bench::Up => up::run(&built(root)?),
     }
 }
@@ -61,6 +63,8 @@ fn build(root: &Path) -> Result<()> {
         "mainland",
         "--package",
         "system",
+        "--package",
+        "shop",
         "--bins",
     ];
     cargo(root, &build)

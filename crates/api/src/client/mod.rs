@@ -3,8 +3,11 @@
 //! HTTP/2, so that calls and watches share one connection. It is made when first needed and made anew when it broke. A call that surely did
 //! not begin says [`Error::Unreachable`]; one that may have had its effect says [`Error::Unknown`].
 
+mod engines;
 mod nodes;
 mod people;
+
+pub use engines::Range;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -41,8 +41,60 @@ impl Client {
             .await
     }
 
+    /// The same, by who holds the deploy of that id.
+    pub async fn apply_in_deploy(
+        &self,
+        project: &ProjectName,
+        apply: &wire::Apply,
+        deploy: &str,
+        idempotency_key: &str,
+    ) -> Result<wire::Applied, Error> {
+        let path = format!("/v1/projects/{project}/apply?deploy={deploy}");
+        self.exchange(Method::POST, &path, apply, Some(idempotency_key))
+            .await
+    }
+
+    /// Takes the project's deploy, or says that one still holds it.
+    pub async fn hold_deploy(
+        &self,
+        project: &ProjectName,
+        id: &str,
+        hold: &wire::HoldDeploy,
+    ) -> Result<wire::Deploy, Error> {
+        let path = format!("/v1/projects/{project}/deploys/{id}");
+        self.exchange(Method::PUT, &path, hold, None).await
+    }
+
+    pub async fn end_deploy(&self, project: &ProjectName, id: &str) -> Result<bool, Error> {
+        let path = format!("/v1/projects/{project}/deploys/{id}");
+        let answer = self
+            .send(request(Method::DELETE, &path, Bytes::new()))
+            .await?;
+        self.decode(answer).await
+    }
+
+    pub async fn steer_rollout(
+        &self,
+        project: &ProjectName,
+        service: &ResourceName,
+        to: wire::Steer,
+    ) -> Result<Rollout, Error> {
+        let path = format!("/v1/projects/{project}/rollouts/{service}/steer");
+        self.exchange(Method::POST, &path, &wire::SteerRollout { to }, None)
+            .await
+    }
+
     pub async fn status(&self, project: &ProjectName) -> Result<wire::ProjectStatus, Error> {
         self.get(&format!("/v1/projects/{project}/status")).await
+    }
+
+    /// Without asking databases and topics: for who looks again and again.
+    pub async fn status_of_services(
+        &self,
+        project: &ProjectName,
+    ) -> Result<wire::ProjectStatus, Error> {
+        self.get(&format!("/v1/projects/{project}/status?engines=false"))
+            .await
     }
 
     pub async fn instances(

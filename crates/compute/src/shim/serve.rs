@@ -110,7 +110,8 @@ impl Shim {
         let spawned = workload::spawn(&launch.program, &instance::work_directory(Path::new(".")))?;
         let pid = spawned.pid.as_raw_nonzero().get() as u32;
         let at = Timestamp::now();
-        sink.line(at, Stream::Shim, format!("started as pid {pid}").as_bytes());
+        let started = format!("{} {pid}", instance::STARTED);
+        sink.line(at, Stream::Shim, started.as_bytes());
         sink.flush();
         let begin = || {
             let record = Record {

@@ -20,6 +20,7 @@ use rustix::fs::Mode;
 use rustix::process::{Gid, Resource, Rlimit, Uid};
 
 use super::protocol::{Failure, LAUNCH_MAX_BYTES, Program};
+use crate::runtime::OWN_PROGRAM;
 
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
@@ -101,6 +102,9 @@ fn become_program(program: &Program, attached: bool) -> Failure {
         Ok(terminal) => terminal,
         Err(error) => return failure("opening the terminal", &error),
     };
+    // Mainland's own processes do without huge pages, to stay small; that is inherited, and no business of the program's. A kernel without them
+    // refuses, and nothing is to be undone there.
+    let _ = rustix::thread::disable_transparent_huge_pages(false);
     rustix::process::umask(Mode::from_raw_mode(0o022));
     if let Err(error) = drop_privileges(program) {
         return failure("giving up privileges", &error.into());
@@ -109,6 +113,10 @@ fn become_program(program: &Program, attached: bool) -> Failure {
         return failure("executing", &io::Error::other("no program is named"));
     };
     let mut command = Command::new(name);
+    if name == OWN_PROGRAM {
+        // As people know it in `ps`.
+        command.arg0("mainland");
+    }
     command
         .args(arguments)
         .env_clear()

@@ -145,6 +145,22 @@ pub fn set_value(
     Ok((draft, record))
 }
 
+/// Random bytes in a database's secret.
+const ENGINE_SECRET_BYTES: u32 = 32;
+
+/// The first and only version of what the passwords of a database are derived from.
+pub(super) fn of_engine(
+    id: &ResourceId,
+    keyring: &Keyring,
+    author: &Author,
+) -> Result<SecretRecord, Problem> {
+    let source = SecretSource::Generate {
+        bytes: ENGINE_SECRET_BYTES,
+    };
+    let value = SecretValue::generate(ENGINE_SECRET_BYTES);
+    next_record(id, &source, None, Some(&value), keyring, author)
+}
+
 fn next_record(
     id: &ResourceId,
     source: &SecretSource,

@@ -5,11 +5,12 @@ use api::wire::{Action, Kind};
 use boundary::authorize::Change as Admitted;
 use model::compute::{Release, ReleaseOrigin, Service};
 use model::ids::{ReleaseNumber, ResourceId, ResourceName};
+use model::state::Engine;
 
-use super::{Author, Planner, change, open_zones};
+use super::{Author, Planner, change, open_zones, secrets};
 use crate::changes::{self, Running};
 use crate::draft::Draft;
-use crate::records::{Current, Key, NameRecord, ServiceRecord, UidRecord, encode};
+use crate::records::{Current, Key, NameRecord, SecretRecord, ServiceRecord, UidRecord, encode};
 use crate::world::{Entry, Stored, World};
 
 impl Planner<'_> {
@@ -62,6 +63,7 @@ impl Planner<'_> {
             same_since: next_release(entry),
             rolled_back_to: None,
         });
+        self.give_secret(id, spec, &mut draft)?;
         if let Some(current) = &current {
             self.give_uid(id, entry, &mut draft)?;
             let release = release(
@@ -85,13 +87,9 @@ impl Planner<'_> {
             draft.delete(Key::Forget(id.clone()), forget);
         }
         let zones = open_zones(self.world);
-        let after = entry
-            .scale
-            .as_ref()
-            .map_or(spec.replicas, |scale| scale.replicas);
         let running = Running {
             before: 0,
-            after,
+            after: entry.copies_of(spec),
             zones: &zones,
         };
         let consequence = changes::consequence_of_start(spec, running);
@@ -165,6 +163,22 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// A database has a secret from its first moment, and the same one for as long as there is data of it.
+    fn give_secret(
+        &self,
+        id: &ResourceId,
+        spec: &Service,
+        draft: &mut Draft,
+    ) -> Result<(), Problem> {
+        let is_database = matches!(spec.engine(), Some(Engine::Postgres(_)));
+        if !is_database || self.world.engine_secrets.contains_key(id) {
+            return Ok(());
+        }
+        let record = secrets::of_engine(id, self.request.keyring, self.request.author)?;
+        draft.put::<SecretRecord>(Key::EngineSecret(id.clone()), None, &record);
+        Ok(())
+    }
+
     fn keep(&mut self, id: &ResourceId, entry: &Entry, record: &Stored<ServiceRecord>) {
         let diff = scaled_line(entry, &record.spec);
         let mut draft = Draft::new();
@@ -189,8 +203,10 @@ impl Planner<'_> {
         record: &Stored<ServiceRecord>,
         spec: &Service,
     ) -> Result<(), Problem> {
+        check_engine_change(id, &record.spec, spec)?;
         self.check_rollback(id, entry, record, spec)?;
         let mut draft = Draft::new();
+        self.give_secret(id, spec, &mut draft)?;
         let mut diff = changes::diff(&record.spec, spec);
         let current = self.next_current(id, entry, record, spec, &diff, &mut draft)?;
         let number = current.as_ref().map(|current| current.number);
@@ -201,13 +217,9 @@ impl Planner<'_> {
         };
         draft.put(Key::Service(id.clone()), Some(record), &next);
         let zones = open_zones(self.world);
-        let after = entry
-            .scale
-            .as_ref()
-            .map_or(spec.replicas, |scale| scale.replicas);
         let running = Running {
             before: entry.wanted(),
-            after,
+            after: entry.copies_of(spec),
             zones: &zones,
         };
         let consequence = changes::consequence_of_change(&record.spec, spec, running);
@@ -293,6 +305,41 @@ impl Planner<'_> {
         }
         Err(Problem::conflict("would-undo-rollback", message)
             .remedy("change the file, or apply with `--undo-rollback` if that is what you want"))
+    }
+}
+
+/// What is in a volume is one engine's, and of one version.
+fn check_engine_change(id: &ResourceId, old: &Service, new: &Service) -> Result<(), Problem> {
+    let name = &id.name;
+    let refuse = |title: String, remedy: String| {
+        Err(Problem::new(422, "engine-change", title).remedy(remedy))
+    };
+    match (old.engine(), new.engine()) {
+        (Some(Engine::Postgres(old)), Some(Engine::Postgres(new)))
+            if old.version != new.version =>
+        {
+            refuse(
+                format!(
+                    "{name} holds data of PostgreSQL {}, which version {} can't open",
+                    old.version, new.version
+                ),
+                format!(
+                    "declare a second database with `postgres: {}`, then `mainland db dump {name}` and `mainland db load` into it",
+                    new.version
+                ),
+            )
+        }
+        (Some(Engine::Postgres(_)), Some(Engine::Postgres(_)))
+        | (Some(Engine::Topic(_)), Some(Engine::Topic(_))) => Ok(()),
+        (None, Some(_)) | (Some(_), None) if old.is_external() || new.is_external() => Ok(()),
+        (None, None) => Ok(()),
+        (old, new) => {
+            let noun = |engine: Option<&Engine>| engine.map_or("service", Engine::noun);
+            refuse(
+                format!("{name} is a {} and can't become a {}", noun(old), noun(new)),
+                format!("choose another name, or delete {name} first"),
+            )
+        }
     }
 }
 

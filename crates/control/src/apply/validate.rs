@@ -1,6 +1,8 @@
 //! What no apply may bring, whatever the world is like.
 
-use std::collections::BTreeSet;
+mod engines;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::problem::Problem;
 use boundary::authorize::Change as Admitted;
@@ -33,6 +35,7 @@ pub(super) fn check(world: &World, request: &Request<'_>) -> Result<(), Problem>
         }
         check_service(name, spec)?;
         check_needs(name, spec, &known)?;
+        engines::check(name, spec, &known)?;
         check_artifact(name, spec, request)?;
     }
     let mut places = BTreeSet::new();
@@ -49,21 +52,19 @@ pub(super) fn check(world: &World, request: &Request<'_>) -> Result<(), Problem>
 }
 
 /// What will be there after the change.
-struct Known {
-    services: BTreeSet<ResourceName>,
+struct Known<'a> {
+    services: BTreeMap<&'a ResourceName, &'a Service>,
     secrets: BTreeSet<ResourceName>,
 }
 
-impl Known {
-    fn of(world: &World, request: &Request<'_>) -> Self {
-        let mut services: BTreeSet<_> = request.apply.services.keys().cloned().collect();
+impl<'a> Known<'a> {
+    fn of(world: &'a World, request: &Request<'a>) -> Self {
+        let mut services: BTreeMap<_, _> = request.apply.services.iter().collect();
         let mut secrets: BTreeSet<_> = request.apply.secrets.keys().cloned().collect();
         if !request.apply.prune {
-            services.extend(
-                world
-                    .services_of(request.project)
-                    .map(|(name, ..)| name.clone()),
-            );
+            for (name, _, record) in world.services_of(request.project) {
+                services.entry(name).or_insert(&record.spec);
+            }
             secrets.extend(
                 world
                     .secrets_of(request.project)
@@ -74,11 +75,11 @@ impl Known {
     }
 
     fn has(&self, name: &ResourceName) -> bool {
-        self.services.contains(name) || self.secrets.contains(name)
+        self.services.contains_key(name) || self.secrets.contains(name)
     }
 
     fn nearest(&self, name: &ResourceName) -> Option<&str> {
-        let known = self.services.iter().chain(&self.secrets);
+        let known = self.services.keys().copied().chain(&self.secrets);
         problems::nearest(name.as_str(), known.map(ResourceName::as_str))
     }
 }
@@ -95,7 +96,7 @@ fn unknown(title: String, nearest: Option<&str>) -> Problem {
     }
 }
 
-fn check_needs(name: &ResourceName, spec: &Service, known: &Known) -> Result<(), Problem> {
+fn check_needs(name: &ResourceName, spec: &Service, known: &Known<'_>) -> Result<(), Problem> {
     match spec.needs.keys().find(|need| !known.has(need)) {
         None => Ok(()),
         Some(need) => Err(unknown(
@@ -110,7 +111,7 @@ fn check_service(name: &ResourceName, spec: &Service) -> Result<(), Problem> {
         Work::Process { run, .. } if run.is_empty() || run[0].is_empty() => {
             return Err(invalid(format!("{name}: `run` names no program")));
         }
-        Work::External { addresses } if addresses.is_empty() => {
+        Work::External { addresses, .. } if addresses.is_empty() => {
             return Err(invalid(format!("{name}: `external` names no address")));
         }
         Work::External { .. } if !spec.volumes.is_empty() => {
@@ -118,7 +119,7 @@ fn check_service(name: &ResourceName, spec: &Service) -> Result<(), Problem> {
                 "{name}: what runs elsewhere has no volumes here"
             )));
         }
-        Work::Process { .. } | Work::External { .. } => {}
+        Work::Process { .. } | Work::External { .. } | Work::Engine { .. } => {}
     }
     let arguments = if let Work::Process { run, .. } = &spec.work {
         run.len()
@@ -183,7 +184,7 @@ fn check_route(
     world: &World,
     project: &ProjectName,
     route: &Route,
-    known: &Known,
+    known: &Known<'_>,
 ) -> Result<(), Problem> {
     let place = format!("{}{}", route.host, route.path);
     let host_allowed =
@@ -206,8 +207,8 @@ fn check_route(
             route.path
         )));
     }
-    if !known.services.contains(&route.to) {
-        let known = known.services.iter().map(ResourceName::as_str);
+    if !known.services.contains_key(&route.to) {
+        let known = known.services.keys().map(|name| name.as_str());
         let nearest = problems::nearest(route.to.as_str(), known);
         return Err(unknown(
             format!(
@@ -227,6 +228,20 @@ fn check_route(
             "route-taken",
             format!("the route {place} belongs to project {other}"),
         )
-        .remedy("choose another host or path")),
+        .remedy(way_out(project, other, &place))),
+    }
+}
+
+/// What to do where a route is another project's. An environment takes over the routes of its file where it does not say otherwise.
+fn way_out(project: &ProjectName, other: &ProjectName, place: &str) -> String {
+    let base = |one: &ProjectName, of: &ProjectName| {
+        let rest = one.as_str().strip_prefix(of.as_str())?;
+        rest.strip_prefix('-').map(str::to_owned)
+    };
+    match base(project, other) {
+        Some(environment) => format!(
+            "an environment has routes of its own: in the manifest, under `environments: {environment}: routes:`, write `{place}: ~` and a route on another host, such as `{environment}.{place}`"
+        ),
+        None => "choose another host or path".to_owned(),
     }
 }

@@ -13,6 +13,8 @@ pub(super) fn collect(planner: &mut Planner<'_>) {
     let services = services_after(planner);
     let mut warnings = rings(&services);
     warnings.extend(single_points(planner, &services));
+    let specs = services.iter().map(|(name, (spec, _))| (name, spec));
+    warnings.extend(model::state::single_points(specs));
     if !planner.request.apply.services.is_empty() {
         warnings.extend(not_covered(planner, &services));
     }
@@ -29,12 +31,8 @@ fn services_after(planner: &Planner<'_>) -> BTreeMap<ResourceName, (Service, u32
         }
     }
     for (name, spec) in &apply.services {
-        let scale = planner
-            .world
-            .services
-            .get(&planner.id(name))
-            .and_then(|entry| entry.scale.as_ref());
-        let wanted = scale.map_or(spec.replicas, |scale| scale.replicas);
+        let entry = planner.world.services.get(&planner.id(name));
+        let wanted = entry.map_or(spec.replicas, |entry| entry.copies_of(spec));
         after.insert(
             name.clone(),
             (spec.clone(), if spec.is_external() { 0 } else { wanted }),
@@ -64,7 +62,9 @@ fn single_points(
     services: &BTreeMap<ResourceName, (Service, u32)>,
 ) -> Vec<String> {
     let named = planner.request.apply.services.keys();
-    let single = named.filter(|name| services.get(*name).is_some_and(|(_, wanted)| *wanted == 1));
+    // Engines are named on their own: there is nothing to be done about them in the file.
+    let is_single = |(spec, wanted): &(Service, u32)| *wanted == 1 && spec.engine().is_none();
+    let single = named.filter(|name| services.get(*name).is_some_and(is_single));
     let needed_by = |name: &ResourceName| -> Vec<&str> {
         let callers = services
             .iter()
@@ -184,6 +184,7 @@ fn imagined(
             node: placed.node,
             slot: (!spec.volumes.is_empty()).then_some(0),
             role: model::compute::Role::Member,
+            purpose: model::compute::Purpose::Serve,
             epoch: model::ids::Epoch::default(),
             wanted: model::compute::Wanted::Run,
             reason: placed.reason,

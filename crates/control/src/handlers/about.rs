@@ -64,9 +64,8 @@ pub async fn audit(server: Arc<Server>, call: Call) -> Answer {
 /// Of everything, or of the project in the path.
 pub async fn events(server: Arc<Server>, call: Call) -> Answer {
     let project = call
-        .parameters
-        .contains_key("project")
-        .then(|| call.project())
+        .segment("project")
+        .map(|_| call.project())
         .transpose()?;
     let after = call.asks("after", 0_u64)?;
     if call.asks("watch", false)? {

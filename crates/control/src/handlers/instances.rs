@@ -1,10 +1,14 @@
 //! What runs: listed from placements and reports; logs and exec are asked of the node.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::problem::Problem;
 use api::wire;
 use axum::body::Body;
+use axum::response::Response;
+use futures_util::{StreamExt, stream};
 use http::{Method, Request, header};
 use model::ids::{InstanceName, NodeName, ProjectName};
 
@@ -13,6 +17,11 @@ use crate::call::{self, Answer, Call};
 use crate::state::Server;
 use crate::tunnel;
 use crate::views;
+
+/// Nodes that are asked at once for the output of an instance that is gone.
+const ASKED_AT_ONCE: usize = 32;
+/// How long all of them are asked for it.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub async fn list(server: Arc<Server>, call: Call) -> Answer {
     let project = call.project()?;
@@ -31,37 +40,67 @@ pub async fn list(server: Arc<Server>, call: Call) -> Answer {
     Ok(call::json(&wire::List { items, revision }))
 }
 
+/// The output of what is gone is looked for: the node that had it keeps it for a while.
 pub async fn logs(server: Arc<Server>, call: Call) -> Answer {
-    forward(server, call, "logs").await
+    let project = call.project()?;
+    let instance: InstanceName = call.parameter("instance")?;
+    match node_of(&server, &project, &instance) {
+        Ok(node) => forward(server, call, &node, "logs").await,
+        Err(unknown) if unknown.status == 404 => {
+            let known = server.look(|world| world.projects().contains(&project));
+            let path = path_of(&call, "logs")?;
+            let found = match known {
+                true => search(&server, path).await,
+                false => None,
+            };
+            found.ok_or(unknown)
+        }
+        Err(problem) => Err(problem),
+    }
+}
+
+/// The first answer of a node that knows the path.
+async fn search(server: &Arc<Server>, path: String) -> Option<Response> {
+    let asked = server.tunnels.nodes().into_iter().map(|node| {
+        let uri = format!("http://{node}{path}");
+        ask(server.clone(), node, uri)
+    });
+    let mut found = pin!(
+        stream::iter(asked)
+            .buffer_unordered(ASKED_AT_ONCE)
+            .filter_map(std::future::ready)
+    );
+    tokio::time::timeout(SEARCH_TIMEOUT, found.next())
+        .await
+        .ok()?
+}
+
+async fn ask(server: Arc<Server>, node: NodeName, uri: String) -> Option<Response> {
+    let request = Request::get(uri).body(Body::empty()).ok()?;
+    let answer = server.tunnels.forward(&node, request).await.ok()?;
+    answer.status().is_success().then_some(answer)
 }
 
 pub async fn exec(server: Arc<Server>, call: Call) -> Answer {
     let on = format!("{}/{}", call.text("project"), call.text("instance"));
     let by = call.principal.name();
-    let answer = forward(server.clone(), call, "exec").await?;
+    let project = call.project()?;
+    let node = node_of(&server, &project, &call.parameter("instance")?)?;
+    let answer = forward(server.clone(), call, &node, "exec").await?;
     server.audited(by, "exec", on, Vec::new()).await;
     Ok(answer)
 }
 
 /// Asks the instance's node over its tunnel; bodies go both ways as they come.
-async fn forward(server: Arc<Server>, mut call: Call, what: &str) -> Answer {
-    let project = call.project()?;
-    let instance: InstanceName = call.parameter("instance")?;
-    let node = node_of(&server, &project, &instance)?;
-    let query = call
-        .request
-        .uri()
-        .query()
-        .map(|query| format!("?{query}"))
-        .unwrap_or_default();
-    let uri = format!("http://{node}/v1/instances/{project}/{instance}/{what}{query}");
+async fn forward(server: Arc<Server>, mut call: Call, node: &NodeName, what: &str) -> Answer {
+    let uri = format!("http://{node}{}", path_of(&call, what)?);
     let method = if what == "exec" {
         Method::POST
     } else {
         Method::GET
     };
     let mut request = Request::builder().method(method).uri(uri);
-    if let Some(value) = call.headers.get(header::CONTENT_TYPE) {
+    if let Some(value) = call.headers().get(header::CONTENT_TYPE) {
         request = request.header(header::CONTENT_TYPE, value);
     }
     let body = if what == "exec" {
@@ -72,10 +111,19 @@ async fn forward(server: Arc<Server>, mut call: Call, what: &str) -> Answer {
     let request = request
         .body(body)
         .map_err(|error| Problem::invalid(error.to_string()))?;
-    if !server.tunnels.is_open(&node) {
-        return Err(tunnel::unreachable(&node, &silence(&server, &node)));
+    if !server.tunnels.is_open(node) {
+        return Err(tunnel::unreachable(node, &silence(&server, node)));
     }
-    server.tunnels.forward(&node, request).await
+    server.tunnels.forward(node, request).await
+}
+
+/// What a node is asked for, with the query as it came.
+fn path_of(call: &Call, what: &str) -> Result<String, Problem> {
+    let project = call.project()?;
+    let instance: InstanceName = call.parameter("instance")?;
+    let query = call.request.uri().query();
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    Ok(format!("/v1/instances/{project}/{instance}/{what}{query}"))
 }
 
 fn node_of(
@@ -83,12 +131,20 @@ fn node_of(
     project: &ProjectName,
     instance: &InstanceName,
 ) -> Result<NodeName, Problem> {
-    let (placed, pending) = server.look(|world| {
-        let groups = world
+    let (placed, pending, culprit) = server.look(|world| {
+        let entries = world
             .services
             .iter()
             .filter(|(id, _)| id.project == *project);
-        let groups: Vec<_> = groups
+        // What a release was judged by is gone, and its node keeps its output for a while.
+        let culprits = entries
+            .clone()
+            .filter_map(|(_, entry)| entry.rollout.as_ref()?.culprit.as_ref());
+        let culprit = culprits
+            .into_iter()
+            .find(|culprit| culprit.instance == *instance)
+            .map(|culprit| culprit.node.clone());
+        let groups: Vec<_> = entries
             .filter_map(|(_, entry)| entry.placements.as_ref())
             .collect();
         let placements = groups.iter().flat_map(|group| &group.placements);
@@ -101,7 +157,7 @@ fn node_of(
             .flat_map(|group| &group.pending)
             .find(|pending| pending.instance == *instance)
             .cloned();
-        (placed, pending)
+        (placed, pending, culprit)
     });
     match (placed, pending) {
         (Some(node), _) => Ok(node),
@@ -109,8 +165,10 @@ fn node_of(
             "pending",
             format!("{instance} runs nowhere yet: {}", pending.reason),
         )),
-        (None, None) => Err(Problem::not_found(format!("instance {project}/{instance}"))
-            .remedy("`mainland ps` lists what runs")),
+        (None, None) => culprit.ok_or_else(|| {
+            Problem::not_found(format!("instance {project}/{instance}"))
+                .remedy("`mainland ps` lists what runs; a node keeps the output of the last few that left it")
+        }),
     }
 }
 

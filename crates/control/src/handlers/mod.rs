@@ -2,6 +2,8 @@
 
 mod about;
 mod artifacts;
+mod deploys;
+mod engines;
 mod instances;
 mod keys;
 mod leaving;
@@ -10,6 +12,7 @@ mod projects;
 mod resources;
 mod secrets;
 mod services;
+mod steering;
 
 use crate::dispatch::Handler;
 
@@ -32,6 +35,8 @@ pub fn of(operation: &str) -> Option<Handler> {
         "events" | "projectEvents" => handler!(about::events),
         "listProjects" => handler!(projects::list),
         "apply" => handler!(projects::apply),
+        "holdDeploy" => handler!(deploys::hold),
+        "endDeploy" => handler!(deploys::end),
         "deleteProject" => handler!(projects::delete),
         "status" => handler!(projects::status),
         "explain" => handler!(projects::explain),
@@ -47,6 +52,7 @@ pub fn of(operation: &str) -> Option<Handler> {
         "listReleases" => handler!(services::releases),
         "getRelease" => handler!(services::release),
         "getRollout" => handler!(services::rollout),
+        "steerRollout" => handler!(steering::steer),
         "restart" => handler!(services::restart),
         "rollback" => handler!(services::rollback),
         "setSecret" => handler!(secrets::set),
@@ -54,6 +60,8 @@ pub fn of(operation: &str) -> Option<Handler> {
         "listInstances" => handler!(instances::list),
         "logs" => handler!(instances::logs),
         "exec" => handler!(instances::exec),
+        "askEngine" => handler!(engines::ask),
+        "tellEngine" => handler!(engines::tell),
         "beginUpload" => handler!(artifacts::begin),
         "uploadChunk" => handler!(artifacts::chunk),
         "getArtifact" => handler!(artifacts::get),

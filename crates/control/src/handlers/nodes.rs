@@ -151,7 +151,7 @@ pub async fn make_join_token(server: Arc<Server>, mut call: Call) -> Answer {
                 );
             }
             let mut draft = Draft::new();
-            draft.put_anyway(Key::Token(token.hash().to_string()), &record);
+            draft.put_anyway(Key::Token(token.hash()), &record);
             Ok((draft, ()))
         })
         .await?;
@@ -194,10 +194,7 @@ pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
                 &record(&ask, known.map(|known| &known.value), now),
             );
             if let Some(spent) = admitted {
-                draft.delete(
-                    Key::Token(spent.hash.to_string()),
-                    &world.tokens[&spent.hash.to_string()],
-                );
+                draft.delete(Key::Token(spent.hash), &world.tokens[&spent.hash]);
             }
             Ok((draft, known.is_some()))
         })
@@ -224,7 +221,7 @@ pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
 }
 
 fn token(call: &Call) -> Option<JoinToken> {
-    let value = call.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let value = call.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
     value.strip_prefix("Bearer ")?.parse().ok()
 }
 
@@ -245,7 +242,7 @@ fn admits(
             .remedy("make a fresh join token and start the agent with it")
     };
     let token = token.ok_or_else(|| refuse("to join, show a join token".to_owned()))?;
-    let record = world.tokens.get(&token.hash().to_string());
+    let record = world.tokens.get(&token.hash());
     let record = record.ok_or_else(|| {
         refuse("the join token is not known here, or was used already".to_owned())
     })?;

@@ -11,7 +11,7 @@ use boundary::secret::SecretValue;
 use model::boundary::Principal;
 use model::ids::{Digest, ProjectName, ResourceName};
 
-use super::keys;
+use super::{deploys, engines, keys};
 use crate::apply::{self, Author, Planned, Step};
 use crate::call::{self, Answer, Call, IfMatch};
 use crate::draft::Draft;
@@ -38,7 +38,11 @@ pub async fn status(server: Arc<Server>, call: Call) -> Answer {
     let project = call.project()?;
     let now = server.clock.now();
     let status = server.with(|shared| views::status(shared, &project, now));
-    let status = status.ok_or_else(|| unknown(&server, &project))?;
+    let mut status = status.ok_or_else(|| unknown(&server, &project))?;
+    if call.asks("engines", true)? {
+        status.engines = engines::views(&server, &project).await;
+        status.attention.extend(views::concerns(&status.engines));
+    }
     Ok(call::json(&status))
 }
 
@@ -98,6 +102,9 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
 pub async fn apply(server: Arc<Server>, mut call: Call) -> Answer {
     let project = call.project()?;
     let dry_run = call.asks("dry_run", false)?;
+    if !dry_run {
+        deploys::check(&server, &call, &project)?;
+    }
     let ask: wire::Apply = call.json().await?;
     let remember = call.request.extensions().get::<Remember>().cloned();
     let applied = run(

@@ -10,15 +10,17 @@ use base64::engine::general_purpose::STANDARD;
 use boundary::authorize::{self, Change};
 use boundary::secret::SecretValue;
 use model::ids::ResourceId;
+use model::state::role_password;
 
 use super::projects;
 use crate::apply;
 use crate::call::{self, Answer, Call};
-use crate::desired;
+use crate::engines::{self, Source};
 use crate::problems;
+use crate::records::SecretRecord;
 use crate::state::Server;
 use crate::views;
-use crate::world::World;
+use crate::world::{Stored, World};
 
 pub async fn set(server: Arc<Server>, mut call: Call) -> Answer {
     let id = call.resource("name")?;
@@ -65,12 +67,11 @@ pub async fn values(server: Arc<Server>, call: Call) -> Answer {
             .values()
             .map(|release| &release.spec)
             .chain(entry.record.as_ref().map(|record| &record.spec));
-        let needs = specs.flat_map(|spec| desired::secrets(world, &service.project, spec));
+        let given = specs.flat_map(|spec| engines::given(world, &service, spec));
         let mut values = BTreeMap::new();
-        for need in needs {
-            let id = ResourceId::new(service.project.clone(), need.name.clone());
-            if let Some(value) = value(&server, world, &id)? {
-                values.insert(need.name, value);
+        for (need, source) in given {
+            if let Some(value) = value_from(&server, world, &service, &source)? {
+                values.insert(need.name, STANDARD.encode(value.expose()));
             }
         }
         Ok::<_, Problem>(values)
@@ -78,18 +79,41 @@ pub async fn values(server: Arc<Server>, call: Call) -> Answer {
     Ok(call::json(&SecretValues { values: opened }))
 }
 
+/// What a service is given. Of a database's secret only the database itself gets more than a password of its own.
+fn value_from(
+    server: &Server,
+    world: &World,
+    service: &ResourceId,
+    source: &Source,
+) -> Result<Option<SecretValue>, Problem> {
+    match source {
+        Source::Secret(id) => value(server, id, world.secrets.get(id)),
+        Source::OfItself => value(server, service, world.engine_secrets.get(service)),
+        Source::Password { database } => {
+            let secret = value(server, database, world.engine_secrets.get(database))?;
+            let Some(secret) = secret else {
+                return Ok(None);
+            };
+            let text = std::str::from_utf8(secret.expose())
+                .map_err(|_| Problem::internal(format!("the secret of {database} is no text")))?;
+            let password = role_password(text, &service.name);
+            Ok(Some(SecretValue::from(password.into_bytes())))
+        }
+    }
+}
+
 /// A secret without a value is left out: what needs it says so by name.
-fn value(server: &Server, world: &World, id: &ResourceId) -> Result<Option<String>, Problem> {
-    let Some(record) = world
-        .secrets
-        .get(id)
-        .filter(|record| record.envelope.is_some())
-    else {
+fn value(
+    server: &Server,
+    id: &ResourceId,
+    record: Option<&Stored<SecretRecord>>,
+) -> Result<Option<SecretValue>, Problem> {
+    let Some(record) = record.filter(|record| record.envelope.is_some()) else {
         return Ok(None);
     };
     let value = apply::open_secret(&server.keyring, id, record).ok_or_else(|| {
         Problem::internal(format!("the envelope of secret {id} does not open"))
             .remedy("restore the server's `keyring` file")
     })?;
-    Ok(Some(STANDARD.encode(value.expose())))
+    Ok(Some(value))
 }

@@ -10,7 +10,7 @@ use model::compute::{Scale, Service};
 use model::control::{Reason, Rollout, RolloutPhase};
 use model::ids::{ReleaseNumber, ResourceId};
 
-use super::projects;
+use super::{deploys, projects};
 use crate::apply;
 use crate::call::{self, Answer, Call};
 use crate::draft::Draft;
@@ -24,6 +24,9 @@ pub async fn put(server: Arc<Server>, mut call: Call) -> Answer {
     let id = call.resource("name")?;
     let spec: Service = call.json().await?;
     let dry_run = call.asks("dry_run", false)?;
+    if !dry_run {
+        deploys::check(&server, &call, &id.project)?;
+    }
     let if_match = call.if_match()?;
     let ask = wire::Apply {
         services: BTreeMap::from([(id.name.clone(), spec)]),
@@ -67,6 +70,7 @@ pub async fn scale(server: Arc<Server>, mut call: Call) -> Answer {
                     format!("{id} runs elsewhere: it can't be scaled here"),
                 ));
             }
+            check_copies(&id, &record.spec, ask.replicas)?;
             if_match.check(format!("the scale of {id}"), entry.scale.as_ref())?;
             admit(world, &id, ask.replicas, &limits)?;
             let mut draft = Draft::new();
@@ -78,6 +82,19 @@ pub async fn scale(server: Arc<Server>, mut call: Call) -> Answer {
     let line = format!("replicas: {before} → {}", ask.replicas);
     server.audited(author.name, "scale", &id, vec![line]).await;
     Ok(call::json(&scale))
+}
+
+/// An engine's data is in one volume. It may be stopped.
+fn check_copies(id: &ResourceId, spec: &Service, replicas: u32) -> Result<(), Problem> {
+    match spec.engine() {
+        Some(engine) if replicas > 1 => {
+            let noun = engine.noun();
+            let title = format!("{id} is a {noun}, which has one copy in this version");
+            let problem = Problem::new(422, "one-copy", title);
+            Err(problem.remedy("give it more `memory` or `cpu` in the file instead"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn admit(
@@ -179,6 +196,8 @@ pub fn rollout_of(entry: &Entry) -> Option<Rollout> {
         ),
         started_at: at,
         progressed_at: at,
+        prepared: None,
+        culprit: None,
     })
 }
 

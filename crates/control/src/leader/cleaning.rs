@@ -63,7 +63,7 @@ impl Leader {
 fn removals(world: &World, observed: &Observed) -> Vec<Draft> {
     let mut drafts = Vec::new();
     for (id, entry) in &world.services {
-        drafts.extend(finished(id, entry));
+        drafts.extend(finished(world, id, entry));
         drafts.extend(forgotten(id, entry, world, observed));
         if drafts.len() >= STEPS_AT_ONCE {
             break;
@@ -73,7 +73,7 @@ fn removals(world: &World, observed: &Observed) -> Vec<Draft> {
 }
 
 /// Removes the records of a deleted service once nothing of it runs. Where its numbers stood is kept, so that they only grow.
-fn finished(id: &ResourceId, entry: &Entry) -> Option<Draft> {
+fn finished(world: &World, id: &ResourceId, entry: &Entry) -> Option<Draft> {
     let record = entry.record.as_ref()?;
     let removing = record.removing.as_ref()?;
     let group = entry.group();
@@ -95,6 +95,10 @@ fn finished(id: &ResourceId, entry: &Entry) -> Option<Draft> {
     let keeps_data = !group.homes.is_empty() && !removing.delete_data;
     if let Some(uid) = entry.uid.filter(|_| !keeps_data) {
         draft.delete_anyway(Key::Uid(uid));
+    }
+    // Whose data stays is opened by the same secret later.
+    if let Some(secret) = world.engine_secrets.get(id).filter(|_| !keeps_data) {
+        draft.delete(Key::EngineSecret(id.clone()), secret);
     }
     if let Some(stored) = &entry.placements {
         let homes = if keeps_data {
@@ -170,7 +174,7 @@ fn outdated(world: &World, now: Timestamp) -> Vec<Draft> {
     }
     for (hash, token) in &world.tokens {
         if token.expires_at.is_some_and(|end| end < now) {
-            delete(Key::Token(hash.clone()));
+            delete(Key::Token(*hash));
         }
     }
     drafts

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::compute::{InstanceReport, PlacementGroup, Release};
+use model::compute::{InstanceReport, PlacementGroup, Release, ReleaseOrigin};
 use model::control::{NodeRecord, Reason, Rollout, RolloutPhase};
-use model::ids::{InstanceId, InstanceName, NodeName, ResourceId};
+use model::ids::{InstanceId, InstanceName, NodeName, ReleaseNumber, ResourceId};
 use model::signals::Level;
 use plan::check::{self, Plan};
 use plan::place;
@@ -98,6 +98,7 @@ impl Leader {
                 .live()
                 .and_then(|record| record.current.as_ref())
                 .map(|current| current.number),
+            applied: applied(entry),
             replicas: entry.wanted(),
             releases: &seen.releases,
             rollout: entry.rollout.as_ref().map(|rollout| &rollout.value),
@@ -247,6 +248,20 @@ impl Leader {
     }
 }
 
+/// The applied release that what is to run came with. Restarts run the same once more; what was rolled back to had its turn.
+fn applied(entry: &Entry) -> Option<ReleaseNumber> {
+    let mut number = entry.live()?.current.as_ref()?.same_since;
+    loop {
+        match entry.releases.get(&number)?.origin {
+            ReleaseOrigin::Apply => return Some(number),
+            ReleaseOrigin::Rollback { .. } => return None,
+            ReleaseOrigin::Restart => {
+                number = *entry.releases.range(..number).next_back()?.0;
+            }
+        }
+    }
+}
+
 /// Whether instances of it are placed at all.
 fn is_placed_kind(entry: &Entry) -> bool {
     entry.live().is_some_and(|record| record.current.is_some())
@@ -284,6 +299,7 @@ fn rollout_changed(entry: &Entry, decided: Option<&Rollout>) -> bool {
             rollout.from,
             rollout.phase,
             rollout.reason.clone(),
+            rollout.prepared,
         )
     };
     decided.is_some() && entry.rollout.as_ref().map(|rollout| key(rollout)) != decided.map(key)

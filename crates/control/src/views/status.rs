@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::wire::{InstanceView, ProjectStatus, RouteStatus, ServiceStatus};
-use model::compute::InstanceState;
+use model::compute::{InstanceState, Purpose};
 use model::control::{NodeRole, Reason, RolloutPhase, Standing};
 use model::ids::{ProjectName, ResourceId, ResourceName, ZoneName};
 use plan::Now;
@@ -60,6 +60,7 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
         project: project.clone(),
         services,
         routes,
+        engines: Vec::new(),
         attention,
     })
 }
@@ -112,7 +113,8 @@ fn service_status(
 
 /// Work that ended well has served.
 fn serves(view: &InstanceView) -> bool {
-    view.ready || view.state == InstanceState::Finished
+    let is_copy = view.purpose == Purpose::Serve;
+    view.ready || (is_copy && view.state == InstanceState::Finished)
 }
 
 fn attention(

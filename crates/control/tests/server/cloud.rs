@@ -15,12 +15,11 @@ use control::server::{self, ClientFile, Options};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use model::compute::{
-    Completion, DesiredInstance, InstanceReport, InstanceState, Need, OnPartition, Probe,
-    RolloutOptions, Service, Spread, Wanted, Work, default_grace,
+    DesiredInstance, InstanceReport, InstanceState, Need, RolloutOptions, Service, Wanted, Work,
 };
 use model::control::{Capacity, Demand, Heartbeat, NodeDesired, NodeRole, observed_digest};
 use model::ids::{Generation, InstanceId, NodeName, ProjectName, ResourceName, SessionId};
-use model::traffic::{Identity, Protocol, TrafficOptions};
+use model::traffic::Identity;
 use model::units::{Bytes, MilliCpu, Span};
 use store::memory::MemoryStore;
 use store::sqlite::SqliteStore;
@@ -39,30 +38,18 @@ pub fn name(text: &str) -> ResourceName {
 }
 
 pub fn service(replicas: u32) -> Service {
+    let work = Work::Process {
+        run: vec!["/bin/server".to_owned()],
+        artifact: None,
+    };
     Service {
-        work: Work::Process {
-            run: vec!["/bin/server".to_owned()],
-            artifact: None,
-        },
-        completion: Completion::Never,
         replicas,
-        cpu: MilliCpu(100),
         memory: Bytes::mebibytes(100),
-        env: BTreeMap::new(),
-        needs: BTreeMap::new(),
-        protocol: Protocol::Http,
-        health: Probe::default(),
-        alive: None,
-        spread: Spread::default(),
-        on_partition: OnPartition::Keep,
-        volumes: BTreeMap::new(),
-        traffic: TrafficOptions::default(),
         rollout: RolloutOptions {
             ready_within: Span::milliseconds(1500),
             ..RolloutOptions::default()
         },
-        grace: default_grace(),
-        labels: BTreeMap::new(),
+        ..Service::of(work)
     }
 }
 

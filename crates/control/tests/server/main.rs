@@ -3,7 +3,9 @@
 mod artifacts;
 mod changes;
 mod cloud;
+mod engines;
 mod keys;
 mod nodes;
 mod secrets;
+mod state;
 mod tunnel;

@@ -18,6 +18,14 @@ use crate::cloud::*;
 
 /// Opens the tunnel of a node, and answers on it: two log lines, and exec that says back what it is told.
 async fn open_tunnel(node: &FakeNode) {
+    open_tunnel_with(node, on_node).await;
+}
+
+/// Opens the tunnel of a node, and answers on it as told.
+pub async fn open_tunnel_with<A>(node: &FakeNode, on_node: fn(Request<Incoming>) -> A)
+where
+    A: Future<Output = Result<Response<Body>, hyper::Error>> + Send + 'static,
+{
     let mut config =
         tls::client_config(&node.identity, &node.authority, Expect::Anyone, clock()).unwrap();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -52,7 +60,7 @@ fn upgraded_io(upgraded: hyper::upgrade::Upgraded) -> hyper::upgrade::Upgraded {
     upgraded
 }
 
-type Body = BoxBody<Bytes, hyper::Error>;
+pub type Body = BoxBody<Bytes, hyper::Error>;
 
 async fn on_node(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
     let path = request.uri().path().to_owned();
@@ -109,6 +117,55 @@ async fn logs_and_exec_travel_the_nodes_own_connection() {
     // Each frame is answered before the next is sent: bodies are streamed both ways. Two at once.
     let (first, second) = tokio::join!(echo(&cloud), echo(&cloud));
     assert_eq!((first, second), (3, 3));
+}
+
+/// Keeps the output of `web-9`, and of nothing else.
+async fn keeps_web_9(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+    match request.uri().path() {
+        "/v1/instances/shop/web-9/logs" => on_node(request).await,
+        _ => keeps_nothing(request).await,
+    }
+}
+
+async fn keeps_nothing(_: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+    let empty = Empty::new().map_err(|never| match never {}).boxed();
+    let mut answer = Response::new(empty);
+    *answer.status_mut() = StatusCode::NOT_FOUND;
+    Ok(answer)
+}
+
+/// Its answer does not come.
+async fn is_stuck(_: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn the_output_of_what_is_gone_is_looked_for_on_all_nodes() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let [first, second, third] = cloud.three_nodes().await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    open_tunnel_with(&first, keeps_nothing).await;
+    open_tunnel_with(&second, is_stuck).await;
+    open_tunnel_with(&third, keeps_web_9).await;
+
+    let lines = until("the node that keeps it", || async {
+        cloud.client.logs(&project(), "web-9", 7, false).await.ok()
+    })
+    .await;
+    let lines: Vec<_> = lines.map(|line| line.unwrap().text).collect().await;
+    assert_eq!(
+        lines,
+        ["/v1/instances/shop/web-9/logs", "tail=7&follow=false"]
+    );
+    let began = std::time::Instant::now();
+    let nowhere = cloud.client.logs(&project(), "web-8", 7, false).await;
+    assert_eq!(code(nowhere.map(drop)), "not-found");
+    assert!(
+        began.elapsed() < std::time::Duration::from_secs(10),
+        "a node that is stuck is not waited for"
+    );
 }
 
 async fn echo(cloud: &Cloud) -> usize {

@@ -64,9 +64,11 @@ impl Layout {
             .flatten()
             .flatten();
         let joined = entries.filter(|entry| entry.path().join("agent.json").exists());
-        joined
+        let mut names: Vec<String> = joined
             .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect()
+            .collect();
+        names.sort();
+        names
     }
     pub fn log(&self, name: &str) -> PathBuf {
         self.data.join("logs").join(format!("{name}.log"))

@@ -4,6 +4,7 @@
 //! then one screen. It restarts the server and the edge; a node that dies stays lost until told otherwise, as a real one would. ctrl-C ends
 //! all of it cleanly; `down` does the same from elsewhere; a killed supervisor leaves everything running for the next `up` to adopt.
 
+mod chaos;
 mod layout;
 mod process;
 mod supervisor;
@@ -21,6 +22,7 @@ use model::ids::ProjectName;
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 
+pub use chaos::Chaos;
 pub use layout::ZONES_MAX;
 use layout::{Layout, State};
 use process::Identity;
@@ -45,12 +47,6 @@ pub struct Up {
     /// Return when it is ready; `mainland down` ends it
     #[arg(short, long)]
     detach: bool,
-    /// Where the gateway listens for requests from outside (default 127.0.0.1:8080)
-    #[arg(long, value_name = "ADDR", env = "MAINLAND_GATEWAY")]
-    gateway: Option<SocketAddr>,
-    /// Environment of the manifest: project NAME-ENV with its overlay
-    #[arg(long, value_name = "NAME")]
-    env: Option<String>,
     /// How long to wait for everything to be ready before saying what is not
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = experience::parse_span)]
     timeout: Duration,
@@ -206,7 +202,7 @@ impl Up {
     fn state(&self, globals: &Globals, layout: &Layout, old: Option<State>) -> Result<State> {
         let zones = self.zones(layout, old.as_ref());
         let api = globals.api_address();
-        let gateway = self
+        let gateway = globals
             .gateway
             .or(old.as_ref().map(|old| old.gateway))
             .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
@@ -234,7 +230,8 @@ impl Up {
             return Ok(Vec::new());
         };
         let client = globals.client()?;
-        let project = experience::deploy::deliver(&client, &manifest, self.env.as_deref()).await?;
+        let project =
+            experience::deploy::deliver(&client, &manifest, globals.env.as_deref()).await?;
         Ok(vec![project])
     }
 
@@ -247,7 +244,7 @@ impl Up {
         let projects = match manifest {
             Some(manifest) => vec![experience::deploy::project_of(
                 &manifest,
-                self.env.as_deref(),
+                globals.env.as_deref(),
             )?],
             None => Vec::new(),
         };

@@ -14,6 +14,7 @@
 //! | `check` | nodes against shapes; collects problems |
 //! | `service` | one service, resolved |
 //! | `outside` | routes and secrets |
+//! | `state` | databases and topics, resolved to services |
 //! | `references` | needs and routes lead to something declared |
 //! | `variables` | something gives the variables that are used |
 //! | `schema` | the table of keys as a JSON Schema |
@@ -28,6 +29,7 @@ mod outside;
 mod references;
 mod schema;
 mod service;
+mod state;
 #[cfg(test)]
 mod tests;
 mod variables;
@@ -175,7 +177,10 @@ fn with_environment(report: &mut Report, file: Node, name: &str) -> Option<Node>
 
 fn resolve(report: &mut Report, file: &Node, environment: Option<&str>) -> Option<Manifest> {
     let project = project(report, file, environment);
-    let services = service::read_all(report, file);
+    let mut services = service::read_all(report, file);
+    for (name, engine) in state::read_all(report, file) {
+        services.entry(name).or_insert(engine);
+    }
     let secrets = outside::secrets(report, file);
     let routes = outside::routes(report, file);
     references::check(report, file, &services);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::compute::Need;
 use crate::ids::ResourceName;
+use crate::state::Access;
 use crate::traffic::Protocol;
 
 use super::check::{Report, join, nearest, shown};
@@ -17,20 +18,18 @@ type Services = BTreeMap<ResourceName, DeclaredService>;
 pub(super) fn check(report: &mut Report, file: &Node, services: &Services) {
     let declared = Declared {
         services: names(file, "services"),
+        databases: names(file, "databases"),
+        topics: names(file, "topics"),
         secrets: names(file, "secrets"),
     };
-    for entry in file.get("secrets").map(Node::entries).unwrap_or_default() {
-        if declared.services.contains(entry.key.as_str()) {
-            let message = format!(
-                "{} is also a service: a name is used once across kinds",
-                shown(&entry.key)
-            );
-            report.error(entry.key_position, &join("secrets", &entry.key), message);
-        }
+    names_are_used_once(report, file, &declared);
+    for entry in file.get("databases").map(Node::entries).unwrap_or_default() {
+        database(report, entry, &declared);
     }
     for entry in file.get("services").map(Node::entries).unwrap_or_default() {
         let resolved = services.get(entry.key.as_str());
         needs(report, entry, &declared, resolved);
+        subscriptions(report, entry, &declared);
         if let Some(service) = resolved {
             variables::check(report, entry, &service.spec, &declared.secrets);
         }
@@ -43,7 +42,104 @@ pub(super) fn check(report: &mut Report, file: &Node, services: &Services) {
 
 struct Declared<'file> {
     services: BTreeSet<&'file str>,
+    databases: BTreeSet<&'file str>,
+    topics: BTreeSet<&'file str>,
     secrets: BTreeSet<&'file str>,
+}
+
+impl Declared<'_> {
+    /// What the name is, where it is declared.
+    fn kind(&self, name: &str) -> Option<&'static str> {
+        let kinds = [
+            (&self.services, "a service"),
+            (&self.databases, "a database"),
+            (&self.topics, "a topic"),
+            (&self.secrets, "a secret"),
+        ];
+        kinds
+            .into_iter()
+            .find(|(names, _)| names.contains(name))
+            .map(|(_, kind)| kind)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &str> {
+        [&self.services, &self.databases, &self.topics, &self.secrets]
+            .into_iter()
+            .flatten()
+            .copied()
+    }
+}
+
+/// `needs`, variables and messages go by the name alone.
+fn names_are_used_once(report: &mut Report, file: &Node, declared: &Declared<'_>) {
+    let sections = [
+        ("databases", "a database"),
+        ("topics", "a topic"),
+        ("secrets", "a secret"),
+    ];
+    for (section, own) in sections {
+        for entry in file.get(section).map(Node::entries).unwrap_or_default() {
+            if let Some(kind) = declared.kind(&entry.key).filter(|kind| *kind != own) {
+                let message = format!(
+                    "{} is also {kind}: a name is used once across kinds",
+                    shown(&entry.key)
+                );
+                report.error(entry.key_position, &join(section, &entry.key), message);
+            }
+        }
+    }
+}
+
+/// Where its outbox leads to, and where its password comes from.
+fn database(report: &mut Report, entry: &Entry, declared: &Declared<'_>) {
+    let path = join("databases", &entry.key);
+    let targets = [
+        ("outbox", "topic", &declared.topics),
+        ("password", "secret", &declared.secrets),
+    ];
+    for (key, noun, known) in targets {
+        let Some(node) = entry.value.get(key) else {
+            continue;
+        };
+        let name = node.text().filter(|name| ResourceName::new(*name).is_ok());
+        let Some(name) = name.filter(|name| !known.contains(name)) else {
+            continue;
+        };
+        let hint = unless_full(report, || nearest(name, known.iter().copied()));
+        report
+            .error(
+                node.position,
+                &join(&path, key),
+                format!("no {noun} `{name}`"),
+            )
+            .hint(hint);
+    }
+}
+
+/// Whether what a service consumes is a topic, and it can take it.
+fn subscriptions(report: &mut Report, service: &Entry, declared: &Declared<'_>) {
+    let path = join(&join("services", &service.key), "on");
+    let on = service.value.get("on");
+    for entry in on.map(Node::entries).unwrap_or_default() {
+        if ResourceName::new(entry.key.as_str()).is_err()
+            || declared.topics.contains(entry.key.as_str())
+        {
+            continue;
+        }
+        let message = match declared.kind(&entry.key) {
+            Some(kind) => format!("`{}` is {kind}: messages come from a topic", entry.key),
+            None => format!("no topic `{}`", entry.key),
+        };
+        let hint = unless_full(report, || {
+            nearest(&entry.key, declared.topics.iter().copied())
+        });
+        report.error(entry.key_position, &path, message).hint(hint);
+    }
+    let tcp = service.value.get("protocol").and_then(Node::text) == Some("tcp");
+    if let Some(on) = on.filter(|_| tcp) {
+        let message = "messages are pushed over http, and this service speaks tcp";
+        report.error(on.position, &path, message);
+    }
 }
 
 fn names<'file>(file: &'file Node, section: &str) -> BTreeSet<&'file str> {
@@ -73,10 +169,9 @@ fn needs(
         };
         if name == service.key {
             report.error(item.position, &path, format!("`{name}` needs itself"));
-        } else if !declared.services.contains(name) && !declared.secrets.contains(name) {
-            let known = declared.services.iter().chain(&declared.secrets).copied();
+        } else if declared.kind(name).is_none() {
             let hint = unless_full(report, || {
-                nearest(name, known.filter(|known| *known != service.key))
+                nearest(name, declared.all().filter(|known| *known != service.key))
             });
             let message = format!("`{name}` is not declared in this file");
             report.error(item.position, &path, message).hint(hint);
@@ -95,7 +190,14 @@ fn options(
     need: &Need,
     declared: &Declared<'_>,
 ) {
-    let is_secret = declared.secrets.contains(name) && !declared.services.contains(name);
+    let is_secret = declared.kind(name) == Some("a secret");
+    if need.access == Access::Read && !declared.databases.contains(name) {
+        report.error(
+            position,
+            path,
+            format!("`read` means nothing for `{name}`: it is not a database"),
+        );
+    }
     if is_secret && need.timeout.is_some() {
         report.error(
             position,
@@ -137,11 +239,11 @@ fn route(report: &mut Report, entry: &Entry, declared: &Declared<'_>, services: 
                 format!("`{to}` speaks tcp: a route leads to a service that speaks http"),
             );
         }
-    } else if declared.secrets.contains(to) {
+    } else if let Some(kind) = declared.kind(to) {
         report.error(
             target.position,
             &path,
-            format!("`{to}` is a secret: a route leads to a service"),
+            format!("`{to}` is {kind}: a route leads to a service"),
         );
     } else {
         let hint = unless_full(report, || nearest(to, declared.services.iter().copied()));

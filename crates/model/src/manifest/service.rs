@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::compute::{
-    Ask, Completion, Need, OnPartition, Probe, ProbeTimes, RolloutOptions, Service, Spread,
-    SpreadBy, Work, default_grace,
+    Ask, Need, OnPartition, Probe, ProbeTimes, RolloutOptions, Service, Spread, SpreadBy, Work,
 };
 use crate::ids::ResourceName;
 use crate::state::Volume;
@@ -14,11 +13,10 @@ use crate::units::{Bytes, MilliCpu};
 use super::DeclaredService;
 use super::check::{Report, join, shown};
 use super::document::{Entry, Node, Value};
-use super::{keys, merge};
+use super::{keys, merge, state};
+pub(super) use keys::is_host_and_port;
 
 /// Where the file says nothing. A weight, so small is no harm; it is what the scheduler counts.
-const CPU: MilliCpu = MilliCpu(100);
-const MEMORY: Bytes = Bytes::mebibytes(128);
 /// What means something for a service that runs elsewhere.
 const OF_EXTERNAL: [&str; 3] = ["external", "protocol", "traffic"];
 /// Arguments that end so are most likely files that the program is to read.
@@ -116,6 +114,7 @@ impl Reader<'_> {
         }
         let work = Work::External {
             addresses: texts(external),
+            login: None,
         };
         Service {
             replicas: 0,
@@ -128,23 +127,25 @@ impl Reader<'_> {
     fn spec(&mut self, node: &Node, work: Work) -> Service {
         let volumes = volumes(node);
         let has_volume = !volumes.is_empty();
+        let base = base(node, work, has_volume);
         Service {
-            replicas: node.parsed("replicas").unwrap_or(1),
-            cpu: node.parsed("cpu").unwrap_or(CPU),
-            memory: node.parsed("memory").unwrap_or(MEMORY),
+            replicas: node.parsed("replicas").unwrap_or(base.replicas),
+            cpu: node.parsed("cpu").unwrap_or(base.cpu),
+            memory: node.parsed("memory").unwrap_or(base.memory),
             env: text_map(node.get("env")),
             needs: self.needs(node),
+            on: state::subscriptions(node),
+            before_deploy: node.get("before_deploy").map(texts).unwrap_or_default(),
             health: self.probe(node, "health").unwrap_or_default(),
             alive: self
                 .probe(node, "alive")
                 .filter(|probe| probe.ask != Ask::None),
             spread: spread(node.get("spread")),
-            on_partition: on_partition(node, has_volume),
             volumes,
             rollout: self.rollout(node, has_volume),
-            grace: node.parsed("grace").unwrap_or(default_grace()),
+            grace: node.parsed("grace").unwrap_or(base.grace),
             labels: text_map(node.get("labels")),
-            ..base(node, work, has_volume)
+            ..base
         }
     }
 
@@ -291,28 +292,15 @@ impl Reader<'_> {
 }
 
 /// What every service has, wherever it runs.
-fn base(node: &Node, work: Work, has_volume: bool) -> Service {
+pub(super) fn base(node: &Node, work: Work, has_volume: bool) -> Service {
     Service {
-        work,
-        completion: Completion::Never,
-        replicas: 1,
-        cpu: CPU,
-        memory: MEMORY,
-        env: BTreeMap::new(),
-        needs: BTreeMap::new(),
         protocol: match node.get("protocol").and_then(Node::text) {
             Some("tcp") => Protocol::Tcp,
             _ => Protocol::Http,
         },
-        health: Probe::default(),
-        alive: None,
-        spread: Spread::default(),
         on_partition: on_partition(node, has_volume),
-        volumes: BTreeMap::new(),
         traffic: traffic(node.get("traffic")),
-        rollout: RolloutOptions::default(),
-        grace: default_grace(),
-        labels: BTreeMap::new(),
+        ..Service::of(work)
     }
 }
 
@@ -324,7 +312,7 @@ fn texts(list: &Node) -> Vec<String> {
         .collect()
 }
 
-fn text_map(node: Option<&Node>) -> BTreeMap<String, String> {
+pub(super) fn text_map(node: Option<&Node>) -> BTreeMap<String, String> {
     let entries = node.map(Node::entries).unwrap_or_default();
     let pair = |entry: &Entry| Some((entry.key.clone(), entry.value.text()?.to_owned()));
     entries.iter().filter_map(pair).collect()
@@ -348,6 +336,7 @@ fn need(item: &Node) -> (Option<&str>, Need) {
         timeout: options.parsed("timeout"),
         optional: options.text() == Some("optional") || options.parsed("optional") == Some(true),
         file: options.parsed("file") == Some(true),
+        access: state::access(options),
     };
     (Some(&entry.key), need)
 }

@@ -124,8 +124,13 @@ fn an_environment_is_a_merge_patch_over_the_file() {
     assert_eq!(manifest.services["web"].spec.alive, None);
     assert_eq!(routes, ["shop.localhost/", "shop.localhost/mail"]);
     expect![[r#"
+        audit 1 Engine
+        email 1 Connect
         extra 1 Connect
+        far-db 0 Connect
         mail 1 Connect
+        order-events 1 Engine
+        orders-db 1 Engine
         pay 0 Connect
         store 1 Connect
         web 2 Exec { run: ["./check", "fast"] }"#]]

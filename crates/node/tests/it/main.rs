@@ -1,5 +1,6 @@
 //! The agent as a real process, with real shims, proxy and workloads, against a server over real TLS.
 
+mod engine;
 mod faults;
 mod life;
 mod server;

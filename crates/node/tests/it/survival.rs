@@ -79,7 +79,8 @@ async fn nothing_of_a_node_killed_whole_lives_beside_what_it_starts_again() {
     let workers: Vec<u32> = workers_of(&node, "sleep");
     assert_eq!(workers.len(), 2);
     node.kill_agent().await;
-    for pid in &killed {
+    // The shims first: one that outlives its program ends what the program has left.
+    for pid in killed.iter().rev() {
         signal(*pid, Signal::KILL);
     }
     node.until("their end", |_| !killed.iter().any(|pid| is_alive(*pid)))

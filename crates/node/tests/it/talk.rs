@@ -22,20 +22,28 @@ fn frames(
     futures_util::stream::iter(sent).chain(futures_util::stream::pending())
 }
 
-fn command(words: &[&str]) -> wire::Exec {
+pub fn command(words: &[&str]) -> wire::Exec {
     wire::Exec {
         command: words.iter().map(|word| (*word).to_owned()).collect(),
         terminal: false,
         size: None,
+        kind: None,
     }
 }
 
 async fn exec(node: &Node, exec: &wire::Exec, more: Vec<Frame>) -> (String, i32) {
+    exec_in(node, "web-1", exec, more).await
+}
+
+pub async fn exec_in(
+    node: &Node,
+    instance: &str,
+    exec: &wire::Exec,
+    more: Vec<Frame>,
+) -> (String, i32) {
     let client = node.socket();
-    let mut answer = client
-        .duplex("/v1/instances/shop/web-1/exec", frames(exec, more))
-        .await
-        .unwrap();
+    let path = format!("/v1/instances/shop/{instance}/exec");
+    let mut answer = client.duplex(&path, frames(exec, more)).await.unwrap();
     let mut said = Vec::new();
     loop {
         match answer.next().await.expect("an end").unwrap() {

@@ -1,5 +1,6 @@
 //! One node as a real process, and what tests ask of it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -10,8 +11,7 @@ use api::client::{Client, Transport};
 use api::wire;
 use model::compute::*;
 use model::ids::*;
-use model::traffic::{Protocol, TrafficOptions};
-use model::units::{Bytes, MilliCpu, Span};
+use model::units::{Bytes, Span};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
@@ -53,6 +53,10 @@ pub struct Node {
 impl Node {
     /// A node that has joined a server of its own.
     pub async fn start() -> Self {
+        Self::start_from(Path::new(BINARY)).await
+    }
+
+    pub async fn start_from(binary: &Path) -> Self {
         let server = Server::start().await;
         let folder = tempfile::tempdir().unwrap();
         // Services pass through on the way to their working directories.
@@ -61,7 +65,7 @@ impl Node {
         let process = (std::process::id() % 97) as u16;
         // Below the ports that the kernel gives to who dials.
         let first = 22_000 + (process * 260 + number * 10) % 10_000;
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary);
         command
             .arg("agent")
             .arg(folder.path().join("node"))
@@ -259,31 +263,26 @@ pub fn running(instance: &str, run: &[&str]) -> DesiredInstance {
         epoch: Epoch(1),
         slot: None,
         role: Role::Member,
+        purpose: model::compute::Purpose::Serve,
         wanted: Wanted::Run,
         uid: 70_123,
         spec: service_of(run),
         secrets: Vec::new(),
         start_after: Vec::new(),
+        logins: BTreeMap::new(),
+        settings: None,
     }
 }
 
 fn service_of(run: &[&str]) -> Service {
+    let work = Work::Process {
+        run: run.iter().map(|word| (*word).to_owned()).collect(),
+        artifact: None,
+    };
+    let greeting = "hello from $MAINLAND_INSTANCE".to_owned();
     Service {
-        work: Work::Process {
-            run: run.iter().map(|word| (*word).to_owned()).collect(),
-            artifact: None,
-        },
-        completion: Completion::Never,
-        replicas: 1,
-        cpu: MilliCpu(100),
         memory: Bytes::mebibytes(64),
-        env: [(
-            "GREETING".to_owned(),
-            "hello from $MAINLAND_INSTANCE".to_owned(),
-        )]
-        .into(),
-        needs: Default::default(),
-        protocol: Protocol::Http,
+        env: [("GREETING".to_owned(), greeting)].into(),
         health: Probe {
             ask: Ask::Http {
                 path: "/health".to_owned(),
@@ -293,14 +292,8 @@ fn service_of(run: &[&str]) -> Service {
                 ..ProbeTimes::default()
             },
         },
-        alive: None,
-        spread: Spread::default(),
-        on_partition: OnPartition::Keep,
-        volumes: Default::default(),
-        traffic: TrafficOptions::default(),
-        rollout: RolloutOptions::default(),
         grace: Span::seconds(5),
-        labels: Default::default(),
+        ..Service::of(work)
     }
 }
 

@@ -1,4 +1,5 @@
-//! `agent`, `proxy`, `shim` and `shim-exec` as the binary has them, and `web`, a workload that answers over HTTP.
+//! `agent`, `proxy`, `shim` and `shim-exec` as the binary has them, and `web`, a workload that answers over HTTP; `engine`, one
+//! that is told what engines are told.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Some("proxy") => proxy(&words),
         Some("agent") => agent(&words),
         Some("web") => web(),
+        Some("engine") => engine(&words),
         _ => ExitCode::from(2),
     }
 }
@@ -138,6 +140,61 @@ fn respond(mut stream: TcpStream) -> io::Result<()> {
             "200 OK",
             std::env::var("MAINLAND_INSTANCE").unwrap_or_default(),
         ),
+    };
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+/// `/health` is good once there is a file `healthy` in its volume; everything else is answered with the request and what the engine was told.
+fn engine(words: &[OsString]) -> ExitCode {
+    let variable = |name| std::env::var(name).expect(name);
+    if words[0] == "beside" {
+        println!("beside {}", rustix::process::getuid().as_raw());
+        return ExitCode::SUCCESS;
+    }
+    let socket = variable(model::state::ENGINE_SOCKET);
+    let _ = std::fs::remove_file(&socket);
+    let listener = std::os::unix::net::UnixListener::bind(socket).expect("a socket");
+    let file = PathBuf::from(variable(model::state::ENGINE_FILE));
+    let healthy = Path::new(&variable("DATA_DIR")).join("healthy");
+    for stream in listener.incoming().flatten() {
+        let _ = answer_agent(stream, &file, &healthy);
+    }
+    ExitCode::SUCCESS
+}
+
+fn answer_agent(
+    mut stream: std::os::unix::net::UnixStream,
+    file: &Path,
+    healthy: &Path,
+) -> io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut first = String::new();
+    reader.read_line(&mut first)?;
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line)? <= 2 {
+            break;
+        }
+        let header = line.to_ascii_lowercase();
+        if let Some(value) = header.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap_or(0);
+        }
+    }
+    let mut asked = vec![0; length];
+    io::Read::read_exact(&mut reader, &mut asked)?;
+    let (status, body) = match first.split(' ').nth(1) {
+        Some("/health") if healthy.exists() => ("200 OK", String::new()),
+        Some("/health") => ("503 Not Yet", "reads its log\nand more".to_owned()),
+        _ => {
+            let told = std::fs::read_to_string(file)?;
+            let asked = String::from_utf8_lossy(&asked);
+            ("200 OK", format!("{}\n{asked}\n{told}", first.trim()))
+        }
     };
     write!(
         stream,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use model::compute::{DesiredInstance, Exit, InstanceReport, InstanceState, Probe};
+use model::compute::{DesiredInstance, Exit, InstanceReport, InstanceState, Probe, Purpose};
 use model::control::Reason;
 use model::ids::{InstanceId, ResourceId};
 use model::traffic::Gate;
@@ -22,6 +22,8 @@ mod told;
 
 /// A first start waits for its needs at most this long.
 pub const WAIT_FOR_NEEDS: Duration = Duration::from_secs(30);
+/// What runs once waits longer: its failure would be final.
+pub const WAIT_FOR_NEEDS_ONCE: Duration = Duration::from_secs(300);
 /// `alive` is first asked when the instance was ready, or after this.
 const ALIVE_AFTER: Duration = Duration::from_secs(30);
 /// A failing probe is no news so soon after the start.
@@ -36,6 +38,9 @@ pub struct History {
     pub backoff: Backoff,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<Exit>,
+    /// Its last end was wanted, so that work that runs once has not had its run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupted: bool,
 }
 
 /// What an instance needs to know of everything else.
@@ -71,16 +76,27 @@ pub struct Instance {
 
 #[derive(Debug)]
 enum Phase {
-    Waiting { until: Instant },
+    Waiting {
+        until: Instant,
+    },
     Preparing,
     Starting,
     Running,
-    Draining { until: Instant },
-    Stopping { why: Why, kill_at: Instant },
-    BackingOff { until: Instant },
+    Draining {
+        until: Instant,
+    },
+    Stopping {
+        why: Why,
+        kill_at: Instant,
+    },
+    BackingOff {
+        until: Instant,
+    },
     Fenced,
     Stopped,
     Finished,
+    /// Ended badly, and runs once.
+    Failed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,6 +221,11 @@ impl Instance {
         )
     }
 
+    /// It runs to its end once, is asked nothing and called by nobody.
+    pub(super) fn runs_once(&self) -> bool {
+        self.desired.purpose == Purpose::BeforeDeploy
+    }
+
     pub(super) fn waits(&self) -> bool {
         matches!(self.phase, Phase::Waiting { .. })
     }
@@ -214,12 +235,16 @@ impl Instance {
 impl Instance {
     pub(super) fn new(desired: DesiredInstance, now: Now) -> Self {
         let report = blank_report(&desired);
+        let wait = match desired.purpose {
+            Purpose::Serve => WAIT_FOR_NEEDS,
+            Purpose::BeforeDeploy => WAIT_FOR_NEEDS_ONCE,
+        };
         Self {
             desired,
             replacement: None,
             unwanted: false,
             phase: Phase::Waiting {
-                until: now.instant.after(WAIT_FOR_NEEDS),
+                until: now.instant.after(wait),
             },
             run: 0,
             process: None,
@@ -265,6 +290,7 @@ impl Instance {
             }
             Adopted::Exited(exit) => instance.ended(exit, None, false, now, draw, outputs),
             Adopted::Absent if instance.has_finished() => instance.phase = Phase::Finished,
+            Adopted::Absent if instance.has_failed() => instance.fail(None, outputs),
             // It waited for its needs in the life of the earlier agent.
             Adopted::Absent => instance.phase = Phase::BackingOff { until: now.instant },
         }

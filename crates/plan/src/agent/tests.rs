@@ -33,11 +33,14 @@ fn desired(name: &str) -> DesiredInstance {
         epoch: Epoch(1),
         slot: None,
         role: Role::Member,
+        purpose: model::compute::Purpose::Serve,
         wanted: Wanted::Run,
         uid: 70_000,
         spec: testing::service(1),
         secrets: Vec::new(),
         start_after: Vec::new(),
+        logins: BTreeMap::new(),
+        settings: None,
     }
 }
 
@@ -721,6 +724,141 @@ fn what_an_earlier_agent_left_is_adopted() {
             "no gate moves: {done:?}"
         );
     }
+}
+
+fn runs_once(one: &mut DesiredInstance) {
+    one.spec.before_deploy = vec!["./migrate".to_owned()];
+    one.spec = one.spec.before_deploy_work();
+    one.purpose = model::compute::Purpose::BeforeDeploy;
+}
+
+impl Node {
+    fn running_once() -> Self {
+        let mut node = Self::new();
+        node.want(vec![changed("a-1", runs_once)]);
+        node.prepared("a-1", 1);
+        node.started("a-1", 1);
+        node
+    }
+
+    fn exits(&mut self, how: ExitHow) -> Vec<String> {
+        let run = self.state.instance(&id("a-1")).unwrap().run();
+        self.step(Input::Exited {
+            instance: id("a-1"),
+            run,
+            exit: exit(how),
+            last_words: Some("no such table".to_owned()),
+        })
+    }
+}
+
+#[test]
+fn what_runs_once_is_asked_nothing_and_not_started_again() {
+    let limit = model::units::Bytes::mebibytes(64);
+    let table = [
+        (ExitHow::Code { code: 0 }, InstanceState::Finished, None),
+        (
+            ExitHow::Code { code: 1 },
+            InstanceState::Failed,
+            Some("exit code 1"),
+        ),
+        (
+            ExitHow::Signal { signal: 9 },
+            InstanceState::Failed,
+            Some("signal 9"),
+        ),
+        (
+            ExitHow::OutOfMemory { limit },
+            InstanceState::Failed,
+            Some("out of memory"),
+        ),
+    ];
+    for (how, state, says) in table {
+        let mut node = Node::running_once();
+        // No probe, and no gate: nobody calls it.
+        assert_eq!(node.after_ms(60_000), NOTHING, "{how:?}");
+        assert_eq!(node.sees("a-1"), InstanceState::Running);
+        node.exits(how.clone());
+        assert_eq!(node.after_ms(600_000), NOTHING, "{how:?}");
+        assert_eq!(node.sees("a-1"), state, "{how:?}");
+        let report = node.state.report(&id("a-1")).unwrap();
+        let message = report.reason.as_ref().map(|reason| reason.message.clone());
+        assert!(
+            says.is_none_or(|says| message.unwrap().contains(says)),
+            "{how:?}"
+        );
+        // Told to leave it is gone as anything that ended.
+        let leave = |one: &mut DesiredInstance| {
+            runs_once(one);
+            one.wanted = Wanted::Leave;
+        };
+        node.want(vec![changed("a-1", leave)]);
+        let gone = [InstanceState::Stopped, InstanceState::Finished];
+        assert!(gone.contains(&node.sees("a-1")), "{how:?}");
+    }
+}
+
+#[test]
+fn what_runs_once_is_begun_again_where_its_end_is_not_known() {
+    for how in [
+        ExitHow::Unknown,
+        ExitHow::NotStarted {
+            error: "no such file".to_owned(),
+        },
+    ] {
+        let mut node = Node::running_once();
+        node.exits(how);
+        assert_eq!(node.after_ms(1_000), ["prepare a-1 2"]);
+    }
+}
+
+#[test]
+fn a_new_agent_knows_what_ran_once() {
+    let ended = |code| History {
+        starts: 1,
+        last_exit: Some(exit(ExitHow::Code { code })),
+        ..History::default()
+    };
+    let interrupted = |code| History {
+        interrupted: true,
+        ..ended(code)
+    };
+    let exited = |code| Adopted::Exited(exit(ExitHow::Code { code }));
+    let table = [
+        (History::default(), exited(0), InstanceState::Finished),
+        (History::default(), exited(1), InstanceState::Failed),
+        (ended(0), Adopted::Absent, InstanceState::Finished),
+        (ended(1), Adopted::Absent, InstanceState::Failed),
+        // Its node was stopped with all that ran there: it has its run yet.
+        (interrupted(0), Adopted::Absent, InstanceState::Starting),
+        (interrupted(143), Adopted::Absent, InstanceState::Starting),
+    ];
+    for (history, process, expect) in table {
+        let mut node = Node::new();
+        let said = format!("{history:?} {process:?}");
+        node.step(Input::Adopted {
+            desired: Box::new(changed("a-1", runs_once)),
+            history,
+            process,
+        });
+        node.after_ms(600_000);
+        assert_eq!(node.sees("a-1"), expect, "{said}");
+    }
+}
+
+#[test]
+fn a_node_that_stops_interrupts_what_runs_once() {
+    let mut node = Node::running_once();
+    node.step(Input::StopAll);
+    node.exits(ExitHow::Code { code: 0 });
+    assert!(
+        node.state
+            .instance(&id("a-1"))
+            .unwrap()
+            .history()
+            .interrupted
+    );
+    assert_eq!(node.sees("a-1"), InstanceState::Stopped);
 }
 
 #[test]

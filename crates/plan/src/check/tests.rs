@@ -10,6 +10,7 @@ fn placement(number: u64, node: &str) -> Placement {
         node: node_name(node),
         slot: None,
         role: Role::Member,
+        purpose: model::compute::Purpose::Serve,
         epoch: Epoch(number),
         wanted: Wanted::Run,
         reason: Reason::new("placed", "placed"),

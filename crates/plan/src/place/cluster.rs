@@ -229,18 +229,6 @@ impl Cluster {
         Some(counts.iter().max()? - counts.iter().min()?)
     }
 
-    /// Copies of a service in the zone of `node`.
-    pub fn copies_beside(&self, service: &ResourceId, node: &NodeName) -> u32 {
-        let found = self.services.get(service).zip(self.node_index.get(node));
-        found.map_or(0, |(copies, node)| {
-            copies
-                .by_zone
-                .get(self.nodes[*node].zone)
-                .copied()
-                .unwrap_or(0)
-        })
-    }
-
     fn zone_of_record(&mut self, record: &NodeRecord) -> ZoneIndex {
         let key = (record.region.clone(), record.zone.clone());
         if let Some(&zone) = self.zone_index.get(&key) {

@@ -122,8 +122,26 @@ impl Search<'_> {
         let Some((code, _, _)) = self.nearest_miss(&counts) else {
             return Reason::new("no-node", "there is no node to run it on");
         };
-        let message = format!("no node can take it: {}", lines.join("; "));
+        let mut message = format!("no node can take it: {}", lines.join("; "));
+        if *code == "no-room" {
+            message += &self.asked_and_left();
+        }
         Reason::new(*code, message).with_detail(lines)
+    }
+
+    /// What it asks for beside the most that any node has left, and what may be done.
+    fn asked_and_left(&self) -> String {
+        let size = self.request.size;
+        let candidates = self.cluster.nodes.iter().filter(|node| node.is_candidate());
+        let free = candidates.map(|node| node.free(self.request.ceiling));
+        let most = free.fold(Capacity::default(), |most, free| Capacity {
+            cpu: most.cpu.max(free.cpu),
+            memory: most.memory.max(free.memory),
+        });
+        format!(
+            "; it asks for cpu {} and memory {}, and no node has more left than cpu {} or memory {}: let it or others ask for less, or add a node",
+            size.cpu, size.memory, most.cpu, most.memory
+        )
     }
 
     /// The cause a user can do something about, before those that only describe the cluster.

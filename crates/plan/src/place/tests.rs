@@ -294,7 +294,7 @@ fn reasons_say_what_was_weighed() {
     let refused = full(&mut cluster, &big, &all[2]).unwrap_err();
     assert_eq!(
         refused.reason.message,
-        "no node can take it: 3 nodes rejected: not enough memory below the 80 % that is given out; 1 node rejected: lost"
+        "no node can take it: 3 nodes rejected: not enough memory below the 80 % that is given out; 1 node rejected: lost; it asks for cpu 0.1 and memory 801Mi, and no node has more left than cpu 3.2 or memory 800Mi: let it or others ask for less, or add a node"
     );
 }
 

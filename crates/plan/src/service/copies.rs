@@ -1,10 +1,11 @@
 //! Copies without volumes: any node will do, and a new one may start before the old one goes.
 
-use model::compute::{ExitHow, InstanceState, Placement, RolloutOptions, Wanted};
+use model::compute::{ExitHow, InstanceState, Placement, Purpose, RolloutOptions, Wanted};
 use model::control::{Reason, Rollout, RolloutPhase};
 use model::ids::{InstanceName, NodeName, ReleaseNumber};
 
-use super::{Memory, Step, Wish};
+use super::placing::Wish;
+use super::{Memory, Step, prepare};
 use crate::backoff;
 use crate::place::Ceiling;
 
@@ -33,7 +34,7 @@ struct Bounds {
     wanted: usize,
     most: usize,
     fewest_ready: usize,
-    /// Copies of other releases stay: the rollout is paused.
+    /// Copies of other releases stay: the rollout is paused, or its release is being prepared.
     paused: bool,
 }
 
@@ -48,7 +49,8 @@ impl Bounds {
             surge
         };
         let wanted = step.view.replicas as usize;
-        let paused = rollout.phase == RolloutPhase::Paused;
+        let paused = rollout.phase == RolloutPhase::Paused
+            || (rollout.phase == RolloutPhase::Rolling && prepare::is_due(step, rollout));
         Self {
             wanted,
             most: if paused {
@@ -69,9 +71,7 @@ impl Bounds {
 
 fn place_missing(step: &mut Step<'_>, active: ReleaseNumber, bounds: Bounds, memory: &Memory) {
     let leaving = step
-        .group
-        .placements
-        .iter()
+        .copies()
         .filter(|placement| placement.wanted == Wanted::Leave)
         .count();
     // What must not run beside itself waits for the leaving one, unless it was given a surge.
@@ -86,6 +86,7 @@ fn place_missing(step: &mut Step<'_>, active: ReleaseNumber, bounds: Bounds, mem
         let mut wish = Wish {
             release: active,
             slot: None,
+            purpose: Purpose::Serve,
             ceiling: step.ceiling(),
             avoid: &avoid,
         };
@@ -135,6 +136,7 @@ fn start_elsewhere(step: &mut Step<'_>, active: ReleaseNumber, memory: &Memory) 
     let wish = Wish {
         release: active,
         slot: None,
+        purpose: Purpose::Serve,
         ceiling: step.ceiling(),
         avoid: &avoid,
     };
@@ -199,14 +201,20 @@ fn remove(
         let Some(instance) = step.first_to_go(&among) else {
             return;
         };
-        let goes_ready = step
+        let going = step
             .running()
-            .any(|placement| placement.instance == instance && step.is_ready(placement));
-        let ready = step
-            .running()
-            .filter(|placement| step.is_ready(placement))
-            .count();
-        let enough_ready = !goes_ready || ready > bounds.fewest_ready;
+            .find(|placement| placement.instance == instance);
+        let count = |of: &dyn Fn(&Placement) -> bool| step.running().filter(|one| of(one)).count();
+        let enough_ready = match going {
+            Some(going) if step.is_ready(going) => {
+                count(&|one| step.is_ready(one)) > bounds.fewest_ready
+            }
+            // Callers have nobody better than one that falters under load, until somebody is ready in its place.
+            Some(going) if step.serves(going) => {
+                count(&|one| step.serves(one)) > bounds.fewest_ready
+            }
+            _ => true,
+        };
         let enough = step.running().count() > fewest;
         if !enough_ready || !enough {
             return;

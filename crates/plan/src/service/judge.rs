@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use model::compute::{ExitHow, Placement, Wanted};
-use model::control::{Reason, Rollout, RolloutPhase};
-use model::ids::{NodeName, ReleaseNumber};
+use model::control::{Culprit, Reason, Rollout, RolloutPhase};
+use model::ids::{InstanceName, NodeName, ReleaseNumber};
 use model::signals::Level;
 
-use super::Step;
+use super::{Step, prepare};
 use crate::Instant;
 use crate::backoff;
 
@@ -16,6 +16,8 @@ use crate::backoff;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
     mark: Option<Mark>,
+    /// Since when what runs before the rollout runs, or waits for a place.
+    pub(super) preparing: Option<(InstanceName, Instant)>,
     /// Nodes that could not start an instance, and until when they are not tried again.
     pub(super) avoided: BTreeMap<NodeName, Instant>,
     pub(super) moves: u32,
@@ -34,6 +36,14 @@ struct Mark {
 impl Memory {
     /// Time that passes while a brake is on is no delay of the rollout's.
     pub(super) fn hold(&mut self, now: Instant) {
+        self.hold_rollout(now);
+        if let Some((_, since)) = &mut self.preparing {
+            *since = now;
+        }
+    }
+
+    /// Nor is the time in which its release is prepared.
+    pub(super) fn hold_rollout(&mut self, now: Instant) {
         if let Some(mark) = &mut self.mark {
             mark.since = now;
         }
@@ -57,11 +67,12 @@ impl Memory {
     }
 }
 
-/// The release whose copies should serve.
-pub(super) fn active(rollout: &Rollout) -> ReleaseNumber {
+/// The release whose copies should serve. `None`: not the new one yet, and there is no other.
+pub(super) fn active(step: &Step<'_>, rollout: &Rollout) -> Option<ReleaseNumber> {
     match (rollout.phase, rollout.from) {
-        (RolloutPhase::Failed, Some(from)) => from,
-        _ => rollout.to,
+        _ if prepare::is_due(step, rollout) => rollout.from,
+        (RolloutPhase::Failed, Some(from)) => Some(from),
+        _ => Some(rollout.to),
     }
 }
 
@@ -87,7 +98,10 @@ pub(super) fn judge(step: &Step<'_>, memory: &mut Memory, target: ReleaseNumber)
     match rollout.phase {
         RolloutPhase::Done => {}
         RolloutPhase::Paused => memory.hold(step.now.instant),
-        RolloutPhase::Failed if rollout.from.is_some() => {}
+        RolloutPhase::Failed if rollout.from.is_some() || prepare::is_due(step, &rollout) => {}
+        RolloutPhase::Rolling if prepare::is_due(step, &rollout) => {
+            prepare::judge(step, memory, &mut rollout);
+        }
         RolloutPhase::Rolling | RolloutPhase::Failed if count.is_complete() => {
             let message = format!("release {target} serves with {} ready", count.ready);
             change(
@@ -105,6 +119,10 @@ pub(super) fn judge(step: &Step<'_>, memory: &mut Memory, target: ReleaseNumber)
             if is_overdue(step, memory, target) || is_looping(step, &rollout) {
                 let reason = why_bad(step, &rollout);
                 change(&mut rollout, RolloutPhase::Failed, reason, step.now.at);
+                rollout.culprit = unready(step, target).map(|new| Culprit {
+                    instance: new.instance.clone(),
+                    node: new.node.clone(),
+                });
             }
         }
     }
@@ -113,6 +131,9 @@ pub(super) fn judge(step: &Step<'_>, memory: &mut Memory, target: ReleaseNumber)
 
 /// When the deadline of a rollout under way passes.
 pub(super) fn wake(step: &Step<'_>, memory: &Memory, rollout: &Rollout) -> Option<Instant> {
+    if prepare::is_due(step, rollout) {
+        return prepare::deadline(step, memory, rollout);
+    }
     let mark = memory
         .mark
         .filter(|_| rollout.phase == RolloutPhase::Rolling)?;
@@ -122,8 +143,9 @@ pub(super) fn wake(step: &Step<'_>, memory: &Memory, rollout: &Rollout) -> Optio
     )
 }
 
-fn change(rollout: &mut Rollout, phase: RolloutPhase, reason: Reason, at: Timestamp) {
+pub(super) fn change(rollout: &mut Rollout, phase: RolloutPhase, reason: Reason, at: Timestamp) {
     rollout.phase = phase;
+    rollout.culprit = None;
     rollout.reason = reason;
     rollout.progressed_at = at;
 }
@@ -134,14 +156,25 @@ fn begin(step: &Step<'_>, to: ReleaseNumber) -> Rollout {
         Some(from) => format!("release {from} is replaced by release {to}"),
         None => format!("release {to} is the first"),
     };
-    Rollout {
+    let mut rollout = Rollout {
         to,
         from,
         phase: RolloutPhase::Rolling,
         reason: Reason::new("rolling", message),
         started_at: step.now.at,
         progressed_at: step.now.at,
+        prepared: prepare::carried(step.view.rollout),
+        culprit: None,
+    };
+    match prepare::is_due(step, &rollout) {
+        true => {
+            let command = prepare::words(step.spec(to));
+            let message = format!("{command} runs first; {}", rollout.reason);
+            rollout.reason = Reason::new("preparing", message);
+        }
+        false => rollout.prepared = Some(to),
     }
+    rollout
 }
 
 /// What to fall back to: what was rolled out, or what was being rolled out and already serves.
@@ -185,7 +218,7 @@ impl Count {
         Self {
             ready,
             wanted: (step.view.replicas as usize).saturating_sub(held),
-            old: step.group.placements.iter().filter(is_old).count(),
+            old: step.copies().filter(is_old).count(),
             old_running: step.running().filter(is_old).count(),
         }
     }

@@ -1,20 +1,26 @@
 //! Copies with volumes: numbered slots, each with a home, each held by at most one instance at a time.
 
-use model::compute::{Pending, Placement};
+use model::compute::{Pending, Placement, Purpose};
 use model::control::{Reason, Rollout, RolloutPhase};
 use model::ids::{InstanceName, ReleaseNumber};
 
-use super::{Step, Wish};
+use super::placing::Wish;
+use super::{Step, prepare};
 
 pub(super) fn act(step: &mut Step<'_>, rollout: &Rollout, active: ReleaseNumber) {
     hold_lost(step);
     fill(step, active);
     if step.is_settled() {
         leave_unwanted(step);
-        if rollout.phase != RolloutPhase::Paused {
+        if rollout.phase != RolloutPhase::Paused && !holds(step, rollout) {
             roll(step, rollout, active);
         }
     }
+}
+
+/// While a release is prepared nothing moves; where that failed, what is not of the release that serves goes.
+fn holds(step: &Step<'_>, rollout: &Rollout) -> bool {
+    rollout.phase == RolloutPhase::Rolling && prepare::is_due(step, rollout)
 }
 
 /// What a running copy is to a rollout.
@@ -56,15 +62,13 @@ fn hold_lost(step: &mut Step<'_>) {
 /// Fills the empty slots, as far as copies without a slot (from a release without volumes) leave room.
 fn fill(step: &mut Step<'_>, active: ReleaseNumber) {
     let without_slot = step
-        .group
-        .placements
-        .iter()
+        .copies()
         .filter(|placement| placement.slot.is_none())
         .count();
     let wanted = step.view.replicas as usize;
     let mut room = wanted
         .saturating_sub(without_slot)
-        .saturating_sub(step.group.placements.len() - without_slot);
+        .saturating_sub(step.copies().count() - without_slot);
     for slot in 0..step.view.replicas {
         if occupant(step, slot).is_some() || room == 0 {
             continue;
@@ -73,6 +77,7 @@ fn fill(step: &mut Step<'_>, active: ReleaseNumber) {
         let wish = Wish {
             release: active,
             slot: Some(slot),
+            purpose: Purpose::Serve,
             ceiling: step.ceiling(),
             avoid: &[],
         };

@@ -24,6 +24,11 @@ struct World {
     /// Nodes that take their time: nothing becomes ready or goes.
     slow: bool,
     target: Option<ReleaseNumber>,
+    /// `None` where the newest release was returned to.
+    applied: Option<ReleaseNumber>,
+    /// Releases whose `before_deploy` fails; and whether one takes its time.
+    unprepared: BTreeSet<ReleaseNumber>,
+    prepares_slowly: bool,
     replicas: u32,
     rollout: Option<Rollout>,
     group: PlacementGroup,
@@ -56,6 +61,9 @@ impl World {
             failing: BTreeSet::new(),
             slow: false,
             target: None,
+            applied: None,
+            unprepared: BTreeSet::new(),
+            prepares_slowly: false,
             replicas: spec.replicas,
             rollout: None,
             group: PlacementGroup::default(),
@@ -76,6 +84,7 @@ impl World {
         self.replicas = spec.replicas;
         self.releases.insert(number, spec);
         self.target = Some(number);
+        self.applied = Some(number);
     }
 
     fn lose(&mut self, name: &str) {
@@ -110,6 +119,7 @@ impl World {
         let view = ServiceView {
             id: &id("web"),
             target: self.target,
+            applied: self.applied,
             replicas: self.replicas,
             releases: &releases,
             rollout: self.rollout.as_ref(),
@@ -197,6 +207,10 @@ impl World {
                 .reports
                 .entry(placement.instance.clone())
                 .or_insert_with(|| testing::report(placement, InstanceState::Starting, false));
+            if placement.purpose == Purpose::BeforeDeploy {
+                run_once(report, placement, &self.unprepared, self.prepares_slowly);
+                continue;
+            }
             if self.failing.contains(&placement.node) {
                 report.state = InstanceState::Failed;
                 report.ready = false;
@@ -293,6 +307,38 @@ impl World {
         self.memory = Memory::default();
     }
 }
+
+/// What a node does with a command that runs once.
+fn run_once(
+    report: &mut InstanceReport,
+    placement: &Placement,
+    unprepared: &BTreeSet<ReleaseNumber>,
+    slowly: bool,
+) {
+    let exit = |code| {
+        Some(Exit {
+            how: ExitHow::Code { code },
+            at: jiff::Timestamp::UNIX_EPOCH,
+        })
+    };
+    if slowly {
+        report.state = InstanceState::Running;
+    } else if unprepared.contains(&placement.release) {
+        report.state = InstanceState::Failed;
+        report.last_exit = exit(1);
+        let said = "its last words: no such table".to_owned();
+        let reason = Reason::new(
+            model::compute::BEFORE_DEPLOY_FAILED,
+            "ended with exit code 1",
+        );
+        report.reason = Some(reason.with_detail(vec![said]));
+    } else {
+        report.state = InstanceState::Finished;
+        report.last_exit = exit(0);
+    }
+}
+
+mod preparing;
 
 #[test]
 fn a_first_release_is_placed_over_the_zones_and_done_when_ready() {
@@ -427,6 +473,36 @@ fn a_release_that_does_not_become_ready_is_judged_bad() {
     );
     assert_eq!(world.fewest_ready, 3);
     assert_eq!(world.rollout.as_ref().unwrap().from, Some(ReleaseNumber(1)));
+}
+
+#[test]
+fn old_copies_that_falter_stay_until_a_new_one_is_ready() {
+    let mut world = World::new(service(2));
+    world.run(2);
+    world.broken.insert(ReleaseNumber(2));
+    world.release(service(2));
+    let falter = |world: &mut World| {
+        let old = |report: &&mut InstanceReport| report.release == ReleaseNumber(1);
+        for report in world.reports.values_mut().filter(old) {
+            report.ready = false;
+        }
+    };
+    for _ in 0..20 {
+        world.seconds += 1;
+        world.act();
+        falter(&mut world);
+        while world.step() {}
+        let wanted = |placed: &&Placement| placed.wanted == Wanted::Run;
+        let placed = world.group.placements.iter().filter(wanted);
+        let old = placed.filter(|placed| placed.release == ReleaseNumber(1));
+        assert_eq!(old.count(), 2);
+    }
+    world.broken.clear();
+    world.run(5);
+    assert_eq!(
+        (world.phase(), world.of_release(2)),
+        (RolloutPhase::Done, 2)
+    );
 }
 
 #[test]

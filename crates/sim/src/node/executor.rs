@@ -1,6 +1,6 @@
 //! Does what the agent decided, as the executor and the proxy of the machine do.
 
-use model::compute::ExitHow;
+use model::compute::{ExitHow, Purpose};
 use model::ids::{InstanceId, NodeName};
 use model::traffic::Gate;
 use plan::agent::{Input, Output, Question, Run};
@@ -107,6 +107,8 @@ impl World {
         let process = Process {
             pid,
             service: desired.service.clone(),
+            release: desired.release,
+            purpose: desired.purpose,
             slot: desired.slot,
             stops,
             run,
@@ -115,11 +117,18 @@ impl World {
             falling: false,
             slow_to_end_ms,
         };
-        let before = node.processes.insert(instance.clone(), process);
+        let before = node.processes.insert(instance.clone(), process.clone());
         self.summary.starts += 1;
         self.note(|| format!("{name}: {} runs, pid {pid}", short(&instance)));
         if before.is_some() {
             self.violated(format!("{name}: {} was started twice", short(&instance)));
+        }
+        self.check_prepared(&process);
+        if desired.purpose == Purpose::BeforeDeploy {
+            let takes_ms = self.rng.random_range(50..4_000);
+            let broken = desired.spec.env.contains_key(BROKEN);
+            let code = i32::from(broken && self.rng.random::<bool>());
+            self.end_process(name, &process, takes_ms, ExitHow::Code { code });
         }
         if let Some(lease) = lease {
             self.set_lease_timer(name, pid, lease);

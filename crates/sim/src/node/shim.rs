@@ -97,13 +97,18 @@ impl World {
             .processes
             .iter()
             .find(|(_, process)| process.pid == pid);
-        let Some((instance, run)) =
-            found.map(|(instance, process)| (instance.clone(), process.run))
+        let Some((instance, process)) =
+            found.map(|(instance, process)| (instance.clone(), process.clone()))
         else {
             return;
         };
         node.processes.remove(&instance);
+        let run = process.run;
         let how = if node.down { ExitHow::Unknown } else { how };
+        if how == (ExitHow::Code { code: 0 }) {
+            self.invariants.ended_well(&process);
+        }
+        let node = self.node(name);
         let exit = Exit { how, at };
         let life = node.agent.as_ref().map(|agent| agent.life);
         self.note(|| format!("{name}: {} ended: {:?}", short(&instance), exit.how));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::compute::{DesiredInstance, Placement};
+use model::compute::{DesiredInstance, Placement, Purpose};
 use model::control::{NodeDesired, Standing};
 use model::ids::{Generation, InstanceId, NodeName, ResourceId, ResourceName, SessionId};
 use plan::Instant;
@@ -171,10 +171,16 @@ fn desired(
         epoch: placement.epoch,
         slot: placement.slot,
         role: placement.role,
+        purpose: placement.purpose,
         wanted: placement.wanted,
         uid: 1000,
-        spec: record.releases[&placement.release].clone(),
+        spec: match placement.purpose {
+            Purpose::Serve => record.releases[&placement.release].clone(),
+            Purpose::BeforeDeploy => record.releases[&placement.release].before_deploy_work(),
+        },
         secrets: Vec::new(),
         start_after: Vec::new(),
+        logins: BTreeMap::new(),
+        settings: None,
     }
 }

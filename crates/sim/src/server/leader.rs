@@ -230,6 +230,7 @@ impl Server {
         let view = ServiceView {
             id: &id,
             target: Some(record.target),
+            applied: Some(record.target),
             replicas: record.replicas,
             releases: &releases,
             rollout: record.rollout.as_ref(),

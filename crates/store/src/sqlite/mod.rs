@@ -2,20 +2,22 @@
 //!
 //! - [`schema`]: one table of all changes that are not compacted; the newest row of a key is its record.
 //! - [`reading`]: records, pages and replays out of a snapshot.
+//! - [`known`]: what the writer need not read for each write.
 //! - [`writing`]: transactions, the end of leases, compaction; run inside the writer's group commit.
 
+mod known;
 mod reading;
 mod schema;
 mod writing;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ::sqlite::Database;
+use ::sqlite::{Database, Steps};
 use rusqlite::Connection;
-use tokio::sync::oneshot;
 
+use self::known::Known;
 use crate::lease::Deadlines;
 use crate::transaction::check_key;
 use crate::watch::{Hub, Source};
@@ -61,6 +63,14 @@ struct Shared {
     deadlines: Deadlines,
     retained_revisions: u64,
     clock: Arc<dyn Clock>,
+    /// Used by the writer's thread alone; nobody waits for the lock.
+    known: Mutex<Known>,
+}
+
+impl Shared {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl SqliteStore {
@@ -82,6 +92,7 @@ impl SqliteStore {
             deadlines: Deadlines::default(),
             retained_revisions: options.retained_revisions,
             clock: options.clock,
+            known: Mutex::default(),
         };
         let now = shared.clock.now();
         leases
@@ -100,23 +111,21 @@ impl Inner {
     /// Runs `work` in the next transaction; once that is durable, `after` on the writer's thread, in the order of commits.
     async fn write<T: Send + 'static, Answer: Send + 'static>(
         &self,
+        steps: Steps,
         work: impl FnOnce(&Connection, &Shared) -> Result<T, Failure> + Send + 'static,
         after: impl FnOnce(T, &Shared) -> Answer + Send + 'static,
     ) -> Result<Answer, Error> {
-        let (sender, receiver) = oneshot::channel();
         let (working, telling) = (self.shared.clone(), self.shared.clone());
-        self.database.write_then(
-            move |connection| {
-                work(connection, &working).map_err(|failure| failure.at(&working.path))
-            },
-            move |verdict: Result<T, Error>| {
-                let _ = sender.send(verdict.map(|done| after(done, &telling)));
-            },
-        );
-        let closed = || ::sqlite::Error::Closed {
-            path: self.shared.path.clone(),
+        let work = move |connection: &Connection| {
+            work(connection, &working).map_err(|failure| failure.at(&working.path))
         };
-        receiver.await.unwrap_or_else(|_| Err(closed().into()))
+        let after = move |outcome: Result<T, Error>| {
+            if let Err(Error::Unavailable(_) | Error::OutcomeUnknown(_)) = &outcome {
+                telling.known().forget();
+            }
+            outcome.map(|done| after(done, &telling))
+        };
+        self.database.write_then(steps, work, after).await
     }
 
     async fn read<T: Send + 'static>(
@@ -137,7 +146,8 @@ impl Inner {
     /// Deletes the keys of a lease that `deadlines` already refuses.
     async fn end(&self, lease: LeaseId) -> Result<Revision, Error> {
         self.write(
-            move |connection, _| writing::end_lease(connection, lease),
+            Steps::Many,
+            move |connection, shared| writing::end_lease(connection, shared, lease),
             move |(changes, revision), shared| {
                 changes
                     .into_iter()
@@ -152,7 +162,8 @@ impl Inner {
     /// One step of compaction; answers how far it came.
     async fn compact_step(&self, through: Revision) -> Result<Revision, Error> {
         self.write(
-            move |connection, _| writing::compact_to(connection, through),
+            Steps::Many,
+            move |connection, shared| writing::compact_to(connection, &mut shared.known(), through),
             |reached, shared| {
                 shared.hub.compacted(reached);
                 reached
@@ -221,8 +232,13 @@ impl Store for SqliteStore {
     fn transact(&self, transaction: Transaction) -> BoxFuture<'_, Result<Revision, Error>> {
         Box::pin(async move {
             transaction.check()?;
+            let steps = match transaction.operations.len() {
+                0 | 1 => Steps::One,
+                _ => Steps::Many,
+            };
             self.inner
                 .write(
+                    steps,
                     |connection, shared| writing::transact(connection, shared, transaction),
                     |done, shared| done.publish(shared),
                 )
@@ -269,7 +285,7 @@ impl Store for SqliteStore {
                     .start(lease, time_to_live, shared.clock.now());
                 lease
             };
-            self.inner.write(work, started).await
+            self.inner.write(Steps::One, work, started).await
         })
     }
 

@@ -131,7 +131,7 @@ fn event(row: &Row<'_>) -> rusqlite::Result<Event> {
 }
 
 /// A row of the history: id, key, value, created, version, lease. None: deleted.
-fn record(row: &Row<'_>) -> rusqlite::Result<Option<Record>> {
+pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Option<Record>> {
     let Some(value) = row.get_ref(2)?.as_blob_or_null()? else {
         return Ok(None);
     };
@@ -155,11 +155,11 @@ fn modified(row: &Row<'_>) -> rusqlite::Result<Revision> {
     )))
 }
 
-pub(super) fn revision(row: &Row<'_>, column: usize) -> rusqlite::Result<Revision> {
+fn revision(row: &Row<'_>, column: usize) -> rusqlite::Result<Revision> {
     Ok(Revision::from_number(unsigned(row.get(column)?)))
 }
 
-pub(super) fn lease(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<LeaseId>> {
+fn lease(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<LeaseId>> {
     Ok(row
         .get::<_, Option<i64>>(column)?
         .map(|id| LeaseId(unsigned(id))))

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
-use super::reading::{self, Marks, first_id, signed};
+use super::known::Known;
+use super::reading::{first_id, signed};
 use super::schema::PLACES;
 use super::{Failure, Shared};
 use crate::{Change, Error, Event, LeaseId, Operation, Record, Revision, Transaction};
@@ -39,26 +40,20 @@ pub(super) fn transact(
     shared: &Shared,
     transaction: Transaction,
 ) -> Result<Done, Failure> {
-    if let Some(conflict) = transaction.conflict(|key| reading::newest(connection, key))? {
+    let known = &mut *shared.known();
+    if let Some(conflict) = transaction.conflict(|condition| known.holds(connection, condition))? {
         return Err(Error::Conflict(Box::new(conflict)).into());
     }
-    let marks = reading::marks(connection)?;
-    let mut row = NextRow::new(connection, marks.newest.next());
+    let marks = known.marks(connection)?;
+    let mut row = NextRow::new(connection, known, marks.newest.next());
     for operation in transaction.operations {
         match operation {
-            Operation::Put {
-                lease: Some(lease),
-                key,
-                value,
-            } => {
-                shared.deadlines.check(lease, shared.clock.now())?;
-                row.put(key.into(), value, Some(lease))?;
+            Operation::Put { key, value, lease } => {
+                if let Some(lease) = lease {
+                    shared.deadlines.check(lease, shared.clock.now())?;
+                }
+                row.put(key.into(), value, lease)?;
             }
-            Operation::Put {
-                lease: None,
-                key,
-                value,
-            } => row.put(key.into(), value, None)?,
             Operation::Delete { key } => row.delete(key.into())?,
         }
     }
@@ -69,33 +64,27 @@ pub(super) fn transact(
             compacted: None,
         });
     };
-    let compacted = compact_now_and_then(connection, shared, marks, change.revision)?;
+    known.note(&change);
     Ok(Done {
         revision: change.revision,
+        compacted: compact_now_and_then(connection, shared, known, change.revision),
         change: Some(change),
-        compacted,
     })
 }
 
 /// Appends the rows of one revision.
-struct NextRow<'connection> {
-    connection: &'connection Connection,
+struct NextRow<'writer> {
+    connection: &'writer Connection,
+    known: &'writer mut Known,
     revision: Revision,
     events: Vec<Event>,
 }
 
-/// What a new row of a key must know of the one before.
-struct Head {
-    deleted: bool,
-    created: Revision,
-    version: i64,
-    lease: Option<LeaseId>,
-}
-
-impl<'connection> NextRow<'connection> {
-    fn new(connection: &'connection Connection, revision: Revision) -> Self {
+impl<'writer> NextRow<'writer> {
+    fn new(connection: &'writer Connection, known: &'writer mut Known, revision: Revision) -> Self {
         NextRow {
             connection,
+            known,
             revision,
             events: Vec::new(),
         }
@@ -107,14 +96,20 @@ impl<'connection> NextRow<'connection> {
         value: bytes::Bytes,
         lease: Option<LeaseId>,
     ) -> Result<(), Failure> {
-        let before = head(self.connection, &key)?.filter(|head| !head.deleted);
-        let created = before.as_ref().map_or(self.revision, |head| head.created);
-        let version = before.as_ref().map_or(0, |head| head.version) + 1;
-        let lease_id = lease.map(|lease| signed(lease.0));
+        let before = self.known.record(self.connection, &key)?;
+        let created = before.map_or(self.revision, |before| before.created);
+        let version = before.map_or(0, |before| before.version) + 1;
         self.connection
             .prepare_cached("INSERT INTO history (id, key, value, created, version, lease) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-            .execute(params![self.id(), &*key, &*value, signed(created.number()), version, lease_id])?;
-        let (modified, version) = (self.revision, version.unsigned_abs());
+            .execute(params![
+                self.id(),
+                &*key,
+                &*value,
+                signed(created.number()),
+                signed(version),
+                lease.map(|lease| signed(lease.0))
+            ])?;
+        let modified = self.revision;
         self.events.push(Event::Put(Record {
             key,
             value,
@@ -127,7 +122,7 @@ impl<'connection> NextRow<'connection> {
     }
 
     fn delete(&mut self, key: Arc<str>) -> Result<(), Failure> {
-        if head(self.connection, &key)?.is_none_or(|head| head.deleted) {
+        if self.known.record(self.connection, &key)?.is_none() {
             return Ok(());
         }
         self.connection
@@ -153,22 +148,6 @@ impl<'connection> NextRow<'connection> {
     }
 }
 
-const HEAD: &str = "SELECT value IS NULL, created, version, lease FROM history WHERE key = ?1 ORDER BY id DESC LIMIT 1";
-
-fn head(connection: &Connection, key: &str) -> rusqlite::Result<Option<Head>> {
-    let mut statement = connection.prepare_cached(HEAD)?;
-    statement
-        .query_row([key], |row| {
-            Ok(Head {
-                deleted: row.get(0)?,
-                created: reading::revision(row, 1)?,
-                version: row.get(2)?,
-                lease: reading::lease(row, 3)?,
-            })
-        })
-        .optional()
-}
-
 pub(super) fn grant(connection: &Connection, time_to_live: Duration) -> Result<LeaseId, Failure> {
     let milliseconds = i64::try_from(time_to_live.as_millis()).unwrap_or(i64::MAX);
     connection
@@ -180,12 +159,14 @@ pub(super) fn grant(connection: &Connection, time_to_live: Duration) -> Result<L
 /// Deletes the keys that hang on a lease, and the lease. One revision, as long as its keys fit in one.
 pub(super) fn end_lease(
     connection: &Connection,
+    shared: &Shared,
     lease: LeaseId,
 ) -> Result<(Vec<Change>, Revision), Failure> {
-    let mut revision = reading::marks(connection)?.newest;
+    let known = &mut *shared.known();
+    let mut revision = known.marks(connection)?.newest;
     let mut changes = Vec::new();
-    for keys in attached(connection, lease)?.chunks(PLACES as usize) {
-        let mut row = NextRow::new(connection, revision.next());
+    for keys in attached(connection, known, lease)?.chunks(PLACES as usize) {
+        let mut row = NextRow::new(connection, known, revision.next());
         keys.iter().try_for_each(|key| row.delete(key.clone()))?;
         if let Some(change) = row.finish() {
             revision = change.revision;
@@ -195,11 +176,16 @@ pub(super) fn end_lease(
     connection
         .prepare_cached("DELETE FROM lease WHERE id = ?1")?
         .execute([signed(lease.0)])?;
+    changes.iter().for_each(|change| known.note(change));
     Ok((changes, revision))
 }
 
 /// The keys whose newest row hangs on the lease.
-fn attached(connection: &Connection, lease: LeaseId) -> rusqlite::Result<Vec<Arc<str>>> {
+fn attached(
+    connection: &Connection,
+    known: &mut Known,
+    lease: LeaseId,
+) -> rusqlite::Result<Vec<Arc<str>>> {
     let mut statement = connection
         .prepare_cached("SELECT DISTINCT key FROM history WHERE lease = ?1 ORDER BY key")?;
     let keys = statement.query_map([signed(lease.0)], |row| {
@@ -208,30 +194,62 @@ fn attached(connection: &Connection, lease: LeaseId) -> rusqlite::Result<Vec<Arc
     let mut attached = Vec::new();
     for key in keys {
         let key: Arc<str> = key?;
-        if head(connection, &key)?.is_some_and(|head| head.lease == Some(lease)) {
+        let record = known.record(connection, &key)?;
+        if record.is_some_and(|record| record.lease == Some(lease)) {
             attached.push(key);
         }
     }
     Ok(attached)
 }
 
+/// In a savepoint of its own: what comes along with a write must not make it fail, and is tried again later.
 fn compact_now_and_then(
     connection: &Connection,
     shared: &Shared,
-    marks: Marks,
+    known: &mut Known,
     revision: Revision,
-) -> Result<Option<Revision>, Failure> {
+) -> Option<Revision> {
     let through =
         Revision::from_number(revision.number().saturating_sub(shared.retained_revisions));
-    if !revision.number().is_multiple_of(COMPACT_EVERY) || through <= marks.compacted {
-        return Ok(None);
+    if !revision.number().is_multiple_of(COMPACT_EVERY) || through == Revision::ZERO {
+        return None;
     }
-    Ok(Some(compact_to(connection, through)?))
+    match compact_apart(connection, known, through) {
+        Ok(reached) => Some(reached),
+        Err(failure) => {
+            let error = failure.at(&shared.path);
+            known.forget();
+            tracing::warn!(%error, "the past could not be forgotten");
+            None
+        }
+    }
+}
+
+fn compact_apart(
+    connection: &Connection,
+    known: &mut Known,
+    through: Revision,
+) -> Result<Revision, Failure> {
+    let execute = |statement| connection.prepare_cached(statement)?.execute([]);
+    execute("SAVEPOINT compaction")?;
+    let reached = compact_to(connection, known, through);
+    // If SQLite has given the whole transaction up there is nothing to go back to, and the writer sees that for itself.
+    if reached.is_err() && !connection.is_autocommit() {
+        execute("ROLLBACK TO compaction")?;
+    }
+    if !connection.is_autocommit() {
+        execute("RELEASE compaction")?;
+    }
+    reached
 }
 
 /// One step towards `through`; answers how far the past is forgotten then.
-pub(super) fn compact_to(connection: &Connection, through: Revision) -> Result<Revision, Failure> {
-    let marks = reading::marks(connection)?;
+pub(super) fn compact_to(
+    connection: &Connection,
+    known: &mut Known,
+    through: Revision,
+) -> Result<Revision, Failure> {
+    let marks = known.marks(connection)?;
     if through > marks.newest {
         return Err(Error::NotYet {
             asked: through,
@@ -264,31 +282,6 @@ pub(super) fn compact_to(connection: &Connection, through: Revision) -> Result<R
             signed(reached.number()),
             signed(marks.newest.number())
         ])?;
+    known.note_compacted(reached);
     Ok(reached)
-}
-
-#[cfg(test)]
-mod tests {
-    use rusqlite::StatementStatus;
-
-    use super::*;
-
-    /// A plan that depends on bound values is made anew for each write, which costs more than the write.
-    #[test]
-    fn the_hot_statement_is_prepared_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let options = crate::sqlite::Options::new(directory.path().join("store.db")).database;
-        let database = ::sqlite::Database::open(options).unwrap();
-        let prepared_again = database.write(|connection| {
-            for key in ["a", "b", "c"] {
-                assert!(head(connection, key).unwrap().is_none());
-            }
-            let statement = connection.prepare_cached(HEAD).unwrap();
-            Ok::<_, ::sqlite::Error>((
-                statement.get_status(StatementStatus::Run),
-                statement.get_status(StatementStatus::RePrepare),
-            ))
-        });
-        assert_eq!(prepared_again.wait(), Ok((3, 0)));
-    }
 }

@@ -134,6 +134,51 @@ fn an_unknown_outcome_is_told_as_such() {
     assert!(matches!(error, Error::OutcomeUnknown(_)), "{error:?}");
 }
 
+/// The writer remembers what it wrote; it must not remember what the disk then refused.
+#[test]
+fn what_was_given_up_is_not_remembered() {
+    let disk = Disk::new();
+    let store = SqliteStore::open(on(&disk)).unwrap();
+    block_on(async {
+        let first = store
+            .transact(Transaction::new().put("a", "1"))
+            .await
+            .unwrap();
+        disk.set_syncs_fail(true);
+        let given_up = Transaction::new().put("a", "2").put("b", "2");
+        store.transact(given_up).await.unwrap_err();
+        let given_up = Transaction::new().delete("a");
+        store.transact(given_up).await.unwrap_err();
+        disk.set_syncs_fail(false);
+        let second = Transaction::new()
+            .if_modified("a", first)
+            .if_value("a", "1")
+            .if_absent("b")
+            .put("a", "3");
+        let second = store.transact(second).await.unwrap();
+        assert_eq!(second.number(), first.number() + 1);
+        let record = store.get("a").await.unwrap().unwrap();
+        assert_eq!((record.version, record.created), (2, first));
+    });
+}
+
+#[test]
+fn what_a_refused_transaction_wrote_is_not_remembered() {
+    let disk = Disk::new();
+    let store = SqliteStore::open(on(&disk)).unwrap();
+    block_on(async {
+        let ended = store.grant(MINUTE).await.unwrap();
+        let before = store.revoke(ended).await.unwrap();
+        let refused = Transaction::new().put("a", "1").put_leased("b", "1", ended);
+        let error = store.transact(refused).await.unwrap_err();
+        assert_eq!(error, Error::LeaseUnknown(ended));
+        let next = Transaction::new().if_absent("a").put("a", "2");
+        let next = store.transact(next).await.unwrap();
+        assert_eq!(next.number(), before.number() + 1);
+        assert_eq!(store.get("a").await.unwrap().unwrap().version, 1);
+    });
+}
+
 #[test]
 fn maintenance_lets_leases_expire() {
     let disk = Disk::new();

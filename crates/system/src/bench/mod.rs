@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`up`] | exec to ready and to serving; memory and CPU at rest |
 //! | [`store`] | durable writes over the wire, beside etcd on the same disk |
+//! | [`shop`] | orders a second of the example store, and where the time of one goes |
+//! | [`topics`] | durable publishes, beside NATS JetStream and RabbitMQ at equal sync |
 //! | [`gateway`] | CPU per proxied request, beside nginx and HAProxy |
 //! | [`table`] | what a bench has to say: rows, where they were measured, what had to hold |
 //! | [`peers`] | finding, configuring and running the programs of others |
@@ -15,8 +17,10 @@
 pub mod cpu;
 pub mod gateway;
 pub mod peers;
+pub mod shop;
 pub mod store;
 pub mod table;
+pub mod topics;
 pub mod up;
 mod wire;
 

@@ -26,6 +26,8 @@ pub struct Peer {
 pub const ETCD: Peer = peer("etcd-server", "etcd", "--version");
 pub const NGINX: Peer = peer("nginx-light", "nginx", "-v");
 pub const HAPROXY: Peer = peer("haproxy", "haproxy", "-v");
+/// Asked by [`Peer::path`] alone: its version is told by a program that leaves another running.
+pub const RABBITMQ: Peer = peer("rabbitmq-server", "rabbitmqctl", "version");
 pub const WRK: Peer = peer("wrk", "wrk", "-v");
 
 const fn peer(package: &'static str, program: &'static str, version: &'static str) -> Peer {
@@ -47,19 +49,24 @@ pub struct Found {
 impl Peer {
     /// Where it is; installed first if it is missing and that can be done. `None`, and said so, if it is missing still.
     pub fn find(&self, root: &Path) -> Option<Found> {
+        let path = self.path(root)?;
+        let version = version(&path, self.version);
+        Some(Found { path, version })
+    }
+
+    /// As [`Peer::find`], and nothing of it runs.
+    pub fn path(&self, root: &Path) -> Option<PathBuf> {
         let path = search(self.program).or_else(|| {
             self.install(root);
             search(self.program)
         });
-        let Some(path) = path else {
+        if path.is_none() {
             eprintln!(
                 "{} is missing: apt-get install {}; what needs it is left out",
                 self.program, self.package
             );
-            return None;
-        };
-        let version = version(&path, self.version);
-        Some(Found { path, version })
+        }
+        path
     }
 
     /// By the same script as `./try` and `./test`, which asks nothing and starts nothing.

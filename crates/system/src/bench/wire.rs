@@ -74,7 +74,7 @@ pub fn try_once(target: &dyn Target) -> Result<()> {
     on_this_thread(async { bounded.await.context("no answer within 2 s")? })
 }
 
-fn on_this_thread<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+pub(super) fn on_this_thread<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -91,13 +91,12 @@ async fn drive(target: &Rc<dyn Target>, server: u32, load: Load) -> Result<Write
     for (client, connection) in connections.into_iter().enumerate() {
         clients.spawn_local(write(connection, target.clone(), load, client, begin));
     }
-    let cost = cost(server, load, begin).await;
+    let cost = cost(server, load.time, begin).await;
     let mut latencies = Vec::new();
     while let Some(client) = clients.join_next().await {
         latencies.append(&mut client??);
     }
-    ensure!(!latencies.is_empty(), "not one write was answered in time");
-    Ok(summary(latencies, load, &cost))
+    summary(latencies, load.time, &cost)
 }
 
 async fn connect(address: SocketAddr) -> Result<SendRequest<Bytes>> {
@@ -167,28 +166,29 @@ async fn whole(answer: Response<h2::RecvStream>) -> Result<Answer> {
 }
 
 /// CPU time of server and load between begin and end.
-struct Cost {
+pub(super) struct Cost {
     server: Duration,
     client: Duration,
 }
 
-async fn cost(server: u32, load: Load, begin: Instant) -> Cost {
+pub(super) async fn cost(server: u32, time: Duration, begin: Instant) -> Cost {
     tokio::time::sleep_until(begin.into()).await;
     let (stretch, client) = (Stretch::begin(vec![server]), cpu::of_this_thread());
-    tokio::time::sleep_until((begin + load.time).into()).await;
+    tokio::time::sleep_until((begin + time).into()).await;
     Cost {
         server: stretch.used(),
         client: cpu::of_this_thread() - client,
     }
 }
 
-fn summary(mut latencies: Vec<Duration>, load: Load, cost: &Cost) -> Writes {
+pub(super) fn summary(mut latencies: Vec<Duration>, time: Duration, cost: &Cost) -> Result<Writes> {
+    ensure!(!latencies.is_empty(), "not one write was answered in time");
     latencies.sort_unstable();
     let last = latencies.len() - 1;
     let at = |share: f64| latencies[((latencies.len() as f64 * share) as usize).min(last)];
     let writes = latencies.len() as f64;
-    let seconds = load.time.as_secs_f64();
-    Writes {
+    let seconds = time.as_secs_f64();
+    Ok(Writes {
         per_second: writes / seconds,
         p50: at(0.5),
         p99: at(0.99),
@@ -197,5 +197,5 @@ fn summary(mut latencies: Vec<Duration>, load: Load, cost: &Cost) -> Writes {
         client_cpu: cost.client.div_f64(writes),
         server_cores: cost.server.as_secs_f64() / seconds,
         client_cores: cost.client.as_secs_f64() / seconds,
-    }
+    })
 }

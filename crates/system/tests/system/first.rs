@@ -31,6 +31,11 @@ routes:
 /// Clouds take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// The turn of one cloud, for as long as it is held.
+pub fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub struct First {
     pub cloud: Cloud,
     pub folder: PathBuf,
@@ -41,7 +46,7 @@ pub struct First {
 impl First {
     /// Prepares the example; nothing runs yet.
     pub fn prepared(zones: u32) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let copy = tempfile::Builder::new()
             .prefix("mainland-first-")
             .tempdir()

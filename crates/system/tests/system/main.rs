@@ -5,9 +5,12 @@
 mod broken;
 mod change;
 mod clock;
+mod commands;
 mod damage;
 mod deny;
+mod deploy;
 mod disk;
+mod environments;
 mod faults;
 mod first;
 mod hidden;
@@ -15,3 +18,5 @@ mod identity;
 mod reasons;
 mod secrets;
 mod separation;
+mod shop;
+mod state;

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::body::{Guards, Kept, RequestBody, ResponseBody};
 use super::callee::{self, Head};
 use super::failure::{Failure, chain};
+use super::peers::Use;
 use super::search::{Chosen, Search};
 use super::view::{Caller, Place, Target};
 use super::wire;
@@ -202,7 +203,7 @@ impl Attempt<'_> {
         let mut sender = self
             .worker
             .peers
-            .connection(&chosen.view, caller, target)
+            .connection(&chosen.view, caller, target, Use::Requests)
             .await?;
         let head = self.head();
         let mut request = Request::new(body);

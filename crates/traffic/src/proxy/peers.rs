@@ -1,4 +1,4 @@
-//! Connections to other proxies: HTTP/2 over mutual TLS, one for each calling identity and peer, per worker.
+//! Connections to other proxies: HTTP/2 over mutual TLS, one for each calling identity, peer and use, per worker.
 //!
 //! A peer is pinged while requests wait on it; when it is silent for two intervals the connection is dropped and all that waited on
 //! it learn at once. A peer that could not be reached is not dialled again for a moment, so that requests do not queue up behind
@@ -27,6 +27,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const PING_EVERY: Duration = Duration::from_millis(250);
 /// A ping that stays unanswered for two intervals: two misses.
 const SILENCE: Duration = Duration::from_millis(500);
+/// A pool's connections lie idle for hours and can't be repeated elsewhere: a peer that stalls for a moment must not cost them. Together no
+/// longer than until a silent node is lost by decision.
+const TUNNEL_PING_EVERY: Duration = Duration::from_millis(1500);
+const TUNNEL_SILENCE: Duration = Duration::from_secs(2);
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
 /// Larger reads pass the buffer by.
 const FIRST_BYTES: usize = 1024;
@@ -34,6 +38,22 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 type Sender = SendRequest<RequestBody>;
+
+/// What a connection carries. Long-lived bytes and requests share none: they ask for other patience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    Requests,
+    Tunnels,
+}
+
+impl Use {
+    fn pings(self) -> (Duration, Duration) {
+        match self {
+            Self::Requests => (PING_EVERY, SILENCE),
+            Self::Tunnels => (TUNNEL_PING_EVERY, TUNNEL_SILENCE),
+        }
+    }
+}
 
 #[derive(Default)]
 pub struct Peers {
@@ -44,6 +64,7 @@ pub struct Peers {
 struct Known {
     caller: Option<ResourceId>,
     node: NodeName,
+    carries: Use,
     peer: Arc<Peer>,
 }
 
@@ -73,13 +94,14 @@ impl Peers {
         view: &View,
         caller: Option<&ResourceId>,
         target: &Target,
+        carries: Use,
     ) -> Result<Sender, Failure> {
         let Some(identity) = view.tls.client(caller) else {
             return Err(Failure::not_begun(
                 "this node holds no certificate of the caller",
             ));
         };
-        let peer = self.peer(caller, target);
+        let peer = self.peer(caller, target, carries);
         if let Some(found) = peer.usable(identity) {
             return found;
         }
@@ -88,14 +110,16 @@ impl Peers {
             return found;
         }
         // Rare, and large: kept out of the future of every request.
-        let dialled = Box::pin(dial(identity, target)).await;
+        let dialled = Box::pin(dial(identity, target, carries)).await;
         peer.keep(identity, dialled)
     }
 
-    fn peer(&self, caller: Option<&ResourceId>, target: &Target) -> Arc<Peer> {
+    fn peer(&self, caller: Option<&ResourceId>, target: &Target, carries: Use) -> Arc<Peer> {
         let mut peers = self.lock();
         let known = peers.entry(target.mesh).or_default();
-        let same = |it: &&Known| it.caller.as_ref() == caller && it.node == target.node;
+        let same = |it: &&Known| {
+            it.caller.as_ref() == caller && it.node == target.node && it.carries == carries
+        };
         if let Some(found) = known.iter().find(same) {
             return found.peer.clone();
         }
@@ -103,6 +127,7 @@ impl Peers {
         known.push(Known {
             caller: caller.cloned(),
             node: target.node.clone(),
+            carries,
             peer: peer.clone(),
         });
         peer
@@ -164,9 +189,13 @@ impl Peer {
     }
 }
 
-async fn dial(identity: &Arc<ClientConfig>, target: &Target) -> Result<Sender, String> {
+async fn dial(
+    identity: &Arc<ClientConfig>,
+    target: &Target,
+    carries: Use,
+) -> Result<Sender, String> {
     let node = &target.node;
-    match tokio::time::timeout(CONNECT_TIMEOUT, handshake(identity, target)).await {
+    match tokio::time::timeout(CONNECT_TIMEOUT, handshake(identity, target, carries)).await {
         Ok(Ok(sender)) => Ok(sender),
         Ok(Err(error)) => Err(format!(
             "the proxy of node {node} can't be reached: {error}"
@@ -175,7 +204,11 @@ async fn dial(identity: &Arc<ClientConfig>, target: &Target) -> Result<Sender, S
     }
 }
 
-async fn handshake(identity: &Arc<ClientConfig>, target: &Target) -> Result<Sender, String> {
+async fn handshake(
+    identity: &Arc<ClientConfig>,
+    target: &Target,
+    carries: Use,
+) -> Result<Sender, String> {
     let stream = TcpStream::connect(target.mesh)
         .await
         .map_err(|error| error.to_string())?;
@@ -193,10 +226,11 @@ async fn handshake(identity: &Arc<ClientConfig>, target: &Target) -> Result<Send
     if first.is_empty() {
         return Err("it closed the connection".to_owned());
     }
+    let (every, silence) = carries.pings();
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(SILENCE)
+        .keep_alive_interval(every)
+        .keep_alive_timeout(silence)
         .keep_alive_while_idle(false)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

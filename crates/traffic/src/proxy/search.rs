@@ -63,6 +63,17 @@ impl Chosen {
         }
     }
 
+    /// Whether the others that are well are at least half of all: then what broke off is one copy's death, and what it had in hand, however much, is
+    /// no storm when it goes elsewhere once (`docs/decisions/010-a-copys-death-costs-no-budget.md`).
+    fn most_others_are_well(&self, now: load::Instant) -> bool {
+        let endpoints = &self.destination.endpoints;
+        let others = endpoints.iter().enumerate();
+        let well = others
+            .filter(|(index, it)| *index != self.index && !it.load.ejected(now))
+            .count();
+        well * 2 >= endpoints.len()
+    }
+
     /// At most half of the endpoints are ejected.
     fn may_eject(&self, now: load::Instant) -> bool {
         let endpoints = &self.destination.endpoints;
@@ -97,7 +108,7 @@ impl<'a> Search<'a> {
             };
             if let Some(index) = self.choose(destination) {
                 if !std::mem::replace(&mut self.counted, true) {
-                    destination.shared.budget.deposit();
+                    destination.shared.budget.deposit(self.worker.now());
                 }
                 return Ok(Chosen {
                     index,
@@ -186,8 +197,10 @@ impl<'a> Search<'a> {
             Verdict::GiveUp => Err(problem),
             Verdict::IfBudget => {
                 self.repeats += 1;
+                let now = self.worker.now();
                 let budget = &chosen.destination.shared.budget;
-                if self.repeats > MOST_REPEATS || !budget.withdraw(self.worker.now()) {
+                let free = self.repeats == 1 && chosen.most_others_are_well(now);
+                if self.repeats > MOST_REPEATS || !(free || budget.withdraw(now)) {
                     return Err(problem);
                 }
                 drop(chosen);

@@ -361,6 +361,98 @@ fn a_connection_is_in_flight_as_long_as_it_lasts() {
         .wait("drained", |told| matches!(told, FromProxy::Drained { .. }));
 }
 
+/// A client of an echo, through the door; it has said something and heard it again.
+fn pooled(door: SocketAddr) -> Client {
+    let mut client = Client::connect(door);
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(client.receive().unwrap().status, 101);
+    echoes(&mut client);
+    client
+}
+
+fn echoes(client: &mut Client) {
+    client.send("ping");
+    assert_eq!(client.read_exact(4), b"ping");
+}
+
+#[test]
+fn a_connection_outlives_every_change_that_is_not_its_own() {
+    let authority = Authority::new();
+    let instance = Instance::start(|_| Act::Echo);
+    let mut shop = shop(&authority, instance.address, Protocol::Tcp);
+    let mut client = pooled(shop.door);
+    // A certificate that is renewed, another door, another road, another limit.
+    let renewed = authority.identity("service/shop/web");
+    shop.a
+        .snapshot
+        .trust
+        .services
+        .insert(id("shop/web"), renewed);
+    shop.a.apply();
+    echoes(&mut client);
+    let mut second = pooled(shop.door);
+    let other = shop
+        .a
+        .door(&authority, "shop/web", "shop/mail", Protocol::Http);
+    shop.a.road("shop/mail", Vec::new());
+    shop.a.snapshot.doors[0].timeout = Span::milliseconds(1);
+    shop.b.snapshot.local[0].max_in_flight = 1;
+    shop.b.runs("shop/mail-1", "shop/mail", free_address());
+    shop.a.apply();
+    shop.b.apply();
+    shop.a.snapshot.doors.retain(|door| door.listen != other);
+    let endpoint = shop.b.endpoint("shop/cart-1");
+    shop.a.road("shop/cart", Vec::new());
+    shop.a.apply();
+    echoes(&mut client);
+    shop.a.road("shop/cart", vec![endpoint]);
+    shop.a.apply();
+    for client in [&mut client, &mut second] {
+        echoes(client);
+    }
+    assert_eq!(instance.count(), 2);
+}
+
+#[test]
+fn an_undeclared_connection_is_closed_and_told_and_reaches_nothing() {
+    let instance = Instance::start(|_| Act::Echo);
+    let mut shop = shop(&Authority::new(), instance.address, Protocol::Tcp);
+    shop.b.snapshot.callers[0].from.clear();
+    shop.b.apply();
+    let mut client = Client::connect(shop.door);
+    assert_eq!(client.read_to_end(), b"");
+    shop.b.wait("the refused call", |told| {
+        matches!(told, FromProxy::CallRefused { caller, callee, .. } if caller == "shop/web" && *callee == id("shop/cart"))
+    });
+    assert_eq!(instance.count(), 0);
+}
+
+#[test]
+fn connections_end_with_a_copy_that_ends_and_new_ones_wait_for_the_next() {
+    let instance = Instance::start(|_| Act::Echo);
+    let mut shop = shop(&Authority::new(), instance.address, Protocol::Tcp);
+    let mut client = pooled(shop.door);
+    shop.b.set_gate("shop/cart-1", Gate::Shut);
+    shop.b.apply();
+    instance.hang_up();
+    assert_eq!(client.read_to_end(), b"");
+    let door = shop.door;
+    let waiting = std::thread::spawn(move || drop(pooled(door)));
+    // Also while nobody knows where the copy will be.
+    shop.a.road("shop/cart", Vec::new());
+    shop.a.apply();
+    shop.a.wait(
+        "demand",
+        |told| matches!(told, FromProxy::Demand { service, .. } if *service == id("shop/cart")),
+    );
+    shop.b.set_gate("shop/cart-1", Gate::Open);
+    shop.b.apply();
+    let endpoint = shop.b.endpoint("shop/cart-1");
+    shop.a.road("shop/cart", vec![endpoint]);
+    shop.a.apply();
+    waiting.join().unwrap();
+}
+
 #[test]
 fn an_upgraded_connection_passes_the_mesh() {
     let instance = Instance::start(|seen| {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use model::compute::{Ask, Completion, Exit, ExitHow};
+use model::compute::{Ask, BEFORE_DEPLOY_FAILED, Completion, Exit, ExitHow};
 use model::control::Reason;
 use model::signals::Level;
 
@@ -13,7 +13,6 @@ use crate::agent::probing::NOT_READY_INTERVAL;
 use crate::agent::{Draw, Input, Output, Question};
 use crate::backoff;
 
-/// What happened to it.
 /// The signal that nothing outlives.
 const SIGKILL: i32 = 9;
 
@@ -102,6 +101,7 @@ impl Instance {
         self.address = Some(address);
         self.reason = None;
         self.history.starts = self.history.starts.saturating_add(1);
+        self.history.interrupted = false;
         outputs.push(Output::Remember {
             instance: self.desired.instance.clone(),
         });
@@ -239,27 +239,7 @@ impl Instance {
                 }
             );
         if self.leaves(stopping) {
-            let killed = matches!(self.phase, Phase::Stopping { kill_at, .. } if now.instant >= kill_at)
-                && matches!(exit.how, ExitHow::Signal { signal: SIGKILL });
-            self.phase = Phase::Stopped;
-            self.reason = None;
-            // A start after this is no restart: the end was wanted.
-            self.history.starts = 0;
-            let (level, ended) = match killed {
-                true => (
-                    Level::Warning,
-                    format!(
-                        "did not end within {}, so it was killed",
-                        self.desired.spec.grace
-                    ),
-                ),
-                false => (Level::Info, backoff::ended(&exit.how)),
-            };
-            self.tell(
-                level,
-                Reason::new("stopped", format!("stopped: {ended}")),
-                outputs,
-            );
+            self.stopped(&exit, now, outputs);
         } else if fenced {
             self.phase = Phase::Fenced;
             self.reason = Some(Reason::new(
@@ -270,6 +250,8 @@ impl Instance {
             self.phase = Phase::Finished;
             self.reason = None;
             self.tell(Level::Info, Reason::new("finished", "finished"), outputs);
+        } else if self.has_failed() {
+            self.fail(last_words, outputs);
         } else {
             self.back_off(&exit, last_words, uptime, now, draw, outputs);
         }
@@ -278,10 +260,54 @@ impl Instance {
         });
     }
 
+    /// Its end was wanted.
+    fn stopped(&mut self, exit: &Exit, now: Now, outputs: &mut Vec<Output>) {
+        let killed = matches!(self.phase, Phase::Stopping { kill_at, .. } if now.instant >= kill_at)
+            && matches!(exit.how, ExitHow::Signal { signal: SIGKILL });
+        self.phase = Phase::Stopped;
+        self.reason = None;
+        // A start after this is no restart.
+        self.history.starts = 0;
+        self.history.interrupted = true;
+        let (level, ended) = match killed {
+            true => {
+                let grace = self.desired.spec.grace;
+                let ended = format!("did not end within {grace}, so it was killed");
+                (Level::Warning, ended)
+            }
+            false => (Level::Info, backoff::ended(&exit.how)),
+        };
+        let reason = Reason::new("stopped", format!("stopped: {ended}"));
+        self.tell(level, reason, outputs);
+    }
+
     pub(super) fn has_finished(&self) -> bool {
         let exit = self.history.last_exit.as_ref().map(|exit| &exit.how);
         matches!(exit, Some(ExitHow::Code { code: 0 }))
             && matches!(self.desired.spec.completion, Completion::OnSuccess)
+            // Told to end, it may have done half of its work and called that well.
+            && !(self.runs_once() && self.history.interrupted)
+    }
+
+    /// It ran and ended badly, and is not run again: who decides about the rollout is told.
+    pub(super) fn has_failed(&self) -> bool {
+        let exit = self.history.last_exit.as_ref().map(|exit| &exit.how);
+        let is_an_end = matches!(
+            exit,
+            Some(ExitHow::Code { .. } | ExitHow::Signal { .. } | ExitHow::OutOfMemory { .. })
+        );
+        self.runs_once() && is_an_end && !self.history.interrupted && !self.has_finished()
+    }
+
+    pub(super) fn fail(&mut self, last_words: Option<String>, outputs: &mut Vec<Output>) {
+        let exit = self.history.last_exit.as_ref();
+        let ended = exit.map_or_else(String::new, |exit| backoff::ended(&exit.how));
+        let said = last_words.map(|line| format!("its last words: {line}"));
+        let reason = Reason::new(BEFORE_DEPLOY_FAILED, format!("ended with {ended}"))
+            .with_detail(said.into_iter().collect());
+        self.phase = Phase::Failed;
+        self.reason = Some(reason.clone());
+        self.tell(Level::Error, reason, outputs);
     }
 
     fn back_off(

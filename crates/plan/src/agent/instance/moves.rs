@@ -4,8 +4,9 @@ use model::compute::{Ask, Wanted};
 use model::control::Reason;
 use model::ids::{InstanceId, ResourceId, ResourceName};
 use model::signals::Level;
+use model::traffic::Protocol;
 
-use super::{Instance, KILL_AGAIN, Phase, WAIT_FOR_NEEDS, Why, World};
+use super::{Instance, KILL_AGAIN, Phase, Process, WAIT_FOR_NEEDS, Why, World};
 use crate::agent::{EMPTY_AFTER, Output, Question};
 use crate::{Instant, Now};
 
@@ -59,7 +60,7 @@ impl Instance {
                 };
                 self.start_in_order(now.after(WAIT_FOR_NEEDS), world, outputs);
             }
-            Phase::Finished | Phase::Preparing => {}
+            Phase::Finished | Phase::Failed | Phase::Preparing => {}
         }
         true
     }
@@ -201,13 +202,16 @@ impl Instance {
         self.reason.get_or_insert(reason);
     }
 
-    /// Off the road first. One that was never sent a request has nothing to wait for.
+    /// Off the road first. One that was never sent a request has nothing to wait for, and the pools of a database's callers never end by
+    /// themselves: its engine knows best what is being done on their connections.
     fn leave(&mut self, now: Now, outputs: &mut Vec<Output>) {
-        if self
+        let spec = &self.desired.spec;
+        let keeps_connections = spec.engine().is_some() && spec.protocol == Protocol::Tcp;
+        let was_asked = self
             .process
             .as_ref()
-            .is_some_and(|process| process.ever_ready)
-        {
+            .is_some_and(|process| process.ever_ready);
+        if was_asked && !keeps_connections {
             let until = now.instant.after(self.desired.spec.grace.duration());
             self.phase = Phase::Draining { until };
             self.reason = None;
@@ -261,10 +265,11 @@ impl Instance {
     }
 
     fn ask(&mut self, now: Instant, outputs: &mut Vec<Output>) {
+        let once = self.runs_once();
         let Some(process) = self.process.as_mut() else {
             return;
         };
-        if process.suspended {
+        if process.suspended || once {
             return;
         }
         if matches!(self.desired.spec.health.ask, Ask::None) {
@@ -298,7 +303,8 @@ impl Instance {
     }
 
     fn next_question(&self) -> Option<Instant> {
-        let process = self.process.as_ref().filter(|process| !process.suspended)?;
+        let asked = |process: &&Process| !process.suspended && !self.runs_once();
+        let process = self.process.as_ref().filter(asked)?;
         let health = &self.desired.spec.health;
         let asked = (!matches!(health.ask, Ask::None)).then(|| process.health.wake(health));
         let alive = self.desired.spec.alive.as_ref();

@@ -62,6 +62,7 @@ impl Instance {
             Phase::Waiting { .. } => InstanceState::Pending,
             Phase::Preparing if self.has_waited() => InstanceState::Pending,
             Phase::Preparing | Phase::Starting => InstanceState::Starting,
+            Phase::Running if self.runs_once() => InstanceState::Running,
             Phase::Running => match self
                 .process
                 .as_ref()
@@ -71,7 +72,7 @@ impl Instance {
                 false => InstanceState::Starting,
             },
             Phase::Draining { .. } | Phase::Stopping { .. } => InstanceState::Draining,
-            Phase::BackingOff { .. } | Phase::Fenced => InstanceState::Failed,
+            Phase::BackingOff { .. } | Phase::Fenced | Phase::Failed => InstanceState::Failed,
             Phase::Stopped => InstanceState::Stopped,
             Phase::Finished => InstanceState::Finished,
         }

@@ -1,0 +1,62 @@
+//! The server itself, and what happened anywhere.
+
+use http::Method;
+use model::boundary::AuditRecord;
+use model::signals::Event;
+use serde_json::Value;
+
+use super::{Operation, Shape, json_of, lines_of, operation};
+use crate::wire;
+
+pub(super) fn all() -> Vec<Operation> {
+    vec![
+        operation(
+            "version",
+            Method::GET,
+            "/v1/version",
+            Shape::Nothing,
+            json_of::<wire::Version>(),
+            "Which version answers",
+        ),
+        operation(
+            "health",
+            Method::GET,
+            "/v1/health",
+            Shape::Nothing,
+            json_of::<wire::Health>(),
+            "Whether the server decides",
+        ),
+        operation(
+            "whoami",
+            Method::GET,
+            "/v1/whoami",
+            Shape::Nothing,
+            json_of::<wire::WhoAmI>(),
+            "Who asks",
+        ),
+        operation(
+            "openapi",
+            Method::GET,
+            "/v1/openapi.json",
+            Shape::Nothing,
+            json_of::<Value>(),
+            "This document",
+        ),
+        operation(
+            "audit",
+            Method::GET,
+            "/v1/audit",
+            Shape::Nothing,
+            json_of::<wire::List<AuditRecord>>(),
+            "Who changed what, newest first",
+        ),
+        operation(
+            "events",
+            Method::GET,
+            "/v1/events",
+            Shape::Nothing,
+            lines_of::<Event>(),
+            "What happened anywhere; `?watch=true` goes on",
+        ),
+    ]
+}

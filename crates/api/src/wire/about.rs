@@ -1,0 +1,28 @@
+//! The server itself.
+
+use model::boundary::PrincipalName;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `GET /v1/version`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Version {
+    pub version: String,
+    /// Empty to who has not shown a token.
+    pub cluster: String,
+}
+
+/// `GET /v1/health`: the server answers; `ready` once the leader has loaded its world and decides.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Health {
+    pub ready: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `GET /v1/whoami`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct WhoAmI {
+    pub principal: PrincipalName,
+    pub cluster: String,
+}

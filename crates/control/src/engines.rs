@@ -1,0 +1,158 @@
+//! Who uses a database or a topic: what its engine is told of them, and who they are to it. Pure.
+
+use std::collections::BTreeMap;
+
+use model::compute::{Placement, SecretNeed, Service, Work};
+use model::ids::{ProjectName, ResourceId, ResourceName};
+use model::state::{Access, Engine, EngineSettings, Login, database_name};
+
+use crate::desired::Seen;
+use crate::world::World;
+
+/// A database, as those see it that need it.
+enum Database<'w> {
+    Managed,
+    Elsewhere(&'w model::compute::ExternalLogin),
+}
+
+fn database<'w>(world: &'w World, id: &ResourceId) -> Option<Database<'w>> {
+    let record = world.services.get(id)?.record.as_ref()?;
+    match &record.spec.work {
+        Work::Engine {
+            engine: Engine::Postgres(_),
+        } => Some(Database::Managed),
+        Work::External {
+            login: Some(login), ..
+        } => Some(Database::Elsewhere(login)),
+        _ => None,
+    }
+}
+
+fn beside(project: &ProjectName, name: &ResourceName) -> ResourceId {
+    ResourceId::new(project.clone(), name.clone())
+}
+
+/// Who a service is to the databases among its needs.
+pub fn logins(world: &World, id: &ResourceId, spec: &Service) -> BTreeMap<ResourceName, Login> {
+    let login = |need: &ResourceName| match database(world, &beside(&id.project, need))? {
+        Database::Managed => Some(Login {
+            user: id.name.to_string(),
+            database: database_name(need),
+        }),
+        Database::Elsewhere(external) => Some(external.login.clone()),
+    };
+    let needs = spec.needs.keys();
+    needs
+        .filter_map(|need| Some((need.clone(), login(need)?)))
+        .collect()
+}
+
+/// Where the value comes from that a service is given under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A secret that somebody declared.
+    Secret(ResourceId),
+    /// Derived from the secret of a database, for this service alone.
+    Password { database: ResourceId },
+    /// A database's own.
+    OfItself,
+}
+
+/// All values that a service is given, each with where it comes from.
+pub fn given(world: &World, id: &ResourceId, spec: &Service) -> Vec<(SecretNeed, Source)> {
+    let mut given: Vec<_> = spec
+        .needs
+        .iter()
+        .filter_map(|(name, need)| {
+            let source = source(world, &id.project, name)?;
+            let need = SecretNeed {
+                name: name.clone(),
+                file: need.file && matches!(source, Source::Secret(_)),
+            };
+            Some((need, source))
+        })
+        .collect();
+    if let Some(Engine::Postgres(_)) = spec.engine() {
+        let own = SecretNeed {
+            name: id.name.clone(),
+            file: false,
+        };
+        given.push((own, Source::OfItself));
+    }
+    given
+}
+
+fn source(world: &World, project: &ProjectName, need: &ResourceName) -> Option<Source> {
+    let id = beside(project, need);
+    if world.secrets.contains_key(&id) {
+        return Some(Source::Secret(id));
+    }
+    match database(world, &id)? {
+        Database::Managed => Some(Source::Password { database: id }),
+        Database::Elsewhere(external) => {
+            let password = external.password.as_ref()?;
+            Some(Source::Secret(beside(project, password)))
+        }
+    }
+}
+
+/// What engines are told of those that use them, by the engine's id.
+pub fn settings(
+    world: &World,
+    seen: &BTreeMap<&ResourceId, Seen<'_>>,
+) -> BTreeMap<ResourceId, EngineSettings> {
+    let mut all: BTreeMap<ResourceId, EngineSettings> = BTreeMap::new();
+    for (id, seen) in seen {
+        let live = world.services.get(*id).and_then(|entry| entry.live());
+        let live = live.map(|record| &record.spec);
+        for spec in running(seen).into_iter().chain(live) {
+            use_by(&mut all, id, spec);
+        }
+    }
+    all
+}
+
+/// The releases that have a placement, oldest first: until a rollout is through, messages go where the copies before it expect them.
+fn running<'w>(seen: &Seen<'w>) -> Vec<&'w Service> {
+    let placements: &Vec<Placement> = &seen.group.placements;
+    let mut numbers: Vec<_> = placements.iter().map(|placed| placed.release).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let releases = numbers
+        .iter()
+        .filter_map(|number| seen.releases.get(number));
+    releases.copied().collect()
+}
+
+fn use_by(all: &mut BTreeMap<ResourceId, EngineSettings>, id: &ResourceId, spec: &Service) {
+    for (need, options) in &spec.needs {
+        let settings = all.entry(beside(&id.project, need)).or_default();
+        let access = settings
+            .roles
+            .entry(id.name.clone())
+            .or_insert(options.access);
+        if options.access == Access::Write {
+            *access = Access::Write;
+        }
+    }
+    for (topic, subscription) in &spec.on {
+        let settings = all.entry(beside(&id.project, topic)).or_default();
+        let known = settings.subscriptions.entry(id.name.clone());
+        known.or_insert_with(|| subscription.clone());
+    }
+}
+
+/// What of it means something to this engine.
+pub fn of_engine(engine: &Engine, all: Option<&EngineSettings>) -> EngineSettings {
+    let all = all.cloned().unwrap_or_default();
+    match engine {
+        Engine::Postgres(_) => EngineSettings {
+            roles: all.roles,
+            ..EngineSettings::default()
+        },
+        Engine::Topic(_) => EngineSettings {
+            subscriptions: all.subscriptions,
+            ..EngineSettings::default()
+        },
+    }
+}

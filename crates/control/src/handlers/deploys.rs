@@ -1,0 +1,155 @@
+//! One deploy at a time in a project: who holds it says so again and again, and has let go of it once that stops.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::problem::Problem;
+use api::wire;
+use jiff::Timestamp;
+use model::ids::ProjectName;
+
+use crate::call::{self, Answer, Call};
+use crate::draft::Draft;
+use crate::records::{DeployRecord, Key};
+use crate::state::Server;
+use crate::world::{Stored, World};
+
+/// Who holds a deploy says so every 5 s; three that did not come are its end.
+pub const HELD_FOR: Duration = Duration::from_secs(15);
+/// Of an id, and of what a client says of itself.
+const TEXT_MAX: usize = 200;
+
+/// Takes it, or keeps it: the same for who repeats either.
+pub async fn hold(server: Arc<Server>, mut call: Call) -> Answer {
+    let project = call.project()?;
+    let id = call.text("id").to_owned();
+    let ask: wire::HoldDeploy = call.json().await?;
+    if id.len() > TEXT_MAX || ask.client.len() > TEXT_MAX {
+        let title = format!("an id and a client are at most {TEXT_MAX} bytes long");
+        return Err(Problem::invalid(title));
+    }
+    let holder = call.principal.name();
+    // It is printed on the terminals of others.
+    let client: String = ask.client.chars().filter(|c| !c.is_control()).collect();
+    let (held, _) = server
+        .change(|world: &World| {
+            let now = server.now();
+            refuse_other(world, &project, &id, now)?;
+            let known = world.deploys.get(&project);
+            let mine = known.filter(|known| known.id == id);
+            let next = DeployRecord {
+                id: id.clone(),
+                holder: holder.clone(),
+                client: client.clone(),
+                since: mine.map_or(now, |mine| mine.since),
+                renewed_at: now,
+            };
+            let mut draft = Draft::new();
+            draft.put(Key::Deploy(project.clone()), known, &next);
+            Ok((draft, next))
+        })
+        .await?;
+    Ok(call::json(&wire::Deploy {
+        id: held.id,
+        holder: held.holder,
+        client: held.client,
+        since: held.since,
+    }))
+}
+
+/// Lets go of it. Nothing is to be done where another holds it by now.
+pub async fn end(server: Arc<Server>, call: Call) -> Answer {
+    let project = call.project()?;
+    let id = call.text("id").to_owned();
+    let (ended, _) = server
+        .change(|world: &World| {
+            let mut draft = Draft::new();
+            let known = world.deploys.get(&project);
+            let mine = known.filter(|known| known.id == id);
+            if let Some(mine) = mine {
+                draft.delete(Key::Deploy(project.clone()), mine);
+            }
+            Ok((draft, mine.is_some()))
+        })
+        .await?;
+    Ok(call::json(&ended))
+}
+
+/// What is applied must not come in between what somebody deploys.
+pub fn check(server: &Server, call: &Call, project: &ProjectName) -> Result<(), Problem> {
+    let id: String = call.asks("deploy", String::new())?;
+    server.look(|world| refuse_other(world, project, &id, server.now()))
+}
+
+fn refuse_other(
+    world: &World,
+    project: &ProjectName,
+    id: &str,
+    now: Timestamp,
+) -> Result<(), Problem> {
+    match world.deploys.get(project) {
+        Some(known) if known.id != id && is_held(known, now) => {
+            let title = format!(
+                "deploy in progress: {} ({}) deploys {project} since {}",
+                known.holder,
+                known.client,
+                known.since.strftime("%H:%M:%S")
+            );
+            Err(Problem::conflict("deploy-in-progress", title).remedy(format!(
+                "`mainland deploy --wait-for-lock` waits for its end; a client that died has let go {} s later",
+                HELD_FOR.as_secs()
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// By the clock of the server alone: it sets both times.
+fn is_held(known: &Stored<DeployRecord>, now: Timestamp) -> bool {
+    let silent = now.duration_since(known.renewed_at);
+    silent.abs() < jiff::SignedDuration::try_from(HELD_FOR).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::stored;
+
+    #[test]
+    fn one_deploys_and_who_is_silent_has_let_go() {
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).unwrap();
+        let project: ProjectName = "shop".parse().unwrap();
+        let mut world = World::default();
+        let held = DeployRecord {
+            id: "one".to_owned(),
+            holder: model::boundary::PrincipalName("admin:root".to_owned()),
+            client: "root@here, pid 7".to_owned(),
+            since: at(0),
+            renewed_at: at(100),
+        };
+        world.deploys.insert(project.clone(), stored(held));
+        let table = [
+            ("", 105, false),
+            ("other", 114, false),
+            ("one", 114, true),
+            ("one", 500, true),
+            ("", 115, true),
+            ("other", 115, true),
+            // The clock was set back by hours: nobody waits for it to come round.
+            ("", -7200, true),
+        ];
+        for (id, second, passes) in table {
+            let answer = refuse_other(&world, &project, id, at(second));
+            assert_eq!(answer.is_ok(), passes, "{id:?} at {second}");
+            if let Err(problem) = answer {
+                assert_eq!(
+                    (problem.status, problem.code.as_str()),
+                    (409, "deploy-in-progress")
+                );
+                assert!(problem.title.contains("root@here"), "{}", problem.title);
+            }
+        }
+        let other: ProjectName = "shop-staging".parse().unwrap();
+        assert!(refuse_other(&world, &other, "", at(105)).is_ok());
+    }
+}

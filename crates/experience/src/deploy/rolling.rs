@@ -1,0 +1,342 @@
+//! `deploy`: upload, release, roll, and say how it went.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::client::Client;
+use api::wire::{self, Action, Kind};
+use futures_util::StreamExt;
+use model::control::{Rollout, RolloutPhase};
+use model::ids::{ProjectName, ReleaseNumber, ResourceName};
+use model::manifest::Manifest;
+
+use super::lock::Lock;
+use super::{MANIFEST, describe, find_manifest, read, request};
+use crate::failure::{Failure, UNKNOWN};
+use crate::output::say;
+use crate::progress::{self, Rolled};
+use crate::{Globals, assent, idempotency_key, notice};
+
+/// Lines of the failing instance that are shown.
+const LINES_SHOWN: u32 = 40;
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Without SERVICE all of the manifest is applied. With it that service alone, which must find what it needs.\n\
+                  One deploy runs in a project at a time: another one, or an apply, is told whose it is.\n\n\
+                  Exit code 1: it failed, and the version before goes on serving. 3: it is not known yet how it ends.\n\n\
+                  Examples:\n  mainland deploy --wait\n  mainland deploy checkout --env staging --wait --timeout 10m"
+)]
+pub struct Deploy {
+    /// The service to deploy (default: all that the manifest changes)
+    service: Option<ResourceName>,
+    /// The manifest, or the folder that holds it
+    #[arg(short, long, value_name = "FILE", default_value = MANIFEST)]
+    file: PathBuf,
+    /// Wait until it is rolled out; on failure show the last lines of what failed
+    #[arg(short, long)]
+    wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = crate::parse_span)]
+    timeout: Duration,
+    /// Wait for the end of a deploy that somebody else has under way
+    #[arg(long)]
+    wait_for_lock: bool,
+    /// Assent to what would otherwise be asked
+    #[arg(short)]
+    yes: bool,
+}
+
+/// What is being rolled out, by service.
+type Releases = BTreeMap<ResourceName, ReleaseNumber>;
+
+impl Deploy {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = Arc::new(globals.client()?);
+        let file = find_manifest(Some(self.file.clone()))?.unwrap_or_else(|| self.file.clone());
+        let manifest = self.only_asked(read(&file, globals.env.as_deref())?)?;
+        let project = manifest.project.clone();
+        let patience = self.wait_for_lock.then_some(self.timeout);
+        let lock = Lock::take(&client, &project, patience).await?;
+        let mut released = Releases::new();
+        let outcome = tokio::select! {
+            outcome = self.deploy(&client, &file, &manifest, &lock, &mut released) => outcome,
+            () = asked_to_end() => Err(interrupted(&project, &released)),
+        };
+        lock.end().await;
+        outcome
+    }
+
+    /// The manifest with the one service alone, where one is named.
+    fn only_asked(&self, mut manifest: Manifest) -> Result<Manifest, Failure> {
+        let Some(service) = &self.service else {
+            return Ok(manifest);
+        };
+        if !manifest.services.contains_key(service) {
+            let known: Vec<_> = manifest.services.keys().map(ResourceName::as_str).collect();
+            return Err(Failure::usage(format!(
+                "the manifest declares no service {service}; it declares {}",
+                known.join(", ")
+            )));
+        }
+        manifest.services.retain(|name, _| name == service);
+        manifest.routes.clear();
+        manifest.secrets.clear();
+        Ok(manifest)
+    }
+
+    async fn deploy(
+        &self,
+        client: &Client,
+        file: &std::path::Path,
+        manifest: &Manifest,
+        lock: &Lock,
+        released: &mut Releases,
+    ) -> Result<u8, Failure> {
+        let applied = self.apply(client, file, manifest, lock).await?;
+        let project = &manifest.project;
+        let kept = |change: &wire::Change| change.action == Action::Keep;
+        if applied.changes.iter().all(kept) {
+            say("nothing changed\n")?;
+            *released = unfinished(client, manifest).await?;
+        } else {
+            say(&describe(&applied))?;
+            *released = releases(&applied);
+        }
+        if released.is_empty() {
+            return Ok(0);
+        }
+        match self.wait {
+            true => self.follow(client, project, released).await,
+            false => tell(project, released),
+        }
+    }
+
+    async fn follow(
+        &self,
+        client: &Client,
+        project: &ProjectName,
+        released: &Releases,
+    ) -> Result<u8, Failure> {
+        let begin = Instant::now();
+        match progress::rolled_out(client, project, released, begin + self.timeout).await? {
+            Rolled::Done => {
+                let list = in_words(released);
+                say(&format!(
+                    "deployed in {:.1} s: {list}",
+                    begin.elapsed().as_secs_f64()
+                ))?;
+                Ok(0)
+            }
+            Rolled::Failed { service, rollout } => {
+                Err(failed(client, project, &service, &rollout).await)
+            }
+            Rolled::Superseded { service, by } => Err(Failure {
+                exit_code: UNKNOWN,
+                message: format!(
+                    "{service}: release {by} came in between, and is rolled out instead [superseded]"
+                ),
+            }),
+            Rolled::Late(hindrances) => Err(late(self.timeout, project, &hindrances)),
+        }
+    }
+
+    async fn apply(
+        &self,
+        client: &Client,
+        file: &std::path::Path,
+        manifest: &Manifest,
+        lock: &Lock,
+    ) -> Result<wire::Applied, Failure> {
+        let mut ask = request(client, file, manifest).await?;
+        ask.undo_rollback = self.yes;
+        let project = &manifest.project;
+        let key = idempotency_key();
+        match client.apply_in_deploy(project, &ask, &lock.id, &key).await {
+            Err(error) if error.code() == Some("would-undo-rollback") && !self.yes => {
+                assent(&format!("{error}\nUndo it?"))?;
+                ask.undo_rollback = true;
+                let key = idempotency_key();
+                Ok(client
+                    .apply_in_deploy(project, &ask, &lock.id, &key)
+                    .await?)
+            }
+            Err(error) if self.service.is_some() && error.code() == Some("unknown-name") => {
+                Err(Failure::failed(format!(
+                    "{error}\n  remedy: a service is deployed alone only where all that it needs is there; `mainland apply` makes the rest of the manifest"
+                )))
+            }
+            other => Ok(other?),
+        }
+    }
+}
+
+/// What an earlier deploy of the same file has not brought to its end, or not to a good one.
+async fn unfinished(client: &Client, manifest: &Manifest) -> Result<Releases, Failure> {
+    let services = client.status_of_services(&manifest.project).await?.services;
+    let rollouts = services
+        .into_iter()
+        .filter(|status| manifest.services.contains_key(&status.name))
+        .filter_map(|status| Some((status.name, status.rollout?)));
+    let unfinished = rollouts.filter(|(_, rollout)| rollout.phase != RolloutPhase::Done);
+    Ok(unfinished
+        .map(|(name, rollout)| (name, rollout.to))
+        .collect())
+}
+
+fn tell(project: &ProjectName, released: &Releases) -> Result<u8, Failure> {
+    for (service, release) in released {
+        say(&format!(
+            "{service}: release {release} is on its way; `mainland rollout status {service} --project {project} --wait` follows it"
+        ))?;
+    }
+    Ok(0)
+}
+
+fn releases(applied: &wire::Applied) -> Releases {
+    let services = applied
+        .changes
+        .iter()
+        .filter(|change| change.kind == Kind::Services);
+    services
+        .filter_map(|change| Some((change.name.parse().ok()?, change.release?)))
+        .collect()
+}
+
+fn in_words(releases: &Releases) -> String {
+    let each: Vec<_> = releases
+        .iter()
+        .map(|(service, release)| format!("{service} release {release}"))
+        .collect();
+    each.join(", ")
+}
+
+/// Until a person or a supervisor asks this command to end.
+async fn asked_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        pressed = tokio::signal::ctrl_c() => {
+            if pressed.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+        () = terminated => {}
+    }
+}
+
+fn interrupted(project: &ProjectName, released: &Releases) -> Failure {
+    let message = match released.is_empty() {
+        true => "interrupted before anything was released, or just then; `mainland releases SERVICE` shows it".to_owned(),
+        false => format!(
+            "interrupted: {} goes on rolling out by itself, others may deploy now\n  remedy: `mainland rollout status SERVICE --project {project}` follows it, `rollout abort` gives it up, `rollback` returns",
+            in_words(released)
+        ),
+    };
+    Failure {
+        exit_code: UNKNOWN,
+        message: format!("{message} [interrupted]"),
+    }
+}
+
+fn late(timeout: Duration, project: &ProjectName, hindrances: &[String]) -> Failure {
+    let list: String = hindrances
+        .iter()
+        .map(|line| format!("\n  {line}"))
+        .collect();
+    Failure {
+        exit_code: UNKNOWN,
+        message: format!(
+            "not rolled out after {timeout:?}, and it goes on by itself [timeout]{list}\n  remedy: `mainland rollout status SERVICE --project {project} --wait` follows it"
+        ),
+    }
+}
+
+/// Shows what the failing instance printed, and says why it was judged and what serves.
+async fn failed(
+    client: &Client,
+    project: &ProjectName,
+    service: &ResourceName,
+    rollout: &Rollout,
+) -> Failure {
+    if let Some(culprit) = &rollout.culprit {
+        let name = culprit.instance.as_str();
+        match last_lines(client, project, name).await {
+            Ok(lines) if lines.is_empty() => notice(&format!("{name} printed nothing")),
+            Ok(lines) => notice(&format!("the last lines of {name}:\n{}", lines.join("\n"))),
+            Err(failure) => notice(&format!(
+                "the output of {name} is not to be had: {}",
+                failure.message
+            )),
+        }
+    }
+    let detail: String = rollout
+        .reason
+        .detail
+        .iter()
+        .map(|line| format!("\n  {line}"))
+        .collect();
+    let remedy = match rollout.from {
+        Some(_) => format!(
+            "mend it and deploy again; `mainland rollback {service}` makes the file's older version the current one"
+        ),
+        None => "mend it and deploy again".to_owned(),
+    };
+    Failure::failed(format!(
+        "{service}: {} [{}]{detail}\n  remedy: {remedy}",
+        rollout.reason, rollout.reason.code
+    ))
+}
+
+async fn last_lines(
+    client: &Client,
+    project: &ProjectName,
+    instance: &str,
+) -> Result<Vec<String>, Failure> {
+    let mut lines = client.logs(project, instance, LINES_SHOWN, false).await?;
+    let mut last = Vec::new();
+    while let Some(line) = lines.next().await {
+        last.push(format!("  {}", crate::logs::text(instance, &line?, true)));
+    }
+    Ok(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_by_itself_is_said() {
+        let project = "shop".parse().unwrap();
+        let released = Releases::from([("web".parse().unwrap(), ReleaseNumber(3))]);
+        let table = [
+            (
+                interrupted(&project, &Releases::new()),
+                "before anything was released",
+            ),
+            (
+                interrupted(&project, &released),
+                "web release 3 goes on rolling out by itself",
+            ),
+            (
+                late(
+                    Duration::from_secs(9),
+                    &project,
+                    &["web: 0 of 1 ready".to_owned()],
+                ),
+                "goes on by itself [timeout]\n  web: 0 of 1",
+            ),
+        ];
+        for (failure, says) in table {
+            assert!(failure.message.contains(says), "{}", failure.message);
+            assert_eq!(failure.exit_code, UNKNOWN);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! `mainland chaos kill`: the power cut of one node that `up` pretends to be.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use experience::Globals;
+use experience::failure::Failure;
+use rustix::process::Signal;
+
+use super::layout::{EDGE, Layout};
+use super::process::Identity;
+
+/// Processes that are started while others are killed are found in a later round.
+const ROUNDS: u32 = 5;
+/// The kinds of process on a node.
+const KINDS: [&[u8]; 3] = [b"agent", b"proxy", b"shim"];
+
+/// Break something on purpose, to see what holds
+#[derive(Debug, Clone, clap::Args)]
+pub struct Chaos {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Command {
+    /// Kill a node as a power cut would: agent, proxy and every instance at once
+    ///
+    /// Its data stays. It stays lost until `mainland start` brings it back, as a real machine would.
+    #[command(after_help = "Example:\n  mainland chaos kill b && mainland start b")]
+    Kill {
+        /// The node's name, as `mainland nodes` lists it
+        #[arg(value_name = "NODE")]
+        node: String,
+    },
+}
+
+impl Chaos {
+    pub fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let Command::Kill { node } = self.command;
+        let layout = Layout {
+            data: globals.data_dir(),
+        };
+        let known = layout.known_nodes();
+        if !known.contains(&node) {
+            let known = known.join(", ");
+            return Err(Failure::from(anyhow::anyhow!(
+                "there is no node `{node}` here; known: {known}"
+            )));
+        }
+        let killed = kill_all_of(&layout.node(&node))?;
+        let again = match node.as_str() {
+            EDGE => "`up` starts it again".to_owned(),
+            _ => format!("`mainland start {node}` brings it back"),
+        };
+        experience::output::say(&format!(
+            "Node {node} is dead: {killed} processes killed; {again}."
+        ))?;
+        Ok(0)
+    }
+}
+
+/// The processes that name the node's directory, and all that they have started.
+fn kill_all_of(directory: &Path) -> Result<usize> {
+    let mut killed = BTreeSet::new();
+    for _ in 0..ROUNDS {
+        let found = Processes::read().of(directory);
+        if found.is_empty() {
+            break;
+        }
+        for identity in found {
+            match identity.signal(Signal::KILL) {
+                Ok(()) => drop(killed.insert(identity.pid)),
+                Err(error) => anyhow::bail!("pid {} can't be killed: {error}", identity.pid),
+            }
+        }
+    }
+    ensure!(!killed.is_empty(), "the node does not run");
+    Ok(killed.len())
+}
+
+/// All that runs on the machine: parents, and what they were started with.
+struct Processes {
+    parents: BTreeMap<u32, u32>,
+    words: BTreeMap<u32, Vec<u8>>,
+}
+
+impl Processes {
+    fn read() -> Self {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let mut all = Self {
+            parents: BTreeMap::new(),
+            words: BTreeMap::new(),
+        };
+        for pid in pids {
+            let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+                continue;
+            };
+            let parent = stat
+                .rsplit_once(") ")
+                .and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+            if let Some(parent) = parent {
+                all.parents.insert(pid, parent);
+            }
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            all.words.insert(pid, words);
+        }
+        all
+    }
+
+    /// Ours that were started for the directory, with their descendants.
+    fn of(&self, directory: &Path) -> Vec<Identity> {
+        let mut found: BTreeSet<u32> = self
+            .words
+            .iter()
+            .filter(|(_, words)| names(words, directory))
+            .map(|(pid, _)| *pid)
+            .collect();
+        loop {
+            let more: Vec<u32> = self
+                .parents
+                .iter()
+                .filter(|(pid, parent)| found.contains(parent) && !found.contains(pid))
+                .map(|(pid, _)| *pid)
+                .collect();
+            if more.is_empty() {
+                break;
+            }
+            found.extend(more);
+        }
+        found.remove(&std::process::id());
+        found.into_iter().filter_map(Identity::of).collect()
+    }
+}
+
+/// Whether it is a process of a node, and one of its words the directory or a path below it. Whichever copy of the binary it runs from.
+fn names(words: &[u8], directory: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let mut words = words.split(|byte| *byte == 0).skip(1);
+    words.next().is_some_and(|kind| KINDS.contains(&kind))
+        && words.any(|word| Path::new(std::ffi::OsStr::from_bytes(word)).starts_with(directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_words_below_the_directory_name_it() {
+        let directory = Path::new("/d/nodes/b");
+        let table = [
+            ("mainland\0agent\0--data-dir\0/d/nodes/b\0", true),
+            ("mainland\0shim\0/d/nodes/b/instances/web-1\0", true),
+            ("mainland\0agent\0--data-dir\0/d/nodes/bc\0", false),
+            ("tail\0-f\0/d/nodes/b/log\0", false),
+            ("vi\0agent\0d/nodes/b\0", false),
+        ];
+        for (words, expected) in table {
+            assert_eq!(names(words.as_bytes(), directory), expected, "{words}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Which instance of which release belongs where: the leader's decisions, as they are stored.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::is_default;
+use crate::control::Reason;
+use crate::ids::{Epoch, InstanceName, NodeName, ReleaseNumber};
+
+/// The decision that an instance of a release belongs on a node, with role and epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Placement {
+    pub instance: InstanceName,
+    pub release: ReleaseNumber,
+    pub node: NodeName,
+    /// For an instance with volumes: which of the service's numbered sets of volumes it holds. 0-based.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    #[serde(default)]
+    pub role: Role,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub purpose: Purpose,
+    /// Grows with each placement of the service; fences what an older one writes.
+    pub epoch: Epoch,
+    pub wanted: Wanted,
+    /// Why it is here, stored with the decision.
+    pub reason: Reason,
+    pub at: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    #[default]
+    Member,
+    Primary,
+    Standby,
+}
+
+/// What an instance is there for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// It is one of the service's copies.
+    #[default]
+    Serve,
+    /// It runs the service's `before_deploy` to its end, and is none of its copies.
+    BeforeDeploy,
+}
+
+/// The code of the reason with which a node reports that a `before_deploy` ended badly, and a rollout that it failed by that.
+pub const BEFORE_DEPLOY_FAILED: &str = "before-deploy-failed";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wanted {
+    /// It runs and serves.
+    Run,
+    /// It leaves the road, then the machine. The placement goes when the node reports it gone, or the node is lost.
+    Leave,
+}
+
+/// All placements of one service: one record in the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PlacementGroup {
+    pub placements: Vec<Placement>,
+    /// Copies that should exist and have no place, with the reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pending: Vec<Pending>,
+    /// The number of the next instance of the service.
+    pub next_instance: u64,
+    pub next_epoch: Epoch,
+    /// Where each numbered set of volumes has its home. Never forgotten but by deleting the data.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub homes: BTreeMap<u32, NodeName>,
+}
+
+/// A copy without a place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Pending {
+    /// The name it will have, so that it can be asked about.
+    pub instance: InstanceName,
+    pub release: ReleaseNumber,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    pub reason: Reason,
+    pub since: Timestamp,
+}

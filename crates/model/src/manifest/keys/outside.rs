@@ -1,0 +1,51 @@
+//! `secrets` and `routes`.
+
+use super::texts::{NAME, ROUTE, SECRET_FILE};
+use super::{Entries, Key, Shape, key, required};
+
+pub(super) static SECRETS: Entries = Entries {
+    key: &NAME,
+    value: Shape::Fields(&SECRET),
+    single: false,
+    most: 1000,
+};
+
+static SECRET: [Key; 2] = [
+    key(
+        "file",
+        Shape::Text(&SECRET_FILE),
+        "Its first value is read from this file when the manifest is applied.",
+    ),
+    key(
+        "generate",
+        Shape::Number {
+            least: SECRET_BYTES_MIN,
+            most: SECRET_BYTES_MAX,
+        },
+        "Its first value is this many random bytes, given as hexadecimal digits.",
+    ),
+];
+
+pub(super) static ROUTES: Entries = Entries {
+    key: &ROUTE,
+    value: Shape::OneOf(&[Shape::Text(&NAME), Shape::Fields(&ROUTE_FIELDS)]),
+    single: false,
+    most: 1000,
+};
+
+static ROUTE_FIELDS: [Key; 3] = [
+    required("to", Shape::Text(&NAME), "The service that answers."),
+    key(
+        "rate",
+        Shape::Later("rate limits are not supported by this version yet"),
+        "",
+    ),
+    key(
+        "auth",
+        Shape::Later("authentication at the door is not supported by this version yet"),
+        "",
+    ),
+];
+
+const SECRET_BYTES_MIN: u64 = 16;
+const SECRET_BYTES_MAX: u64 = 1024;

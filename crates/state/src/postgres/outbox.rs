@@ -1,0 +1,403 @@
+//! The outbox: rows that services insert in the transaction they are about become messages of a topic, at least once, in commit order per key.
+//!
+//! A relay in the engine reads the committed rows in the order of their commits, publishes a batch of them, and then deletes exactly those. One
+//! batch is on its way at a time, and one that was not taken is tried again before anything newer.
+//!
+//! # Why the order is that of commits
+//!
+//! Numbers are given at insertion, and a transaction that got its number early may commit late; so rows are ordered by
+//! `pg_xact_commit_timestamp(xmin)`, and by `id` within a transaction. Two transactions about one key that are ordered at all - the second saw or
+//! waited for the first, as whoever locks an order's row does - have commit timestamps in that order, and whatever snapshot shows the second
+//! shows the first. So each reading is in order, and all of it precedes what only a later reading shows. Transactions about one key that ran side
+//! by side without seeing each other have no order to keep.
+//!
+//! Limits: a clock set back between two commits of one key turns them around, if both wait in the table at that moment; a commit with
+//! `synchronous_commit = off` may be published and then lost by a crash; rows are inserted and left alone (an update makes a row as young as
+//! itself, or is lost). Rows whose commit time PostgreSQL no longer knows, or never knew, are older than those of which it does, and
+//! come first.
+//!
+//! # Once
+//!
+//! A message's id is the row's number and the identity that PostgreSQL gave these files when they were made, so a batch that is published again,
+//! because the answer or the deletion was lost, has the ids it had, and the topic knows them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use model::ids::ResourceName;
+use model::state::database_name;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+
+use super::access::{Access, hand, identifier, literal, told};
+use super::health::Health;
+use crate::settings::Settings;
+
+/// Rows of one request to the topic, and its bytes: a topic takes a thousand, and 1 MiB.
+const BATCH_ROWS: usize = 500;
+const BATCH_BYTES: i64 = 960 << 10;
+/// Numbers read at once. Ordering looks at every row that waits, so it is not done for each batch.
+const READ_ROWS: i64 = 20_000;
+const PUBLISH_PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_BYTES_MAX: usize = 16 << 10;
+const BACK_OFF: Pace = Pace::new(50, 2000);
+/// Between two looks at an empty table.
+const IDLE: Pace = Pace::new(20, 100);
+/// Deleted rows are swept when so many lie about, or fewer once nothing comes.
+const SWEEP_AFTER: usize = 20_000;
+const SWEEP_WHEN_IDLE: usize = 2_000;
+const CONTENT_TYPE: &str = "application/cloudevents-batch+json";
+
+/// A wait that doubles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pace {
+    next_ms: u64,
+    most_ms: u64,
+}
+
+impl Pace {
+    const fn new(next_ms: u64, most_ms: u64) -> Self {
+        Self { next_ms, most_ms }
+    }
+
+    fn next(&mut self) -> Duration {
+        let wait = Duration::from_millis(self.next_ms);
+        self.next_ms = (self.next_ms * 2).min(self.most_ms);
+        wait
+    }
+}
+
+/// The table whose rows become messages.
+#[derive(Debug, Clone)]
+pub struct Table(String);
+
+impl Table {
+    pub fn of(topic: &ResourceName) -> Self {
+        Self(database_name(topic))
+    }
+
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    pub fn sql(&self) -> String {
+        format!("public.{}", identifier(&self.0))
+    }
+
+    /// Makes it if there is none. What a topic would refuse is refused to who inserts it: one such row would hold up all after it.
+    ///
+    /// # Errors
+    ///
+    /// As PostgreSQL says.
+    pub async fn ensure(&self, client: &Client, owner: &str) -> Result<(), tokio_postgres::Error> {
+        let name = self.sql();
+        let query = "select to_regclass($1) is not null";
+        if client.query_one(query, &[&name]).await?.get(0) {
+            return Ok(());
+        }
+        let make = format!(
+            "create table {name} (
+               id bigint generated always as identity primary key,
+               key text not null check (octet_length(key) between 1 and 512),
+               type text not null check (octet_length(type) between 1 and 512),
+               data jsonb not null check (octet_length(data::text) <= 524288),
+               at timestamptz not null default now() check (isfinite(at))
+             ) with (
+               autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0,
+               autovacuum_analyze_threshold = 100000, autovacuum_vacuum_insert_threshold = -1
+             );
+             alter table {name} owner to {}",
+            identifier(owner)
+        );
+        client.batch_execute(&make).await
+    }
+
+    /// How many rows wait, and the age of the oldest in milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// As PostgreSQL says.
+    pub async fn backlog(&self, client: &Client) -> Result<(u64, u64), tokio_postgres::Error> {
+        let query = format!(
+            "select count(*), coalesce((extract(epoch from now() - min(at)) * 1000)::int8, 0) from {}",
+            self.sql()
+        );
+        let row = client.query_one(&query, &[]).await?;
+        let oldest: i64 = row.get(1);
+        Ok((
+            row.get::<_, i64>(0).unsigned_abs(),
+            u64::try_from(oldest).unwrap_or(0),
+        ))
+    }
+}
+
+pub struct Relay {
+    pub access: Access,
+    pub settings: Settings,
+    pub health: Arc<Health>,
+    pub table: Table,
+    pub topic: ResourceName,
+    http: HttpClient<HttpConnector, Full<Bytes>>,
+}
+
+/// Why a batch was not taken.
+#[derive(Debug)]
+enum Refusal {
+    TooLarge,
+    Other(String),
+}
+
+/// The statements of a session.
+struct Session {
+    client: Client,
+    read: tokio_postgres::Statement,
+    take: tokio_postgres::Statement,
+    delete: tokio_postgres::Statement,
+    sweep: String,
+    deleted: usize,
+}
+
+impl Relay {
+    pub fn new(
+        access: Access,
+        settings: Settings,
+        health: Arc<Health>,
+        topic: ResourceName,
+    ) -> Self {
+        Self {
+            access,
+            settings,
+            health,
+            table: Table::of(&topic),
+            topic,
+            http: HttpClient::builder(TokioExecutor::new()).build_http(),
+        }
+    }
+
+    /// For as long as the engine lives.
+    pub async fn run(self) {
+        let mut back_off = BACK_OFF;
+        loop {
+            self.health.served().await;
+            let Err(error) = self.relay(&mut back_off).await;
+            tracing::warn!("the outbox: {}", told(&error));
+            sleep(back_off.next()).await;
+        }
+    }
+
+    /// Ends with an error of the database: whatever was on its way is read anew.
+    async fn relay(
+        &self,
+        back_off: &mut Pace,
+    ) -> Result<std::convert::Infallible, tokio_postgres::Error> {
+        let mut session = self.session().await?;
+        let mut idle = IDLE;
+        loop {
+            let ids = session.ids().await?;
+            *back_off = BACK_OFF;
+            if ids.is_empty() {
+                session.sweep(SWEEP_WHEN_IDLE).await?;
+                sleep(idle.next()).await;
+                continue;
+            }
+            idle = IDLE;
+            self.pass_on(&mut session, &ids).await?;
+        }
+    }
+
+    async fn session(&self) -> Result<Session, tokio_postgres::Error> {
+        let client = self.access.connect(&hand()).await?;
+        // What a crash brings back is published again under the same id.
+        client.batch_execute("set synchronous_commit = off").await?;
+        let row = "select system_identifier::text from pg_control_system()";
+        let identity: String = client.query_one(row, &[]).await?.get(0);
+        let table = self.table.sql();
+        let source = format!("/databases/{}", self.settings.current().name);
+        Ok(Session {
+            read: client.prepare(&read(&table)).await?,
+            take: client.prepare(&take(&table, &identity, &source)).await?,
+            delete: client
+                .prepare(&format!("delete from {table} where id = any($1)"))
+                .await?,
+            sweep: format!("vacuum {table}"),
+            client,
+            deleted: 0,
+        })
+    }
+
+    /// Publishes these rows in this order, and deletes what the topic has.
+    async fn pass_on(
+        &self,
+        session: &mut Session,
+        ids: &[i64],
+    ) -> Result<(), tokio_postgres::Error> {
+        let mut rest = ids;
+        let mut rows = BATCH_ROWS;
+        while !rest.is_empty() {
+            let some = &rest[..rows.min(rest.len())];
+            let batch = session.take(some).await?;
+            let Some(last) = batch.ids.last() else {
+                // Deleted by somebody else.
+                rest = &rest[some.len()..];
+                continue;
+            };
+            if let Err(Refusal::TooLarge) = self.publish_until_taken(&batch).await {
+                rows = (batch.ids.len() / 2).max(1);
+                continue;
+            }
+            session.delete(&batch.ids).await?;
+            let done = rest.iter().position(|id| id == last);
+            rest = &rest[done.map_or(some.len(), |at| at + 1)..];
+            rows = BATCH_ROWS;
+        }
+        Ok(())
+    }
+
+    /// Returns without success only for a batch that can be made smaller.
+    async fn publish_until_taken(&self, batch: &Batch) -> Result<(), Refusal> {
+        let mut back_off = BACK_OFF;
+        let mut said = None;
+        loop {
+            match self.publish(batch.body.clone()).await {
+                Ok(()) if said.is_none() => return Ok(()),
+                Ok(()) => {
+                    tracing::info!("the topic `{}` takes the outbox again", self.topic);
+                    return Ok(());
+                }
+                Err(Refusal::TooLarge) if batch.ids.len() > 1 => return Err(Refusal::TooLarge),
+                Err(refusal) => {
+                    let why = refusal.to_string();
+                    if said.as_ref() != Some(&why) {
+                        tracing::warn!("the outbox waits for the topic `{}`: {why}", self.topic);
+                    }
+                    said = Some(why);
+                }
+            }
+            sleep(back_off.next()).await;
+        }
+    }
+
+    async fn publish(&self, body: Bytes) -> Result<(), Refusal> {
+        // Looked at each time: the node may have moved it.
+        let doors = &self.settings.current().doors;
+        let door = doors
+            .get(&self.topic)
+            .ok_or_else(|| Refusal::Other("it has no address yet".to_owned()))?;
+        let request = Request::post(format!("http://{door}/messages"))
+            .header(header::CONTENT_TYPE, CONTENT_TYPE)
+            .body(Full::new(body))
+            .map_err(|error| Refusal::Other(error.to_string()))?;
+        let answered = timeout(PUBLISH_PATIENCE, self.ask(request)).await;
+        answered.unwrap_or_else(|_| Err(Refusal::Other("it did not answer".to_owned())))
+    }
+
+    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<(), Refusal> {
+        let response = self.http.request(request).await;
+        let response = response.map_err(|error| {
+            let source = std::error::Error::source(&error);
+            Refusal::Other(source.map_or_else(|| error.to_string(), ToString::to_string))
+        })?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
+        let body = body.collect().await.map(|body| body.to_bytes());
+        match status {
+            status if status.is_success() => Ok(()),
+            StatusCode::PAYLOAD_TOO_LARGE => Err(Refusal::TooLarge),
+            status => {
+                let text = body.unwrap_or_default();
+                let text: String = String::from_utf8_lossy(&text).chars().take(300).collect();
+                Err(Refusal::Other(format!("{status} {text}").trim().to_owned()))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TooLarge => f.write_str("it refuses a single message as too large"),
+            Self::Other(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Rows of one request.
+struct Batch {
+    ids: Vec<i64>,
+    body: Bytes,
+}
+
+impl Session {
+    async fn ids(&self) -> Result<Vec<i64>, tokio_postgres::Error> {
+        let rows = self.client.query(&self.read, &[&READ_ROWS]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// As many of these rows, from the first on, as fit into one request.
+    async fn take(&self, ids: &[i64]) -> Result<Batch, tokio_postgres::Error> {
+        let rows = self.client.query(&self.take, &[&ids, &BATCH_BYTES]).await?;
+        let events: Vec<&str> = rows.iter().map(|row| row.get(1)).collect();
+        Ok(Batch {
+            ids: rows.iter().map(|row| row.get(0)).collect(),
+            body: format!("[{}]", events.join(",")).into(),
+        })
+    }
+
+    async fn delete(&mut self, ids: &[i64]) -> Result<(), tokio_postgres::Error> {
+        self.client.execute(&self.delete, &[&ids]).await?;
+        self.deleted += ids.len();
+        self.sweep(SWEEP_AFTER).await
+    }
+
+    /// Every reading passes over what deleted rows leave behind, and autovacuum comes once in a minute.
+    async fn sweep(&mut self, after: usize) -> Result<(), tokio_postgres::Error> {
+        if self.deleted < after {
+            return Ok(());
+        }
+        self.deleted = 0;
+        self.client.batch_execute(&self.sweep).await
+    }
+}
+
+/// The oldest rows' numbers. A commit time that is not known any more is older than all that are.
+fn read(table: &str) -> String {
+    format!(
+        "select id from {table} order by pg_xact_commit_timestamp(xmin) nulls first, id limit $1"
+    )
+}
+
+/// Rows as CloudEvents, in the order of their numbers in `$1`, up to `$2` bytes, but one at least.
+fn take(table: &str, identity: &str, source: &str) -> String {
+    let (identity, source) = (literal(&format!("{identity}/")), literal(source));
+    format!(
+        "select id, event from (
+           select id, event, place, sum(octet_length(event) + 1) over (order by place) as bytes, row_number() over (order by place) as number
+           from unnest($1::int8[]) with ordinality as wanted (id, place)
+           join {table} as row using (id)
+           cross join lateral (select json_build_object(
+             'specversion', '1.0', 'id', {identity} || row.id, 'source', {source}, 'type', row.type,
+             'subject', row.key, 'partitionkey', row.key,
+             'time', to_char(row.at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
+             'datacontenttype', 'application/json', 'data', row.data)::text as event) as told
+         ) as events
+         where bytes <= $2 or number = 1 order by place"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_doubles_up_to_its_end() {
+        let mut pace = Pace::new(20, 100);
+        let waits: Vec<u128> = (0..5).map(|_| pace.next().as_millis()).collect();
+        assert_eq!(waits, [20, 40, 80, 100, 100]);
+    }
+}

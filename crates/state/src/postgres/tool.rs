@@ -1,0 +1,88 @@
+//! `mainland engine psql|dump|load [ARGUMENTS]`: PostgreSQL's own programs, executed beside an engine, with its environment.
+//!
+//! | word | becomes | as |
+//! |---|---|---|
+//! | `psql` | `psql` | the owner |
+//! | `dump` | `pg_dump` as plain SQL, without owners and privileges, without the outbox | the superuser: a dump is of everything |
+//! | `load` | `psql` that reads SQL from its stdin, all or nothing | the owner |
+//!
+//! Rows that wait in the outbox are left out of a dump: whoever has the database publishes them, and a copy must not publish them again.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use model::ids::ResourceName;
+use model::state::{Engine, EngineFile, role_password};
+
+use super::access::{hand, superuser};
+use super::outbox::Table;
+use super::place::Place;
+use super::programs::{self, Search};
+use super::{Error, declared};
+use crate::settings::Settings;
+
+const LOAD: [&str; 7] = [
+    "--no-psqlrc",
+    "--quiet",
+    "--set=ON_ERROR_STOP=1",
+    "--single-transaction",
+    "--output=/dev/null",
+    "--file",
+    "-",
+];
+const DUMP: [&str; 3] = ["--no-owner", "--no-privileges", "--format=plain"];
+
+/// Whether an engine has a tool of that name.
+pub fn is_one(name: &str) -> bool {
+    matches!(name, "psql" | "dump" | "load")
+}
+
+/// Becomes the program. Returns when that failed.
+pub fn tool(name: &str, arguments: &[OsString], settings: &Settings) -> ExitCode {
+    let error = match command(name, arguments, settings) {
+        Ok(mut command) => command.exec().to_string(),
+        Err(error) => error.to_string(),
+    };
+    eprintln!("{error}");
+    ExitCode::FAILURE
+}
+
+fn command(name: &str, arguments: &[OsString], settings: &Settings) -> Result<Command, Error> {
+    let file = settings.current();
+    let (postgres, secret) = declared(&file)?;
+    let place = Place::of(settings, &file)?;
+    let programs = programs::find(postgres.version, &Search::of_machine())?;
+    let (program, user, fixed) = match name {
+        "psql" => ("psql", hand(), Vec::new()),
+        "load" => ("psql", hand(), LOAD.map(str::to_owned).to_vec()),
+        _ => ("pg_dump", superuser(), dump_arguments(&file)),
+    };
+    let mut command = Command::new(programs.path(program));
+    command.args(fixed).args(arguments);
+    connect(&mut command, &place, &user, secret);
+    Ok(command)
+}
+
+fn dump_arguments(file: &EngineFile) -> Vec<String> {
+    let outbox = match &file.engine {
+        Engine::Postgres(postgres) => postgres.outbox.as_ref(),
+        Engine::Topic(_) => None,
+    };
+    let excluded = outbox.map(|topic| format!("--exclude-table={}", Table::of(topic).sql()));
+    let fixed = DUMP.map(str::to_owned).into_iter();
+    fixed.chain(excluded).collect()
+}
+
+fn connect(command: &mut Command, place: &Place, user: &ResourceName, secret: &str) {
+    command
+        .env("PGHOST", &place.socket)
+        .env("PGPORT", place.port.to_string())
+        .env("PGUSER", user.as_str())
+        .env("PGDATABASE", &place.database)
+        .env("PGPASSWORD", role_password(secret, user))
+        .env("PGCLIENTENCODING", "UTF8")
+        .env("PSQL_HISTORY", "/dev/null")
+        .env("PGPASSFILE", "/dev/null")
+        .env("PGSERVICEFILE", "/dev/null");
+}

@@ -1,0 +1,408 @@
+//! A message's content: a CloudEvent (1.0), as it comes in over HTTP, lies in the topic, and goes out again.
+//!
+//! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md>
+//!
+//! A publisher need not know CloudEvents: a body with a content type is one, and what it does not say is filled in: the id is the position, the
+//! source is the topic, the type is `message`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::consumer::{Key, Position};
+use super::problem::Problem;
+
+/// Events of one request.
+pub const BATCH_MAX: usize = 1000;
+/// The body of one request.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// All attributes of one event.
+const ATTRIBUTES_BYTES_MAX: usize = 8 << 10;
+const KEY_BYTES_MAX: usize = 512;
+/// What each message costs beside its own bytes.
+const OVERHEAD_BYTES: u64 = 64;
+
+const STRUCTURED: &str = "application/cloudevents+json";
+const BATCH: &str = "application/cloudevents-batch+json";
+const PREFIX: &str = "ce-";
+/// Said by the topic, so not by publishers.
+const OWN: [&str; 2] = ["attempt", "position"];
+
+/// What a publisher said of one event.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Event {
+    /// When it was taken, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// `partitionkey`.
+    pub key: Option<Key>,
+    /// Two events of one name are one message.
+    pub dedup: Option<String>,
+    pub content_type: Option<String>,
+    /// Except `specversion`, `datacontenttype` and `partitionkey`.
+    pub attributes: BTreeMap<String, String>,
+    pub data: Bytes,
+}
+
+/// An event that has its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    pub position: Position,
+    pub event: Arc<Event>,
+}
+
+impl Event {
+    /// What it costs of the topic's size.
+    pub fn size(&self) -> u64 {
+        let attributes: usize = self.attributes.iter().map(|(k, v)| k.len() + v.len()).sum();
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let key = self.key.as_ref().map_or(0, |key| key.len());
+        let own = self.data.len() + attributes + key + text(&self.dedup) + text(&self.content_type);
+        own as u64 + OVERHEAD_BYTES
+    }
+
+    /// Checks bounds, and derives what makes it one of a kind.
+    fn complete(mut self, source: &str, idempotency_key: Option<String>) -> Result<Self, Problem> {
+        let attributes: usize = self.attributes.iter().map(|(k, v)| k.len() + v.len()).sum();
+        if attributes > ATTRIBUTES_BYTES_MAX {
+            return Err(Problem::bad_event("its attributes are more than 8 KiB"));
+        }
+        if self
+            .key
+            .as_ref()
+            .is_some_and(|key| key.len() > KEY_BYTES_MAX)
+        {
+            return Err(Problem::bad_event(
+                "its partitionkey is longer than 512 bytes",
+            ));
+        }
+        let named = self.attributes.get("id").map(|id| {
+            let source = self.attributes.get("source").map_or(source, String::as_str);
+            format!("{source}\n{id}")
+        });
+        self.dedup = named.or(idempotency_key);
+        Ok(self)
+    }
+}
+
+/// Reads what was published: one event, or a batch of them.
+///
+/// # Errors
+///
+/// The request is no event, or too much.
+pub fn from_request(
+    headers: &HeaderMap,
+    body: Bytes,
+    source: &str,
+    at_ms: u64,
+) -> Result<Vec<Event>, Problem> {
+    let content_type = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let media = content_type.map(|text| text.split(';').next().unwrap_or("").trim());
+    let key = headers
+        .get("idempotency-key")
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let events = match media {
+        Some(STRUCTURED) => vec![structured(parse(&body)?, at_ms)?],
+        Some(BATCH) => batch(&body, at_ms)?,
+        _ => vec![binary(headers, content_type, body, at_ms)?],
+    };
+    let single = events.len() == 1;
+    let completed = events.into_iter().enumerate().map(|(index, event)| {
+        let key = key.as_ref().map(|key| match single {
+            true => key.clone(),
+            false => format!("{key}#{index}"),
+        });
+        event.complete(source, key)
+    });
+    completed.collect()
+}
+
+/// An event as one JSON object; data stays as it was written, with each digit.
+type Members<'a> = BTreeMap<String, &'a RawValue>;
+
+fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Problem> {
+    serde_json::from_slice(text)
+        .map_err(|error| Problem::bad_event(format!("it is not the JSON of one: {error}")))
+}
+
+/// Attributes are headers, the body is the data.
+fn binary(
+    headers: &HeaderMap,
+    content_type: Option<&str>,
+    body: Bytes,
+    at_ms: u64,
+) -> Result<Event, Problem> {
+    let mut event = Event {
+        at_ms,
+        content_type: content_type.map(str::to_owned),
+        // The body is a piece of a larger buffer, which would stay with it.
+        data: Bytes::copy_from_slice(&body),
+        ..Event::default()
+    };
+    for (name, value) in headers {
+        let Some(name) = name.as_str().strip_prefix(PREFIX) else {
+            continue;
+        };
+        let value = decoded(value.as_bytes())
+            .ok_or_else(|| Problem::bad_event(format!("ce-{name} is not UTF-8")))?;
+        attribute(&mut event, name, value)?;
+    }
+    Ok(event)
+}
+
+fn batch(body: &Bytes, at_ms: u64) -> Result<Vec<Event>, Problem> {
+    let events: Vec<Members<'_>> = parse(body)?;
+    if events.len() > BATCH_MAX {
+        let detail = format!(
+            "a batch has at most {BATCH_MAX} events, not {}",
+            events.len()
+        );
+        return Err(Problem::too_large(detail));
+    }
+    events
+        .into_iter()
+        .map(|event| structured(event, at_ms))
+        .collect()
+}
+
+/// Everything is one JSON object.
+fn structured(mut members: Members<'_>, at_ms: u64) -> Result<Event, Problem> {
+    let mut event = Event {
+        at_ms,
+        ..Event::default()
+    };
+    let data = [members.remove("data"), members.remove("data_base64")];
+    if let Some(content_type) = members.remove("datacontenttype") {
+        event.content_type = scalar("datacontenttype", content_type)?;
+    }
+    for (name, value) in members {
+        if let Some(text) = scalar(&name, value)? {
+            attribute(&mut event, &name, text)?;
+        }
+    }
+    event.data = match data {
+        [Some(data), None] => json_data(&mut event, data),
+        [None, Some(data)] => decoded_base64(data)?,
+        [None, None] => Bytes::new(),
+        [Some(_), Some(_)] => {
+            return Err(Problem::bad_event("it has both `data` and `data_base64`"));
+        }
+    };
+    Ok(event)
+}
+
+/// Text is itself unless it is said to be JSON; without a content type, data is JSON.
+fn json_data(event: &mut Event, data: &RawValue) -> Bytes {
+    let content_type = event
+        .content_type
+        .get_or_insert_with(|| "application/json".to_owned());
+    match serde_json::from_str::<String>(data.get()) {
+        Ok(text) if !is_json(content_type) => text.into(),
+        _ => data.get().to_owned().into(),
+    }
+}
+
+fn decoded_base64(data: &RawValue) -> Result<Bytes, Problem> {
+    let text = serde_json::from_str::<String>(data.get()).ok();
+    let decoded = text.and_then(|text| BASE64.decode(text).ok());
+    decoded
+        .map(Bytes::from)
+        .ok_or_else(|| Problem::bad_event("`data_base64` is no base64"))
+}
+
+fn scalar(name: &str, value: &RawValue) -> Result<Option<String>, Problem> {
+    match parse(value.get().as_bytes())? {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text)),
+        Value::Bool(_) | Value::Number(_) => Ok(Some(value.get().to_owned())),
+        Value::Array(_) | Value::Object(_) => Err(Problem::bad_event(format!(
+            "the attribute `{name}` is neither text, number nor truth value"
+        ))),
+    }
+}
+
+fn attribute(event: &mut Event, name: &str, value: String) -> Result<(), Problem> {
+    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    if name.is_empty() || !name.bytes().all(good) {
+        return Err(Problem::bad_event(format!(
+            "the attribute `{name}` is not of lower-case letters and digits"
+        )));
+    }
+    match name {
+        "specversion" if value == "1.0" => {}
+        "specversion" => {
+            return Err(Problem::bad_event(format!(
+                "specversion is {value}; this topic takes 1.0"
+            )));
+        }
+        "partitionkey" => event.key = Some(value.into()),
+        name if OWN.contains(&name) => {}
+        name => {
+            event.attributes.insert(name.to_owned(), value);
+        }
+    }
+    Ok(())
+}
+
+fn is_json(content_type: &str) -> bool {
+    let media = content_type.split(';').next().unwrap_or("").trim();
+    media.ends_with("/json") || media.ends_with("+json")
+}
+
+impl Message {
+    /// All attributes, with those that the publisher left out; without the content type.
+    fn attributes(&self, source: &str) -> Vec<(&str, String)> {
+        let given = &self.event.attributes;
+        let mut all = vec![("specversion", "1.0".to_owned())];
+        let missing = [
+            ("id", self.position.to_string()),
+            ("source", source.to_owned()),
+            ("type", "message".to_owned()),
+            ("time", time(self.event.at_ms)),
+        ];
+        let missing = missing
+            .into_iter()
+            .filter(|(name, _)| !given.contains_key(*name));
+        all.extend(missing);
+        all.extend(
+            given
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.clone())),
+        );
+        let key = self.event.key.as_ref();
+        all.extend(key.map(|key| ("partitionkey", key.to_string())));
+        all
+    }
+
+    /// Binary mode: the headers beside the data, with `ce-position` and `ce-attempt`.
+    pub fn headers(&self, source: &str, attempt: u32) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(12);
+        let mut put = |name: &str, value: &str| {
+            let name = HeaderName::try_from(format!("{PREFIX}{name}"));
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(encoded(value))) {
+                headers.insert(name, value);
+            }
+        };
+        for (name, value) in self.attributes(source) {
+            put(name, &value);
+        }
+        put("position", &self.position.to_string());
+        put("attempt", &attempt.to_string());
+        let content_type = self.event.content_type.as_ref();
+        if let Some(Ok(value)) = content_type.map(|text| HeaderValue::try_from(text.as_str())) {
+            headers.insert(CONTENT_TYPE, value);
+        }
+        headers
+    }
+
+    /// The JSON format, as one object.
+    pub fn to_json(&self, source: &str) -> String {
+        let mut text = String::with_capacity(self.event.data.len() + 256);
+        for (name, value) in self.attributes(source) {
+            text.push(if text.is_empty() { '{' } else { ',' });
+            let _ = write!(text, "{}:{}", quoted(name), quoted(&value));
+        }
+        let content_type = self.event.content_type.as_deref();
+        if let Some(content_type) = content_type {
+            let _ = write!(text, ",\"datacontenttype\":{}", quoted(content_type));
+        }
+        self.write_data(&mut text, content_type.is_some_and(is_json));
+        text.push('}');
+        text
+    }
+
+    fn write_data(&self, text: &mut String, json: bool) {
+        let data = &self.event.data;
+        if data.is_empty() {
+            return;
+        }
+        let _ = match std::str::from_utf8(data) {
+            Ok(data) if json && is_valid_json(data) => write!(text, ",\"data\":{data}"),
+            Ok(data) if !json => write!(text, ",\"data\":{}", quoted(data)),
+            _ => write!(text, ",\"data_base64\":\"{}\"", BASE64.encode(data)),
+        };
+    }
+}
+
+fn is_valid_json(text: &str) -> bool {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+}
+
+pub fn quoted(text: &str) -> String {
+    serde_json::to_string(text).unwrap_or_default()
+}
+
+/// RFC 3339.
+pub fn time(at_ms: u64) -> String {
+    let at = i64::try_from(at_ms).ok();
+    let at = at.and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+    at.map_or_else(String::new, |at| at.to_string())
+}
+
+/// As the HTTP binding has it: spaces, quotes, percent signs and what is not printable ASCII are percent-encoded UTF-8.
+fn encoded(text: &str) -> String {
+    let plain = |byte: u8| matches!(byte, 0x21..=0x7e) && byte != b'"' && byte != b'%';
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match plain(byte) {
+            true => encoded.push(char::from(byte)),
+            false => {
+                let _ = write!(encoded, "%{byte:02X}");
+            }
+        }
+    }
+    encoded
+}
+
+fn decoded(bytes: &[u8]) -> Option<String> {
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((first, tail)) = rest.split_first() {
+        let escaped = tail.get(..2).filter(|_| *first == b'%').and_then(hex_byte);
+        decoded.push(escaped.unwrap_or(*first));
+        rest = match escaped {
+            Some(_) => &tail[2..],
+            None => tail,
+        };
+    }
+    String::from_utf8(decoded).ok()
+}
+
+fn hex_byte(digits: &[u8]) -> Option<u8> {
+    let digits = std::str::from_utf8(digits).ok()?;
+    u8::from_str_radix(digits, 16).ok()
+}
+
+impl Problem {
+    fn bad_event(detail: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "bad-event",
+            "This is no event",
+            detail,
+        )
+    }
+
+    pub fn too_large(detail: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            "The request is too large",
+            detail,
+        )
+    }
+}
+
+#[cfg(test)]
+#[path = "event_tests.rs"]
+mod tests;

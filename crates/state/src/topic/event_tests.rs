@@ -1,0 +1,260 @@
+//! Tables of what is taken as an event, and how it goes out.
+
+use serde_json::json;
+
+use super::*;
+
+const SOURCE: &str = "/projects/shop/topics/orders";
+
+fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    let pair = |(name, value): &(&'static str, &str)| {
+        (
+            HeaderName::from_static(name),
+            HeaderValue::try_from(*value).unwrap(),
+        )
+    };
+    pairs.iter().map(pair).collect()
+}
+
+fn read(pairs: &[(&'static str, &str)], body: &str) -> Result<Vec<Event>, Problem> {
+    from_request(&headers(pairs), Bytes::from(body.to_owned()), SOURCE, 5)
+}
+
+fn message(event: Event) -> Message {
+    Message {
+        position: 7,
+        event: Arc::new(event),
+    }
+}
+
+#[test]
+fn a_body_with_a_content_type_is_an_event() {
+    let events = read(&[("content-type", "text/plain; charset=utf-8")], "hello").unwrap();
+    let expected = Event {
+        at_ms: 5,
+        content_type: Some("text/plain; charset=utf-8".to_owned()),
+        data: "hello".into(),
+        ..Event::default()
+    };
+    assert_eq!(events, [expected]);
+}
+
+#[test]
+fn binary_structured_and_batch_say_the_same() {
+    let binary = read(
+        &[
+            ("ce-specversion", "1.0"),
+            ("ce-id", "1"),
+            ("ce-source", "/till"),
+            ("ce-type", "sold"),
+            ("ce-subject", "caf%C3%A9%20au%20lait"),
+            ("ce-partitionkey", "table-4"),
+            ("content-type", "application/json"),
+        ],
+        r#"{"n":1}"#,
+    );
+    let object = r#"{"specversion":"1.0","id":"1","source":"/till","type":"sold","subject":"café au lait","partitionkey":"table-4","data":{"n":1}}"#;
+    let structured = read(
+        &[(
+            "content-type",
+            "application/cloudevents+json; charset=utf-8",
+        )],
+        object,
+    );
+    let batch = read(
+        &[("content-type", "application/cloudevents-batch+json")],
+        &format!("[{object}]"),
+    );
+    let binary = binary.unwrap();
+    assert_eq!(binary[0].dedup.as_deref(), Some("/till\n1"));
+    assert_eq!(binary[0].key.as_deref(), Some("table-4"));
+    assert_eq!(binary, structured.unwrap());
+    assert_eq!(binary, batch.unwrap());
+}
+
+#[test]
+fn data_is_bytes_text_or_json() {
+    for (event, data, content_type) in [
+        (
+            json!({"data": {"a": 1}}),
+            &br#"{"a":1}"#[..],
+            Some("application/json"),
+        ),
+        (json!({"data": "x"}), br#""x""#, Some("application/json")),
+        (
+            json!({"data": "x", "datacontenttype": "text/plain"}),
+            b"x",
+            Some("text/plain"),
+        ),
+        (json!({"data_base64": "AP8="}), b"\x00\xff", None),
+        (json!({"id": "1"}), b"", None),
+    ] {
+        let events = read(&[("content-type", STRUCTURED)], &event.to_string()).unwrap();
+        assert_eq!(events[0].data, data, "{event}");
+        assert_eq!(events[0].content_type.as_deref(), content_type, "{event}");
+    }
+}
+
+#[test]
+fn data_keeps_each_digit() {
+    let event = r#"{"data": {"price": 12.10, "n": 123456789012345678901234567890}}"#;
+    let data = r#"{"price": 12.10, "n": 123456789012345678901234567890}"#;
+    let one = read(&[("content-type", STRUCTURED)], event).unwrap();
+    let batch = read(&[("content-type", BATCH)], &format!("[{event}]")).unwrap();
+    assert_eq!(
+        (&*one[0].data, &*batch[0].data),
+        (data.as_bytes(), data.as_bytes())
+    );
+}
+
+#[test]
+fn what_is_one_of_a_kind_is_known_by_id_or_key() {
+    for (pairs, dedup) in [
+        (
+            &[("ce-id", "1")][..],
+            Some("/projects/shop/topics/orders\n1"),
+        ),
+        (&[("ce-id", "1"), ("ce-source", "/s")], Some("/s\n1")),
+        (&[("idempotency-key", "k")], Some("k")),
+        (
+            &[
+                ("idempotency-key", "k"),
+                ("ce-id", "1"),
+                ("ce-source", "/s"),
+            ],
+            Some("/s\n1"),
+        ),
+        (&[], None),
+    ] {
+        assert_eq!(
+            read(pairs, "").unwrap()[0].dedup.as_deref(),
+            dedup,
+            "{pairs:?}"
+        );
+    }
+    let batch = [("content-type", BATCH), ("idempotency-key", "k")];
+    let events = read(&batch, r#"[{"data":1},{"data":2}]"#).unwrap();
+    let dedups: Vec<_> = events.iter().map(|event| event.dedup.as_deref()).collect();
+    assert_eq!(dedups, [Some("k#0"), Some("k#1")]);
+}
+
+#[test]
+fn what_is_no_event_is_refused_with_its_reason() {
+    let many = serde_json::to_string(&vec![json!({}); BATCH_MAX + 1]).unwrap();
+    let long = "x".repeat(KEY_BYTES_MAX + 1);
+    for (pairs, body, status, detail) in [
+        (
+            &[("ce-specversion", "0.3")][..],
+            "",
+            400,
+            "specversion is 0.3",
+        ),
+        (
+            &[("ce-my-own", "1")],
+            "",
+            400,
+            "`my-own` is not of lower-case",
+        ),
+        (
+            &[("ce-partitionkey", long.as_str())],
+            "",
+            400,
+            "longer than 512",
+        ),
+        (
+            &[("content-type", STRUCTURED)],
+            "{",
+            400,
+            "not the JSON of one",
+        ),
+        (
+            &[("content-type", STRUCTURED)],
+            "[]",
+            400,
+            "not the JSON of one",
+        ),
+        (
+            &[("content-type", STRUCTURED)],
+            r#"{"x":{}}"#,
+            400,
+            "neither text",
+        ),
+        (
+            &[("content-type", STRUCTURED)],
+            r#"{"data":1,"data_base64":""}"#,
+            400,
+            "both",
+        ),
+        (
+            &[("content-type", STRUCTURED)],
+            r#"{"data_base64":"?"}"#,
+            400,
+            "no base64",
+        ),
+        (&[("content-type", BATCH)], "{}", 400, "not the JSON of one"),
+        (
+            &[("content-type", BATCH)],
+            many.as_str(),
+            413,
+            "at most 1000",
+        ),
+    ] {
+        let problem = read(pairs, body).unwrap_err();
+        assert_eq!(problem.status.as_u16(), status, "{pairs:?} {body:.20}");
+        assert!(problem.detail.contains(detail), "{}", problem.detail);
+    }
+}
+
+#[test]
+fn it_goes_out_in_binary_mode_with_what_was_left_out() {
+    let mut event = read(
+        &[("content-type", "text/plain"), ("ce-subject", "a b")],
+        "hi",
+    )
+    .unwrap();
+    let headers = message(event.remove(0)).headers(SOURCE, 2);
+    for (name, value) in [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "7"),
+        ("ce-source", SOURCE),
+        ("ce-type", "message"),
+        ("ce-subject", "a%20b"),
+        ("ce-time", "1970-01-01T00:00:00.005Z"),
+        ("ce-position", "7"),
+        ("ce-attempt", "2"),
+        ("content-type", "text/plain"),
+    ] {
+        assert_eq!(headers[name], value, "{name}");
+    }
+    assert_eq!(headers.len(), 9);
+}
+
+#[test]
+fn it_is_shown_in_the_json_format() {
+    for (content_type, data, expected) in [
+        (
+            "application/json",
+            &br#"{"n": 1.50}"#[..],
+            r#""data":{"n": 1.50}"#,
+        ),
+        (
+            "application/json",
+            b"no json",
+            r#""data_base64":"bm8ganNvbg==""#,
+        ),
+        ("text/plain", b"a\"b", r#""data":"a\"b""#),
+        ("image/png", b"\xff", r#""data_base64":"/w==""#),
+    ] {
+        let event = Event {
+            content_type: Some(content_type.to_owned()),
+            data: data.into(),
+            key: Some("k".into()),
+            ..Event::default()
+        };
+        let text = message(event).to_json(SOURCE);
+        assert!(text.contains(expected), "{text}");
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["partitionkey"], "k");
+        assert_eq!(value["datacontenttype"], content_type);
+    }
+}

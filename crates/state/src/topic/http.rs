@@ -1,0 +1,211 @@
+//! The door for callers: HTTP/1.1, routed by hand, since a publish is answered some ten thousand times a second.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::engine::Engine;
+use super::event::{self, BODY_BYTES_MAX};
+use super::problem::Problem;
+use super::pull;
+use super::storage::Published;
+
+/// Connections of callers; more wait to be accepted.
+const CONNECTIONS_MAX: usize = 1024;
+/// Bytes of bodies that are in memory at a time; more wait to be read.
+const BODIES_BYTES_MAX: usize = 8 << 20;
+/// How long a body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+
+pub type Answer = Response<Full<Bytes>>;
+
+/// The callers' door.
+pub struct Door {
+    engine: Arc<Engine>,
+    source: String,
+    bodies: Semaphore,
+}
+
+impl Door {
+    pub fn new(engine: Arc<Engine>) -> Arc<Self> {
+        Arc::new(Self {
+            source: engine.source(),
+            engine,
+            bodies: Semaphore::new(BODIES_BYTES_MAX),
+        })
+    }
+
+    /// Serves until `stop` says so; then answers what has begun.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, mut stop: watch::Receiver<bool>) {
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(permit) = connections.clone().acquire_owned().await else {
+                return;
+            };
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = stop.wait_for(|stop| *stop) => break,
+            };
+            let Ok((stream, _)) = accepted else {
+                // Out of files, mostly: others must end first.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let (door, stop) = (self.clone(), stop.clone());
+            tokio::spawn(async move {
+                door.serve_connection(stream, stop).await;
+                drop(permit);
+            });
+        }
+        drop(listener);
+        let _ = connections
+            .acquire_many(u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX))
+            .await;
+    }
+
+    async fn serve_connection(self: Arc<Self>, stream: TcpStream, mut stop: watch::Receiver<bool>) {
+        let _ = stream.set_nodelay(true);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let door = self.clone();
+            async move { Ok::<_, std::convert::Infallible>(door.answer(request).await) }
+        });
+        let connection = http1::Builder::new()
+            .max_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        }
+        // Callers that break off tell so by it; there is nothing to do about it.
+        let _ = connection.await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let answered = match (request.method(), request.uri().path()) {
+            (&Method::POST, "/messages") => self.publish(request).await,
+            (&Method::POST, "/pull") => self.asked(request, pull::pull).await,
+            (&Method::POST, "/ack") => self.asked(request, pull::ack).await,
+            (&Method::POST, "/nack") => self.asked(request, pull::nack).await,
+            (&Method::POST, "/extend") => self.asked(request, pull::extend).await,
+            (_, "/messages" | "/pull" | "/ack" | "/nack" | "/extend") => Err(not_allowed()),
+            (_, path) => Err(not_found(path)),
+        };
+        answered.unwrap_or_else(|problem| problem.response())
+    }
+
+    /// `POST /messages`.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was published, unless the problem says that this is unknown.
+    pub async fn publish<B: Body<Data = Bytes>>(
+        &self,
+        request: Request<B>,
+    ) -> Result<Answer, Problem>
+    where
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (head, body) = request.into_parts();
+        let (_permit, body) = self.read(body).await?;
+        let now_ms = self.engine.clock.now_ms();
+        let events = event::from_request(&head.headers, body, &self.source, now_ms)?;
+        Ok(published(&self.engine.publish(events).await?))
+    }
+
+    async fn asked<B, Asked, Answering>(
+        &self,
+        request: Request<B>,
+        answer: impl FnOnce(Arc<Engine>, Asked) -> Answering,
+    ) -> Result<Answer, Problem>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        Asked: DeserializeOwned,
+        Answering: Future<Output = Result<Answer, Problem>>,
+    {
+        let asked = {
+            let (_permit, body) = self.read(request.into_body()).await?;
+            parse(&body)?
+        };
+        answer(self.engine.clone(), asked).await
+    }
+
+    /// The whole body, and what bounds it while it is in memory.
+    async fn read<B: Body<Data = Bytes>>(
+        &self,
+        body: B,
+    ) -> Result<(tokio::sync::SemaphorePermit<'_>, Bytes), Problem>
+    where
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let expected = body.size_hint().upper().unwrap_or(BODY_BYTES_MAX as u64);
+        if expected > BODY_BYTES_MAX as u64 {
+            return Err(body_too_large());
+        }
+        let expected = u32::try_from(expected).unwrap_or(u32::MAX);
+        let permit = self.bodies.acquire_many(expected).await;
+        let permit = permit.map_err(|_| Problem::bad_request("the topic ends"))?;
+        let whole = Limited::new(body, BODY_BYTES_MAX).collect();
+        let whole = tokio::time::timeout(BODY_TIMEOUT, whole).await;
+        match whole {
+            Ok(Ok(whole)) => Ok((permit, whole.to_bytes())),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(body_too_large()),
+            Ok(Err(error)) => Err(Problem::bad_request(error.to_string())),
+            Err(_) => Err(Problem::bad_request("the body did not arrive within 15 s")),
+        }
+    }
+}
+
+pub fn parse<Asked: DeserializeOwned>(body: &Bytes) -> Result<Asked, Problem> {
+    serde_json::from_slice(body).map_err(|error| Problem::bad_request(error.to_string()))
+}
+
+pub fn json(text: String) -> Answer {
+    let mut response = Response::new(Full::from(text));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
+fn published(published: &[Published]) -> Answer {
+    let positions: Vec<String> = published
+        .iter()
+        .map(|one| one.position.to_string())
+        .collect();
+    let duplicates = published.iter().filter(|one| one.duplicate).count();
+    json(format!(
+        r#"{{"positions":[{}],"duplicates":{duplicates}}}"#,
+        positions.join(",")
+    ))
+}
+
+fn body_too_large() -> Problem {
+    Problem::too_large("a body has at most 1 MiB; publish in more requests")
+}
+
+fn not_allowed() -> Problem {
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    Problem::new(status, "method-not-allowed", "This takes POST alone", "")
+}
+
+fn not_found(path: &str) -> Problem {
+    let detail = format!("a topic answers /messages, /pull, /ack, /nack and /extend, not {path}");
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "not-found",
+        "Nothing is there",
+        detail,
+    )
+}

@@ -1,0 +1,78 @@
+//! What callers are told when something can't be done: RFC 9457, with a stable code.
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+
+use super::event::quoted;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub status: StatusCode,
+    /// Stable: callers match on it.
+    pub code: &'static str,
+    pub title: &'static str,
+    pub detail: String,
+}
+
+impl Problem {
+    pub fn new(
+        status: StatusCode,
+        code: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self {
+            status,
+            code,
+            title,
+            detail: detail.into(),
+        }
+    }
+
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        let title = "The request can't be read";
+        Self::new(StatusCode::BAD_REQUEST, "bad-request", title, detail)
+    }
+
+    pub fn response(&self) -> Response<Full<Bytes>> {
+        let text = format!(
+            r#"{{"type":"urn:mainland:problem:{}","title":{},"status":{},"code":"{}","detail":{}}}"#,
+            self.code,
+            quoted(self.title),
+            self.status.as_u16(),
+            self.code,
+            quoted(&self.detail)
+        );
+        let mut response = Response::new(Full::from(text));
+        *response.status_mut() = self.status;
+        let problem = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(CONTENT_TYPE, problem);
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            let second = HeaderValue::from_static("1");
+            response.headers_mut().insert(RETRY_AFTER, second);
+        }
+        response
+    }
+}
+
+/// Something went wrong below: the disk, mostly.
+impl From<sqlite::Error> for Problem {
+    fn from(error: sqlite::Error) -> Self {
+        let (code, title) = match &error {
+            sqlite::Error::DiskFull { .. } => ("disk-full", "The disk is full"),
+            sqlite::Error::Overloaded { .. } => ("overloaded", "Too many requests are waiting"),
+            sqlite::Error::OutcomeUnknown { .. } => {
+                ("outcome-unknown", "Whether it was stored is unknown")
+            }
+            _ => ("storage", "The topic's storage failed"),
+        };
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            code,
+            title,
+            error.to_string(),
+        )
+    }
+}

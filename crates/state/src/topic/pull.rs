@@ -1,0 +1,232 @@
+//! Pulling: messages with leases, for who asks.
+//!
+//! Who pulls has a message until its lease ends: within that it is acknowledged, given back, or the lease extended. A lease that ran out is a
+//! failed attempt, and the message is delivered again. A lease is a token: once the message is somebody else's, the old one is refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use model::ids::ResourceName;
+use serde::Deserialize;
+
+use super::consumer::{Delivery, Token};
+use super::engine::{Engine, Outcome, conflict};
+use super::http::{Answer, json};
+use super::problem::Problem;
+
+/// Messages of one answer.
+const PULL_MAX: usize = 256;
+/// Bytes of data in one answer, from which on it has no more messages.
+const PULL_BYTES: usize = 4 << 20;
+const WAIT_MAX_MS: u64 = 30_000;
+const LEASE_DEFAULT_MS: u64 = 30_000;
+const LEASE_MIN_MS: u64 = 100;
+const LEASE_MAX_MS: u64 = 12 * 3_600_000;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pull {
+    consumer: ResourceName,
+    #[serde(default = "one")]
+    max: usize,
+    #[serde(default)]
+    wait_ms: u64,
+    lease_ms: Option<u64>,
+    /// Where a consumer begins that was never here.
+    #[serde(default)]
+    start: Start,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Start {
+    Earliest,
+    #[default]
+    Newest,
+}
+
+fn one() -> usize {
+    1
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Leases {
+    consumer: ResourceName,
+    leases: Vec<String>,
+    lease_ms: Option<u64>,
+}
+
+/// `POST /pull`.
+///
+/// # Errors
+///
+/// The consumer can't pull, or messages can't be read.
+pub async fn pull(engine: Arc<Engine>, asked: Pull) -> Result<Answer, Problem> {
+    let lease_ms = lease(asked.lease_ms)?;
+    if asked.max == 0 || asked.max > PULL_MAX {
+        return Err(Problem::bad_request(format!("`max` is 1 to {PULL_MAX}")));
+    }
+    let name = &asked.consumer;
+    if engine.pull_consumer(name, asked.start == Start::Earliest)? {
+        // What is published from now on must find it, whatever happens.
+        engine.flush().await?;
+        engine.wake();
+    }
+    let wait = Duration::from_millis(asked.wait_ms.min(WAIT_MAX_MS));
+    let waiting = until_some(&engine, name, asked.max, lease_ms);
+    let taken = match wait.is_zero() {
+        true => engine.take(name, asked.max, lease_ms),
+        false => tokio::time::timeout(wait, waiting)
+            .await
+            .unwrap_or_default(),
+    };
+    messages(&engine, name, taken).await
+}
+
+/// At least one message, once there is one.
+async fn until_some(
+    engine: &Engine,
+    name: &ResourceName,
+    most: usize,
+    lease_ms: u64,
+) -> Vec<Delivery> {
+    loop {
+        let Some(ready) = engine.ready(name) else {
+            return Vec::new();
+        };
+        let woken = ready.notified();
+        tokio::pin!(woken);
+        woken.as_mut().enable();
+        let taken = engine.take(name, most, lease_ms);
+        if !taken.is_empty() {
+            return taken;
+        }
+        woken.await;
+    }
+}
+
+/// The answer. What does not fit, or can't be read, is as if it had not been taken.
+async fn messages(
+    engine: &Engine,
+    name: &ResourceName,
+    taken: Vec<Delivery>,
+) -> Result<Answer, Problem> {
+    let source = engine.source();
+    let (mut list, mut bytes, mut unread) = (Vec::with_capacity(taken.len()), 0, None);
+    for delivery in taken {
+        if bytes > PULL_BYTES || unread.is_some() {
+            engine.settle(name, delivery.token, &Outcome::Untouched);
+            continue;
+        }
+        match engine.storage.message(delivery.position).await {
+            Ok(Some(message)) => {
+                bytes += message.event.data.len();
+                list.push(lent(&delivery, &message.to_json(&source)));
+            }
+            Ok(None) => {
+                engine.settle(name, delivery.token, &Outcome::Done);
+            }
+            Err(error) => {
+                engine.settle(name, delivery.token, &Outcome::Untouched);
+                unread = Some(error);
+            }
+        }
+    }
+    match unread {
+        Some(error) if list.is_empty() => Err(error.into()),
+        _ => Ok(json(format!(r#"{{"messages":[{}]}}"#, list.join(",")))),
+    }
+}
+
+fn lent(delivery: &Delivery, event: &str) -> String {
+    let Delivery {
+        position,
+        attempt,
+        token,
+    } = delivery;
+    format!(r#"{{"position":{position},"lease":"{token:x}","attempt":{attempt},"event":{event}}}"#)
+}
+
+/// `POST /ack`: the messages are done.
+///
+/// # Errors
+///
+/// One of the leases is not held any more; the others are done.
+pub async fn ack(engine: Arc<Engine>, asked: Leases) -> Result<Answer, Problem> {
+    settle(&engine, &asked, &Outcome::Done)
+}
+
+/// `POST /nack`: the messages failed, and will be delivered again after a back-off.
+///
+/// # Errors
+///
+/// One of the leases is not held any more; the others have failed.
+pub async fn nack(engine: Arc<Engine>, asked: Leases) -> Result<Answer, Problem> {
+    let outcome = Outcome::Failed {
+        error: "given back by the consumer".to_owned(),
+        retry_after_ms: None,
+    };
+    settle(&engine, &asked, &outcome)
+}
+
+/// `POST /extend`: the leases end `lease_ms` from now.
+///
+/// # Errors
+///
+/// One of the leases is not held any more; none is extended.
+pub async fn extend(engine: Arc<Engine>, asked: Leases) -> Result<Answer, Problem> {
+    let lease_ms = lease(asked.lease_ms)?;
+    let tokens = tokens(&asked)?;
+    if !engine.holds_all(&asked.consumer, &tokens) {
+        return Err(conflict("a lease has run out; pull again"));
+    }
+    engine.extend(&asked.consumer, &tokens, lease_ms);
+    Ok(json(format!(r#"{{"extended":{}}}"#, tokens.len())))
+}
+
+fn settle(engine: &Engine, asked: &Leases, outcome: &Outcome) -> Result<Answer, Problem> {
+    let tokens = tokens(asked)?;
+    let late: Vec<&str> = std::iter::zip(&asked.leases, &tokens)
+        .filter(|(_, token)| !engine.settle(&asked.consumer, **token, outcome))
+        .map(|(lease, _)| lease.as_str())
+        .collect();
+    if late.is_empty() {
+        return Ok(json(format!(r#"{{"settled":{}}}"#, tokens.len())));
+    }
+    let detail = format!(
+        "{} of {} leases have run out, and their messages are delivered again: {}",
+        late.len(),
+        tokens.len(),
+        late.join(", ")
+    );
+    let status = StatusCode::CONFLICT;
+    Err(Problem::new(
+        status,
+        "lease-ran-out",
+        "A lease has run out",
+        detail,
+    ))
+}
+
+fn tokens(asked: &Leases) -> Result<Vec<Token>, Problem> {
+    if asked.leases.len() > PULL_MAX {
+        return Err(Problem::bad_request(format!("at most {PULL_MAX} leases")));
+    }
+    let token = |lease: &String| {
+        let token = Token::from_str_radix(lease, 16);
+        token.map_err(|_| Problem::bad_request(format!("`{lease}` is no lease")))
+    };
+    asked.leases.iter().map(token).collect()
+}
+
+fn lease(lease_ms: Option<u64>) -> Result<u64, Problem> {
+    let lease_ms = lease_ms.unwrap_or(LEASE_DEFAULT_MS);
+    match (LEASE_MIN_MS..=LEASE_MAX_MS).contains(&lease_ms) {
+        true => Ok(lease_ms),
+        false => Err(Problem::bad_request(format!(
+            "`lease_ms` is {LEASE_MIN_MS} to {LEASE_MAX_MS}"
+        ))),
+    }
+}

@@ -1,0 +1,328 @@
+//! What is on the disk: power that goes, a disk that is full, a topic that is full, what is kept and what is removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use model::units::{Bytes, Span};
+use proptest::prelude::*;
+use serde_json::json;
+use sqlite::testing::Disk;
+
+use super::support::{Gate, Running, Service, file, until, with_retention};
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_power_goes() {
+    let disk = Disk::new();
+    let topic = Running::on(&disk, file(5, &[]));
+    for turn in 0..20 {
+        topic.publish("", &turn.to_string());
+    }
+    let batch = json!([{"id": "1", "data": 20}, {"id": "2", "data": 21}]);
+    let kind = [("content-type", "application/cloudevents-batch+json")];
+    assert_eq!(
+        topic.post("/messages", &kind, &batch.to_string()).status,
+        200
+    );
+    disk.lose_power(|| false);
+    drop(topic);
+    let email = Service::willing();
+    let topic = Running::on(&disk, file(5, &[("email", 8, &email)]));
+    let page = topic.node("GET", "/messages?limit=100", "").json();
+    assert_eq!(page["messages"].as_array().unwrap().len(), 22);
+    assert_eq!(topic.publish("", "next"), 23);
+    topic.until_done("email");
+}
+
+#[test]
+fn a_dead_letter_and_its_attempts_survive_the_power() {
+    let disk = Disk::new();
+    let email = Service::start(|_| (500, "no".to_owned()));
+    let topic = Running::on(&disk, file(2, &[("email", 8, &email)]));
+    topic.publish("a", "x");
+    until("it is dead", || {
+        (topic.consumer("email").dead == 1).then_some(())
+    });
+    disk.lose_power(|| false);
+    drop(topic);
+    let topic = Running::on(&disk, file(2, &[("email", 8, &email)]));
+    let status = topic.consumer("email");
+    assert_eq!((status.dead, status.backlog), (1, 0));
+    let dead = topic.node("GET", "/dead", "").json();
+    assert_eq!(dead["messages"][0]["attempts"], 2);
+    assert_eq!(email.received().len(), 2, "it is not tried again");
+}
+
+#[test]
+fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
+    let disk = Disk::new();
+    let email = Service::willing();
+    let topic = Running::on(&disk, file(5, &[("email", 8, &email)]));
+    topic.publish("", "before");
+    topic.until_done("email");
+    disk.set_capacity(Some(disk.used_bytes()));
+    let body = "x".repeat(100_000);
+    let refused = until("it is refused", || {
+        let answer = topic.post("/messages", &[], &body);
+        (answer.status != 200).then_some(answer)
+    });
+    assert_eq!(
+        (refused.status, &refused.json()["code"]),
+        (503, &json!("disk-full"))
+    );
+    disk.set_capacity(None);
+    let position = topic.publish("", "after");
+    topic.until_done("email");
+    assert_eq!(email.positions().last(), Some(&position));
+    assert_eq!(email.positions(), (1..=position).collect::<Vec<u64>>());
+}
+
+#[test]
+fn a_full_topic_names_the_slowest_consumer_and_takes_more_once_that_is_done() {
+    let gate = Arc::new(Gate::default());
+    let slow = Service::behind(&gate);
+    let quick = Service::willing();
+    let consumers = [("slow", 4, &slow), ("quick", 4, &quick)];
+    let small = with_retention(
+        file(100, &consumers),
+        Span::seconds(3600),
+        Bytes::mebibytes(1),
+    );
+    let topic = Running::start(small);
+    let body = "x".repeat(100_000);
+    let refused = until("it is full", || {
+        let answer = topic.post("/messages", &[], &body);
+        (answer.status != 200).then_some(answer)
+    });
+    let problem = refused.json();
+    assert_eq!(
+        (refused.status, &problem["code"]),
+        (507, &json!("topic-full"))
+    );
+    assert!(
+        problem["detail"].as_str().unwrap().contains("`slow`"),
+        "{problem}"
+    );
+    let unfinished = topic.consumer("slow").backlog;
+    assert_eq!(unfinished, 10, "what nobody is done with is kept");
+    gate.open();
+    topic.until_done("slow");
+    until("there is room", || {
+        (topic.post("/messages", &[], &body).status == 200).then_some(())
+    });
+}
+
+#[test]
+fn what_is_done_with_is_removed_by_size_and_age_and_pages_are_used_again() {
+    let disk = Disk::new();
+    let email = Service::willing();
+    let retained = |age| with_retention(file(5, &[("email", 8, &email)]), age, Bytes::mebibytes(1));
+    let topic = Running::on(&disk, retained(Span::seconds(3600)));
+    let body = "x".repeat(50_000);
+    let mut largest = Vec::new();
+    for _ in 0..3 {
+        for _ in 0..40 {
+            assert_eq!(
+                topic.post("/messages", &[], &body).status,
+                200,
+                "there is always room"
+            );
+            topic.until_done("email");
+        }
+        until("it is as small as it should be", || {
+            (size(&topic) <= 1 << 20).then_some(())
+        });
+        largest.push(disk.file_bytes("topic.db"));
+    }
+    assert!(
+        largest[2] <= 6 << 20,
+        "the file is as large as the topic once was: {largest:?}"
+    );
+    let kept = topic.node("GET", "/messages?limit=100", "").json();
+    assert!(
+        kept["messages"].as_array().unwrap().len() >= 15,
+        "no more than needed is removed"
+    );
+    topic.told(retained(Span::milliseconds(1)));
+    until("all are too old", || (size(&topic) == 0).then_some(()));
+    assert_eq!(
+        topic.publish("", "next"),
+        121,
+        "positions are never used again"
+    );
+}
+
+#[test]
+fn what_somebody_is_not_done_with_is_kept_however_old() {
+    let gate = Arc::new(Gate::default());
+    let slow = Service::behind(&gate);
+    let quick = Service::willing();
+    let topic = Running::start(file(100, &[("slow", 1, &slow), ("quick", 8, &quick)]));
+    (0..5).for_each(|_| {
+        topic.publish("", "x");
+    });
+    topic.until_done("quick");
+    slow.until_received(1);
+    let in_a_year = topic.engine().clock.now_ms() + 365 * 24 * 3_600_000;
+    let compact = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(topic.engine().compact(in_a_year)).unwrap()
+    };
+    compact();
+    let left = || {
+        let page = topic.node("GET", "/messages", "").json();
+        page["messages"].as_array().unwrap().len()
+    };
+    assert_eq!(left(), 5);
+    gate.open();
+    topic.until_done("slow");
+    assert_eq!(slow.positions()[..1], [1]);
+    until("now they go", || {
+        compact();
+        (left() == 0).then_some(())
+    });
+}
+
+fn size(topic: &Running) -> u64 {
+    topic.node("GET", "/status", "").json()["size"]
+        .as_str()
+        .map_or(u64::MAX, |size| size.parse::<Bytes>().unwrap().0)
+}
+
+#[test]
+fn a_dead_letter_outlives_its_retention() {
+    let email = Service::start(|message| match &*message.body {
+        "poison" => (500, String::new()),
+        _ => (200, String::new()),
+    });
+    let consumers = [("email", 8, &email)];
+    let brief = with_retention(
+        file(1, &consumers),
+        Span::milliseconds(1),
+        Bytes::mebibytes(1),
+    );
+    let topic = Running::start(brief);
+    let poison = topic.publish("", "poison");
+    topic.publish("", "fine");
+    until("it is dead", || {
+        (topic.consumer("email").dead == 1).then_some(())
+    });
+    until("the other is removed", || {
+        let page = topic.node("GET", "/messages", "").json();
+        let left = page["messages"].as_array()?.len();
+        (left == 1).then_some(())
+    });
+    let dead = topic.node("GET", "/dead", "").json();
+    assert_eq!(dead["messages"][0]["position"], poison);
+    assert_eq!(
+        topic.node("POST", "/discard", "").text,
+        r#"{"discarded":1}"#
+    );
+    until("now it goes too", || {
+        let page = topic.node("GET", "/messages", "").json();
+        page["messages"].as_array()?.is_empty().then_some(())
+    });
+}
+
+/// What happens to a topic, step by step.
+#[derive(Debug, Clone)]
+enum Step {
+    Publish {
+        key: u8,
+    },
+    Batch {
+        key: u8,
+        count: u8,
+    },
+    /// All deliveries fail for a while.
+    Fail(bool),
+    /// The process is killed; the power goes too, or not.
+    Restart {
+        power: bool,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => (0..3_u8).prop_map(|key| Step::Publish { key }),
+        2 => (0..3_u8, 1..5_u8).prop_map(|(key, count)| Step::Batch { key, count }),
+        2 => any::<bool>().prop_map(Step::Fail),
+        2 => any::<bool>().prop_map(|power| Step::Restart { power }),
+    ];
+    prop::collection::vec(step, 1..40)
+}
+
+fn publish(topic: &Running, key: u8, count: u8) -> Vec<u64> {
+    let key = key.to_string();
+    let events: Vec<_> = (0..count)
+        .map(|_| json!({"partitionkey": key, "data": 1}))
+        .collect();
+    let kind = [("content-type", "application/cloudevents-batch+json")];
+    let answer = topic.post("/messages", &kind, &json!(events).to_string());
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let positions = answer.json()["positions"].as_array().unwrap().clone();
+    positions
+        .iter()
+        .map(|position| position.as_u64().unwrap())
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// At least once, to every consumer, in order for each key: whatever fails, and however often the process dies.
+    #[test]
+    fn all_that_is_acknowledged_is_delivered_in_order(steps in steps()) {
+        let failing = Arc::new(AtomicBool::new(false));
+        let turns = Arc::new(AtomicU64::new(0));
+        let (fail, turn) = (failing.clone(), turns.clone());
+        let weak = Service::start(move |_| {
+            let unlucky = turn.fetch_add(1, Ordering::SeqCst).is_multiple_of(5);
+            match unlucky || fail.load(Ordering::SeqCst) {
+                true => (500, String::new()),
+                false => (200, String::new()),
+            }
+        });
+        let strong = Service::willing();
+        let consumers = [("weak", 4, &weak), ("strong", 4, &strong)];
+        let disk = Disk::new();
+        let mut topic = Running::on(&disk, file(100, &consumers));
+        let mut acknowledged = BTreeSet::new();
+        for step in &steps {
+            match step {
+                Step::Publish { key } => acknowledged.extend(publish(&topic, *key, 1)),
+                Step::Batch { key, count } => acknowledged.extend(publish(&topic, *key, *count)),
+                Step::Fail(fail) => failing.store(*fail, Ordering::SeqCst),
+                Step::Restart { power } => {
+                    if *power {
+                        disk.lose_power(|| false);
+                    }
+                    drop(topic);
+                    topic = Running::on(&disk, file(100, &consumers));
+                }
+            }
+        }
+        failing.store(false, Ordering::SeqCst);
+        topic.until_done("weak");
+        topic.until_done("strong");
+        for service in [&weak, &strong] {
+            let delivered: BTreeSet<u64> = service.positions().into_iter().collect();
+            prop_assert_eq!(&delivered, &acknowledged);
+        }
+        prop_assert!(in_order(&strong) && in_order(&weak));
+    }
+}
+
+/// The first delivery of each message comes after the first of all before it with its key. Repetitions may follow a crash.
+fn in_order(service: &Service) -> bool {
+    let mut newest: BTreeMap<String, u64> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    service.received().into_iter().all(|one| {
+        let newest = newest.entry(one.key.unwrap_or_default()).or_default();
+        let good = !seen.insert(one.position) || one.position > *newest;
+        *newest = one.position.max(*newest);
+        good
+    })
+}

@@ -1,0 +1,158 @@
+//! Pulling with leases.
+
+use serde_json::{Value, json};
+
+use super::support::{Running, file, until};
+
+fn pull(topic: &Running, asked: Value) -> Vec<Value> {
+    let answer = topic.post_json("/pull", asked);
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    answer.json()["messages"].as_array().unwrap().clone()
+}
+
+fn leases(messages: &[Value]) -> Value {
+    messages
+        .iter()
+        .map(|message| message["lease"].clone())
+        .collect()
+}
+
+fn positions(messages: &[Value]) -> Vec<u64> {
+    messages
+        .iter()
+        .map(|message| message["position"].as_u64().unwrap())
+        .collect()
+}
+
+#[test]
+fn who_pulls_has_messages_until_their_leases_end() {
+    let topic = Running::start(file(5, &[]));
+    topic.publish("", "before");
+    assert_eq!(pull(&topic, json!({"consumer": "audit"})), [] as [Value; 0]);
+    (0..3).for_each(|turn| {
+        topic.publish("", &turn.to_string());
+    });
+    let asked = json!({"consumer": "audit", "max": 2, "wait_ms": 10_000, "lease_ms": 60_000});
+    let first = pull(&topic, asked.clone());
+    assert_eq!(positions(&first), [2, 3]);
+    assert_eq!(first[0]["event"]["data"], "0");
+    assert_eq!(first[0]["attempt"], 1);
+    let second = pull(&topic, asked);
+    assert_eq!(positions(&second), [4]);
+    assert_eq!(topic.consumer("audit").in_flight, 3);
+    for messages in [&first, &second] {
+        let answer = topic.post_json(
+            "/ack",
+            json!({"consumer": "audit", "leases": leases(messages)}),
+        );
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    assert_eq!(topic.consumer("audit").backlog, 0);
+}
+
+#[test]
+fn what_does_not_fit_into_an_answer_comes_with_the_next() {
+    let topic = Running::start(file(5, &[]));
+    pull(&topic, json!({"consumer": "audit"}));
+    let body = "x".repeat(900_000);
+    (0..8).for_each(|_| {
+        topic.publish("", &body);
+    });
+    let asked = json!({"consumer": "audit", "max": 8, "wait_ms": 10_000});
+    let mut all = Vec::new();
+    until("all have come", || {
+        let some = pull(&topic, asked.clone());
+        assert!(some.len() <= 5, "an answer has a bound");
+        assert!(some.iter().all(|one| one["attempt"] == 1));
+        all.extend(positions(&some));
+        (all.len() == 8).then_some(())
+    });
+    assert_eq!(all, (1..=8).collect::<Vec<u64>>());
+}
+
+#[test]
+fn a_late_receipt_is_refused_and_the_message_comes_again() {
+    let topic = Running::start(file(5, &[]));
+    let start =
+        json!({"consumer": "audit", "start": "earliest", "lease_ms": 100, "wait_ms": 10_000});
+    topic.publish("", "x");
+    let first = pull(&topic, start.clone());
+    let again = pull(&topic, start);
+    assert_eq!(
+        (positions(&again), &again[0]["attempt"]),
+        (vec![1], &json!(2))
+    );
+    let late = topic.post_json(
+        "/ack",
+        json!({"consumer": "audit", "leases": leases(&first)}),
+    );
+    assert_eq!(
+        (late.status, &late.json()["code"]),
+        (409, &json!("lease-ran-out"))
+    );
+    let extended = json!({"consumer": "audit", "leases": leases(&first), "lease_ms": 60_000});
+    assert_eq!(topic.post_json("/extend", extended).status, 409);
+}
+
+#[test]
+fn order_holds_per_key_and_what_is_given_back_comes_first() {
+    let topic = Running::start(file(5, &[]));
+    pull(&topic, json!({"consumer": "audit"}));
+    ["a", "a", "b"].iter().for_each(|key| {
+        topic.publish(key, "x");
+    });
+    let asked = json!({"consumer": "audit", "max": 10, "wait_ms": 10_000});
+    let mut first = Vec::new();
+    until("both heads are there", || {
+        first.extend(pull(&topic, asked.clone()));
+        (first.len() == 2).then_some(())
+    });
+    assert_eq!(positions(&first), [1, 3]);
+    let nack = json!({"consumer": "audit", "leases": [first[0]["lease"]]});
+    assert_eq!(topic.post_json("/nack", nack).status, 200);
+    let again = pull(&topic, asked.clone());
+    assert_eq!(
+        (positions(&again), &again[0]["attempt"]),
+        (vec![1], &json!(2))
+    );
+    let ack = json!({"consumer": "audit", "leases": leases(&again)});
+    assert_eq!(topic.post_json("/ack", ack).status, 200);
+    assert_eq!(positions(&pull(&topic, asked)), [2]);
+}
+
+#[test]
+fn a_pull_consumer_outlives_the_process() {
+    let disk = sqlite::testing::Disk::new();
+    let topic = Running::on(&disk, file(5, &[]));
+    pull(&topic, json!({"consumer": "audit"}));
+    drop(topic);
+    let topic = Running::on(&disk, file(5, &[]));
+    topic.publish("", "while nobody pulled");
+    assert_eq!(topic.consumer("audit").backlog, 1);
+    assert_eq!(
+        positions(&pull(
+            &topic,
+            json!({"consumer": "audit", "wait_ms": 10_000})
+        )),
+        [1]
+    );
+}
+
+#[test]
+fn what_can_not_be_pulled_is_refused() {
+    let email = super::support::Service::willing();
+    let topic = Running::start(file(5, &[("email", 8, &email)]));
+    for (asked, status) in [
+        (json!({"consumer": "email"}), 409),
+        (json!({"consumer": "No Name"}), 400),
+        (json!({"consumer": "a", "max": 100_000}), 400),
+        (json!({"consumer": "a", "lease_ms": 1}), 400),
+        (json!({}), 400),
+    ] {
+        assert_eq!(
+            topic.post_json("/pull", asked.clone()).status,
+            status,
+            "{asked}"
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! Publishing, and deliveries to services.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+
+use super::support::{Gate, Running, Service, file, until};
+
+#[test]
+fn a_message_comes_to_every_consumer_as_a_cloudevent() {
+    let (email, shipping) = (Service::willing(), Service::willing());
+    let topic = Running::start(file(5, &[("email", 8, &email), ("shipping", 8, &shipping)]));
+    let headers = [
+        ("content-type", "application/json"),
+        ("ce-id", "o-1"),
+        ("ce-source", "/orders"),
+        ("ce-type", "order.placed"),
+        ("ce-partitionkey", "o-1"),
+    ];
+    let answer = topic.post("/messages", &headers, r#"{"total":5}"#);
+    assert_eq!(
+        (answer.status, &*answer.text),
+        (200, r#"{"positions":[1],"duplicates":0}"#)
+    );
+    for service in [&email, &shipping] {
+        let received = service.until_received(1);
+        assert_eq!(received[0].body, r#"{"total":5}"#);
+        for (name, value) in [
+            ("content-type", "application/json"),
+            ("ce-specversion", "1.0"),
+            ("ce-id", "o-1"),
+            ("ce-source", "/orders"),
+            ("ce-type", "order.placed"),
+            ("ce-partitionkey", "o-1"),
+            ("idempotency-key", "orders/1"),
+        ] {
+            assert_eq!(received[0].headers[name], value, "{name}");
+        }
+    }
+    topic.until_done("email");
+    topic.until_done("shipping");
+    assert_eq!(topic.node("GET", "/health", "").status, 200);
+}
+
+#[test]
+fn a_duplicate_is_acknowledged_with_its_first_position_and_stored_once() {
+    let email = Service::willing();
+    let disk = sqlite::testing::Disk::new();
+    let topic = Running::on(&disk, file(5, &[("email", 8, &email)]));
+    let publish = |topic: &Running| {
+        topic
+            .post("/messages", &[("idempotency-key", "k-1")], "x")
+            .text
+    };
+    assert_eq!(publish(&topic), r#"{"positions":[1],"duplicates":0}"#);
+    topic.publish("", "between");
+    assert_eq!(publish(&topic), r#"{"positions":[1],"duplicates":1}"#);
+    let batch = json!([{"id": "a", "source": "/s"}, {"id": "b", "source": "/s"}, {"id": "a", "source": "/s"}]);
+    let kind = [("content-type", "application/cloudevents-batch+json")];
+    let answer = topic.post("/messages", &kind, &batch.to_string());
+    assert_eq!(answer.text, r#"{"positions":[3,4,3],"duplicates":1}"#);
+    topic.until_done("email");
+    drop(topic);
+    let topic = Running::on(&disk, file(5, &[("email", 8, &email)]));
+    assert_eq!(
+        publish(&topic),
+        r#"{"positions":[1],"duplicates":1}"#,
+        "after a restart too"
+    );
+    assert_eq!(topic.publish("", "next"), 5);
+    topic.until_done("email");
+    let mut positions = email.positions();
+    positions.dedup();
+    assert_eq!(positions, [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn a_poisoned_message_dies_while_others_flow_and_is_redriven_when_all_is_mended() {
+    let mended = Arc::new(AtomicBool::new(false));
+    let well = mended.clone();
+    let email = Service::start(move |message| match &*message.body {
+        "poison" if !well.load(Ordering::SeqCst) => (422, "can't read it".to_owned()),
+        _ => (200, String::new()),
+    });
+    let topic = Running::start(file(3, &[("email", 8, &email)]));
+    let poison = topic.publish("a", "poison");
+    let behind = topic.publish("a", "behind");
+    let others: Vec<u64> = (0..20).map(|_| topic.publish("b", "fine")).collect();
+    let died = until("it is dead", || {
+        let status = topic.consumer("email");
+        (status.dead == 1 && status.backlog == 0).then_some(status)
+    });
+    assert_eq!(died.retrying, 0);
+    let received = email.received();
+    let of = |position| received.iter().filter(move |one| one.position == position);
+    let attempts: Vec<u32> = of(poison).map(|one| one.attempt).collect();
+    assert_eq!(attempts, [1, 2, 3]);
+    let place = |position| received.iter().rposition(|one| one.position == position);
+    assert!(place(behind) > place(poison), "its key waits for it");
+    assert!(
+        place(*others.last().unwrap()) < place(poison),
+        "other keys do not"
+    );
+
+    let dead = topic.node("GET", "/dead?consumer=email", "").json();
+    let letter = &dead["messages"][0];
+    assert_eq!(letter["position"], poison);
+    assert_eq!(letter["attempts"], 3);
+    assert_eq!(letter["error"], "422 Unprocessable Entity: can't read it");
+    assert_eq!(letter["event"]["data"], "poison");
+
+    mended.store(true, Ordering::SeqCst);
+    let redriven = topic.node("POST", "/redrive", r#"{"consumer":"email"}"#);
+    assert_eq!(redriven.text, r#"{"redriven":1}"#);
+    topic.until_done("email");
+    assert_eq!(topic.consumer("email").dead, 0);
+    let last = email.received().pop().unwrap();
+    assert_eq!((last.position, last.attempt), (poison, 1));
+    assert_eq!(topic.node("GET", "/dead", "").text, r#"{"messages":[]}"#);
+}
+
+#[test]
+fn a_discarded_letter_is_gone() {
+    let email = Service::start(|_| (500, String::new()));
+    let topic = Running::start(file(1, &[("email", 8, &email)]));
+    let (first, second) = (topic.publish("", "x"), topic.publish("", "y"));
+    until("both are dead", || {
+        (topic.consumer("email").dead == 2).then_some(())
+    });
+    let chosen = json!({"positions": [first]}).to_string();
+    assert_eq!(
+        topic.node("POST", "/discard", &chosen).text,
+        r#"{"discarded":1}"#
+    );
+    let dead = topic.node("GET", "/dead", "").json();
+    assert_eq!(dead["messages"].as_array().unwrap().len(), 1);
+    assert_eq!(dead["messages"][0]["position"], second);
+    assert_eq!(topic.consumer("email").dead, 1);
+}
+
+#[test]
+fn a_slow_consumer_slows_nobody_else() {
+    let gate = Arc::new(Gate::default());
+    let slow = Service::behind(&gate);
+    let quick = Service::willing();
+    let topic = Running::start(file(50, &[("slow", 2, &slow), ("quick", 2, &quick)]));
+    (0..100).for_each(|_| {
+        topic.publish("", "x");
+    });
+    topic.until_done("quick");
+    assert!(slow.received().len() <= 6, "two on their way at a time");
+    assert!(topic.consumer("slow").backlog == 100);
+    gate.open();
+    topic.until_done("slow");
+}
+
+#[test]
+fn a_consumer_that_is_away_burns_no_attempts() {
+    let nobody = Service::nobody();
+    let topic = Running::start(file(1, &[("email", 8, &nobody)]));
+    (0..5).for_each(|_| {
+        topic.publish("", "x");
+    });
+    until("it was tried", || {
+        let status = topic.consumer("email");
+        (status.backlog == 5 && status.in_flight == 0).then_some(())
+    });
+    assert_eq!(topic.consumer("email").dead, 0);
+    let absent = r#"{"type":"urn:mainland:problem:no-endpoint","status":503}"#;
+    let ready = Arc::new(AtomicBool::new(false));
+    let is_ready = ready.clone();
+    let email = Service::at(nobody.address, move |_| {
+        match is_ready.load(Ordering::SeqCst) {
+            true => (200, String::new()),
+            false => (503, absent.to_owned()),
+        }
+    });
+    email.until_received(2);
+    ready.store(true, Ordering::SeqCst);
+    topic.until_done("email");
+    assert!(email.received().iter().all(|one| one.attempt == 1));
+    assert_eq!(topic.consumer("email").dead, 0);
+}
+
+#[test]
+fn order_holds_per_key_while_deliveries_fail() {
+    let email =
+        Service::start(
+            |message| match (message.position + u64::from(message.attempt)) % 3 {
+                0 => (500, String::new()),
+                _ => (200, String::new()),
+            },
+        );
+    let topic = Running::start(file(20, &[("email", 16, &email)]));
+    let keys = ["a", "b", "c", "d"];
+    for turn in 0..25 {
+        keys.iter().for_each(|key| {
+            topic.publish(key, &turn.to_string());
+        });
+    }
+    topic.until_done("email");
+    let mut newest: BTreeMap<String, u64> = BTreeMap::new();
+    for one in email.received() {
+        let newest = newest.entry(one.key.unwrap()).or_default();
+        assert!(one.position >= *newest, "{} after {newest}", one.position);
+        *newest = one.position;
+    }
+    let mut positions = email.positions();
+    positions.dedup();
+    assert_eq!(positions, (1..=100).collect::<Vec<u64>>());
+}
+
+#[test]
+fn a_new_consumer_begins_with_what_comes_and_one_that_vanished_goes_on() {
+    let (email, late) = (Service::willing(), Service::willing());
+    let topic = Running::start(file(5, &[("email", 8, &email)]));
+    topic.publish("", "1");
+    topic.until_done("email");
+    topic.told(file(5, &[("late", 8, &late)]));
+    topic.publish("", "2");
+    topic.publish("", "3");
+    late.until_received(2);
+    assert_eq!((late.positions(), email.positions()), (vec![2, 3], vec![1]));
+    assert_eq!(
+        topic.consumer("email").backlog,
+        2,
+        "what it has not done is kept"
+    );
+    topic.told(file(5, &[("email", 8, &email)]));
+    email.until_received(3);
+    assert_eq!(email.positions(), [1, 2, 3]);
+}
+
+#[test]
+fn a_consumer_that_is_far_behind_reads_from_the_disk() {
+    let gate = Arc::new(Gate::default());
+    let email = Service::behind(&gate);
+    let topic = Running::start(file(50, &[("email", 32, &email)]));
+    let body = "x".repeat(100_000);
+    (0..60).for_each(|_| {
+        topic.publish("", &body);
+    });
+    gate.open();
+    topic.until_done("email");
+    let mut positions = email.positions();
+    positions.dedup();
+    assert_eq!(positions, (1..=60).collect::<Vec<u64>>());
+    assert!(email.received().iter().all(|one| one.body.len() == 100_000));
+}
+
+#[test]
+fn what_is_too_large_or_unknown_is_refused_clearly() {
+    let topic = Running::start(file(5, &[]));
+    let large = "x".repeat((1 << 20) + 1);
+    let answer = topic.post("/messages", &[], &large);
+    assert_eq!(
+        (answer.status, &answer.json()["code"]),
+        (413, &json!("too-large"))
+    );
+    let answer = topic.post("/elsewhere", &[], "");
+    assert_eq!(
+        (answer.status, &answer.json()["code"]),
+        (404, &json!("not-found"))
+    );
+}
+
+#[test]
+fn messages_can_be_looked_at() {
+    let topic = Running::start(file(5, &[]));
+    (0..3).for_each(|turn| {
+        topic.publish("k", &turn.to_string());
+    });
+    let page = topic.node("GET", "/messages?after=1&limit=1", "").json();
+    let messages = page["messages"].as_array().unwrap();
+    assert_eq!(messages.len(), 1);
+    assert_eq!(messages[0]["position"], 2);
+    assert_eq!(messages[0]["event"]["data"], "1");
+    assert_eq!(messages[0]["event"]["partitionkey"], "k");
+    let published = topic.node("POST", "/messages", "by hand");
+    assert_eq!(published.text, r#"{"positions":[4],"duplicates":0}"#);
+}

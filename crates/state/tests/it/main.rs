@@ -1,0 +1,3 @@
+//! Engines as real processes.
+
+mod postgres;
