@@ -49,7 +49,7 @@ impl Postgres {
         }
         let port = free_port()?;
         let server = serve(&programs, &data, user, port)?;
-        let postgres = Self {
+        let mut postgres = Self {
             folder: data,
             programs,
             user,
@@ -76,13 +76,18 @@ impl Postgres {
         self.ready()
     }
 
-    fn ready(&self) -> Result<(), Error> {
+    /// Waits until it listens. A server that ends meanwhile is started anew: it refuses to start while processes of a
+    /// killed one before it still hold the folder's shared memory.
+    fn ready(&mut self) -> Result<(), Error> {
         let until = Instant::now() + START_WITHIN;
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             if Instant::now() > until {
                 return Err(Error::ByHand("PostgreSQL doesn't start".into()));
             }
             pause();
+            if self.server.try_wait()?.is_some() {
+                self.server = serve(&self.programs, &self.folder, self.user, self.port)?;
+            }
         }
         Ok(())
     }
