@@ -2,8 +2,9 @@
 //! which they answer.
 
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, lchown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,12 +32,8 @@ const ANSWER_MAX_BYTES: u64 = 16 * 1024;
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 /// A path of a socket may have 107 bytes, whatever the node's directory is called.
 const SOCKET_NAME: &str = "s";
-/// Of a database, in its volume.
-const DATABASE_FILES: &str = "pgdata";
 /// A slow disk takes its time for some thousand files.
 const INIT_PATIENCE: Duration = Duration::from_secs(120);
-/// The number of `nobody`, where no file says so.
-const NOBODY: u32 = 65_534;
 
 /// The command of an engine: this very binary. What follows the first word is for people who read `ps`.
 pub fn arguments(desired: &DesiredInstance, engine: &Engine) -> Vec<String> {
@@ -89,8 +86,8 @@ pub fn equip(
     Ok(Some(SecretFile { path, contents }))
 }
 
-/// Makes the files of a database whose volume is empty. `initdb` refuses a user without a name, as those have none that services are given, so
-/// root has them made by a user that has one, and gives them away. Where the node is not root the engine makes them itself.
+/// Makes the files of a database whose volume has none. `initdb` refuses a user without a name, as those are that services are given, so root has
+/// them made by a user that has one. Where the node is not root the engine makes them itself.
 pub async fn make_files(
     agent: &Agent,
     desired: &DesiredInstance,
@@ -109,52 +106,24 @@ pub async fn make_files(
         .layout
         .make_volume(desired, &name, Some(desired.uid))
         .map_err(|error| error.to_string())?;
-    let files = volume.join(DATABASE_FILES);
-    if files.exists() {
-        return Ok(());
-    }
-    let told = |error: io::Error| format!("making the files of the database: {error}");
-    let folder = volume.with_file_name(format!("{ENGINE_VOLUME}.new"));
-    begin_anew(&folder).map_err(told)?;
-    let (uid, gid) = named_user();
-    chown(&folder, Some(uid), Some(gid)).map_err(told)?;
     let input = encode(&file(desired, engine, &Doors::new(), Some(secret)));
-    run_as(uid, gid, &folder, &input).await?;
-    let owner = desired.uid;
-    tokio::task::spawn_blocking(move || {
-        give_away(&folder, owner)?;
-        std::fs::rename(&folder, &files)?;
-        std::fs::File::open(&volume)?.sync_all()
-    })
-    .await
-    .map_err(|error| error.to_string())?
-    .map_err(told)
+    init(&volume, desired.uid, &input).await
 }
 
-fn begin_anew(folder: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    std::fs::DirBuilder::new().mode(0o700).create(folder)
-}
-
-async fn run_as(uid: u32, gid: u32, folder: &Path, input: &[u8]) -> Result<(), String> {
+async fn init(volume: &Path, owner: u32, input: &[u8]) -> Result<(), String> {
     let told = |error: io::Error| format!("making the files of the database: {error}");
     let mut child = tokio::process::Command::new(OWN_PROGRAM)
         .args(["engine", "init"])
-        .arg(folder)
-        .uid(uid)
-        .gid(gid)
-        .current_dir("/")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::piped())
+        .arg(volume)
+        .arg(owner.to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(told)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // One that has ended already says why.
+        // One that has ended already says why, or that there is nothing to do.
         let _ = stdin.write_all(input).await;
     }
     let output = tokio::time::timeout(INIT_PATIENCE, child.wait_with_output())
@@ -165,32 +134,6 @@ async fn run_as(uid: u32, gid: u32, folder: &Path, input: &[u8]) -> Result<(), S
         true => Ok(()),
         false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
     }
-}
-
-/// What lies below it, without following links: who made it may have put anything there.
-fn give_away(path: &Path, owner: u32) -> io::Result<()> {
-    lchown(path, Some(owner), Some(owner))?;
-    if std::fs::symlink_metadata(path)?.is_dir() {
-        for entry in std::fs::read_dir(path)? {
-            give_away(&entry?.path(), owner)?;
-        }
-    }
-    Ok(())
-}
-
-/// `postgres`, which its packages make, or `nobody`.
-fn named_user() -> (u32, u32) {
-    let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let numbers = |wanted: &str| {
-        let line = text
-            .lines()
-            .find(|line| line.split(':').next() == Some(wanted))?;
-        let mut fields = line.split(':').skip(2);
-        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-    };
-    numbers("postgres")
-        .or_else(|| numbers("nobody"))
-        .unwrap_or((NOBODY, NOBODY))
 }
 
 fn file(

@@ -27,7 +27,8 @@ use model::state::Engine;
 /// | words | what it is |
 /// |---|---|
 /// | `psql`, `dump` or `load`, and arguments | a program of PostgreSQL's, beside a database's engine ([`postgres::tool`](fn@postgres::tool)) |
-/// | `init`, and a folder | the making of a database's files ([`postgres::init`]) |
+/// | `init`, a volume and its owner's uid | the making of a database's files, as root ([`postgres::init`]) |
+/// | `init-files`, and a folder | what that executes as somebody else ([`postgres::init_files`]) |
 /// | `child`, and what an engine gives it | what an engine executes ([`postgres::child`]) |
 /// | others, which tell engines apart in a list of processes | the engine that the environment names, until it is asked to end |
 ///
@@ -37,8 +38,14 @@ pub fn run(words: &[OsString]) -> ExitCode {
     if first == postgres::child::WORD {
         return postgres::child::main(&words[1..]);
     }
-    if let (postgres::INIT, [_, folder]) = (first, words) {
-        return said(postgres::init(folder.as_ref()));
+    match (first, words) {
+        (postgres::INIT, [_, volume, owner]) => {
+            return said(postgres::init(volume.as_ref(), owner));
+        }
+        (postgres::INIT_FILES, [_, folder]) => {
+            return said(postgres::init_files(folder.as_ref()));
+        }
+        _ => {}
     }
     let settings = settings::Settings::from_environment().map_err(|error| error.to_string());
     match settings {

@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 use model::state::role_password;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 use super::access::superuser;
-use super::child::{self, User};
+use super::child;
 use super::place::{self, Place, SETTINGS_FILE};
 use super::programs::Programs;
 use super::tuning;
@@ -22,6 +21,8 @@ const LEFTOVER_PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Of what initdb said, the end.
 const TOLD_BYTES: usize = 2000;
+/// What initdb says where no list of users has its own.
+const NAMELESS: &str = "could not look up effective user ID";
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -29,6 +30,10 @@ pub enum Error {
     Place(#[from] place::Error),
     #[error("making the database's files: {0}")]
     Initdb(String),
+    #[error(
+        "making the database's files: initdb refuses a user without a name, and uid {0} has none on this machine; give it one (useradd --uid {0} mainland; in a container, a line in its /etc/passwd: mainland:x:{0}:{0}::/:/bin/false), or run Mainland as root"
+    )]
+    Nameless(u32),
     #[error(
         "{} is of PostgreSQL {is}, not {declared}: `dump` with {is} and `load` into a new database of {declared}",
         path.display()
@@ -94,11 +99,7 @@ fn check_version(files: &Path, declared: u32) -> Result<(), Error> {
 }
 
 async fn initdb(folder: &Path, programs: &Programs, password: &str) -> Result<(), Error> {
-    let user = match has_name().await {
-        true => User::Itself,
-        false => User::Named,
-    };
-    let mut command = child::command(&programs.path("initdb"), user);
+    let mut command = tokio::process::Command::from(child::command(&programs.path("initdb")));
     command
         .arg("--pgdata")
         .arg(folder)
@@ -125,7 +126,14 @@ async fn initdb(folder: &Path, programs: &Programs, password: &str) -> Result<()
     let output = child.wait_with_output().await.map_err(told)?;
     match output.status.success() {
         true => Ok(()),
-        false => Err(Error::Initdb(last_words(&output.stderr))),
+        false => Err(why_not_made(&last_words(&output.stderr))),
+    }
+}
+
+fn why_not_made(words: &str) -> Error {
+    match words.contains(NAMELESS) {
+        true => Error::Nameless(rustix::process::geteuid().as_raw()),
+        false => Error::Initdb(words.to_owned()),
     }
 }
 
@@ -138,13 +146,6 @@ fn last_words(bytes: &[u8]) -> String {
         .filter(|line| !line.is_empty())
         .collect();
     lines.join("; ")
-}
-
-/// Whether this user has a name, however this machine keeps them.
-async fn has_name() -> bool {
-    let uid = rustix::process::geteuid().as_raw().to_string();
-    let output = Command::new("id").args(["-nu", &uid]).output().await;
-    output.is_ok_and(|output| output.status.success())
 }
 
 /// Writes what PostgreSQL reads at its start.

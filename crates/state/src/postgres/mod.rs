@@ -5,6 +5,7 @@
 //! | [`programs`] | which versions are on the machine |
 //! | [`place`] | where the database lies |
 //! | [`files`] | making its files, and taking them over from a server before |
+//! | [`provision`] | having them made, by root for a user without a name |
 //! | [`tuning`] | what it is told at each start |
 //! | [`server`], [`child`] | its process |
 //! | [`access`], [`password`], [`roles`] | who comes in how |
@@ -29,6 +30,7 @@ mod outbox;
 mod password;
 mod place;
 mod programs;
+mod provision;
 mod roles;
 mod server;
 mod tool;
@@ -41,6 +43,7 @@ use model::state::{Engine, EngineFile, Postgres};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
+pub use self::provision::{INIT, INIT_FILES, init, init_files};
 pub use self::tool::{is_one as is_tool, tool};
 
 use self::access::Access;
@@ -53,31 +56,6 @@ use self::programs::{Programs, Search};
 use self::server::{Server, how};
 use crate::admin;
 use crate::settings::Settings;
-
-/// `mainland engine init FOLDER`: makes the files of a database in it, as whoever runs this. What the database is to be comes by stdin, as an
-/// [`EngineFile`]. A node that is root does this for an engine whose user has no name, which `initdb` would refuse.
-pub const INIT: &str = "init";
-
-/// The whole process.
-///
-/// # Errors
-///
-/// In words, for the node.
-pub fn init(folder: &std::path::Path) -> Result<(), String> {
-    let told: EngineFile =
-        serde_json::from_reader(std::io::stdin()).map_err(|error| error.to_string())?;
-    let (Engine::Postgres(postgres), Some(secret)) = (&told.engine, &told.secret) else {
-        return Err("that is no database".to_owned());
-    };
-    let programs = programs::find(postgres.version, &Search::of_machine())
-        .map_err(|error| error.to_string())?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| error.to_string())?;
-    let making = files::make_in(folder, &programs, secret);
-    runtime.block_on(making).map_err(|error| error.to_string())
-}
 
 /// How long the reason of a failure can be asked for that a new start would not mend.
 const FAILURE_SHOWN: Duration = Duration::from_secs(3);

@@ -17,6 +17,8 @@ use rustix::fs::{FlockOperation, flock};
 use crate::settings::Settings;
 
 pub const SETTINGS_FILE: &str = "mainland.conf";
+/// The files of the database, in the volume.
+pub const FILES: &str = "pgdata";
 /// Of a Unix socket's path, with the byte that ends it.
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -87,7 +89,7 @@ impl Place {
     }
 
     pub fn files(&self) -> PathBuf {
-        self.volume.join("pgdata")
+        self.volume.join(FILES)
     }
 
     /// Files that are not complete yet.

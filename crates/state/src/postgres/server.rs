@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Child;
 use tokio::time::timeout;
 
-use super::child::{self, User};
+use super::child;
 use super::place::Place;
 use super::programs::Programs;
 use super::tuning;
@@ -35,7 +35,8 @@ impl Server {
     ///
     /// It can't be executed.
     pub fn start(place: &Place, programs: &Programs) -> std::io::Result<Self> {
-        let mut command = child::command(&programs.path("postgres"), User::Itself);
+        let command = child::command(&programs.path("postgres"));
+        let mut command = tokio::process::Command::from(command);
         command.arg("-D").arg(place.files());
         for setting in tuning::fixed(place) {
             command.arg("-c").arg(setting);

@@ -8,7 +8,7 @@ use std::path::Path;
 use model::state::{Access, EngineStatus, Table};
 use rustix::process::{Signal, kill_process};
 
-use self::support::{Engine, until};
+use self::support::{Engine, is_root, until};
 
 const VERSION: u32 = 15;
 const BIN: &str = "/usr/lib/postgresql/15/bin";
@@ -96,13 +96,9 @@ async fn services_come_in_as_what_they_are() {
 async fn what_is_written_is_there_after_a_stop() {
     let mut engine = Engine::new(VERSION, Some("order-events"));
     engine.role("orders", Access::Write);
-    // What a first start left behind that was cut off.
-    let unfinished = engine.path("data/pgdata.new");
-    let mut command = engine.command(Path::new("mkdir"));
-    command.args(["-p".as_ref(), unfinished.join("base").as_os_str()]);
-    assert!(command.status().expect("mkdir").success());
+    let unfinished = engine.leave_unfinished("data.new");
     engine.start_and_serve().await;
-    assert!(!unfinished.exists());
+    assert_eq!(unfinished.exists(), !is_root());
 
     let orders = engine.connect("orders").await.expect("a writer");
     let make = "create table orders (id int primary key); insert into orders values (7)";
@@ -275,16 +271,30 @@ async fn what_is_missing_is_said() {
     assert_eq!(engine.ended().await.code(), Some(1));
     assert!(engine.log().contains(&reason));
 
-    if rustix::process::geteuid().is_root() {
-        let mut engine = Engine::new(VERSION, None).run_by_root();
+    if !is_root() {
+        return;
+    }
+    let nameless = Engine::new(VERSION, None);
+    let root = Engine::new(VERSION, None).run_by(0);
+    for (mut engine, said) in [
+        (nameless, "uid 70001 has none on this machine; give it one"),
+        (root, "refuses to run as root"),
+    ] {
         engine.start();
         assert_eq!(engine.ended().await.code(), Some(1));
-        assert!(
-            engine.log().contains("refuses to run as root"),
-            "{}",
-            engine.log()
-        );
+        assert!(engine.log().contains(said), "{}", engine.log());
     }
+}
+
+#[tokio::test]
+async fn a_user_with_a_name_makes_the_files_itself() {
+    /// `nobody`.
+    const NAMED: u32 = 65_534;
+    let mut engine = Engine::new(VERSION, None).run_by(NAMED);
+    let unfinished = engine.leave_unfinished("data/pgdata.new");
+    engine.start();
+    engine.serves().await;
+    assert!(!unfinished.exists());
 }
 
 #[tokio::test]

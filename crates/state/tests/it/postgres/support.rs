@@ -1,4 +1,4 @@
-//! A database's engine as a process of a user without a name, where the tests run as root.
+//! A database's engine as a node starts it: where the tests run as root, as a user without a name.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ pub fn name(text: &str) -> ResourceName {
     ResourceName::new(text).expect("a name")
 }
 
-fn is_root() -> bool {
+pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
@@ -74,27 +74,42 @@ impl Engine {
             run_as,
             folder,
         };
-        engine.make_folders();
+        for name in ["data", "s"] {
+            fs::create_dir(engine.path(name)).expect("a folder");
+        }
+        engine.give_folders();
         engine
     }
 
-    fn make_folders(&self) {
-        let folders = [self.path("data"), self.path("s")];
-        for folder in &folders {
-            fs::create_dir(folder).expect("a folder");
-            fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).expect("its mode");
-        }
-        for path in folders
-            .iter()
-            .map(PathBuf::as_path)
-            .chain([self.folder.path()])
-        {
-            chown(path, self.run_as, self.run_as).expect("its owner");
+    /// As a node has them: who makes a database's files passes through the outer one.
+    fn give_folders(&self) {
+        let folders = [("", 0o711), ("data", 0o700), ("s", 0o700)];
+        for (name, mode) in folders {
+            let path = self.path(name);
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode");
+            chown(&path, self.run_as, self.run_as).expect("its owner");
         }
     }
 
-    pub fn run_by_root(mut self) -> Self {
-        self.run_as = None;
+    /// What a node that is root does before it starts an engine, whose user has no name.
+    fn init(&self) {
+        let Some(uid) = self.run_as else { return };
+        let told = File::open(self.path("engine.json")).expect("what it is told");
+        let output = Command::new(env!("CARGO_BIN_EXE_engine-for-tests"))
+            .args(["engine", state::postgres::INIT])
+            .arg(self.path("data"))
+            .arg(uid.to_string())
+            .stdin(told)
+            .output()
+            .expect("a process");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
+
+    /// As another user, where the tests run as root.
+    pub fn run_by(mut self, uid: u32) -> Self {
+        self.run_as = is_root().then_some(uid);
+        self.give_folders();
         self
     }
 
@@ -104,6 +119,15 @@ impl Engine {
 
     pub fn files(&self) -> PathBuf {
         self.path("data/pgdata")
+    }
+
+    /// What a first start left behind that was cut off.
+    pub fn leave_unfinished(&self, name: &str) -> PathBuf {
+        let unfinished = self.path(name);
+        let mut command = self.command(Path::new("mkdir"));
+        command.args(["-p".as_ref(), unfinished.join("base").as_os_str()]);
+        assert!(command.status().expect("mkdir").success());
+        unfinished
     }
 
     pub fn log(&self) -> String {
@@ -167,6 +191,8 @@ impl Engine {
     }
 
     pub async fn start_and_serve(&mut self) {
+        self.tell();
+        self.init();
         self.start();
         self.serves().await;
     }
