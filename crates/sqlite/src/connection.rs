@@ -23,6 +23,8 @@ pub(crate) fn open_writer(options: &Options) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
     let mut connection = open(options, flags)?;
     let named = |error: rusqlite::Error| Error::from_sqlite(&options.path, &error);
+    // First of all, since the settings below are written into the file.
+    let is_ours = recognise(&connection, options)?;
     connection
         .pragma_update(None, "journal_mode", "WAL")
         .map_err(named)?;
@@ -38,7 +40,11 @@ pub(crate) fn open_writer(options: &Options) -> Result<Connection, Error> {
     connection
         .pragma_update(None, "cache_size", -WRITER_CACHE_KIB)
         .map_err(named)?;
-    claim(&connection, options)?;
+    if !is_ours {
+        connection
+            .pragma_update(None, "application_id", options.application_id)
+            .map_err(named)?;
+    }
     migrate(&mut connection, options)?;
     Ok(connection)
 }
@@ -75,29 +81,26 @@ fn settle(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "trusted_schema", false)
 }
 
-/// Refuses a file of another application, marks a new one as ours.
-fn claim(connection: &Connection, options: &Options) -> Result<(), Error> {
+/// Whether the file is marked as ours; a new one is not yet. One of another application is refused.
+fn recognise(connection: &Connection, options: &Options) -> Result<bool, Error> {
     let named = |error: rusqlite::Error| Error::from_sqlite(&options.path, &error);
     let found: i32 = connection
         .pragma_query_value(None, "application_id", |row| row.get(0))
         .map_err(named)?;
     if found == options.application_id {
-        return Ok(());
+        return Ok(true);
     }
     let tables: i64 = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
         .map_err(named)?;
-    if found != 0 || tables != 0 {
-        let (path, expected) = (options.path.clone(), options.application_id);
-        return Err(Error::Foreign {
-            path,
+    match (found, tables) {
+        (0, 0) => Ok(false),
+        _ => Err(Error::Foreign {
+            path: options.path.clone(),
             found,
-            expected,
-        });
+            expected: options.application_id,
+        }),
     }
-    connection
-        .pragma_update(None, "application_id", options.application_id)
-        .map_err(named)
 }
 
 /// Runs the migrations the file has not seen, each with its number in one transaction.

@@ -390,6 +390,23 @@ fn files_that_cannot_be_used_are_refused_by_cause() {
 }
 
 #[test]
+fn a_file_of_another_application_stays_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("foreign.db");
+    let theirs = Connection::open(&path).unwrap();
+    theirs.execute_batch("CREATE TABLE theirs (a)").unwrap();
+    drop(theirs);
+    let before = std::fs::read(&path).unwrap();
+    let refused = Database::open(Options::new(&path, APPLICATION_ID, MIGRATIONS));
+    assert!(matches!(refused.err(), Some(Error::Foreign { .. })));
+    assert_eq!(
+        std::fs::read(&path).unwrap(),
+        before,
+        "not even its journal's mode is changed"
+    );
+}
+
+#[test]
 fn a_damaged_file_is_named_so() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(PATH);

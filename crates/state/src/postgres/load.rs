@@ -1,0 +1,91 @@
+//! What `load` and `replace` have psql do around the SQL that it reads, in one transaction.
+//!
+//! ```text
+//! begin ─▶ replace: empty the database ─▶ guard ─▶ the SQL ─▶ release the guard ─▶ commit
+//! ```
+//!
+//! The guard is a trigger that refuses any commit before the last step: one that is written in the SQL, or psql's own after a step that failed.
+
+use super::access::{hand, identifier};
+use super::outbox::Table;
+
+const OPTIONS: [&str; 5] = [
+    "--no-psqlrc",
+    "--quiet",
+    "--set=ON_ERROR_STOP=1",
+    "--single-transaction",
+    "--output=/dev/null",
+];
+const GUARD: &str = "create temporary table mainland_load (whole int);
+create function pg_temp.mainland_load() returns trigger language plpgsql as $$ begin
+  if current_setting('mainland.whole', true) is distinct from 'yes' then
+    raise exception 'what is loaded is one transaction: a COMMIT amid it would keep a part of it' using hint = 'Take BEGIN and COMMIT out of it.';
+  end if;
+  return null;
+end $$;
+create constraint trigger whole after insert on pg_temp.mainland_load deferrable initially deferred
+  for each row execute function pg_temp.mainland_load();
+insert into pg_temp.mainland_load values (1)";
+const RELEASE: &str = "set local mainland.whole = 'yes'";
+/// Where the outbox waits while all else goes.
+const ASIDE: &str = "mainland_aside";
+/// For transactions of others that use what is to go.
+const LOCK_PATIENCE: &str = "30s";
+
+/// What psql is told. `emptying`: what it does first.
+pub fn arguments(emptying: Option<String>) -> Vec<String> {
+    let options = OPTIONS.map(str::to_owned).into_iter();
+    let commands = emptying.into_iter().chain([GUARD.to_owned()]);
+    let commands = commands.flat_map(command);
+    let read = ["--file", "-"].map(str::to_owned);
+    options
+        .chain(commands)
+        .chain(read)
+        .chain(command(RELEASE.to_owned()))
+        .collect()
+}
+
+fn command(sql: String) -> [String; 2] {
+    ["--command".to_owned(), sql]
+}
+
+/// The statements after which a database has nothing but its outbox, whose rows are messages that are on their way.
+///
+/// Done as the engine's hand: it is a member of the owner, and may own what is not to go with all that is the owner's.
+pub fn emptying(owner: &str, outbox: Option<&Table>) -> String {
+    let (owner, hand) = (identifier(owner), identifier(hand().as_str()));
+    let (aside, back) = outbox.map_or_else(Default::default, |table| moves(table, &owner, &hand));
+    format!(
+        "set local role none;
+set local client_min_messages = error;
+set local lock_timeout = '{LOCK_PATIENCE}';
+{aside}
+drop owned by {owner} cascade;
+do $$ declare other name; begin
+  for other in select nspname from pg_namespace where nspname !~ '^pg_' and nspname not in ('information_schema', '{ASIDE}')
+  loop execute format('drop schema %I cascade', other); end loop;
+end $$;
+create schema public authorization {owner};
+comment on schema public is 'standard public schema';
+{back}
+set local lock_timeout = 0;
+set local client_min_messages = notice;
+set local role {owner}"
+    )
+}
+
+/// Away, and back.
+fn moves(table: &Table, owner: &str, hand: &str) -> (String, String) {
+    let (here, there) = (table.sql(), format!("{ASIDE}.{}", identifier(table.name())));
+    let aside = format!(
+        "create schema {ASIDE};
+alter table if exists {here} set schema {ASIDE};
+alter table if exists {there} owner to {hand};"
+    );
+    let back = format!(
+        "alter table if exists {there} set schema public;
+alter table if exists {here} owner to {owner};
+drop schema {ASIDE};"
+    );
+    (aside, back)
+}
