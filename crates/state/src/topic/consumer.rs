@@ -180,6 +180,14 @@ impl Consumer {
         self.version += 1;
     }
 
+    /// Nothing is left up to there of what it has not looked at.
+    pub fn skip(&mut self, through: Position) {
+        if through > self.read {
+            self.read = through;
+            self.version += 1;
+        }
+    }
+
     /// Back from the dead letter, with all attempts before it: ahead of those of its key that have not begun.
     /// False: it is not done with it as it is.
     pub fn redrive(&mut self, position: Position, key: Option<Key>) -> bool {
@@ -219,7 +227,7 @@ impl Consumer {
 
     /// The next delivery, if one may begin now; it is `lease_ms` in the hands of who takes it.
     pub fn take(&mut self, now_ms: u64, lease_ms: Option<u64>) -> Option<Delivery> {
-        if self.tokens.len() >= self.width(now_ms) {
+        if !self.can_give(now_ms) {
             return None;
         }
         let position = self.ready.pop_first()?;
@@ -392,9 +400,8 @@ impl Consumer {
     /// When [`Consumer::tick`] or [`Consumer::take`] has something to do again, if nothing happens before.
     pub fn next_timer(&self) -> Option<u64> {
         let timer = self.timers.first().map(|(at_ms, _)| *at_ms);
-        let away = self
-            .away
-            .filter(|_| !self.ready.is_empty() && self.tokens.is_empty());
+        let asks = self.limits.in_flight > 0 && !self.ready.is_empty() && self.tokens.is_empty();
+        let away = self.away.filter(|_| asks);
         [timer, away.map(|away| away.until_ms)]
             .into_iter()
             .flatten()
@@ -452,8 +459,9 @@ impl Consumer {
         self.retrying
     }
 
-    pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+    /// Whether a delivery may begin now.
+    pub fn can_give(&self, now_ms: u64) -> bool {
+        !self.ready.is_empty() && self.tokens.len() < self.width(now_ms)
     }
 }
 

@@ -232,6 +232,22 @@ fn who_is_away_burns_no_attempts_and_is_asked_by_one_message() {
 }
 
 #[test]
+fn who_is_away_and_may_have_nothing_is_not_waited_for() {
+    let mut consumer = with(&[""], LIMITS);
+    let (_, token) = take_all(&mut consumer, 0)[0];
+    consumer.absent(token, 0, 1.0);
+    assert_eq!(consumer.next_timer(), Some(110));
+    let nothing = Limits {
+        in_flight: 0,
+        ..LIMITS
+    };
+    consumer.set_limits(nothing);
+    assert_eq!(consumer.next_timer(), None);
+    consumer.set_limits(LIMITS);
+    assert_eq!(consumer.next_timer(), Some(110));
+}
+
+#[test]
 fn it_looks_ahead_within_bounds() {
     let limits = Limits {
         in_flight: 1024,

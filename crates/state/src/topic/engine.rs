@@ -189,8 +189,7 @@ impl Engine {
             if !file.settings.subscriptions.contains_key(name)
                 && entry.subscription.take().is_some()
             {
-                entry.seen_ms = now_ms;
-                entry.consumer.touch();
+                entry.unsubscribe(attempts, now_ms);
             }
             if entry.pull {
                 entry.consumer.set_limits(Limits {
@@ -247,6 +246,7 @@ impl Engine {
 
     /// Reads for a consumer that is behind what is at hand.
     pub async fn look(&self, name: ResourceName, after: Position) {
+        let newest = self.storage.hub().newest();
         let read = self.storage.keys_after(after, LOOK).await;
         if let Err(error) = &read {
             tracing::warn!(consumer = %name, %error, "messages can't be read; trying again");
@@ -254,12 +254,7 @@ impl Engine {
         }
         if let Some(entry) = self.state().consumers.get_mut(&name) {
             entry.looking = false;
-            for (position, key) in read.unwrap_or_default() {
-                if !entry.consumer.wants() {
-                    break;
-                }
-                entry.consumer.offer(position, key);
-            }
+            entry.look_at(read.ok(), newest);
         }
         self.wake();
     }

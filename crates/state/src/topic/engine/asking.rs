@@ -68,7 +68,9 @@ impl Engine {
         let take = || entry.consumer.take(now_ms, Some(lease_ms));
         let taken: Vec<Delivery> = std::iter::from_fn(take).take(most).collect();
         drop(state);
-        self.wake();
+        if !taken.is_empty() {
+            self.wake();
+        }
         taken
     }
 

@@ -9,8 +9,8 @@ use rand::Rng as _;
 use rand::rngs::SmallRng;
 use tokio::sync::Notify;
 
-use super::{Errand, PULL_IN_FLIGHT, Plan};
-use crate::topic::consumer::{Consumer, Limits, Position, Token};
+use super::{Errand, LOOK, PULL_IN_FLIGHT, Plan};
+use crate::topic::consumer::{Consumer, Key, Limits, Position, Token};
 use crate::topic::storage::retention::Measure;
 use crate::topic::storage::{Leave, Left, Storage};
 
@@ -167,6 +167,16 @@ impl Entry {
         self.seen(now_ms);
     }
 
+    /// Its `on` has gone: it gets nothing until that is back.
+    pub(super) fn unsubscribe(&mut self, attempts: u32, now_ms: u64) {
+        self.consumer.set_limits(Limits {
+            in_flight: 0,
+            attempts,
+        });
+        self.seen_ms = now_ms;
+        self.consumer.touch();
+    }
+
     pub(super) fn seen(&mut self, now_ms: u64) {
         self.seen_ms = now_ms;
         if now_ms.saturating_sub(self.seen_stored_ms) > SEEN_GRAIN_MS {
@@ -192,6 +202,22 @@ impl Entry {
         false
     }
 
+    /// Looks at what was read from the disk, when `newest` was the newest; `None`: it could not be read.
+    pub(super) fn look_at(&mut self, read: Option<Vec<(Position, Option<Key>)>>, newest: Position) {
+        let Some(page) = read else { return };
+        let is_last = page.len() < LOOK;
+        for (position, key) in page {
+            if !self.consumer.wants() {
+                return;
+            }
+            self.consumer.offer(position, key);
+        }
+        if is_last {
+            // What is not there any more never comes.
+            self.consumer.skip(newest);
+        }
+    }
+
     pub(super) fn hand_out(
         &mut self,
         name: &ResourceName,
@@ -200,7 +226,7 @@ impl Entry {
         plan: &mut Plan,
     ) {
         if self.pull {
-            if self.consumer.has_ready() {
+            if self.consumer.can_give(now_ms) {
                 self.ready.notify_waiters();
             }
             return;

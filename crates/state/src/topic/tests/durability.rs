@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use model::ids::ResourceName;
 use model::units::{Bytes, Span};
 use proptest::prelude::*;
 use serde_json::json;
 use sqlite::testing::Disk;
 
-use super::support::{Gate, Running, Service, file, until, with_retention};
+use super::support::{Gate, Running, Service, block_on, file, open, until, with_retention};
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_goes() {
@@ -164,12 +165,7 @@ fn what_somebody_is_not_done_with_is_kept_however_old() {
     topic.until_done("quick");
     slow.until_received(1);
     let in_a_year = topic.engine().clock.now_ms() + 365 * 24 * 3_600_000;
-    let compact = || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        runtime.block_on(topic.engine().compact(in_a_year)).unwrap()
-    };
+    let compact = || block_on(topic.engine().compact(in_a_year)).unwrap();
     compact();
     let left = || {
         let page = topic.node("GET", "/messages", "").json();
@@ -183,6 +179,25 @@ fn what_somebody_is_not_done_with_is_kept_however_old() {
         compact();
         (left() == 0).then_some(())
     });
+}
+
+#[test]
+fn a_consumer_that_begins_before_what_is_removed_does_not_look_for_it_forever() {
+    let disk = Disk::new();
+    let brief = with_retention(file(5, &[]), Span::milliseconds(1), Bytes::mebibytes(1));
+    let topic = Running::on(&disk, brief.clone());
+    topic.publish("", "x");
+    until("it is removed", || (size(&topic) == 0).then_some(()));
+    drop(topic);
+    let engine = open(&disk, brief);
+    // Before the topic has measured what is there.
+    let audit = ResourceName::new("audit").unwrap();
+    engine.pull_consumer(&audit, true).unwrap();
+    let looks = engine.plan().looks;
+    assert_eq!(looks, [(audit.clone(), 0)]);
+    block_on(engine.look(audit, 0));
+    assert_eq!(engine.plan().looks, []);
+    assert_eq!(engine.consumers()[0].1.backlog, 0);
 }
 
 fn size(topic: &Running) -> u64 {

@@ -1,5 +1,6 @@
 //! Pulling with leases.
 
+use model::ids::ResourceName;
 use serde_json::{Value, json};
 
 use super::support::{Running, file, until};
@@ -8,6 +9,10 @@ fn pull(topic: &Running, asked: Value) -> Vec<Value> {
     let answer = topic.post_json("/pull", asked);
     assert_eq!(answer.status, 200, "{}", answer.text);
     answer.json()["messages"].as_array().unwrap().clone()
+}
+
+fn name(name: &str) -> ResourceName {
+    ResourceName::new(name).unwrap()
 }
 
 fn leases(messages: &[Value]) -> Value {
@@ -118,6 +123,28 @@ fn order_holds_per_key_and_what_is_given_back_comes_first() {
     let ack = json!({"consumer": "audit", "leases": leases(&again)});
     assert_eq!(topic.post_json("/ack", ack).status, 200);
     assert_eq!(positions(&pull(&topic, asked)), [2]);
+}
+
+#[test]
+fn who_may_have_no_more_is_not_woken_for_nothing() {
+    let topic = Running::start(file(5, &[]));
+    let audit = json!({"consumer": "audit", "max": 256, "wait_ms": 10_000});
+    pull(&topic, json!({"consumer": "audit"}));
+    let kind = [("content-type", "application/cloudevents-batch+json")];
+    for count in [1000, 100] {
+        let batch = json!(vec![json!({"data": 1}); count]).to_string();
+        assert_eq!(topic.post("/messages", &kind, &batch).status, 200);
+    }
+    until("it has as many as it may", || {
+        pull(&topic, audit.clone());
+        (topic.consumer("audit").in_flight == 1024).then_some(())
+    });
+    let ready = topic.engine().ready(&name("audit")).unwrap();
+    let woken = ready.notified();
+    tokio::pin!(woken);
+    woken.as_mut().enable();
+    topic.engine().plan();
+    assert!(!woken.as_mut().enable(), "it would ask again at once");
 }
 
 #[test]

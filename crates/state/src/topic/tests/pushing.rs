@@ -185,6 +185,21 @@ fn a_consumer_that_is_away_burns_no_attempts() {
 }
 
 #[test]
+fn a_consumer_that_was_away_and_vanished_is_not_waited_for() {
+    let absent = r#"{"type":"urn:mainland:problem:no-endpoint","status":503}"#;
+    let nobody = Service::start(move |_| (503, absent.to_owned()));
+    let topic = Running::start(file(5, &[("email", 8, &nobody)]));
+    topic.publish("", "x");
+    nobody.until_received(2);
+    topic.told(file(5, &[]));
+    until("nothing is on its way", || {
+        (topic.consumer("email").in_flight == 0).then_some(())
+    });
+    assert_eq!(topic.engine().plan().next_ms, None);
+    assert_eq!(topic.consumer("email").backlog, 1, "it is kept for it");
+}
+
+#[test]
 fn order_holds_per_key_while_deliveries_fail() {
     let email =
         Service::start(

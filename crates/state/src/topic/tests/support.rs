@@ -80,6 +80,21 @@ pub fn with_retention(mut file: EngineFile, age: Span, size: Bytes) -> EngineFil
     file
 }
 
+/// The engine alone: nothing goes on beside it.
+pub fn open(disk: &Disk, file: EngineFile) -> Arc<Engine> {
+    let mut options = storage::options("topic.db");
+    options.testing.disk = Some(disk.clone());
+    Engine::open(options, Arc::new(file)).unwrap()
+}
+
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(future)
+}
+
 /// The engine as a process would have it; dropped, it ends like one that is killed, except that its file is closed.
 pub struct Running {
     pub engine: Option<Arc<Engine>>,
@@ -97,9 +112,7 @@ impl Running {
     }
 
     pub fn on(disk: &Disk, file: EngineFile) -> Self {
-        let mut options = storage::options("topic.db");
-        options.testing.disk = Some(disk.clone());
-        let engine = Engine::open(options, Arc::new(file)).unwrap();
+        let engine = open(disk, file);
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
