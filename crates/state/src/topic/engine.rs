@@ -138,6 +138,7 @@ impl Engine {
         let state = State {
             file: file.clone(),
             consumers,
+            newcomers: false,
             measure: Measure::default(),
             random,
             stopping: false,
@@ -179,6 +180,8 @@ impl Engine {
         let attempts = declared(&file).attempts;
         let first_token = state.first_token();
         for (name, subscription) in &file.settings.subscriptions {
+            let is_new = !state.consumers.contains_key(name);
+            state.newcomers |= is_new;
             let entry = state
                 .consumers
                 .entry(name.clone())
@@ -294,6 +297,10 @@ impl Engine {
     /// The topic is full, or its storage failed. Nothing was stored, unless the problem says that this is unknown.
     pub async fn publish(&self, events: Vec<Event>) -> Result<Vec<Published>, Problem> {
         let bytes: u64 = events.iter().map(Event::size).sum();
+        if self.state().newcomers {
+            // Were the topic to end now, what is published would be before them.
+            self.flush().await?;
+        }
         if self.check_room(bytes).is_err() {
             // What is done with is not known to be so at once.
             self.flush().await?;

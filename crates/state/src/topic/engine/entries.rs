@@ -24,6 +24,8 @@ const SEEN_GRAIN_MS: u64 = 600_000;
 pub(super) struct State {
     pub(super) file: Arc<EngineFile>,
     pub(super) consumers: BTreeMap<ResourceName, Entry>,
+    /// Of some consumers the disk knows nothing yet.
+    pub(super) newcomers: bool,
     pub(super) measure: Measure,
     pub(super) random: SmallRng,
     pub(super) stopping: bool,
@@ -35,6 +37,7 @@ pub(super) struct Entry {
     /// As declared now; `None` for pull consumers, and where the `on` has gone.
     pub(super) subscription: Option<Subscription>,
     pub(super) seen_ms: u64,
+    /// 0: it is not stored at all.
     pub(super) seen_stored_ms: u64,
     /// Everything up to here is done, and that is stored.
     pub(super) floor: Position,
@@ -91,6 +94,7 @@ impl State {
             entry.dead = entry.dead.saturating_sub(changes.redriven.len() as u64);
             woken |= !changes.failed.is_empty() || !changes.dead.is_empty();
         }
+        self.newcomers = self.consumers.values().any(Entry::is_new);
         woken
     }
 
@@ -133,6 +137,10 @@ impl Entry {
             dead: 0,
             ready: Arc::new(Notify::new()),
         }
+    }
+
+    fn is_new(&self) -> bool {
+        self.seen_stored_ms == 0
     }
 
     pub(super) fn restored(left: Left, attempts: u32, random: u32) -> Self {

@@ -10,6 +10,8 @@ use proptest::prelude::*;
 use serde_json::json;
 use sqlite::testing::Disk;
 
+use crate::topic::event::Event;
+
 use super::support::{Gate, Running, Service, block_on, file, open, until, with_retention};
 
 #[test]
@@ -33,6 +35,22 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
     assert_eq!(page["messages"].as_array().unwrap().len(), 22);
     assert_eq!(topic.publish("", "next"), 23);
     topic.until_done("email");
+}
+
+#[test]
+fn what_is_published_after_a_consumer_came_is_its_own_however_soon_the_power_goes() {
+    let disk = Disk::new();
+    let email = Service::willing();
+    let consumers = [("email", 8, &email)];
+    // Nothing is written down beside what is asked for.
+    let engine = open(&disk, file(5, &consumers));
+    let published = block_on(engine.publish(vec![Event::default()])).unwrap();
+    assert_eq!(published[0].position, 1);
+    disk.lose_power(|| false);
+    drop(engine);
+    let topic = Running::on(&disk, file(5, &consumers));
+    topic.until_done("email");
+    assert_eq!(email.positions(), [1]);
 }
 
 #[test]
