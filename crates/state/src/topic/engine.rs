@@ -40,7 +40,7 @@ const LOOK: usize = 256;
 /// Deliveries to one pull consumer at a time.
 pub const PULL_IN_FLIGHT: u32 = 1024;
 
-/// Milliseconds since 1970 that never go back while the process lives.
+/// Milliseconds since 1970 that never go back while the process lives: for leases and waits.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     started_ms: u64,
@@ -49,11 +49,19 @@ pub struct Clock {
 
 impl Clock {
     pub fn start() -> Self {
-        let started_ms = jiff::Timestamp::now().as_millisecond();
+        Self::start_at(Self::wall_ms())
+    }
+
+    pub fn start_at(started_ms: u64) -> Self {
         Self {
-            started_ms: u64::try_from(started_ms).unwrap_or(0),
+            started_ms,
             started: Instant::now(),
         }
+    }
+
+    /// What the machine's clock says, which may be set, and goes on while the machine sleeps: for the times that messages bear.
+    pub fn wall_ms() -> u64 {
+        u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
     }
 
     pub fn now_ms(&self) -> u64 {
@@ -126,13 +134,15 @@ impl Engine {
     pub fn open(
         options: sqlite::Options,
         file: Arc<EngineFile>,
+        clock: Clock,
     ) -> Result<Arc<Self>, sqlite::Error> {
         let (storage, left) = Storage::open(options)?;
         let mut random = SmallRng::from_os_rng();
-        let attempts = declared(&file).attempts;
+        let (attempts, now_ms) = (declared(&file).attempts, clock.now_ms());
         let entries = left.into_iter().filter_map(|left| {
             let name = ResourceName::new(left.name.clone()).ok()?;
-            Some((name, Entry::restored(left, attempts, random.random())))
+            let entry = Entry::restored(left, attempts, random.random(), now_ms);
+            Some((name, entry))
         });
         let consumers = entries.collect();
         let state = State {
@@ -145,7 +155,7 @@ impl Engine {
         };
         let engine = Arc::new(Self {
             storage,
-            clock: Clock::start(),
+            clock,
             state: Mutex::new(state),
             dirty: Notify::new(),
             urgent: Notify::new(),

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
-use super::engine::Engine;
+use super::engine::{Clock, Engine};
 use super::event::{self, BODY_BYTES_MAX};
 use super::problem::Problem;
 use super::pull;
@@ -119,8 +119,7 @@ impl Door {
     {
         let (head, body) = request.into_parts();
         let (_permit, body) = self.read(body).await?;
-        let now_ms = self.engine.clock.now_ms();
-        let events = event::from_request(&head.headers, body, &self.source, now_ms)?;
+        let events = event::from_request(&head.headers, body, &self.source, Clock::wall_ms())?;
         Ok(published(&self.engine.publish(events).await?))
     }
 

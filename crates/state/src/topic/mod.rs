@@ -75,7 +75,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use self::engine::Engine;
+use self::engine::{Clock, Engine};
 use self::http::Door;
 use crate::admin;
 use crate::settings::Settings;
@@ -106,6 +106,7 @@ pub fn run(settings: Settings) -> Result<(), Error> {
     let engine = Engine::open(
         storage::options(settings.data.join(FILE)),
         settings.current(),
+        Clock::start(),
     )?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

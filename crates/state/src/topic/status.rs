@@ -11,7 +11,7 @@ use model::units::Bytes as Size;
 use serde::Deserialize;
 
 use super::consumer::Position;
-use super::engine::Engine;
+use super::engine::{Clock, Engine};
 use super::event::{quoted, time};
 use super::http::{Answer, Door, json, parse};
 use super::problem::Problem;
@@ -48,7 +48,7 @@ struct Page {
 ///
 /// The file can't be read.
 pub async fn of(engine: &Engine) -> Result<EngineStatus, sqlite::Error> {
-    let now_ms = engine.clock.now_ms();
+    let now_ms = Clock::wall_ms();
     let mut consumers = std::collections::BTreeMap::new();
     for (name, mut status, oldest) in engine.consumers() {
         if let Some(oldest) = oldest {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Consumer, Position, State};
+use super::{Consumer, Position, RETRY_AFTER_MAX_MS, State, retry_pause};
 
 /// A failed attempt, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +11,21 @@ pub struct Failure {
     pub attempts: u32,
     pub retry_at_ms: u64,
     pub error: String,
+}
+
+impl Failure {
+    /// As a start at `now_ms` finds it: a clock that was set back since would make it wait for longer than anybody meant.
+    pub fn due_again(&self, now_ms: u64) -> Self {
+        let is_meant = self.retry_at_ms <= now_ms + RETRY_AFTER_MAX_MS;
+        let retry_at_ms = match is_meant {
+            true => self.retry_at_ms,
+            false => now_ms + retry_pause(self.attempts, 1.0),
+        };
+        Self {
+            retry_at_ms,
+            ..self.clone()
+        }
+    }
 }
 
 /// What must be written down for a consumer to go on from here after a crash.

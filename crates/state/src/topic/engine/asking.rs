@@ -17,7 +17,8 @@ use crate::topic::storage::retention::Measure;
 const PULL_CONSUMERS_MAX: usize = 256;
 
 impl Engine {
-    /// Makes the pull consumer if it is not there; it begins behind `read`, or with what is published from now on. True: it is new.
+    /// Makes the pull consumer if it is not there; it begins behind `read`, or with what is published from now on. True: the disk
+    /// does not know it yet.
     ///
     /// # Errors
     ///
@@ -35,7 +36,7 @@ impl Engine {
         if let Some(entry) = state.consumers.get_mut(name) {
             entry.seen(now_ms);
             return match entry.pull {
-                true => Ok(false),
+                true => Ok(entry.is_new()),
                 false => Err(conflict(format!(
                     "`{name}` is pushed to: it consumes by `on`"
                 ))),
@@ -53,6 +54,7 @@ impl Engine {
             attempts: declared(&state.file).attempts,
         });
         state.consumers.insert(name.clone(), entry);
+        state.newcomers = true;
         self.storage.hub().listen(true);
         Ok(true)
     }

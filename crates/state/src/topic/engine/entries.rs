@@ -18,6 +18,8 @@ use crate::topic::storage::{Leave, Left, Storage};
 const FORGET_PUSH_MS: u64 = 24 * 3_600_000;
 /// What a pull consumer that does not pull is remembered for.
 const FORGET_PULL_MS: u64 = 7 * 24 * 3_600_000;
+/// What everybody has to come back after a start: nobody could come while the topic was down.
+const RETURN_MS: u64 = 3_600_000;
 /// How exact it is known when a consumer was last there.
 const SEEN_GRAIN_MS: u64 = 600_000;
 
@@ -104,18 +106,17 @@ impl State {
         for (name, entry) in &mut self.consumers {
             if entry.subscription.is_some() {
                 entry.seen(now_ms);
-                continue;
-            }
-            let most_ms = if entry.pull {
-                FORGET_PULL_MS
-            } else {
-                FORGET_PUSH_MS
-            };
-            if now_ms.saturating_sub(entry.seen_ms) > most_ms {
+            } else if entry.is_forgotten(now_ms) {
                 forgotten.push(name.clone());
             }
         }
         forgotten
+    }
+
+    /// `None`: it has come back.
+    pub(super) fn take_forgotten(&mut self, name: &ResourceName, now_ms: u64) -> Option<Entry> {
+        let is_forgotten = self.consumers.get(name)?.is_forgotten(now_ms);
+        is_forgotten.then(|| self.consumers.remove(name)).flatten()
     }
 }
 
@@ -139,12 +140,18 @@ impl Entry {
         }
     }
 
-    fn is_new(&self) -> bool {
+    pub(super) fn is_new(&self) -> bool {
         self.seen_stored_ms == 0
     }
 
-    pub(super) fn restored(left: Left, attempts: u32, random: u32) -> Self {
-        let mut entry = Self::new(left.read, left.seen_ms, u64::from(random) << 31);
+    fn is_forgotten(&self, now_ms: u64) -> bool {
+        let away_ms = now_ms.saturating_sub(self.seen_ms);
+        self.subscription.is_none() && away_ms > forget_after_ms(self.pull)
+    }
+
+    pub(super) fn restored(left: Left, attempts: u32, random: u32, now_ms: u64) -> Self {
+        let seen_ms = last_seen(left.seen_ms, left.pull, now_ms);
+        let mut entry = Self::new(left.read, seen_ms, u64::from(random) << 31);
         entry.pull = left.pull;
         entry.dead = left.dead;
         entry.seen_stored_ms = left.seen_ms;
@@ -160,7 +167,8 @@ impl Entry {
         }
         for (position, key) in left.open {
             let failure = left.failures.get(&position);
-            entry.consumer.restore(position, key, failure);
+            let failure = failure.map(|failure| failure.due_again(now_ms));
+            entry.consumer.restore(position, key, failure.as_ref());
         }
         entry
     }
@@ -250,5 +258,41 @@ impl Entry {
                 door: file.doors.get(name).copied(),
                 delivery,
             }));
+    }
+}
+
+fn forget_after_ms(pull: bool) -> u64 {
+    match pull {
+        true => FORGET_PULL_MS,
+        false => FORGET_PUSH_MS,
+    }
+}
+
+/// When a consumer was there that a start finds. The clock may have been another one when that was stored.
+fn last_seen(seen_ms: u64, pull: bool, now_ms: u64) -> u64 {
+    let returning = (now_ms + RETURN_MS).saturating_sub(forget_after_ms(pull));
+    seen_ms.clamp(returning, now_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_there_before_a_start_has_time_to_come_back() {
+        let hour_ms = 3_600_000;
+        let now_ms = 1000 * hour_ms;
+        for (seen_ms, pull, left_ms) in [
+            (now_ms, false, 24 * hour_ms),
+            (now_ms - 20 * hour_ms, false, 4 * hour_ms),
+            (now_ms - 100 * hour_ms, false, hour_ms),
+            (now_ms - 100 * hour_ms, true, 68 * hour_ms),
+            (now_ms - 200 * hour_ms, true, hour_ms),
+            // The clock has been set back.
+            (now_ms + 100 * hour_ms, false, 24 * hour_ms),
+        ] {
+            let seen = last_seen(seen_ms, pull, now_ms);
+            assert_eq!(seen + forget_after_ms(pull) - now_ms, left_ms);
+        }
     }
 }

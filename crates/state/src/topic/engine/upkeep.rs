@@ -7,7 +7,7 @@ use http::StatusCode;
 use model::ids::ResourceName;
 use model::state::DeadLetters;
 
-use super::{AGAIN, Engine, GROUP, declared};
+use super::{AGAIN, Clock, Engine, GROUP, declared};
 use crate::topic::problem::Problem;
 use crate::topic::storage::letters::Place;
 
@@ -53,9 +53,7 @@ impl Engine {
         };
         let leave = Arc::new(self.state().leave());
         if !leave.is_empty() {
-            self.storage
-                .leave(leave.clone(), self.clock.now_ms())
-                .await?;
+            self.storage.leave(leave.clone(), Clock::wall_ms()).await?;
             let woken = self.state().left(&leave);
             if woken {
                 self.wake();
@@ -98,7 +96,7 @@ impl Engine {
     /// Removes what is not retained, for as long as the process lives.
     pub async fn keep_compacting(&self) {
         loop {
-            match self.compact(self.clock.now_ms()).await {
+            match self.compact(Clock::wall_ms()).await {
                 Ok(true) => tokio::task::yield_now().await,
                 Ok(false) => tokio::time::sleep(COMPACT_EVERY).await,
                 Err(error) => {
@@ -114,8 +112,8 @@ impl Engine {
     /// # Errors
     ///
     /// Nothing was removed.
-    pub async fn compact(&self, now_ms: u64) -> Result<bool, sqlite::Error> {
-        let forgotten = self.state().forgotten(now_ms);
+    pub async fn compact(&self, wall_ms: u64) -> Result<bool, sqlite::Error> {
+        let forgotten = self.state().forgotten(self.clock.now_ms());
         for name in forgotten {
             self.forget(name).await?;
         }
@@ -127,7 +125,7 @@ impl Engine {
             let floor = state.floor(self.storage.hub().newest());
             (floor, declared(&state.file).retention)
         };
-        let measure = self.storage.compact(floor, retention, now_ms).await?;
+        let measure = self.storage.compact(floor, retention, wall_ms).await?;
         self.state().measure = measure;
         Ok(measure.more)
     }
@@ -136,8 +134,14 @@ impl Engine {
         let Ok(_not_while_flushing) = self.flushing.acquire().await else {
             return Ok(());
         };
-        self.storage.forget(name.to_string()).await?;
-        self.state().consumers.remove(&name);
+        // Who comes from here on is new.
+        let Some(entry) = self.state().take_forgotten(&name, self.clock.now_ms()) else {
+            return Ok(());
+        };
+        if let Err(error) = self.storage.forget(name.to_string()).await {
+            self.state().consumers.entry(name).or_insert(entry);
+            return Err(error);
+        }
         tracing::info!(consumer = %name, "a consumer that has gone for long is forgotten");
         Ok(())
     }
@@ -185,5 +189,36 @@ impl Engine {
             }
         }
         Ok(places.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use sqlite::testing::Disk;
+
+    use super::*;
+    use crate::topic::tests::support::{Service, block_on, file, open};
+
+    #[test]
+    fn who_comes_back_while_it_is_being_forgotten_is_there() {
+        let email = Service::willing();
+        let here = file(5, &[("email", 8, &email)]);
+        let engine = open(&Disk::new(), here.clone(), Clock::start());
+        engine.told(Arc::new(file(5, &[])));
+        let name = ResourceName::new("email").unwrap();
+        engine.state().consumers.get_mut(&name).unwrap().seen_ms = 0;
+        block_on(async {
+            let mut forgetting = pin!(engine.forget(name.clone()));
+            let begun = std::future::poll_fn(|context| {
+                Poll::Ready(forgetting.as_mut().poll(context).is_pending())
+            });
+            assert!(begun.await);
+            engine.told(Arc::new(here));
+            forgetting.await.unwrap();
+        });
+        assert!(engine.state().consumers[&name].subscription.is_some());
     }
 }

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use serde_json::json;
 use sqlite::testing::Disk;
 
+use crate::topic::engine::Clock;
 use crate::topic::event::Event;
 
 use super::support::{Gate, Running, Service, block_on, file, open, until, with_retention};
@@ -43,7 +44,7 @@ fn what_is_published_after_a_consumer_came_is_its_own_however_soon_the_power_goe
     let email = Service::willing();
     let consumers = [("email", 8, &email)];
     // Nothing is written down beside what is asked for.
-    let engine = open(&disk, file(5, &consumers));
+    let engine = open(&disk, file(5, &consumers), Clock::start());
     let published = block_on(engine.publish(vec![Event::default()])).unwrap();
     assert_eq!(published[0].position, 1);
     disk.lose_power(|| false);
@@ -182,7 +183,7 @@ fn what_somebody_is_not_done_with_is_kept_however_old() {
     });
     topic.until_done("quick");
     slow.until_received(1);
-    let in_a_year = topic.engine().clock.now_ms() + 365 * 24 * 3_600_000;
+    let in_a_year = Clock::wall_ms() + 365 * 24 * 3_600_000;
     let compact = || block_on(topic.engine().compact(in_a_year)).unwrap();
     compact();
     let left = || {
@@ -207,7 +208,7 @@ fn a_consumer_that_begins_before_what_is_removed_does_not_look_for_it_forever() 
     topic.publish("", "x");
     until("it is removed", || (size(&topic) == 0).then_some(()));
     drop(topic);
-    let engine = open(&disk, brief);
+    let engine = open(&disk, brief, Clock::start());
     // Before the topic has measured what is there.
     let audit = ResourceName::new("audit").unwrap();
     engine.pull_consumer(&audit, true).unwrap();
@@ -216,6 +217,55 @@ fn a_consumer_that_begins_before_what_is_removed_does_not_look_for_it_forever() 
     block_on(engine.look(audit, 0));
     assert_eq!(engine.plan().looks, []);
     assert_eq!(engine.consumers()[0].1.backlog, 0);
+}
+
+const HOUR_MS: u64 = 3_600_000;
+
+#[test]
+fn a_clock_that_is_set_back_while_a_retry_waits_does_not_hold_it() {
+    let disk = Disk::new();
+    let mended = Arc::new(AtomicBool::new(false));
+    let well = mended.clone();
+    let email = Service::start(move |_| match well.load(Ordering::SeqCst) {
+        true => (200, String::new()),
+        false => (500, String::new()),
+    });
+    let consumers = [("email", 8, &email)];
+    let ahead = Clock::start_at(Clock::wall_ms() + HOUR_MS);
+    let topic = Running::by(ahead, &disk, file(100, &consumers));
+    topic.publish("", "x");
+    email.until_received(2);
+    drop(topic);
+    mended.store(true, Ordering::SeqCst);
+    let topic = Running::on(&disk, file(100, &consumers));
+    topic.until_done("email");
+}
+
+#[test]
+fn messages_bear_the_time_of_the_wall_though_the_machine_has_slept() {
+    // Such a clock stands still meanwhile.
+    let behind = Clock::start_at(Clock::wall_ms() - 8 * HOUR_MS);
+    let topic = Running::by(behind, &Disk::new(), file(5, &[]));
+    topic.publish("", "x");
+    let page = topic.node("GET", "/messages", "").json();
+    let published = page["messages"][0]["published"].as_str().unwrap();
+    let published: jiff::Timestamp = published.parse().unwrap();
+    let age = jiff::Timestamp::now().duration_since(published);
+    assert!(age.as_secs() < 60, "{age:?}");
+}
+
+#[test]
+fn who_could_not_pull_since_the_topic_was_down_is_not_forgotten() {
+    let disk = Disk::new();
+    let audit = ResourceName::new("audit").unwrap();
+    let engine = open(&disk, file(5, &[]), Clock::start());
+    engine.pull_consumer(&audit, false).unwrap();
+    block_on(engine.publish(vec![Event::default()])).unwrap();
+    drop(engine);
+    let later = Clock::start_at(Clock::wall_ms() + 8 * 24 * HOUR_MS);
+    let engine = open(&disk, file(5, &[]), later);
+    block_on(engine.compact(Clock::wall_ms())).unwrap();
+    assert_eq!(engine.consumers()[0].1.backlog, 1);
 }
 
 fn size(topic: &Running) -> u64 {

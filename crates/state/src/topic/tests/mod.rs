@@ -3,4 +3,4 @@
 mod durability;
 mod pulling;
 mod pushing;
-mod support;
+pub mod support;

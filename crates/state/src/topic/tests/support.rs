@@ -17,7 +17,7 @@ use sqlite::testing::Disk;
 use tokio::sync::{oneshot, watch};
 
 use crate::admin;
-use crate::topic::engine::Engine;
+use crate::topic::engine::{Clock, Engine};
 use crate::topic::http::Door;
 use crate::topic::{keep_going, status, storage};
 
@@ -81,10 +81,10 @@ pub fn with_retention(mut file: EngineFile, age: Span, size: Bytes) -> EngineFil
 }
 
 /// The engine alone: nothing goes on beside it.
-pub fn open(disk: &Disk, file: EngineFile) -> Arc<Engine> {
+pub fn open(disk: &Disk, file: EngineFile, clock: Clock) -> Arc<Engine> {
     let mut options = storage::options("topic.db");
     options.testing.disk = Some(disk.clone());
-    Engine::open(options, Arc::new(file)).unwrap()
+    Engine::open(options, Arc::new(file), clock).unwrap()
 }
 
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -112,7 +112,11 @@ impl Running {
     }
 
     pub fn on(disk: &Disk, file: EngineFile) -> Self {
-        let engine = open(disk, file);
+        Self::by(Clock::start(), disk, file)
+    }
+
+    pub fn by(clock: Clock, disk: &Disk, file: EngineFile) -> Self {
+        let engine = open(disk, file, clock);
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("socket");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
