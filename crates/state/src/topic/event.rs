@@ -86,6 +86,7 @@ impl Event {
         }
         let named = self.attributes.get("id").map(|id| {
             let source = self.attributes.get("source").map_or(source, String::as_str);
+            // Neither has a line's end in it.
             format!("{source}\n{id}")
         });
         self.dedup = named.or(idempotency_key);
@@ -108,9 +109,8 @@ pub fn from_request(
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
     let media = content_type.map(|text| text.split(';').next().unwrap_or("").trim());
-    let key = headers
-        .get("idempotency-key")
-        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let key = headers.get("idempotency-key").map(idempotency_key);
+    let key = key.transpose()?;
     let events = match media {
         Some(STRUCTURED) => vec![structured(parse(&body)?, at_ms)?],
         Some(BATCH) => batch(&body, at_ms)?,
@@ -125,6 +125,17 @@ pub fn from_request(
         event.complete(source, key)
     });
     completed.collect()
+}
+
+/// One that many would share by mistake, or that is not told from another, would make one message of many.
+fn idempotency_key(value: &HeaderValue) -> Result<String, Problem> {
+    let key = str::from_utf8(value.as_bytes()).unwrap_or_default();
+    match key.len() {
+        1..=KEY_BYTES_MAX => Ok(key.to_owned()),
+        _ => Err(Problem::bad_request(
+            "`Idempotency-Key` is 1 to 512 bytes of UTF-8",
+        )),
+    }
 }
 
 /// An event as one JSON object; data stays as it was written, with each digit.
@@ -237,6 +248,13 @@ fn attribute(event: &mut Event, name: &str, value: String) -> Result<(), Problem
         return Err(Problem::bad_event(format!(
             "the attribute `{name}` is not of lower-case letters and digits"
         )));
+    }
+    if matches!(name, "id" | "source" | "type" | "partitionkey") && value.is_empty() {
+        return Err(Problem::bad_event(format!("`{name}` is empty")));
+    }
+    if matches!(name, "id" | "source") && value.chars().any(char::is_control) {
+        let detail = format!("`{name}` has a control character in it");
+        return Err(Problem::bad_event(detail));
     }
     match name {
         "specversion" if value == "1.0" => {}
@@ -379,7 +397,10 @@ fn decoded(bytes: &[u8]) -> Option<String> {
 }
 
 fn hex_byte(digits: &[u8]) -> Option<u8> {
-    let digits = std::str::from_utf8(digits).ok()?;
+    let digits = str::from_utf8(digits).ok()?;
+    if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
     u8::from_str_radix(digits, 16).ok()
 }
 

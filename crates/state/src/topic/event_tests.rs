@@ -139,6 +139,30 @@ fn what_is_one_of_a_kind_is_known_by_id_or_key() {
 }
 
 #[test]
+fn keys_that_are_no_text_are_not_taken_for_each_other() {
+    for bytes in [&b"caf\xe9"[..], b"caf\xe8"] {
+        let key = HeaderValue::from_bytes(bytes).unwrap();
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("idempotency-key"), key)]);
+        let read = from_request(&headers, Bytes::new(), SOURCE, 5);
+        assert_eq!(read.unwrap_err().code, "bad-request");
+    }
+}
+
+#[test]
+fn values_are_decoded_once_and_otherwise_left_alone() {
+    for (value, expected) in [
+        ("a%20b%25", "a b%"),
+        ("100%", "100%"),
+        ("5%+5", "5%+5"),
+        ("%c3%A9", "é"),
+        ("%zz", "%zz"),
+    ] {
+        let events = read(&[("ce-subject", value)], "").unwrap();
+        assert_eq!(events[0].attributes["subject"], expected, "{value}");
+    }
+}
+
+#[test]
 fn what_is_no_event_is_refused_with_its_reason() {
     let many = serde_json::to_string(&vec![json!({}); BATCH_MAX + 1]).unwrap();
     let long = "x".repeat(KEY_BYTES_MAX + 1);
@@ -160,6 +184,27 @@ fn what_is_no_event_is_refused_with_its_reason() {
             "",
             400,
             "longer than 512",
+        ),
+        (&[("ce-id", "")], "", 400, "`id` is empty"),
+        (
+            &[("ce-partitionkey", "")],
+            "",
+            400,
+            "`partitionkey` is empty",
+        ),
+        (&[("ce-id", "1%0A2")], "", 400, "control character"),
+        (
+            &[("content-type", STRUCTURED)],
+            r#"{"source":"a\nb","id":"1"}"#,
+            400,
+            "control character",
+        ),
+        (&[("idempotency-key", "")], "", 400, "1 to 512 bytes"),
+        (
+            &[("idempotency-key", long.as_str())],
+            "",
+            400,
+            "1 to 512 bytes",
         ),
         (
             &[("content-type", STRUCTURED)],
