@@ -64,6 +64,7 @@ pub fn run(
             ceiling: Ceiling::Watermark,
             avoid: &[],
             going: &[],
+            instead_of: None,
         };
         match place(&mut cluster, &request) {
             Ok(found) => placed.push(found),

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::compute::{PlacementGroup, Service, SpreadBy, Wanted};
+use model::compute::{OnPartition, PlacementGroup, Service, SpreadBy, Wanted};
 use model::control::{NodeRecord, NodeRole, Reason, Standing};
 use model::ids::{NodeName, RegionName, ReleaseNumber, ResourceId, ResourceName, ZoneName};
 
@@ -64,7 +64,9 @@ fn without(
             let Some(spec) = load.releases.get(&placement.release) else {
                 continue;
             };
-            if placement.slot.is_some() || placement.wanted == Wanted::Leave {
+            // One that is to take another's place is none too many.
+            let counts = placement.wanted == Wanted::Run && placement.replaces.is_none();
+            if placement.slot.is_some() || !counts {
                 continue;
             }
             displaced += 1;
@@ -79,6 +81,7 @@ fn without(
                 ceiling: Ceiling::Full,
                 avoid: &[],
                 going: &[],
+                instead_of: None,
             };
             if let Err(refused) = place::place(&mut rest, &request) {
                 homeless.push(format!("{}: {}", placement.instance, refused.reason));
@@ -99,7 +102,7 @@ fn without(
 const UNEVEN_FROM: u32 = 2;
 
 /// A hint, where a zone has [`UNEVEN_FROM`] copies more than another of its region that has room for one more. `ready_on` has the node of
-/// each ready copy. Copies with volumes are where their data is, and copies spread by node or region owe nothing to zones.
+/// each ready copy. What may run beside itself is moved by [`crate::service`]; the rest is a person's choice. Copies with volumes are where their data is, and copies spread by node or region owe nothing to zones.
 pub fn uneven(
     cluster: &Cluster,
     name: &ResourceName,
@@ -128,11 +131,14 @@ pub fn uneven(
     let (most, many, least, few) = pairs
         .filter(|(_, many, _, few)| gap(many, few) >= UNEVEN_FROM)
         .max_by_key(|(_, many, _, few)| gap(many, few))?;
-    let message = format!(
-        "{} in zone {most}, {} in zone {least}: `mainland restart {name}` spreads them anew",
-        copies(many.copies),
-        few.copies
-    );
+    let then = match spec.on_partition {
+        OnPartition::Keep => {
+            format!("one moves to zone {least} once all has been quiet for a while")
+        }
+        OnPartition::Stop => format!("`mainland restart {name}` spreads them anew"),
+    };
+    let (many, few) = (copies(many.copies), few.copies);
+    let message = format!("{many} in zone {most}, {few} in zone {least}: {then}");
     Some(Reason::new("uneven-spread", message))
 }
 
@@ -176,6 +182,7 @@ mod tests {
                 ceiling: Ceiling::Watermark,
                 avoid: &[],
                 going: &[],
+                instead_of: None,
             };
             let placed = place::place(&mut cluster, &request).unwrap();
             group.placements.push(Placement {
@@ -187,6 +194,7 @@ mod tests {
                 purpose: model::compute::Purpose::Serve,
                 epoch: Epoch(1),
                 wanted: Wanted::Run,
+                replaces: None,
                 reason: placed.reason,
                 at: jiff::Timestamp::UNIX_EPOCH,
             });
@@ -241,9 +249,15 @@ mod tests {
     fn copies_that_stand_more_uneven_than_they_must_are_told() {
         type Change = fn(&mut Service, &mut Vec<NodeRecord>);
         let as_it_is: Change = |_, _| {};
+        let moves = "2 copies in zone a, 0 in zone b: one moves to zone b once all has been quiet for a while";
         let told = "2 copies in zone a, 0 in zone b: `mainland restart web` spreads them anew";
-        let table: [(Change, &[&str], &str); 10] = [
-            (as_it_is, &["a", "a", "c", "far"], told),
+        let table: [(Change, &[&str], &str); 11] = [
+            (as_it_is, &["a", "a", "c", "far"], moves),
+            (
+                |spec, _| spec.on_partition = OnPartition::Stop,
+                &["a", "a", "c", "far"],
+                told,
+            ),
             (as_it_is, &["a", "b", "c"], ""),
             (as_it_is, &["a", "a", "b", "c"], ""),
             (as_it_is, &["far", "far", "far"], ""),

@@ -3,12 +3,16 @@
 //! The checker shares no code with what decides, so that a mistake there is not made twice. It runs in the tests of [`crate::service`], in the
 //! simulator at every step, and in the server behind a debug assertion.
 
+mod violation;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::compute::{OnPartition, Placement, PlacementGroup, Purpose, Service, SpreadBy, Wanted};
 use model::control::{NodeRecord, NodeRole, Standing};
-use model::ids::{Epoch, InstanceName, NodeName, ReleaseNumber, ResourceId};
+use model::ids::{InstanceName, NodeName, ReleaseNumber, ResourceId};
 use model::units::Bytes;
+
+pub use violation::Violation;
 
 /// One service's plan.
 #[derive(Debug, Clone)]
@@ -16,120 +20,6 @@ pub struct Plan<'a> {
     pub id: &'a ResourceId,
     pub group: &'a PlacementGroup,
     pub releases: &'a BTreeMap<ReleaseNumber, &'a Service>,
-}
-
-/// What does not hold.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    #[error("{service}: two placements are named {instance}")]
-    SameInstance {
-        service: ResourceId,
-        instance: InstanceName,
-    },
-    #[error("{service}: {first} and {second} both run what runs before a rollout")]
-    PreparedTwice {
-        service: ResourceId,
-        first: InstanceName,
-        second: InstanceName,
-    },
-    #[error("{service}: slot {slot} is held by {first} and {second}")]
-    SlotHeldTwice {
-        service: ResourceId,
-        slot: u32,
-        first: InstanceName,
-        second: InstanceName,
-    },
-    #[error("{service}: {instance} has volumes and no slot")]
-    NoSlot {
-        service: ResourceId,
-        instance: InstanceName,
-    },
-    #[error("{service}: {instance} runs on {node}, the home of its slot is {home}")]
-    AwayFromHome {
-        service: ResourceId,
-        instance: InstanceName,
-        node: NodeName,
-        home: NodeName,
-    },
-    #[error("{service}: {instance} should run on {node}, which {why}")]
-    NowhereToRun {
-        service: ResourceId,
-        instance: InstanceName,
-        node: NodeName,
-        why: &'static str,
-    },
-    #[error("{service}: epoch {epoch} of {instance} is not below the next, {next}")]
-    EpochNotBelowNext {
-        service: ResourceId,
-        instance: InstanceName,
-        epoch: Epoch,
-        next: Epoch,
-    },
-    #[error("{service}: {first} and {second} have the same epoch")]
-    SameEpoch {
-        service: ResourceId,
-        first: InstanceName,
-        second: InstanceName,
-    },
-    #[error("{service}: the number of {instance} is not below the next, {next}")]
-    NumberNotBelowNext {
-        service: ResourceId,
-        instance: InstanceName,
-        next: u64,
-    },
-    #[error("{service}: {instance} is of release {release}, which does not exist")]
-    UnknownRelease {
-        service: ResourceId,
-        instance: InstanceName,
-        release: ReleaseNumber,
-    },
-    #[error("node {node}: {used} of memory are given out, it has {has}")]
-    OverMemory {
-        node: NodeName,
-        used: Bytes,
-        has: Bytes,
-    },
-    #[error("{service}: {instance} is pending without a reason")]
-    PendingWithoutReason {
-        service: ResourceId,
-        instance: InstanceName,
-    },
-    // Of steps:
-    #[error("{service}: the next {what} went back")]
-    WentBack {
-        service: ResourceId,
-        what: &'static str,
-    },
-    #[error("{service}: the home of slot {slot} was changed or forgotten")]
-    HomeForgotten { service: ResourceId, slot: u32 },
-    #[error("{service}: {instance} was moved, or its epoch changed, under the same name")]
-    Moved {
-        service: ResourceId,
-        instance: InstanceName,
-    },
-    #[error("{service}: {instance} was told to run again after it was told to leave")]
-    CalledBack {
-        service: ResourceId,
-        instance: InstanceName,
-    },
-    #[error("{service}: slot {slot} got {second} in the same step as {first} went")]
-    SlotNotVacated {
-        service: ResourceId,
-        slot: u32,
-        first: InstanceName,
-        second: InstanceName,
-    },
-    #[error("{service}: {instance} broke the required spread")]
-    SpreadBroken {
-        service: ResourceId,
-        instance: InstanceName,
-    },
-    #[error("{service}: {instance} was placed on {node}, which is cordoned")]
-    PlacedOnCordoned {
-        service: ResourceId,
-        instance: InstanceName,
-        node: NodeName,
-    },
 }
 
 /// The nodes by name.
@@ -142,6 +32,7 @@ pub fn check(nodes: &Nodes, plans: &[Plan<'_>]) -> Vec<Violation> {
         names_and_epochs(plan, &mut violations);
         slots(plan, &mut violations);
         prepared_once(plan, &mut violations);
+        moves(plan, &mut violations);
         for placement in &plan.group.placements {
             whereabouts(nodes, plan, placement, &mut violations);
         }
@@ -222,6 +113,36 @@ fn prepared_once(plan: &Plan<'_>, violations: &mut Vec<Violation>) {
             first: first.instance.clone(),
             second: second.instance.clone(),
         });
+    }
+}
+
+/// A copy takes the place of another one while both run, and one of a service at a time.
+fn moves(plan: &Plan<'_>, violations: &mut Vec<Violation>) {
+    let service = || plan.id.clone();
+    let is_running = |copy: &Placement| {
+        copy.wanted == Wanted::Run && copy.purpose == Purpose::Serve && copy.slot.is_none()
+    };
+    let mut first: Option<&InstanceName> = None;
+    for new in &plan.group.placements {
+        let Some(replaced) = &new.replaces else {
+            continue;
+        };
+        let mut others = plan.group.placements.iter();
+        let old = others.find(|old| old.instance == *replaced && old.instance != new.instance);
+        if !is_running(new) || !old.is_some_and(is_running) {
+            violations.push(Violation::ReplacesNobody {
+                service: service(),
+                instance: new.instance.clone(),
+                replaced: replaced.clone(),
+            });
+        }
+        if let Some(first) = first.replace(&new.instance) {
+            violations.push(Violation::TwoMoves {
+                service: service(),
+                first: first.clone(),
+                second: new.instance.clone(),
+            });
+        }
     }
 }
 

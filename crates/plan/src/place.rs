@@ -6,6 +6,7 @@
 //! [`Cluster`] is the index that is searched.
 
 mod cluster;
+mod even;
 mod reason;
 mod shelf;
 
@@ -46,6 +47,8 @@ pub struct Request<'a> {
     pub avoid: &'a [NodeName],
     /// The nodes of copies that are about to go, one entry for each: they take room still, and don't count for the spread.
     pub going: &'a [NodeName],
+    /// The node of a copy whose place it takes, for which it must find a better one: see [`even`].
+    pub instead_of: Option<&'a NodeName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +82,13 @@ pub fn place(cluster: &mut Cluster, request: &Request<'_>) -> Result<Placed, Ref
     Ok(Placed { node: name, reason })
 }
 
+/// The node that [`place`] would choose, where no home says it; nothing is taken, and a refusal costs no search for its reasons.
+pub fn find(cluster: &mut Cluster, request: &Request<'_>) -> Option<NodeName> {
+    let pool = cluster.pool(request.labels, request.ceiling);
+    let node = Search::new(cluster, pool, request).best()?;
+    Some(cluster.nodes[node].record.name.clone())
+}
+
 impl Cluster {
     /// The node where the volumes are, or why not. It is not weighed against others, so it may be filled to the full.
     fn at_home(
@@ -103,17 +113,7 @@ impl Cluster {
 
     fn choose(&mut self, request: &Request<'_>) -> Result<(NodeIndex, Reason), Refused> {
         let pool = self.pool(request.labels, request.ceiling);
-        let search = Search {
-            cluster: self,
-            pool: &self.pools[pool],
-            copies: self.services.get(request.service),
-            going: request
-                .going
-                .iter()
-                .filter_map(|node| self.node_index.get(node).copied())
-                .collect(),
-            request,
-        };
+        let search = Search::new(self, pool, request);
         match search.best() {
             Some(node) => Ok((node, search.reason(node))),
             None => Err(Refused {
@@ -129,10 +129,26 @@ struct Search<'a> {
     pool: &'a Pool,
     copies: Option<&'a Copies>,
     going: Vec<NodeIndex>,
+    /// Where the copy is whose place it takes; one of `going`.
+    from: Option<NodeIndex>,
     request: &'a Request<'a>,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(cluster: &'a Cluster, pool: usize, request: &'a Request<'a>) -> Self {
+        let index = |node: &NodeName| cluster.node_index.get(node).copied();
+        let from = request.instead_of.and_then(index);
+        let going = request.going.iter().filter_map(index).chain(from);
+        Self {
+            cluster,
+            pool: &cluster.pools[pool],
+            copies: cluster.services.get(request.service),
+            going: going.collect(),
+            from,
+            request,
+        }
+    }
+
     fn best(&self) -> Option<NodeIndex> {
         match self.request.spread.by {
             SpreadBy::Node => self.best_by_node(),
@@ -164,13 +180,14 @@ impl Search<'_> {
         });
         let best = found.min_by(|a, b| a.0.cmp(&b.0).then_with(|| self.compare_zones(a.1, b.1)))?;
         let broken = self.request.spread.require && best.0 > self.fewest_on_a_node();
-        (!broken).then_some(best.2)
+        (!broken && self.evens_node(best.0)).then_some(best.2)
     }
 
     fn may_take(&self, zone: ZoneIndex, bound: Option<u32>) -> bool {
         let shelf = &self.pool.shelves[zone];
         let within = bound.is_none_or(|bound| self.copies_by_spread(zone) <= bound);
-        within && shelf.most_memory() >= Some(self.request.size.memory.0)
+        let has_room = shelf.most_memory() >= Some(self.request.size.memory.0);
+        within && has_room && self.evens_zone(zone)
     }
 
     /// With `require`: the most copies that a zone (or region) may have to be given one more, which is the fewest of any that could hold one.

@@ -303,6 +303,7 @@ mod tests {
             purpose: model::compute::Purpose::Serve,
             epoch: Epoch(1),
             wanted: Wanted::Run,
+            replaces: None,
             reason: Reason::new("placed", "placed"),
             at: jiff::Timestamp::UNIX_EPOCH,
         }

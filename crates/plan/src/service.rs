@@ -18,6 +18,7 @@
 //! * instance numbers and epochs only grow;
 //! * nothing leaves while a node with copies of the service is silent, since what is ready there is then not known.
 
+mod balance;
 mod copies;
 mod judge;
 mod placing;
@@ -121,16 +122,20 @@ pub fn step(
         return step.decision(None, None);
     };
     let rollout = judge::judge(&step, memory, target);
-    let wake = judge::wake(&step, memory, &rollout);
+    let mut wake = judge::wake(&step, memory, &rollout);
     step.tell(view.rollout, &rollout);
     prepare::act(&mut step, &rollout, memory);
     if let Some(active) = judge::active(&step, &rollout) {
         match step.spec(active).volumes.is_empty() {
-            true => copies::act(&mut step, &rollout, active, memory),
+            true => wake = earlier(wake, copies::act(&mut step, &rollout, active, memory)),
             false => slots::act(&mut step, &rollout, active),
         }
     }
     step.decision(Some(rollout), wake)
+}
+
+fn earlier(first: Option<Instant>, second: Option<Instant>) -> Option<Instant> {
+    first.into_iter().chain(second).min()
 }
 
 /// The work in progress.
@@ -189,6 +194,13 @@ impl<'a> Step<'a> {
     fn running(&self) -> impl Iterator<Item = &Placement> {
         self.copies()
             .filter(|placement| placement.wanted == Wanted::Run)
+    }
+
+    /// The copies that were started to take the place of one that still runs: each counts as one with it.
+    fn moves(&self) -> impl Iterator<Item = &Placement> {
+        let runs = |name: &InstanceName| self.running().any(|old| old.instance == *name);
+        self.running()
+            .filter(move |new| new.replaces.as_ref().is_some_and(runs))
     }
 
     /// An instance with volumes that waits for its lost node: neither there nor missing.
@@ -318,6 +330,17 @@ impl<'a> Step<'a> {
         }
     }
 
+    /// What was to take the place of a copy that goes anyway is a copy like others.
+    fn forget_moves(&mut self) {
+        let moves: BTreeSet<_> = self.moves().map(|new| new.instance.clone()).collect();
+        for placement in &mut self.group.placements {
+            placement.replaces = placement
+                .replaces
+                .take()
+                .filter(|_| moves.contains(&placement.instance));
+        }
+    }
+
     fn decision(mut self, rollout: Option<Rollout>, wake: Option<Instant>) -> ServiceDecision {
         let known = &self.view.group.pending;
         for pending in &self.pending {
@@ -331,6 +354,7 @@ impl<'a> Step<'a> {
                 ));
             }
         }
+        self.forget_moves();
         self.group.pending = self.pending;
         ServiceDecision {
             group: self.group,

@@ -173,6 +173,7 @@ fn imagined(
             ceiling: Ceiling::Watermark,
             avoid: &[],
             going: &[],
+            instead_of: None,
         };
         // What finds no place is pending, and told as such.
         let Ok(placed) = place::place(cluster, &request) else {
@@ -187,6 +188,7 @@ fn imagined(
             purpose: model::compute::Purpose::Serve,
             epoch: model::ids::Epoch::default(),
             wanted: model::compute::Wanted::Run,
+            replaces: None,
             reason: placed.reason,
             at: planner_time(),
         });

@@ -26,6 +26,10 @@ pub struct Placement {
     /// Grows with each placement of the service; fences what an older one writes.
     pub epoch: Epoch,
     pub wanted: Wanted,
+    /// The copy whose place it was started to take: that one leaves once this one is ready. Until then the two count as one. Means nothing where
+    /// that copy is no longer wanted to run, and is forgotten with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<InstanceName>,
     /// Why it is here, stored with the decision.
     pub reason: Reason,
     pub at: Timestamp,
@@ -88,4 +92,26 @@ pub struct Pending {
     pub slot: Option<u32>,
     pub reason: Reason,
     pub since: Timestamp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placement_from_before_moves_were_known_reads_and_is_written_as_it_was() {
+        let stored = serde_json::json!({
+            "instance": "web-1", "release": 1, "node": "a", "role": "member", "epoch": 1, "wanted": "run",
+            "reason": { "code": "placed", "message": "it has room" }, "at": "2026-01-01T00:00:00Z",
+        });
+        let mut placement: Placement = serde_json::from_value(stored.clone()).unwrap();
+        assert_eq!(placement.replaces, None);
+        assert_eq!(serde_json::to_value(&placement).unwrap(), stored);
+        placement.replaces = Some("web-0".parse().unwrap());
+        let stored = serde_json::to_value(&placement).unwrap();
+        assert_eq!(
+            serde_json::from_value::<Placement>(stored).unwrap(),
+            placement
+        );
+    }
 }

@@ -2,6 +2,7 @@ use super::*;
 use crate::testing::{id, node, node_name, service, three_zones, with_volume};
 use model::compute::{Pending, Role, Spread};
 use model::control::Reason;
+use model::ids::Epoch;
 
 fn placement(number: u64, node: &str) -> Placement {
     Placement {
@@ -13,6 +14,7 @@ fn placement(number: u64, node: &str) -> Placement {
         purpose: model::compute::Purpose::Serve,
         epoch: Epoch(number),
         wanted: Wanted::Run,
+        replaces: None,
         reason: Reason::new("placed", "placed"),
         at: jiff::Timestamp::UNIX_EPOCH,
     }
@@ -101,17 +103,24 @@ fn a_sound_plan_is_passed() {
         lint(&nodes(), &with_volume(service(3)), &sound_with_volumes()),
         [""; 0]
     );
+    let mut moving = sound();
+    replaces(&mut moving, 2, "web-1");
+    assert_eq!(lint(&nodes(), &service(3), &moving), [""; 0]);
     assert_eq!(
         lint_step(&nodes(), &service(3), &sound(), &sound()),
         [""; 0]
     );
 }
 
+fn replaces(group: &mut PlacementGroup, new: usize, old: &str) {
+    group.placements[new].replaces = Some(InstanceName::new(old).unwrap());
+}
+
 type Plant = fn(&mut PlacementGroup, &mut Nodes);
 
 #[test]
 fn every_bug_planted_in_a_plan_is_caught() {
-    let table: [(&str, Plant); 8] = [
+    let table: [(&str, Plant); 13] = [
         ("SameInstance", |group, _| {
             group.placements[1].instance = group.placements[0].instance.clone()
         }),
@@ -129,6 +138,20 @@ fn every_bug_planted_in_a_plan_is_caught() {
         }),
         ("NowhereToRun", |_, nodes| {
             nodes.get_mut(&node_name("node-a")).unwrap().role = NodeRole::Edge
+        }),
+        ("ReplacesNobody", |group, _| replaces(group, 2, "web-9")),
+        ("ReplacesNobody", |group, _| replaces(group, 2, "web-3")),
+        ("ReplacesNobody", |group, _| {
+            replaces(group, 2, "web-1");
+            group.placements[0].wanted = Wanted::Leave;
+        }),
+        ("ReplacesNobody", |group, _| {
+            replaces(group, 2, "web-1");
+            group.placements[2].wanted = Wanted::Leave;
+        }),
+        ("TwoMoves", |group, _| {
+            replaces(group, 1, "web-1");
+            replaces(group, 2, "web-1");
         }),
     ];
     for (expect, plant) in table {

@@ -68,6 +68,7 @@ fn full(cluster: &mut Cluster, ask: &Ask, instance: &InstanceName) -> Result<Pla
         ceiling: ask.ceiling,
         avoid: &ask.avoid,
         going: &[],
+        instead_of: None,
     };
     place(cluster, &request)
 }
@@ -123,6 +124,7 @@ fn single_copies_of_many_services_fill_zones_evenly() {
             ceiling: Ceiling::Watermark,
             avoid: &[],
             going: &[],
+            instead_of: None,
         };
         place(&mut cluster, &request).unwrap();
     }
@@ -391,6 +393,94 @@ fn a_cordon_lifted_and_a_zone_changed_are_seen() {
     assert_eq!(one(&mut cluster, &Ask::default(), &all[1]), "a2");
 }
 
+/// Copies stand on nodes `a1`, `a2`, `b1` of a region and `f1` of another: where one on `from` would stand better, and whether the look at the
+/// counts says that any might.
+fn better(by: SpreadBy, copies: &[(&str, u32)], from: &str) -> (Option<String>, bool) {
+    let mut far = node("f1", "f");
+    far.region = RegionName::new("far").unwrap();
+    let mut cluster = Cluster::new(&[node("a1", "a"), node("a2", "a"), node("b1", "b"), far]);
+    for (node, count) in copies {
+        for n in 0..*count {
+            let instance = InstanceName::new(format!("{node}-{n}")).unwrap();
+            cluster.add(&id("web"), &instance, &node_name(node), size(1));
+        }
+    }
+    let labels = BTreeMap::new();
+    let from = node_name(from);
+    let request = Request {
+        service: &id("web"),
+        instance: &InstanceName::new("web-9").unwrap(),
+        size: size(1),
+        labels: &labels,
+        spread: Spread { by, require: false },
+        home: None,
+        ceiling: Ceiling::Watermark,
+        avoid: &[],
+        going: &[],
+        instead_of: Some(&from),
+    };
+    let found = find(&mut cluster, &request).map(|node| node.to_string());
+    (found, cluster.is_uneven(&id("web"), by, &labels))
+}
+
+#[test]
+fn a_copy_moves_only_to_where_two_fewer_are() {
+    use SpreadBy::{Node, Region, Zone};
+    type Copies = &'static [(&'static str, u32)];
+    let table: [(SpreadBy, Copies, &str, Option<&str>, bool); 12] = [
+        (Zone, &[("a1", 2), ("f1", 1)], "a1", Some("b1"), true),
+        (
+            Zone,
+            &[("a1", 1), ("a2", 1), ("f1", 1)],
+            "a2",
+            Some("b1"),
+            true,
+        ),
+        (Zone, &[("a1", 2), ("b1", 1), ("f1", 1)], "a1", None, false),
+        (Zone, &[("a1", 1), ("f1", 1)], "a1", None, false),
+        // Regions come before zones.
+        (Zone, &[("a1", 2), ("f1", 2)], "f1", None, true),
+        (Zone, &[("a1", 3), ("b1", 1), ("f1", 4)], "f1", None, true),
+        (
+            Zone,
+            &[("a1", 3), ("b1", 1), ("f1", 4)],
+            "a1",
+            Some("b1"),
+            true,
+        ),
+        (Zone, &[("f1", 3)], "f1", Some("a1"), true),
+        (
+            Node,
+            &[("a1", 2), ("b1", 1), ("f1", 1)],
+            "a1",
+            Some("a2"),
+            true,
+        ),
+        (
+            Node,
+            &[("a1", 2), ("a2", 1), ("b1", 1), ("f1", 1)],
+            "a1",
+            None,
+            false,
+        ),
+        (Region, &[("a1", 3), ("f1", 1)], "a1", Some("f1"), true),
+        (Region, &[("a1", 3), ("f1", 2)], "a1", None, false),
+    ];
+    for (by, copies, from, to, uneven) in table {
+        let expect = (to.map(str::to_owned), uneven);
+        let found = better(by, copies, from);
+        let zone = |node: &Option<String>| node.as_ref().map(|name| name[..1].to_owned());
+        match by {
+            Zone => assert_eq!(
+                (zone(&found.0), found.1),
+                (zone(&expect.0), expect.1),
+                "{copies:?}"
+            ),
+            _ => assert_eq!(found, expect, "{copies:?}"),
+        }
+    }
+}
+
 proptest::proptest! {
     /// The index finds a node exactly when looking at every node would, and one with the fewest copies in the best zone.
     #[test]
@@ -412,6 +502,7 @@ proptest::proptest! {
             let request = Request {
                 service: &service, instance: &instance, size: needed, labels: &labels,
                 spread: Spread::default(), home: None, ceiling: Ceiling::Watermark, avoid: &[], going: &[],
+                instead_of: None,
             };
             proptest::prop_assert_eq!(place(&mut cluster, &request).is_ok(), fits);
             if let Some(turn) = removed.get(turn) {

@@ -5,32 +5,36 @@ use model::control::{Reason, Rollout, RolloutPhase};
 use model::ids::{InstanceName, NodeName, ReleaseNumber};
 
 use super::placing::Wish;
-use super::{Memory, Step, prepare};
+use super::{Memory, Step, balance, earlier, prepare};
+use crate::Instant;
 use crate::backoff;
 use crate::place::Ceiling;
 
 /// How long a node that could not start a copy is not tried again.
-const AVOID_FOR: std::time::Duration = std::time::Duration::from_secs(300);
+pub(super) const AVOID_FOR: std::time::Duration = std::time::Duration::from_secs(300);
 
 pub(super) fn act(
     step: &mut Step<'_>,
     rollout: &Rollout,
     active: ReleaseNumber,
     memory: &mut Memory,
-) {
+) -> Option<Instant> {
     step.drop_held();
     memory.avoided.retain(|_, until| *until > step.now.instant);
     let bounds = Bounds::of(step, rollout, active);
     place_missing(step, active, bounds, memory);
+    let mut late = None;
     if step.is_settled() {
+        late = balance::settle(step, active, bounds, memory);
         move_not_started(step, active, bounds, memory);
         remove_surplus(step, rollout, active, bounds);
     }
+    earlier(late, balance::begin(step, rollout, active, memory))
 }
 
 /// How many there may be, and how many must be ready.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
+pub(super) struct Bounds {
     wanted: usize,
     most: usize,
     fewest_ready: usize,
@@ -69,6 +73,16 @@ impl Bounds {
     }
 }
 
+/// Running copies, where one and the one that takes its place are one.
+fn count(step: &Step<'_>) -> usize {
+    step.running().count() - step.moves().count()
+}
+
+fn count_of(step: &Step<'_>, release: ReleaseNumber) -> usize {
+    let of_it = |placement: &&Placement| placement.release == release;
+    step.running().filter(of_it).count() - step.moves().filter(of_it).count()
+}
+
 fn place_missing(step: &mut Step<'_>, active: ReleaseNumber, bounds: Bounds, memory: &Memory) {
     let leaving = step
         .copies()
@@ -76,11 +90,8 @@ fn place_missing(step: &mut Step<'_>, active: ReleaseNumber, bounds: Bounds, mem
         .count();
     // What must not run beside itself waits for the leaving one, unless it was given a surge.
     let exclusive = bounds.is_exclusive(step, active);
-    let mut there = step.running().count() + if exclusive { leaving } else { 0 };
-    let mut new = step
-        .running()
-        .filter(|placement| placement.release == active)
-        .count();
+    let mut there = count(step) + if exclusive { leaving } else { 0 };
+    let mut new = count_of(step, active);
     let avoid: Vec<NodeName> = memory.avoided.keys().cloned().collect();
     while new < bounds.wanted && there < bounds.most {
         let mut wish = Wish {
@@ -89,6 +100,7 @@ fn place_missing(step: &mut Step<'_>, active: ReleaseNumber, bounds: Bounds, mem
             purpose: Purpose::Serve,
             ceiling: step.ceiling(),
             avoid: &avoid,
+            instead_of: None,
         };
         if there >= bounds.wanted {
             // One too many for a moment: it may use what is kept free for losses.
@@ -110,9 +122,10 @@ fn move_not_started(
     if memory.next_move > step.now.instant {
         return;
     }
-    let failing = step
-        .running()
-        .find(|placement| placement.release == active && cannot_start(step, placement));
+    // One that takes another's place gives way to that one.
+    let failing = step.running().find(|placement| {
+        placement.release == active && placement.replaces.is_none() && cannot_start(step, placement)
+    });
     let Some(failing) = failing.cloned() else {
         return;
     };
@@ -139,12 +152,13 @@ fn start_elsewhere(step: &mut Step<'_>, active: ReleaseNumber, memory: &Memory) 
         purpose: Purpose::Serve,
         ceiling: step.ceiling(),
         avoid: &avoid,
+        instead_of: None,
     };
     step.try_place(&wish, &instance).is_ok()
 }
 
 /// Its node says that it is in a crash loop in which nothing ever ran.
-fn cannot_start(step: &Step<'_>, placement: &Placement) -> bool {
+pub(super) fn cannot_start(step: &Step<'_>, placement: &Placement) -> bool {
     step.report(placement).is_some_and(|report| {
         let exit = report.last_exit.as_ref().map(|exit| &exit.how);
         let never_ran = matches!(exit, Some(ExitHow::NotStarted { .. }));
@@ -170,7 +184,7 @@ fn remove_surplus(step: &mut Step<'_>, rollout: &Rollout, active: ReleaseNumber,
         format!("{} copies are wanted", bounds.wanted),
     );
     remove(step, bounds, bounds.wanted, &reason, |step| {
-        match step.running().count() > bounds.most.max(bounds.wanted) {
+        match count(step) > bounds.most.max(bounds.wanted) {
             true => names(step.running()),
             false => surplus_of_active(step, active, bounds),
         }
@@ -179,13 +193,16 @@ fn remove_surplus(step: &mut Step<'_>, rollout: &Rollout, active: ReleaseNumber,
 
 /// More copies of the active release than are wanted.
 fn surplus_of_active(step: &Step<'_>, active: ReleaseNumber, bounds: Bounds) -> Vec<InstanceName> {
-    let of_active = names(
-        step.running()
-            .filter(|placement| placement.release == active),
-    );
-    let total = step.running().count();
-    let surplus = of_active.len() > bounds.wanted || (bounds.paused && total > bounds.wanted);
-    if surplus { of_active } else { Vec::new() }
+    let of_active = step
+        .running()
+        .filter(|placement| placement.release == active);
+    let surplus =
+        count_of(step, active) > bounds.wanted || (bounds.paused && count(step) > bounds.wanted);
+    if surplus {
+        names(of_active)
+    } else {
+        Vec::new()
+    }
 }
 
 /// Tells candidates to leave, one at a time, while enough stay: `fewest` running, and as many ready as the bounds ask.
@@ -204,22 +221,23 @@ fn remove(
         let going = step
             .running()
             .find(|placement| placement.instance == instance);
-        let count = |of: &dyn Fn(&Placement) -> bool| step.running().filter(|one| of(one)).count();
-        let enough_ready = match going {
-            Some(going) if step.is_ready(going) => {
-                count(&|one| step.is_ready(one)) > bounds.fewest_ready
-            }
-            // Callers have nobody better than one that falters under load, until somebody is ready in its place.
-            Some(going) if step.serves(going) => {
-                count(&|one| step.serves(one)) > bounds.fewest_ready
-            }
-            _ => true,
-        };
+        let may_go = going.is_none_or(|going| may_go(step, bounds, going));
         let enough = step.running().count() > fewest;
-        if !enough_ready || !enough {
+        if !may_go || !enough {
             return;
         }
         step.leave(&instance, reason.clone());
+    }
+}
+
+/// Whether without it as many are ready as the bounds ask.
+pub(super) fn may_go(step: &Step<'_>, bounds: Bounds, going: &Placement) -> bool {
+    let count = |of: &dyn Fn(&Placement) -> bool| step.running().filter(|one| of(one)).count();
+    match going {
+        going if step.is_ready(going) => count(&|one| step.is_ready(one)) > bounds.fewest_ready,
+        // Callers have nobody better than one that falters under load, until somebody is ready in its place.
+        going if step.serves(going) => count(&|one| step.serves(one)) > bounds.fewest_ready,
+        _ => true,
     }
 }
 

@@ -8,6 +8,7 @@ use model::control::{Culprit, Reason, Rollout, RolloutPhase};
 use model::ids::{InstanceName, NodeName, ReleaseNumber};
 use model::signals::Level;
 
+use super::balance::Balance;
 use super::{Step, prepare};
 use crate::Instant;
 use crate::backoff;
@@ -22,6 +23,7 @@ pub struct Memory {
     pub(super) avoided: BTreeMap<NodeName, Instant>,
     pub(super) moves: u32,
     pub(super) next_move: Instant,
+    pub(super) balance: Balance,
 }
 
 /// The closest that a rollout came, and when.
@@ -37,6 +39,7 @@ impl Memory {
     /// Time that passes while a brake is on is no delay of the rollout's.
     pub(super) fn hold(&mut self, now: Instant) {
         self.hold_rollout(now);
+        self.balance.hold(now);
         if let Some((_, since)) = &mut self.preparing {
             *since = now;
         }

@@ -5,7 +5,7 @@ use model::control::Reason;
 use model::ids::{Epoch, InstanceName, NodeName, ReleaseNumber};
 use model::signals::Level;
 
-use super::Step;
+use super::{Step, balance};
 use crate::place::{self, Ceiling, Request};
 
 /// What is to be placed.
@@ -15,6 +15,8 @@ pub(super) struct Wish<'a> {
     pub purpose: Purpose,
     pub ceiling: Ceiling,
     pub avoid: &'a [NodeName],
+    /// The copy whose place it takes, on a node where the copies then stand more evenly.
+    pub instead_of: Option<&'a Placement>,
 }
 
 /// A refusal, which the next copy that asks for the same would meet again.
@@ -25,7 +27,14 @@ pub(super) struct Refusal {
     reason: Reason,
 }
 
-impl Step<'_> {
+impl Wish<'_> {
+    /// One that asks for the same would meet the same refusal.
+    fn is_common(&self) -> bool {
+        self.purpose == Purpose::Serve && self.instead_of.is_none()
+    }
+}
+
+impl<'a> Step<'a> {
     /// Replacements of what was lost may fill a node to the full.
     pub(super) fn ceiling(&self) -> Ceiling {
         match self.cluster.has_lost_workers() {
@@ -63,29 +72,23 @@ impl Step<'_> {
         wish: &Wish<'_>,
         instance: &InstanceName,
     ) -> Result<(), Reason> {
-        let spec = self.spec(wish.release);
         let home = wish
             .slot
             .and_then(|slot| self.group.homes.get(&slot))
             .cloned();
         let known = self.refusal.as_ref().filter(|known| {
             let asked = (known.release, known.ceiling, known.avoid);
-            let alike = home.is_none() && wish.purpose == Purpose::Serve;
-            alike && asked == (wish.release, wish.ceiling, wish.avoid.len())
+            wish.is_common()
+                && home.is_none()
+                && asked == (wish.release, wish.ceiling, wish.avoid.len())
         });
         if let Some(known) = known {
             return Err(known.reason.clone());
         }
+        let going = self.going(wish.release);
         let request = Request {
-            service: self.view.id,
-            instance,
-            size: place::size_of(spec),
-            labels: &spec.labels,
-            spread: spread_of(wish.purpose, spec),
             home: home.as_ref(),
-            ceiling: wish.ceiling,
-            avoid: wish.avoid,
-            going: &self.going(wish.release),
+            ..self.request(wish, instance, &going)
         };
         match place::place(self.cluster, &request) {
             Ok(placed) => {
@@ -93,7 +96,7 @@ impl Step<'_> {
                 Ok(())
             }
             Err(refused) => {
-                if home.is_none() && wish.purpose == Purpose::Serve {
+                if wish.is_common() && home.is_none() {
                     self.refusal = Some(Refusal {
                         release: wish.release,
                         ceiling: wish.ceiling,
@@ -106,10 +109,47 @@ impl Step<'_> {
         }
     }
 
-    /// Where copies are that `release` replaces or that already leave.
+    /// The node where it would be placed.
+    pub(super) fn find(&mut self, wish: &Wish<'_>, instance: &InstanceName) -> Option<NodeName> {
+        let going = self.going(wish.release);
+        let request = self.request(wish, instance, &going);
+        place::find(self.cluster, &request)
+    }
+
+    fn request<'r>(
+        &self,
+        wish: &Wish<'r>,
+        instance: &'r InstanceName,
+        going: &'r [NodeName],
+    ) -> Request<'r>
+    where
+        'a: 'r,
+    {
+        let spec = self.spec(wish.release);
+        Request {
+            service: self.view.id,
+            instance,
+            size: place::size_of(spec),
+            labels: &spec.labels,
+            spread: spread_of(wish.purpose, spec),
+            home: None,
+            ceiling: wish.ceiling,
+            avoid: wish.avoid,
+            going,
+            instead_of: wish.instead_of.map(|old| &old.node),
+        }
+    }
+
+    /// Where copies are that `release` replaces, that already leave, or whose place another is to take.
     fn going(&self, release: ReleaseNumber) -> Vec<NodeName> {
+        let replaced: Vec<_> = self
+            .moves()
+            .filter_map(|new| new.replaces.as_ref())
+            .collect();
         let goes = |placement: &&Placement| {
-            placement.release != release || placement.wanted == Wanted::Leave
+            placement.release != release
+                || placement.wanted == Wanted::Leave
+                || replaced.contains(&&placement.instance)
         };
         self.group
             .placements
@@ -128,7 +168,11 @@ impl Step<'_> {
                 .entry(slot)
                 .or_insert_with(|| placed.node.clone());
         }
-        self.say(Level::Info, instance.to_string(), placed.reason.clone());
+        let reason = match wish.instead_of {
+            Some(old) => balance::why_here(self, old, instance, &placed),
+            None => placed.reason,
+        };
+        self.say(Level::Info, instance.to_string(), reason.clone());
         self.group.placements.push(Placement {
             instance: instance.clone(),
             release: wish.release,
@@ -138,7 +182,8 @@ impl Step<'_> {
             purpose: wish.purpose,
             epoch,
             wanted: Wanted::Run,
-            reason: placed.reason,
+            replaces: wish.instead_of.map(|old| old.instance.clone()),
+            reason,
             at: self.now.at,
         });
     }

@@ -226,6 +226,7 @@ fn place(step: &mut Step<'_>, release: ReleaseNumber) {
         // One too many for a while: it may use what is kept free for losses.
         ceiling: Ceiling::Full,
         avoid: &[],
+        instead_of: None,
     };
     step.place(&wish);
 }

@@ -80,6 +80,7 @@ fn fill(step: &mut Step<'_>, active: ReleaseNumber) {
             purpose: Purpose::Serve,
             ceiling: step.ceiling(),
             avoid: &[],
+            instead_of: None,
         };
         step.place(&wish);
     }
