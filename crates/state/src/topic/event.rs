@@ -5,6 +5,7 @@
 //! A publisher need not know CloudEvents: a body with a content type is one, and what it does not say is filled in: the id is the position, the
 //! source is the topic, the type is `message`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub const BATCH_MAX: usize = 1000;
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// All attributes of one event.
 const ATTRIBUTES_BYTES_MAX: usize = 8 << 10;
+/// What delivers them takes a hundred headers.
+const ATTRIBUTES_MAX: usize = 64;
 const KEY_BYTES_MAX: usize = 512;
 /// What each message costs beside its own bytes.
 const OVERHEAD_BYTES: u64 = 64;
@@ -71,9 +74,16 @@ impl Event {
 
     /// Checks bounds, and derives what makes it one of a kind.
     fn complete(mut self, source: &str, idempotency_key: Option<String>) -> Result<Self, Problem> {
+        let content_type = self.content_type.as_deref().unwrap_or_default();
         let attributes: usize = self.attributes.iter().map(|(k, v)| k.len() + v.len()).sum();
-        if attributes > ATTRIBUTES_BYTES_MAX {
+        if attributes + content_type.len() > ATTRIBUTES_BYTES_MAX {
             return Err(Problem::bad_event("its attributes are more than 8 KiB"));
+        }
+        if self.attributes.len() > ATTRIBUTES_MAX {
+            return Err(Problem::bad_event("it has more than 64 attributes"));
+        }
+        if HeaderValue::from_str(content_type).is_err() {
+            return Err(Problem::bad_event("its datacontenttype is no media type"));
         }
         if self
             .key
@@ -105,15 +115,16 @@ pub fn from_request(
     source: &str,
     at_ms: u64,
 ) -> Result<Vec<Event>, Problem> {
-    let content_type = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let media = content_type.map(|text| text.split(';').next().unwrap_or("").trim());
+    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::to_str);
+    let content_type = content_type
+        .transpose()
+        .map_err(|_| Problem::bad_request("`Content-Type` is no text"))?;
+    let media = content_type.map(media_type).unwrap_or_default();
     let key = headers.get("idempotency-key").map(idempotency_key);
     let key = key.transpose()?;
-    let events = match media {
-        Some(STRUCTURED) => vec![structured(parse(&body)?, at_ms)?],
-        Some(BATCH) => batch(&body, at_ms)?,
+    let events = match &*media {
+        STRUCTURED => vec![structured(parse(&body)?, at_ms)?],
+        BATCH => batch(&body, at_ms)?,
         _ => vec![binary(headers, content_type, body, at_ms)?],
     };
     let single = events.len() == 1;
@@ -264,6 +275,12 @@ fn attribute(event: &mut Event, name: &str, value: String) -> Result<(), Problem
             )));
         }
         "partitionkey" => event.key = Some(value.into()),
+        "data" => return Err(Problem::bad_event("the data is the body")),
+        "datacontenttype" => drop(event.content_type.get_or_insert(value)),
+        "time" if value.parse::<jiff::Timestamp>().is_err() => {
+            let detail = format!("the time {value} is not as RFC 3339 has it");
+            return Err(Problem::bad_event(detail));
+        }
         name if OWN.contains(&name) => {}
         name => {
             event.attributes.insert(name.to_owned(), value);
@@ -272,8 +289,14 @@ fn attribute(event: &mut Event, name: &str, value: String) -> Result<(), Problem
     Ok(())
 }
 
-fn is_json(content_type: &str) -> bool {
+/// Without its parameters. Upper and lower case mean the same.
+fn media_type(content_type: &str) -> String {
     let media = content_type.split(';').next().unwrap_or("").trim();
+    media.to_ascii_lowercase()
+}
+
+fn is_json(content_type: &str) -> bool {
+    let media = media_type(content_type);
     media.ends_with("/json") || media.ends_with("+json")
 }
 
@@ -383,8 +406,9 @@ fn encoded(text: &str) -> String {
 }
 
 fn decoded(bytes: &[u8]) -> Option<String> {
+    let bytes = unquoted(bytes);
     let mut decoded = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
+    let mut rest = &*bytes;
     while let Some((first, tail)) = rest.split_first() {
         let escaped = tail.get(..2).filter(|_| *first == b'%').and_then(hex_byte);
         decoded.push(escaped.unwrap_or(*first));
@@ -394,6 +418,24 @@ fn decoded(bytes: &[u8]) -> Option<String> {
         };
     }
     String::from_utf8(decoded).ok()
+}
+
+/// As older versions of the binding have it: between double quotes, with backslashes before what means something else.
+fn unquoted(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let quoted = bytes.strip_prefix(b"\"");
+    let Some(quoted) = quoted.and_then(|rest| rest.strip_suffix(b"\"")) else {
+        return bytes.into();
+    };
+    let mut plain = Vec::with_capacity(quoted.len());
+    let mut quoted = quoted.iter();
+    while let Some(byte) = quoted.next() {
+        let byte = match byte {
+            b'\\' => quoted.next().unwrap_or(byte),
+            byte => byte,
+        };
+        plain.push(*byte);
+    }
+    plain.into()
 }
 
 fn hex_byte(digits: &[u8]) -> Option<u8> {

@@ -149,6 +149,35 @@ fn keys_that_are_no_text_are_not_taken_for_each_other() {
 }
 
 #[test]
+fn media_types_are_the_same_in_upper_and_lower_case() {
+    let structured = [("content-type", "Application/CloudEvents+JSON;charset=UTF-8")];
+    let events = read(
+        &structured,
+        r#"{"id":"1","data":"x","datacontenttype":"application/JSON"}"#,
+    );
+    assert_eq!(events.unwrap()[0].data, r#""x""#);
+    let batch = [("content-type", "application/cloudevents-batch+JSON")];
+    assert_eq!(read(&batch, "[{},{}]").unwrap().len(), 2);
+}
+
+#[test]
+fn a_content_type_is_said_once() {
+    let named = ("ce-datacontenttype", "text/plain");
+    for (pairs, expected) in [
+        (&[named][..], "text/plain"),
+        (
+            &[named, ("content-type", "application/json")],
+            "application/json",
+        ),
+    ] {
+        let event = read(pairs, "1").unwrap().remove(0);
+        assert_eq!(event.content_type.as_deref(), Some(expected));
+        let text = message(event).to_json(SOURCE);
+        assert_eq!(text.matches("datacontenttype").count(), 1, "{text}");
+    }
+}
+
+#[test]
 fn values_are_decoded_once_and_otherwise_left_alone() {
     for (value, expected) in [
         ("a%20b%25", "a b%"),
@@ -156,6 +185,12 @@ fn values_are_decoded_once_and_otherwise_left_alone() {
         ("5%+5", "5%+5"),
         ("%c3%A9", "é"),
         ("%zz", "%zz"),
+        (
+            r#""quoted \"so\" and a \\%20b""#,
+            r#"quoted "so" and a \ b"#,
+        ),
+        (r#""""#, ""),
+        ("\"", "\""),
     ] {
         let events = read(&[("ce-subject", value)], "").unwrap();
         assert_eq!(events[0].attributes["subject"], expected, "{value}");
@@ -166,6 +201,8 @@ fn values_are_decoded_once_and_otherwise_left_alone() {
 fn what_is_no_event_is_refused_with_its_reason() {
     let many = serde_json::to_string(&vec![json!({}); BATCH_MAX + 1]).unwrap();
     let long = "x".repeat(KEY_BYTES_MAX + 1);
+    let crowded: BTreeMap<String, u8> = (0..65).map(|n| (format!("a{n}"), 1)).collect();
+    let crowded = serde_json::to_string(&crowded).unwrap();
     for (pairs, body, status, detail) in [
         (
             &[("ce-specversion", "0.3")][..],
@@ -198,6 +235,20 @@ fn what_is_no_event_is_refused_with_its_reason() {
             r#"{"source":"a\nb","id":"1"}"#,
             400,
             "control character",
+        ),
+        (&[("ce-data", "1")], "", 400, "the data is the body"),
+        (&[("ce-time", "yesterday")], "", 400, "RFC 3339"),
+        (
+            &[("content-type", STRUCTURED)],
+            r#"{"datacontenttype":"text/plain\n"}"#,
+            400,
+            "no media type",
+        ),
+        (
+            &[("content-type", STRUCTURED)],
+            crowded.as_str(),
+            400,
+            "more than 64",
         ),
         (&[("idempotency-key", "")], "", 400, "1 to 512 bytes"),
         (
