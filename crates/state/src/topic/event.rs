@@ -2,7 +2,7 @@
 //!
 //! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md>
 //!
-//! A publisher need not know CloudEvents: a body with a content type is one, and what it does not say is filled in: the id is the position, the
+//! A publisher need not know CloudEvents: a body with a content type is one, and what it does not say is filled in: the id is `TOPIC/POSITION`, the
 //! source is the topic, the type is `message`.
 
 use std::borrow::Cow;
@@ -306,7 +306,7 @@ impl Message {
         let given = &self.event.attributes;
         let mut all = vec![("specversion", "1.0".to_owned())];
         let missing = [
-            ("id", self.position.to_string()),
+            ("id", self.name(source)),
             ("source", source.to_owned()),
             ("type", "message".to_owned()),
             ("time", time(self.event.at_ms)),
@@ -323,6 +323,12 @@ impl Message {
         let key = self.event.key.as_ref();
         all.extend(key.map(|key| ("partitionkey", key.to_string())));
         all
+    }
+
+    /// `TOPIC/POSITION`: no id that a publisher would give, who numbers what happened to him.
+    pub fn name(&self, source: &str) -> String {
+        let topic = source.rsplit('/').next().unwrap_or_default();
+        format!("{topic}/{}", self.position)
     }
 
     /// Binary mode: the headers beside the data, with `ce-position` and `ce-attempt`.

@@ -311,7 +311,7 @@ fn it_goes_out_in_binary_mode_with_what_was_left_out() {
     let headers = message(event.remove(0)).headers(SOURCE, 2);
     for (name, value) in [
         ("ce-specversion", "1.0"),
-        ("ce-id", "7"),
+        ("ce-id", "orders/7"),
         ("ce-source", SOURCE),
         ("ce-type", "message"),
         ("ce-subject", "a%20b"),

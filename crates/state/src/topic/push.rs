@@ -124,9 +124,8 @@ impl Courier {
             .ok()?;
         let headers = request.headers_mut();
         *headers = message.headers(&self.source, errand.delivery.attempt);
-        let topic = self.source.rsplit('/').next().unwrap_or_default();
-        let key = format!("{topic}/{}", message.position);
-        headers.insert("idempotency-key", HeaderValue::try_from(key).ok()?);
+        let key = HeaderValue::try_from(message.name(&self.source));
+        headers.insert("idempotency-key", key.ok()?);
         Some(request)
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
-use super::support::{Gate, Running, Service, file, until};
+use super::support::{Gate, Received, Running, Service, file, until};
 
 #[test]
 fn a_message_comes_to_every_consumer_as_a_cloudevent() {
@@ -119,6 +119,23 @@ fn a_poisoned_message_dies_while_others_flow_and_is_redriven_when_all_is_mended(
     let last = email.received().pop().unwrap();
     assert_eq!((last.position, last.attempt), (poison, 1));
     assert_eq!(topic.node("GET", "/dead", "").text, r#"{"messages":[]}"#);
+}
+
+#[test]
+fn what_the_topic_numbers_is_never_taken_for_what_a_publisher_did() {
+    let email = Service::willing();
+    let topic = Running::start(file(5, &[("email", 8, &email)]));
+    let publish = |headers: &[(&str, &str)]| topic.post("/messages", headers, "x").text;
+    assert!(publish(&[("ce-id", "2")]).contains("[1]"));
+    assert!(publish(&[]).contains("[2]"));
+    let received = email.until_received(2);
+    let id = |one: &Received| {
+        (
+            one.headers["ce-source"].clone(),
+            one.headers["ce-id"].clone(),
+        )
+    };
+    assert_ne!(id(&received[0]), id(&received[1]));
 }
 
 #[test]
