@@ -18,7 +18,7 @@ mod schema;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sqlite::rusqlite::{self, Connection, OptionalExtension as _, Row, params};
+use sqlite::rusqlite::{self, Connection, OptionalExtension as _, Row, Rows, params};
 use sqlite::{Database, Error, Steps};
 
 pub use self::consumers::{Leave, Left};
@@ -28,8 +28,8 @@ use super::event::{Event, Message};
 
 /// Rows of one answer.
 pub const PAGE_MAX: usize = 1000;
-/// Bytes of the messages of one answer, from which on it ends.
-const PAGE_BYTES: usize = 1 << 20;
+/// Bytes of the messages of one answer, unless the first alone has more.
+const PAGE_BYTES: u64 = 1 << 20;
 
 pub fn options(path: impl Into<PathBuf>) -> sqlite::Options {
     let mut options = sqlite::Options::new(path, schema::APPLICATION_ID, schema::MIGRATIONS);
@@ -183,7 +183,7 @@ impl Storage {
             .await
     }
 
-    /// Messages behind `after`: at most `limit`, and not much more than a mebibyte.
+    /// Messages behind `after`: at most `limit`, and a mebibyte.
     ///
     /// # Errors
     ///
@@ -198,17 +198,8 @@ impl Storage {
             let mut statement = connection.prepare_cached(&format!(
                 "SELECT {MESSAGE} FROM message WHERE position > ?1 ORDER BY position LIMIT ?2"
             ))?;
-            let mut rows = statement.query(params![after as i64, limit as i64])?;
-            let (mut page, mut bytes) = (Vec::new(), 0);
-            while let Some(row) = rows.next()? {
-                let message = read_message(row)?;
-                bytes += message.event.data.len();
-                page.push(message);
-                if bytes > PAGE_BYTES {
-                    break;
-                }
-            }
-            Ok(page)
+            let rows = statement.query(params![after as i64, limit as i64])?;
+            page(rows, read_message, |message| message.event.size())
         })
         .await
     }
@@ -358,6 +349,24 @@ fn read_message(row: &Row<'_>) -> rusqlite::Result<Message> {
         position: row.get::<_, i64>(0)? as u64,
         event: Arc::new(event),
     })
+}
+
+/// As many as one answer has.
+fn page<T>(
+    mut rows: Rows<'_>,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+    size: impl Fn(&T) -> u64,
+) -> rusqlite::Result<Vec<T>> {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        let one = read(row)?;
+        bytes += size(&one);
+        if bytes > PAGE_BYTES && !page.is_empty() {
+            break;
+        }
+        page.push(one);
+    }
+    Ok(page)
 }
 
 fn position_and_key(row: &Row<'_>) -> rusqlite::Result<(Position, Option<Key>)> {

@@ -2,9 +2,9 @@
 
 use model::state::DeadLetters;
 use sqlite::Error;
-use sqlite::rusqlite::{self, Connection, params};
+use sqlite::rusqlite::{self, Connection, Row, params};
 
-use super::{MESSAGE, PAGE_MAX, Storage, read_message};
+use super::{MESSAGE, PAGE_MAX, Storage, page, read_message};
 use crate::topic::consumer::{Key, Position};
 use crate::topic::event::Message;
 
@@ -30,7 +30,7 @@ pub struct Place {
 }
 
 impl Storage {
-    /// Dead letters behind a position, oldest first.
+    /// Dead letters behind a position, oldest first: at most `limit`, and a mebibyte.
     ///
     /// # Errors
     ///
@@ -49,16 +49,8 @@ impl Storage {
                  FROM dead JOIN message USING (position)
                  WHERE position > ?1 AND (?2 IS NULL OR dead.consumer = ?2) ORDER BY position LIMIT ?3"
             ))?;
-            let rows = statement.query_map(params![after as i64, consumer, limit as i64], |row| {
-                Ok(Letter {
-                    message: read_message(row)?,
-                    consumer: row.get(7)?,
-                    attempts: row.get(8)?,
-                    error: row.get(9)?,
-                    died_ms: row.get::<_, i64>(10)? as u64,
-                })
-            })?;
-            rows.collect()
+            let rows = statement.query(params![after as i64, consumer, limit as i64])?;
+            page(rows, read_letter, |letter| letter.message.event.size() + letter.error.len() as u64)
         })
         .await
     }
@@ -94,6 +86,16 @@ pub(super) fn count(connection: &Connection, consumer: &str) -> rusqlite::Result
     let count = "SELECT count(*) FROM dead WHERE consumer = ?1";
     let count = connection.query_row(count, [consumer], |row| row.get::<_, i64>(0))?;
     Ok(count as u64)
+}
+
+fn read_letter(row: &Row<'_>) -> rusqlite::Result<Letter> {
+    Ok(Letter {
+        message: read_message(row)?,
+        consumer: row.get(7)?,
+        attempts: row.get(8)?,
+        error: row.get(9)?,
+        died_ms: row.get::<_, i64>(10)? as u64,
+    })
 }
 
 fn places(connection: &Connection, which: &DeadLetters) -> rusqlite::Result<Vec<Place>> {

@@ -139,6 +139,30 @@ fn what_the_topic_numbers_is_never_taken_for_what_a_publisher_did() {
 }
 
 #[test]
+fn a_page_of_dead_letters_or_messages_has_a_bound() {
+    let email = Service::start(|_| (500, String::new()));
+    let topic = Running::start(file(1, &[("email", 8, &email)]));
+    let body = "x".repeat(400_000);
+    (0..6).for_each(|_| {
+        topic.publish("", &body);
+    });
+    until("all are dead", || {
+        (topic.consumer("email").dead == 6).then_some(())
+    });
+    for path in ["/dead?consumer=email&limit=100", "/messages?limit=100"] {
+        let (mut all, mut after) = (Vec::new(), 0);
+        while all.len() < 6 {
+            let page = topic.node("GET", &format!("{path}&after={after}"), "");
+            assert!(page.text.len() < 1 << 20, "{path}");
+            let messages = page.json()["messages"].as_array().unwrap().clone();
+            all.extend(messages.iter().map(|one| one["position"].as_u64().unwrap()));
+            after = *all.last().unwrap();
+        }
+        assert_eq!(all, [1, 2, 3, 4, 5, 6], "{path}");
+    }
+}
+
+#[test]
 fn a_discarded_letter_is_gone() {
     let email = Service::start(|_| (500, String::new()));
     let topic = Running::start(file(1, &[("email", 8, &email)]));
