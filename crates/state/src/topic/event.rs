@@ -32,7 +32,7 @@ const ATTRIBUTES_BYTES_MAX: usize = 8 << 10;
 const ATTRIBUTES_MAX: usize = 64;
 const KEY_BYTES_MAX: usize = 512;
 /// What each message costs beside its own bytes.
-const OVERHEAD_BYTES: u64 = 64;
+pub const OVERHEAD_BYTES: u64 = 64;
 
 const STRUCTURED: &str = "application/cloudevents+json";
 const BATCH: &str = "application/cloudevents-batch+json";

@@ -10,9 +10,15 @@ use sqlite::rusqlite::{self, Connection, OptionalExtension as _, params};
 
 use super::Storage;
 use crate::topic::consumer::Position;
+use crate::topic::event::OVERHEAD_BYTES;
 
 /// Messages that one transaction removes.
 const PIECE: usize = 512;
+
+/// What a message costs, by its row: as [`Event::size`](crate::topic::event::Event::size), and a little more for its attributes.
+const SIZE: &str =
+    "octet_length(data) + coalesce(octet_length(key), 0) + coalesce(octet_length(dedup), 0)
+    + coalesce(octet_length(content_type), 0) + coalesce(octet_length(attributes), 0) + 64";
 
 /// What a piece of work left.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,7 +32,7 @@ pub struct Measure {
     pub kept_bytes: u64,
     /// Bytes published up to where everybody is done.
     pub floor_end: u64,
-    /// Of dead letters before that.
+    /// Of dead letters: all of the letters, and of their messages those before that.
     pub dead_bytes: u64,
     /// There is more to remove.
     pub more: bool,
@@ -162,16 +168,19 @@ fn measure(connection: &Connection, floor: Position) -> rusqlite::Result<Measure
     let bytes =
         |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64));
     let (kept, kept_bytes) = connection
-        .prepare_cached(
-            "SELECT count(*), coalesce(sum(length(data)), 0) FROM message WHERE position <= ?1",
-        )?
+        .prepare_cached(&format!(
+            "SELECT count(*), coalesce(sum({SIZE}), 0) FROM message WHERE position <= ?1"
+        ))?
         .query_row([through], bytes)?;
-    let (_, dead_bytes) = connection
-        .prepare_cached(
-            "SELECT count(*), coalesce(sum(length(data)), 0) FROM message
-             WHERE position IN (SELECT position FROM dead WHERE position <= ?1)",
-        )?
+    let (_, message_bytes) = connection
+        .prepare_cached(&format!(
+            "SELECT count(*), coalesce(sum({SIZE}), 0) FROM message
+             WHERE position IN (SELECT position FROM dead WHERE position <= ?1)"
+        ))?
         .query_row([floor as i64], bytes)?;
+    let (letters, error_bytes) = connection
+        .prepare_cached("SELECT count(*), coalesce(sum(octet_length(error)), 0) FROM dead")?
+        .query_row([], bytes)?;
     let floor_end = connection
         .prepare_cached(
             "SELECT end FROM message WHERE position <= ?1 AND position > ?2 ORDER BY position DESC LIMIT 1",
@@ -185,7 +194,7 @@ fn measure(connection: &Connection, floor: Position) -> rusqlite::Result<Measure
         kept,
         kept_bytes,
         floor_end: floor_end as u64,
-        dead_bytes,
+        dead_bytes: message_bytes + error_bytes + letters * OVERHEAD_BYTES,
         more: false,
     })
 }

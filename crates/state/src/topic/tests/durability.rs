@@ -309,6 +309,28 @@ fn a_dead_letter_outlives_its_retention() {
     });
 }
 
+#[test]
+fn dead_letters_without_data_fill_a_topic_too() {
+    let email = Service::start(|_| (500, String::new()));
+    let consumers = [("email", 8, &email)];
+    let brief = with_retention(
+        file(1, &consumers),
+        Span::milliseconds(1),
+        Bytes::mebibytes(1),
+    );
+    let topic = Running::start(brief);
+    let subject = "x".repeat(8000);
+    let refused = until("it is full", || {
+        let answer = topic.post("/messages", &[("ce-subject", &subject)], "");
+        (answer.status != 200).then_some(answer)
+    });
+    assert_eq!(refused.json()["code"], "topic-full", "{}", refused.text);
+    topic.node("POST", "/discard", "");
+    until("there is room", || {
+        (topic.post("/messages", &[], "").status == 200).then_some(())
+    });
+}
+
 /// What happens to a topic, step by step.
 #[derive(Debug, Clone)]
 enum Step {
