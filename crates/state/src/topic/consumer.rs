@@ -32,6 +32,8 @@ pub type Key = Arc<str>;
 /// Messages that one consumer may have looked at and not be done with. A key that is stuck holds its successors here: from this many on its
 /// consumer (and nobody else) waits for it.
 pub const OPEN_MAX: usize = 8192;
+/// With those that came back from the dead letter: what is beyond stays there.
+const REDRIVEN_MAX: usize = 2 * OPEN_MAX;
 /// Looked at ahead of need, so that there is always something to take.
 const READY_MIN: usize = 64;
 /// The first retry comes within this, each further one within four times as much: five attempts outlast a consumer's restart, or what it needs
@@ -189,9 +191,10 @@ impl Consumer {
     }
 
     /// Back from the dead letter, with all attempts before it: ahead of those of its key that have not begun.
-    /// False: it is not done with it as it is.
+    /// False: it is not done with it as it is, or has as many before it as it may.
     pub fn redrive(&mut self, position: Position, key: Option<Key>) -> bool {
-        if position > self.read || self.open.contains_key(&position) {
+        let is_full = self.open.len() >= REDRIVEN_MAX;
+        if is_full || position > self.read || self.open.contains_key(&position) {
             return false;
         }
         self.insert(position, key);

@@ -180,6 +180,16 @@ fn a_redriven_message_goes_ahead_of_those_that_have_not_begun() {
 }
 
 #[test]
+fn what_comes_back_from_the_dead_letter_has_a_bound() {
+    let mut consumer = Consumer::new(1_000_000, LIMITS, 0);
+    let redriven = (1..=1_000_000).take_while(|position| consumer.redrive(*position, None));
+    assert_eq!(redriven.count(), REDRIVEN_MAX);
+    let first = consumer.take(0, None).unwrap();
+    consumer.done(first.token);
+    assert!(consumer.redrive(999_999, None), "there is room again");
+}
+
+#[test]
 fn a_lease_that_ran_out_is_a_failed_attempt_and_its_token_is_refused() {
     let mut consumer = with(&[""], LIMITS);
     let first = consumer.take(0, Some(100)).unwrap();

@@ -54,6 +54,7 @@
 //! `GET /health`; `GET /status`; `GET /messages?after=&limit=`; `GET /dead?consumer=&after=&limit=`; `POST /redrive` and `POST /discard`
 //! `{"consumer":"mailer","positions":[7]}`, where what is left out is all (of the oldest 4,096; `{"redriven":n}` says how many);
 //! `POST /messages` as above. A redriven message has all attempts before it and goes ahead of those of its key that have not begun.
+//! A consumer has at most 16,384 messages before it so: what is beyond stays a dead letter, and can be redriven once there is room.
 
 pub mod consumer;
 pub mod engine;
