@@ -3,6 +3,8 @@
 //! The programs of PostgreSQL run beside the engine, as its user, and their streams travel as those of `exec` do: this machine needs none of them,
 //! and no port of the database is open to it.
 
+mod whole;
+
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
@@ -14,12 +16,16 @@ use model::state::{EngineStatus, Table};
 use tempfile::NamedTempFile;
 
 use crate::exec::{Place, Streams};
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::output::{Output, size, span, table, word};
 use crate::topic::silence;
 use crate::{Globals, assent, notice};
 
+use self::whole::Whole;
+
 const STDIO: &str = "-";
+/// The exit code of psql that lost its connection.
+const PSQL_DISCONNECTED: u8 = 2;
 /// As a shell tells that somebody pressed ctrl-C.
 const INTERRUPTED: u8 = 130;
 /// Tables that a question names.
@@ -75,15 +81,20 @@ pub struct Dump {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "One transaction: when anything fails, nothing is loaded, and the line is named.\n\n\
-                  Examples:\n  mainland db load orders-db orders.sql\n  mainland db dump orders-db | mainland db load copy-db -"
+    after_help = "One transaction: when anything fails, nothing is loaded, and the line is named. With --replace, all stays as it was then; \
+                  what uses the database waits meanwhile. Rows of the outbox stay in any case: they are on their way.\n\n\
+                  Examples:\n  mainland db load orders-db orders.sql\n  mainland db dump orders-db | mainland db load copy-db -\n  \
+                  mainland db load --replace orders-db orders.sql"
 )]
 pub struct Load {
     database: ResourceName,
     /// SQL, as `dump` writes it; `-` is standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Do not ask where the database has tables already
+    /// All that the database holds goes, and this takes its place
+    #[arg(long)]
+    replace: bool,
+    /// Do not ask where the database holds something
     #[arg(short, long)]
     yes: bool,
 }
@@ -285,10 +296,10 @@ impl Load {
     async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let is_stdin = self.file.as_os_str() == STDIO;
         let input: Box<dyn Read + Send> = match is_stdin {
-            true => Box::new(std::io::stdin()),
-            false => Box::new(File::open(&self.file).map_err(|error| {
+            true => Box::new(Whole::new(std::io::stdin())),
+            false => Box::new(Whole::new(File::open(&self.file).map_err(|error| {
                 Failure::failed(format!("{} can't be read: {error}", self.file.display()))
-            })?),
+            })?)),
         };
         let place = find(globals, &self.database).await?;
         if !self.yes {
@@ -301,12 +312,27 @@ impl Load {
             input: Some(input),
             output: Box::new(std::io::stdout()),
         };
-        let code = place.run(tool("load"), false, streams).await?;
-        match code {
-            0 => notice(&format!("{} is loaded", self.database)),
-            _ => notice(&format!("nothing was loaded into {}", self.database)),
+        let word = if self.replace { "replace" } else { "load" };
+        self.tell(place.run(tool(word), false, streams).await?)
+    }
+
+    /// psql's own codes mean other things to it.
+    fn tell(&self, code: u8) -> Result<u8, Failure> {
+        let database = &self.database;
+        match (code, self.replace) {
+            (0, false) => notice(&format!("{database} is loaded")),
+            (0, true) => notice(&format!("{database} is replaced")),
+            (PSQL_DISCONNECTED, _) => {
+                return Err(Failure {
+                    exit_code: failure::UNKNOWN,
+                    message: format!(
+                        "PostgreSQL ended the connection; all was loaded into {database} or nothing was: look before you do it again"
+                    ),
+                });
+            }
+            (_, false) => notice(&format!("nothing was loaded into {database}")),
+            (_, true) => notice(&format!("{database} is as it was")),
         }
-        // psql's own codes mean other things to it.
         Ok(u8::from(code != 0))
     }
 
@@ -314,14 +340,27 @@ impl Load {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
         let tables = client.tables(&project, &self.database).await?;
-        match tables.is_empty() {
-            true => Ok(()),
-            false => assent(&question(&self.database, &tables)),
+        match (self.replace, tables.is_empty()) {
+            (false, true) => Ok(()),
+            (false, false) => assent(&format!(
+                "{} has tables already: {}. Load into it?",
+                self.database,
+                some_of(&tables)
+            )),
+            (true, _) => assent(&replacement(&self.database, &tables)),
         }
     }
 }
 
-fn question(database: &ResourceName, tables: &[Table]) -> String {
+fn replacement(database: &ResourceName, tables: &[Table]) -> String {
+    let held = match tables.is_empty() {
+        true => "It has no tables.".to_owned(),
+        false => format!("Its tables: {}.", some_of(tables)),
+    };
+    format!("All that {database} holds goes, for what is loaded. {held} Replace it?")
+}
+
+fn some_of(tables: &[Table]) -> String {
     let names: Vec<_> = tables
         .iter()
         .take(NAMED_MOST)
@@ -331,10 +370,7 @@ fn question(database: &ResourceName, tables: &[Table]) -> String {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    format!(
-        "{database} has tables already: {}{more}. Load into it?",
-        names.join(", ")
-    )
+    format!("{}{more}", names.join(", "))
 }
 
 #[cfg(test)]
@@ -368,14 +404,18 @@ mod tests {
             rows: 1,
             size: model::units::Bytes(1),
         };
-        let database = "db".parse().unwrap();
         let tables: Vec<_> = (0..7).map(table).collect();
-        assert_eq!(
-            question(&database, &tables[..1]),
-            "db has tables already: t0. Load into it?"
-        );
-        let many = question(&database, &tables);
-        assert!(many.contains("t0, t1, t2, t3, t4 and 2 more."), "{many}");
+        let database = "db".parse().unwrap();
+        for (tables, expected) in [
+            (&tables[..0], "It has no tables."),
+            (&tables[..1], "Its tables: t0."),
+            (&tables[..], "Its tables: t0, t1, t2, t3, t4 and 2 more."),
+        ] {
+            assert_eq!(
+                replacement(&database, tables),
+                format!("All that db holds goes, for what is loaded. {expected} Replace it?")
+            );
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use model::state::Engine;
 ///
 /// | words | what it is |
 /// |---|---|
-/// | `psql`, `dump` or `load`, and arguments | a program of PostgreSQL's, beside a database's engine ([`postgres::tool`](fn@postgres::tool)) |
+/// | `psql`, `dump`, `load` or `replace`, and arguments | a program of PostgreSQL's, beside a database's engine ([`postgres::tool`](fn@postgres::tool)) |
 /// | `init`, a volume and its owner's uid | the making of a database's files, as root ([`postgres::init`]) |
 /// | `init-files`, and a folder | what that executes as somebody else ([`postgres::init_files`]) |
 /// | `child`, and what an engine gives it | what an engine executes ([`postgres::child`]) |

@@ -12,7 +12,7 @@
 //! | [`govern`] | making a running server what was declared |
 //! | [`outbox`] | rows that become messages |
 //! | [`health`], [`answers`] | what the node is told |
-//! | [`tool`](mod@tool) | `psql`, `dump` and `load` beside it |
+//! | [`tool`](mod@tool), [`load`] | `psql`, `dump`, `load` and `replace` beside it |
 //!
 //! ```text
 //! find ─▶ make files ─▶ end leftovers ─▶ start ─▶ recover ─▶ database, owner, outbox, roles ─▶ serve ─▶ stop
@@ -26,6 +26,7 @@ pub mod child;
 mod files;
 mod govern;
 mod health;
+mod load;
 mod outbox;
 mod password;
 mod place;

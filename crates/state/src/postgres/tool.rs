@@ -1,10 +1,11 @@
-//! `mainland engine psql|dump|load [ARGUMENTS]`: PostgreSQL's own programs, executed beside an engine, with its environment.
+//! `mainland engine psql|dump|load|replace [ARGUMENTS]`: PostgreSQL's own programs, executed beside an engine, with its environment.
 //!
 //! | word | becomes | as |
 //! |---|---|---|
 //! | `psql` | `psql` | the owner |
 //! | `dump` | `pg_dump` as plain SQL, without owners and privileges, without the outbox | the superuser: a dump is of everything |
 //! | `load` | `psql` that reads SQL from its stdin, all or nothing | the owner |
+//! | `replace` | the same; what the database holds goes in the same transaction | the owner |
 //!
 //! Rows that wait in the outbox are left out of a dump: whoever has the database publishes them, and a copy must not publish them again.
 
@@ -13,29 +14,20 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use model::ids::ResourceName;
-use model::state::{Engine, EngineFile, role_password};
+use model::state::{Postgres, role_password};
 
 use super::access::{hand, superuser};
 use super::outbox::Table;
 use super::place::Place;
 use super::programs::{self, Search};
-use super::{Error, declared};
+use super::{Error, declared, load};
 use crate::settings::Settings;
 
-const LOAD: [&str; 7] = [
-    "--no-psqlrc",
-    "--quiet",
-    "--set=ON_ERROR_STOP=1",
-    "--single-transaction",
-    "--output=/dev/null",
-    "--file",
-    "-",
-];
 const DUMP: [&str; 3] = ["--no-owner", "--no-privileges", "--format=plain"];
 
 /// Whether an engine has a tool of that name.
 pub fn is_one(name: &str) -> bool {
-    matches!(name, "psql" | "dump" | "load")
+    matches!(name, "psql" | "dump" | "load" | "replace")
 }
 
 /// Becomes the program. Returns when that failed.
@@ -55,8 +47,13 @@ fn command(name: &str, arguments: &[OsString], settings: &Settings) -> Result<Co
     let programs = programs::find(postgres.version, &Search::of_machine())?;
     let (program, user, fixed) = match name {
         "psql" => ("psql", hand(), Vec::new()),
-        "load" => ("psql", hand(), LOAD.map(str::to_owned).to_vec()),
-        _ => ("pg_dump", superuser(), dump_arguments(&file)),
+        "load" => ("psql", hand(), load::arguments(None)),
+        "replace" => {
+            let outbox = postgres.outbox.as_ref().map(Table::of);
+            let emptying = load::emptying(&place.database, outbox.as_ref());
+            ("psql", hand(), load::arguments(Some(emptying)))
+        }
+        _ => ("pg_dump", superuser(), dump_arguments(postgres)),
     };
     let mut command = Command::new(programs.path(program));
     command.args(fixed).args(arguments);
@@ -64,12 +61,9 @@ fn command(name: &str, arguments: &[OsString], settings: &Settings) -> Result<Co
     Ok(command)
 }
 
-fn dump_arguments(file: &EngineFile) -> Vec<String> {
-    let outbox = match &file.engine {
-        Engine::Postgres(postgres) => postgres.outbox.as_ref(),
-        Engine::Topic(_) => None,
-    };
-    let excluded = outbox.map(|topic| format!("--exclude-table={}", Table::of(topic).sql()));
+fn dump_arguments(postgres: &Postgres) -> Vec<String> {
+    let outbox = postgres.outbox.as_ref().map(Table::of);
+    let excluded = outbox.map(|table| format!("--exclude-table={}", table.sql()));
     let fixed = DUMP.map(str::to_owned).into_iter();
     fixed.chain(excluded).collect()
 }

@@ -153,8 +153,28 @@ fn a_dump_gives_the_same_rows_elsewhere_and_a_bad_one_nothing() {
     assert_eq!(sum("one"), sum("two"));
 
     // Nobody is asked here, so nothing is done.
-    let again = first.cloud.run(&["db", "load", "two", file]).unwrap();
-    assert_eq!(again.status.code(), Some(2), "{again:?}");
+    for replace in [&[][..], &["--replace"]] {
+        let again = [&["db", "load", "two", file], replace].concat();
+        let again = first.cloud.run(&again).unwrap();
+        assert_eq!(again.status.code(), Some(2), "{again:?}");
+    }
+    // Half of a dump takes the place of nothing, a whole one that of all.
+    let more = "insert into t select i, '', 'more' from generate_series(3001, 3100) i";
+    say(&first, &["db", "connect", "two", "-c", more]);
+    let dump = std::fs::read(file).unwrap();
+    let half = first.folder.join("half.sql");
+    std::fs::write(&half, &dump[..dump.len() / 2]).unwrap();
+    let half = half.to_str().unwrap();
+    let half = ["db", "load", "-y", "--replace", "two", half];
+    let half = first.cloud.run(&half).unwrap();
+    let said = String::from_utf8_lossy(&half.stderr).into_owned();
+    assert!(
+        !half.status.success() && said.contains("breaks off"),
+        "{said}"
+    );
+    assert!(sum("two").starts_with("3100|"), "{}", sum("two"));
+    say(&first, &["db", "load", "-y", "--replace", "two", file]);
+    assert_eq!(sum("one"), sum("two"));
     std::fs::write(
         file,
         "create table x (a int);\ninsert into x values (nope);\n",

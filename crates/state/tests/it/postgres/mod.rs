@@ -1,5 +1,6 @@
 //! A real PostgreSQL 15, as a user runs it.
 
+mod load;
 mod outbox;
 mod support;
 
@@ -295,43 +296,4 @@ async fn a_user_with_a_name_makes_the_files_itself() {
     engine.start();
     engine.serves().await;
     assert!(!unfinished.exists());
-}
-
-#[tokio::test]
-async fn a_dump_is_loaded_again() {
-    let mut engine = Engine::new(VERSION, Some("order-events"));
-    engine.role("orders", Access::Write);
-    engine.start_and_serve().await;
-    let orders = engine.connect("orders").await.expect("a writer");
-    let make = "create table orders (id int primary key, note text); insert into orders values (1, 'a ''b'' c')";
-    orders.batch_execute(make).await.expect("it writes");
-    let dump = engine.tool(&["dump"], "");
-    let text = String::from_utf8(dump.stdout).expect("text");
-    assert!(dump.status.success() && text.contains("a 'b' c"), "{text}");
-    assert!(!text.contains("order_events"), "{text}");
-
-    orders
-        .batch_execute("drop table orders")
-        .await
-        .expect("a drop");
-    let broken = engine.tool(&["load"], &format!("{text}\nselect nothing from nowhere;"));
-    assert!(!broken.status.success());
-    let load = engine.tool(&["load"], &text);
-    assert!(
-        load.status.success(),
-        "{}",
-        String::from_utf8_lossy(&load.stderr)
-    );
-    let again = orders
-        .execute("update orders set note = note || '!'", &[])
-        .await;
-    assert_eq!(again.expect("its own table"), 1);
-    let shown = engine.tool(
-        &["psql", "-At", "-c", "select note, current_user from orders"],
-        "",
-    );
-    assert_eq!(
-        String::from_utf8_lossy(&shown.stdout),
-        "a 'b' c!|orders_db\n"
-    );
 }
