@@ -92,3 +92,43 @@ impl fmt::Display for Problem {
 }
 
 impl std::error::Error for Problem {}
+
+/// Names longer than this are nobody's slip of the finger.
+const NAME_MAX_BYTES: usize = 128;
+
+/// The name among `known` that was probably meant: at most every third letter is another, or in another place.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if name.len() > NAME_MAX_BYTES {
+        return None;
+    }
+    let most = name.chars().count().div_ceil(3).max(1);
+    let distances = known
+        .into_iter()
+        .map(|other| (strsim::damerau_levenshtein(name, other), other));
+    let (distance, other) = distances.min()?;
+    (distance <= most).then_some(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_one_that_was_probably_meant() {
+        let known = ["payment", "cart", "orders-db"];
+        let long = "payment".repeat(100);
+        for (asked, found) in [
+            ("paymnt", Some("payment")),
+            ("apyment", Some("payment")),
+            ("card", Some("cart")),
+            // Three letters are missing of six.
+            ("orders", None),
+            ("zebra", None),
+            ("", None),
+            (long.as_str(), None),
+        ] {
+            assert_eq!(nearest(asked, known), found, "{asked}");
+        }
+        assert_eq!(nearest("web", []), None);
+    }
+}

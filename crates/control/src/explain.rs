@@ -1,5 +1,6 @@
 //! Why a thing is as it is: the reasons that were stored with decisions, newest first. Nothing is guessed here.
 
+use api::problem::Problem;
 use api::wire::{Because, Explanation};
 use model::compute::ReleaseOrigin;
 use model::control::{NodeRecord, Reason, Rollout, Standing};
@@ -8,6 +9,7 @@ use model::signals::Event;
 use plan::Now;
 
 use crate::handlers::{rollout_of, serving_instead};
+use crate::problems;
 use crate::state::Shared;
 use crate::views;
 use crate::world::Entry;
@@ -28,6 +30,29 @@ pub fn resource(
         .or_else(|| route(shared, events, project, subject, now))
         .or_else(|| secret(shared, events, project, subject))
         .or_else(|| gone(events, project, subject))
+}
+
+/// What nobody knows of, with the name that was probably meant.
+pub fn unknown(shared: &Shared, project: &ProjectName, subject: &str, now: Now) -> Problem {
+    let world = &shared.world;
+    if !world.projects().contains(project) {
+        return problems::no_project(world, project);
+    }
+    let instances = views::instances(shared, project, now);
+    let services = world.services_of(project).map(|(name, ..)| name.as_str());
+    let secrets = world.secrets_of(project).map(|(name, _)| name.as_str());
+    let routes = world.routes_of(project).map(|(place, _)| place.as_str());
+    let known = services
+        .chain(secrets)
+        .chain(routes)
+        .chain(instances.iter().map(|view| view.name.as_str()))
+        .chain(world.nodes.keys().map(NodeName::as_str));
+    problems::missing(
+        format!("`{subject}` in project {project}"),
+        subject,
+        known,
+        "ask about a service, an instance, a route or a node; `mainland ps` lists them",
+    )
 }
 
 fn finish(subject: &str, now: String, mut because: Vec<Because>) -> Explanation {

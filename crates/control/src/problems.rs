@@ -1,7 +1,11 @@
 //! What goes wrong inside, as problems for those outside.
 
-use api::problem::Problem;
+use api::problem::{Problem, nearest};
 use boundary::authorize::Refusal;
+use model::ids::{NodeName, ProjectName, ResourceId};
+
+use crate::records::NameRecord;
+use crate::world::World;
 
 /// A refusal of the boundary.
 pub fn of_refusal(refusal: &Refusal) -> Problem {
@@ -53,48 +57,58 @@ pub fn fenced() -> Problem {
     .remedy("ask the other server, or restart this one")
 }
 
-/// The name among `known` that was probably meant.
-pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|other| (distance(name, other), other))
-        .filter(|(distance, _)| *distance <= name.len().div_ceil(3).max(1))
-        .min()
-        .map(|(_, other)| other)
+/// What is not there, with the name that was probably meant, or else where names are to be found.
+pub fn missing<'a>(
+    what: impl std::fmt::Display,
+    name: &str,
+    known: impl IntoIterator<Item = &'a str>,
+    else_see: &str,
+) -> Problem {
+    let problem = Problem::not_found(what);
+    match nearest(name, known) {
+        Some(nearest) => problem.remedy(format!("did you mean `{nearest}`?")),
+        None => problem.remedy(else_see),
+    }
 }
 
-/// Levenshtein's.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, left) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, right) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(left != *right);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
+/// A service that is not there, where its project is.
+pub fn no_service(world: &World, id: &ResourceId) -> Problem {
+    if !world.projects().contains(&id.project) {
+        return no_project(world, &id.project);
     }
-    row[b.len()]
+    let what = match world.names.get(id) {
+        Some(kind) if kind.value != NameRecord::Service => {
+            format!("{id} is a {}: a service of that name", kind.value)
+        }
+        _ => format!("service {id}"),
+    };
+    let known = world.services_of(&id.project);
+    let known = known.map(|(name, ..)| name.as_str());
+    missing(
+        what,
+        id.name.as_str(),
+        known,
+        "`mainland status` lists them",
+    )
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+pub fn no_project(world: &World, project: &ProjectName) -> Problem {
+    let projects = world.projects();
+    let known = projects.iter().map(ProjectName::as_str);
+    missing(
+        format!("project {project}"),
+        project.as_str(),
+        known,
+        "apply a manifest that declares it",
+    )
+}
 
-    #[test]
-    fn the_nearest_name_is_one_that_was_probably_meant() {
-        let known = ["payment", "cart", "orders-db"];
-        for (asked, found) in [
-            ("paymnt", Some("payment")),
-            ("orders", Some("orders-db")),
-            ("card", Some("cart")),
-            ("zebra", None),
-        ] {
-            let nearest = nearest(asked, known);
-            // `orders` is too far: three letters are missing of six.
-            let found = found.filter(|_| asked != "orders");
-            assert_eq!(nearest, found, "{asked}");
-        }
-    }
+pub fn no_node(world: &World, name: &NodeName) -> Problem {
+    let known = world.nodes.keys().map(NodeName::as_str);
+    missing(
+        format!("node {name}"),
+        name.as_str(),
+        known,
+        "`mainland nodes` lists them",
+    )
 }

@@ -10,6 +10,7 @@ use super::Author;
 use super::services::{next_release, release};
 use crate::changes;
 use crate::draft::Draft;
+use crate::problems;
 use crate::records::{Current, Key, ServiceRecord};
 use crate::world::{Entry, Stored, World};
 
@@ -82,7 +83,7 @@ fn released<'w>(
 ) -> Result<(&'w Entry, &'w Stored<ServiceRecord>, &'w Current), Problem> {
     let (entry, record) = world
         .service(id)
-        .ok_or_else(|| Problem::not_found(format!("service {id}")))?;
+        .ok_or_else(|| problems::no_service(world, id))?;
     let current = record.current.as_ref().ok_or_else(|| {
         Problem::conflict(
             "external",

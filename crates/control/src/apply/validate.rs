@@ -4,7 +4,7 @@ mod engines;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::problem::Problem;
+use api::problem::{Problem, nearest};
 use boundary::authorize::Change as Admitted;
 use model::compute::{Service, Work};
 use model::ids::{ProjectName, ResourceName};
@@ -80,7 +80,7 @@ impl<'a> Known<'a> {
 
     fn nearest(&self, name: &ResourceName) -> Option<&str> {
         let known = self.services.keys().copied().chain(&self.secrets);
-        problems::nearest(name.as_str(), known.map(ResourceName::as_str))
+        nearest(name.as_str(), known.map(ResourceName::as_str))
     }
 }
 
@@ -209,7 +209,7 @@ fn check_route(
     }
     if !known.services.contains_key(&route.to) {
         let known = known.services.keys().map(|name| name.as_str());
-        let nearest = problems::nearest(route.to.as_str(), known);
+        let nearest = nearest(route.to.as_str(), known);
         return Err(unknown(
             format!(
                 "the route {place} leads to `{}`, which is no service",

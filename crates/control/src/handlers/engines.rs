@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::projects;
 use crate::call::{Answer, Call};
-use crate::problems::nearest;
+use crate::problems;
 use crate::state::Server;
 use crate::views;
 
@@ -242,12 +242,13 @@ fn instance_of(server: &Server, id: &ResourceId) -> Result<Option<InstanceView>,
     let engines = engines.ok_or_else(|| projects::unknown(server, &id.project))?;
     let found = engines.iter().find(|(view, _)| view.name == id.name);
     found.map(|(_, instance)| instance.clone()).ok_or_else(|| {
-        let problem = Problem::not_found(format!("database or topic {id}"));
         let names = engines.iter().map(|(view, _)| view.name.as_str());
-        match nearest(id.name.as_str(), names) {
-            Some(nearest) => problem.remedy(format!("did you mean `{nearest}`?")),
-            None => problem.remedy("`mainland db list` and `mainland topic list` name them"),
-        }
+        problems::missing(
+            format!("database or topic {id}"),
+            id.name.as_str(),
+            names,
+            "`mainland db list` and `mainland topic list` name them",
+        )
     })
 }
 

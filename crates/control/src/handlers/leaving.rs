@@ -9,10 +9,10 @@ use model::control::{NodeRecord, Reason, Standing};
 use model::ids::{NodeName, ResourceId};
 use model::signals::Level;
 
-use super::nodes::missing;
 use crate::call::{self, Answer, Call};
 use crate::draft::Draft;
 use crate::events::About;
+use crate::problems;
 use crate::records::Key;
 use crate::state::Server;
 use crate::world::World;
@@ -26,7 +26,8 @@ pub async fn remove(server: Arc<Server>, call: Call) -> Answer {
     let if_match = call.if_match()?;
     let (lost_volumes, _) = server
         .change(|world: &World| {
-            let record = world.nodes.get(&name).ok_or_else(|| missing(&name))?;
+            let missing = || problems::no_node(world, &name);
+            let record = world.nodes.get(&name).ok_or_else(missing)?;
             if_match.check(format!("node {name}"), Some(record))?;
             check_may_leave(world, record)?;
             let mut draft = Draft::new();

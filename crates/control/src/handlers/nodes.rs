@@ -48,8 +48,8 @@ pub async fn list(server: Arc<Server>, _: Call) -> Answer {
     }))
 }
 
-pub(super) fn missing(name: &NodeName) -> Problem {
-    Problem::not_found(format!("node {name}")).remedy("`mainland nodes` lists them")
+fn missing(server: &Server, name: &NodeName) -> Problem {
+    server.look(|world| problems::no_node(world, name))
 }
 
 pub async fn explain(server: Arc<Server>, call: Call) -> Answer {
@@ -57,7 +57,9 @@ pub async fn explain(server: Arc<Server>, call: Call) -> Answer {
     let events = server.events.since(0);
     let now = server.clock.now();
     let explanation = server.with(|shared| explain::node(shared, &events, &name, now));
-    Ok(call::json(&explanation.ok_or_else(|| missing(&name))?))
+    Ok(call::json(
+        &explanation.ok_or_else(|| missing(&server, &name))?,
+    ))
 }
 
 pub async fn cordon(server: Arc<Server>, mut call: Call) -> Answer {
@@ -66,7 +68,8 @@ pub async fn cordon(server: Arc<Server>, mut call: Call) -> Answer {
     let if_match = call.if_match()?;
     server
         .change(|world: &World| {
-            let record = world.nodes.get(&name).ok_or_else(|| missing(&name))?;
+            let missing = || problems::no_node(world, &name);
+            let record = world.nodes.get(&name).ok_or_else(missing)?;
             if_match.check(format!("node {name}"), Some(record))?;
             let mut draft = Draft::new();
             if record.cordoned != cordoned {
@@ -94,7 +97,7 @@ pub async fn cordon(server: Arc<Server>, mut call: Call) -> Answer {
         .await;
     let now = server.clock.now();
     let view = server.with(|shared| views::node_of(shared, &name, now));
-    Ok(call::json(&view.ok_or_else(|| missing(&name))?))
+    Ok(call::json(&view.ok_or_else(|| missing(&server, &name))?))
 }
 
 /// An operator knows what the leader can't: that the nodes that vanished at once are gone. Repeated, it does nothing.
@@ -307,7 +310,7 @@ pub async fn renew(server: Arc<Server>, mut call: Call) -> Answer {
     let name = call.node()?;
     let ask: CertificateRequest = call.json().await?;
     if server.look(|world| !world.nodes.contains_key(&name)) {
-        return Err(missing(&name));
+        return Err(missing(&server, &name));
     }
     let chain = issue(&server, &ask.request, Holder::Node(name))?;
     Ok(call::json(&joined(&server, chain)))
@@ -412,7 +415,7 @@ fn acknowledge_forgetting(shared: &mut Shared, name: &NodeName, beat: &Heartbeat
 pub async fn desired(server: Arc<Server>, call: Call) -> Answer {
     let name = call.node()?;
     if server.look(|world| !world.nodes.contains_key(&name)) {
-        return Err(missing(&name));
+        return Err(missing(&server, &name));
     }
     server.changed.notify_one();
     if !server.turns.whole().await {
@@ -465,7 +468,7 @@ fn follow(
 pub async fn tunnel(server: Arc<Server>, call: Call) -> Answer {
     let name = call.node()?;
     if server.look(|world| !world.nodes.contains_key(&name)) {
-        return Err(missing(&name));
+        return Err(missing(&server, &name));
     }
     tunnel::accept(&server, name, call.request)
 }

@@ -17,6 +17,7 @@ use crate::call::{self, Answer, Call, IfMatch};
 use crate::draft::Draft;
 use crate::explain;
 use crate::idempotency::Remember;
+use crate::problems;
 use crate::records::artifact_of;
 use crate::state::{CommitError, Server};
 use crate::views;
@@ -47,12 +48,7 @@ pub async fn status(server: Arc<Server>, call: Call) -> Answer {
 }
 
 pub fn unknown(server: &Server, project: &ProjectName) -> Problem {
-    let problem = Problem::not_found(format!("project {project}"));
-    let projects = server.look(|world| world.projects());
-    match crate::problems::nearest(project.as_str(), projects.iter().map(ProjectName::as_str)) {
-        Some(nearest) => problem.remedy(format!("did you mean `{nearest}`?")),
-        None => problem.remedy("apply a manifest that declares it"),
-    }
+    server.look(|world| problems::no_project(world, project))
 }
 
 pub async fn explain(server: Arc<Server>, call: Call) -> Answer {
@@ -62,11 +58,9 @@ pub async fn explain(server: Arc<Server>, call: Call) -> Answer {
     let now = server.clock.now();
     let explanation =
         server.with(|shared| explain::resource(shared, &events, &project, &subject, now));
-    let explanation = explanation.ok_or_else(|| {
-        Problem::not_found(format!("`{subject}` in project {project}"))
-            .remedy("ask about a service, an instance, a route or a node; `mainland ps` lists them")
-    })?;
-    Ok(call::json(&explanation))
+    let unexplained =
+        || server.with(|shared| explain::unknown(shared, &project, &subject, server.clock.now()));
+    Ok(call::json(&explanation.ok_or_else(unexplained)?))
 }
 
 pub async fn delete(server: Arc<Server>, call: Call) -> Answer {

@@ -12,6 +12,7 @@ use store::{Error, Event, Revision, Watcher};
 use super::projects;
 use crate::apply;
 use crate::call::{self, Answer, Call};
+use crate::problems;
 use crate::records::{self, Key, ServiceRecord};
 use crate::state::Server;
 use crate::views;
@@ -54,25 +55,24 @@ pub async fn get(server: Arc<Server>, call: Call) -> Answer {
         let all = views::resources(world, &project, kind);
         all.into_iter().find(|(known, ..)| *known == name)
     });
-    let (_, value, revision) = found.ok_or_else(|| missing(&server, &project, kind, &name))?;
+    let missing = || server.look(|world| missing(world, &project, kind, &name));
+    let (_, value, revision) = found.ok_or_else(missing)?;
     Ok(call::tagged(&value, revision))
 }
 
-fn missing(server: &Server, project: &ProjectName, kind: Kind, name: &str) -> Problem {
-    let problem = Problem::not_found(format!(
-        "{} {project}/{name}",
-        kind.as_str().trim_end_matches('s')
-    ));
-    let known: Vec<String> = server.look(|world| {
-        views::resources(world, project, kind)
-            .into_iter()
-            .map(|(name, ..)| name)
-            .collect()
-    });
-    match crate::problems::nearest(name, known.iter().map(String::as_str)) {
-        Some(nearest) => problem.remedy(format!("did you mean `{nearest}`?")),
-        None => problem,
+fn missing(world: &World, project: &ProjectName, kind: Kind, name: &str) -> Problem {
+    if !world.projects().contains(project) {
+        return problems::no_project(world, project);
     }
+    let noun = kind.as_str().trim_end_matches('s');
+    let resources = views::resources(world, project, kind);
+    let known = resources.iter().map(|(name, ..)| name.as_str());
+    problems::missing(
+        format!("{noun} {project}/{name}"),
+        name,
+        known,
+        &format!("`mainland get {}` lists them", kind.as_str()),
+    )
 }
 
 pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
@@ -91,7 +91,11 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
                 delete_data,
                 if_match,
                 &author,
-            )?;
+            );
+            let step = step.map_err(|problem| match problem.status {
+                404 => missing(world, &project, kind, &name),
+                _ => problem,
+            })?;
             Ok((step.draft, step.change))
         })
         .await?;
@@ -129,7 +133,7 @@ async fn watch(
             };
             return Ok(call::lines(stream::iter([told])));
         }
-        Err(error) => return Err(crate::problems::of_store(&error)),
+        Err(error) => return Err(problems::of_store(&error)),
     };
     Ok(call::lines(changes(server, watcher, prefix, kind)))
 }

@@ -46,10 +46,6 @@ pub async fn put(server: Arc<Server>, mut call: Call) -> Answer {
     Ok(call::json(&applied))
 }
 
-fn missing(id: &ResourceId) -> Problem {
-    Problem::not_found(format!("service {id}"))
-}
-
 pub async fn scale(server: Arc<Server>, mut call: Call) -> Answer {
     let id = call.resource("service")?;
     let ask: wire::SetScale = call.json().await?;
@@ -63,7 +59,8 @@ pub async fn scale(server: Arc<Server>, mut call: Call) -> Answer {
     let limits = server.limits;
     let (before, _) = server
         .change(|world: &World| {
-            let (entry, record) = world.service(&id).ok_or_else(|| missing(&id))?;
+            let missing = || problems::no_service(world, &id);
+            let (entry, record) = world.service(&id).ok_or_else(missing)?;
             if record.spec.is_external() {
                 return Err(Problem::conflict(
                     "external",
@@ -119,7 +116,8 @@ fn admit(
 pub async fn releases(server: Arc<Server>, call: Call) -> Answer {
     let id = call.resource("service")?;
     server.look(|world| {
-        let (entry, record) = world.service(&id).ok_or_else(|| missing(&id))?;
+        let missing = || problems::no_service(world, &id);
+        let (entry, record) = world.service(&id).ok_or_else(missing)?;
         let current = record.current.as_ref().map(|current| current.number);
         let newest_first = entry.releases.values().rev();
         let items = newest_first.map(|release| wire::ReleaseView {
@@ -144,7 +142,8 @@ pub async fn release(server: Arc<Server>, call: Call) -> Answer {
     let id = call.resource("service")?;
     let number = ReleaseNumber(call.parameter("number")?);
     server.look(|world| {
-        let entry = world.services.get(&id).ok_or_else(|| missing(&id))?;
+        let missing = || problems::no_service(world, &id);
+        let entry = world.services.get(&id).ok_or_else(missing)?;
         let release = entry.releases.get(&number);
         let release =
             release.ok_or_else(|| Problem::not_found(format!("release {number} of {id}")))?;
@@ -155,7 +154,8 @@ pub async fn release(server: Arc<Server>, call: Call) -> Answer {
 pub async fn rollout(server: Arc<Server>, call: Call) -> Answer {
     let id = call.resource("service")?;
     server.look(|world| {
-        let (entry, record) = world.service(&id).ok_or_else(|| missing(&id))?;
+        let missing = || problems::no_service(world, &id);
+        let (entry, record) = world.service(&id).ok_or_else(missing)?;
         let rollout = rollout_of(entry).ok_or_else(|| {
             Problem::not_found(format!("a rollout of {id}"))
                 .detail("what runs elsewhere has no releases to roll out")

@@ -10,6 +10,7 @@ use model::ids::ResourceId;
 use super::projects;
 use crate::call::{self, Answer, Call};
 use crate::draft::Draft;
+use crate::problems;
 use crate::records::Key;
 use crate::state::Server;
 use crate::world::World;
@@ -20,7 +21,7 @@ pub async fn steer(server: Arc<Server>, mut call: Call) -> Answer {
     let author = projects::author(&server, &call.principal);
     let (rollout, _) = server
         .change(|world: &World| {
-            let unknown = || Problem::not_found(format!("service {id}"));
+            let unknown = || problems::no_service(world, &id);
             let (entry, record) = world.service(&id).ok_or_else(unknown)?;
             let current = record.current.as_ref().map(|current| current.number);
             let stored = entry.rollout.as_ref();

@@ -1,12 +1,12 @@
 //! Changes: applies, releases, rollouts, conditions, keys, watches.
 
-use api::wire::{Action, Apply, Kind, Rollback, WatchEvent};
+use api::wire::{self, Action, Apply, Kind, Rollback, WatchEvent};
 use futures_util::StreamExt;
 use http::Method;
 use model::boundary::AuditOutcome;
 use model::compute::{ArtifactForm, ArtifactRef, Work};
 use model::control::RolloutPhase;
-use model::ids::{Digest, ReleaseNumber};
+use model::ids::{Digest, NodeName, ReleaseNumber};
 use model::traffic::Route;
 use model::units::{Bytes, Span};
 
@@ -466,6 +466,63 @@ async fn mistakes_are_named() {
         code(cloud.client.status(&"nowhere".parse().unwrap()).await),
         "not-found"
     );
+}
+
+#[tokio::test]
+async fn a_name_that_is_not_there_is_answered_by_the_nearest_that_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _node = cloud.join("node-a").await;
+    let mut apply = apply_of(&[("payment", service(1))]);
+    let secret = model::boundary::SecretSource::Generate { bytes: 32 };
+    apply.secrets.insert(name("session-key"), secret);
+    cloud.apply(&apply).await;
+    let (client, shop, near) = (&cloud.client, project(), name("paymnt"));
+    let to = Rollback::default();
+    let told = [
+        client.scale(&shop, &near, 2).await.map(drop),
+        client.restart(&shop, &near, &key()).await.map(drop),
+        client.rollback(&shop, &near, &to, &key()).await.map(drop),
+        client.releases(&shop, &near).await.map(drop),
+        client.rollout(&shop, &near).await.map(drop),
+        client
+            .steer_rollout(&shop, &near, wire::Steer::Pause)
+            .await
+            .map(drop),
+        client
+            .resource(&shop, Kind::Services, "paymnt")
+            .await
+            .map(drop),
+        client
+            .delete(&shop, Kind::Services, "paymnt", false)
+            .await
+            .map(drop),
+        client.explain(&shop, "paymnt").await.map(drop),
+    ];
+    for (index, told) in told.into_iter().enumerate() {
+        let told = told.unwrap_err();
+        assert_eq!(told.code(), Some("not-found"), "{index}: {told}");
+        let told = told.to_string();
+        assert!(told.contains("did you mean `payment`?"), "{index}: {told}");
+    }
+    let node: NodeName = "node-b".parse().unwrap();
+    let nodes = [
+        client.cordon(&node, true).await.map(drop),
+        client.remove_node(&node, true).await.map(drop),
+        client.explain_node(&node).await.map(drop),
+    ];
+    for told in nodes {
+        let told = told.unwrap_err().to_string();
+        assert!(told.contains("did you mean `node-a`?"), "{told}");
+    }
+    let other = client.scale(&"shpo".parse().unwrap(), &near, 2).await;
+    let other = other.unwrap_err().to_string();
+    assert!(other.contains("did you mean `shop`?"), "{other}");
+    let far = client.restart(&shop, &name("zebra"), &key()).await;
+    assert!(far.unwrap_err().to_string().contains("mainland status"));
+    let secret = client.scale(&shop, &name("session-key"), 2).await;
+    let secret = secret.unwrap_err().to_string();
+    assert!(secret.contains("session-key is a secret"), "{secret}");
 }
 
 #[tokio::test]
