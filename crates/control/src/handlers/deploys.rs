@@ -75,10 +75,68 @@ pub async fn end(server: Arc<Server>, call: Call) -> Answer {
     Ok(call::json(&ended))
 }
 
-/// What is applied must not come in between what somebody deploys.
-pub fn check(server: &Server, call: &Call, project: &ProjectName) -> Result<(), Problem> {
-    let id: String = call.asks("deploy", String::new())?;
-    server.look(|world| refuse_other(world, project, &id, server.now()))
+/// Under which deploy something is applied. It is looked at on the world that the change is planned on, and by the store as the change is
+/// written: who deploys may change in between.
+pub struct Under {
+    project: ProjectName,
+    /// `None`: under none, so that nobody may deploy meanwhile.
+    id: Option<String>,
+}
+
+/// Who deploys, as it was looked at.
+pub struct Held {
+    project: ProjectName,
+    record: Option<Stored<DeployRecord>>,
+}
+
+impl Under {
+    pub fn of(call: &Call, project: &ProjectName) -> Self {
+        let id = call.query.get("deploy").filter(|id| !id.is_empty());
+        Self {
+            project: project.clone(),
+            id: id.cloned(),
+        }
+    }
+
+    /// What is applied must not come in between what somebody else deploys.
+    pub fn look(&self, world: &World, now: Timestamp) -> Result<Held, Problem> {
+        let known = world.deploys.get(&self.project);
+        match &self.id {
+            Some(id) if known.is_none_or(|known| known.id != *id) => {
+                let other = known.filter(|known| is_held(known, now));
+                return Err(lost(&self.project, other));
+            }
+            Some(_) => {}
+            None => refuse_other(world, &self.project, "", now)?,
+        }
+        Ok(Held {
+            project: self.project.clone(),
+            record: known.cloned(),
+        })
+    }
+}
+
+impl Held {
+    /// Lets the draft be written only while that is so.
+    pub fn bind(&self, draft: &mut Draft) {
+        draft.only_if(Key::Deploy(self.project.clone()), self.record.as_ref());
+    }
+}
+
+fn lost(project: &ProjectName, other: Option<&Stored<DeployRecord>>) -> Problem {
+    let since = |other: &Stored<DeployRecord>| {
+        let since = other.since.strftime("%H:%M:%S");
+        format!(
+            "; {} ({}) deploys since {since}",
+            other.holder, other.client
+        )
+    };
+    let title = format!(
+        "this deploy of {project} is no longer held: it was ended, or silent for {} s{}",
+        HELD_FOR.as_secs(),
+        other.map_or_else(String::new, since)
+    );
+    Problem::conflict("deploy-lost", title).remedy("look at `mainland status`, then deploy again")
 }
 
 fn refuse_other(
@@ -151,5 +209,63 @@ mod tests {
         }
         let other: ProjectName = "shop-staging".parse().unwrap();
         assert!(refuse_other(&world, &other, "", at(105)).is_ok());
+    }
+
+    #[test]
+    fn what_is_applied_under_a_deploy_needs_it_to_be_held() {
+        let at = |second: i64| Timestamp::from_second(1_700_000_000 + second).unwrap();
+        let project: ProjectName = "shop".parse().unwrap();
+        let held = DeployRecord {
+            id: "one".to_owned(),
+            holder: model::boundary::PrincipalName("admin:root".to_owned()),
+            client: "root@here, pid 7".to_owned(),
+            since: at(0),
+            renewed_at: at(100),
+        };
+        // Who holds it; who applies; when; what is answered, and whom it names.
+        let table = [
+            (None, None, 105, "", ""),
+            (None, Some("one"), 105, "deploy-lost", ""),
+            (Some("one"), Some("one"), 105, "", ""),
+            // Silent for long, and nobody else came: it is still its own.
+            (Some("one"), Some("one"), 500, "", ""),
+            (Some("two"), Some("one"), 105, "deploy-lost", "root@here"),
+            (Some("two"), Some("one"), 500, "deploy-lost", ""),
+            (Some("two"), None, 105, "deploy-in-progress", "root@here"),
+            (Some("two"), None, 500, "", ""),
+        ];
+        for (holder, id, second, code, names) in table {
+            let mut world = World::default();
+            if let Some(holder) = holder {
+                let held = DeployRecord {
+                    id: holder.to_owned(),
+                    ..held.clone()
+                };
+                world.deploys.insert(project.clone(), stored(held));
+            }
+            let under = Under {
+                project: project.clone(),
+                id: id.map(str::to_owned),
+            };
+            let case = format!("{holder:?} {id:?} {second}");
+            match under.look(&world, at(second)) {
+                Ok(held) => {
+                    assert_eq!(code, "", "{case}");
+                    let mut draft = Draft::new();
+                    held.bind(&mut draft);
+                    let conditions = draft.transaction.conditions;
+                    assert_eq!(conditions.len(), 1, "{case}");
+                    assert_eq!(conditions[0].key(), "deploy/shop", "{case}");
+                }
+                Err(problem) => {
+                    assert_eq!(
+                        (problem.status, problem.code.as_str()),
+                        (409, code),
+                        "{case}"
+                    );
+                    assert!(problem.title.contains(names), "{case}: {}", problem.title);
+                }
+            }
+        }
     }
 }

@@ -67,7 +67,7 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
     let project = call.project()?;
     let delete_data = call.asks("delete_data", false)?;
     let author = author(&server, &call.principal);
-    let removed = write_steps(&server, None, |world| {
+    let removed = write_steps(&server, None, None, |world| {
         let steps = apply::remove_project(world, &project, delete_data, &author)?;
         Ok(Planned {
             steps,
@@ -95,22 +95,14 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
 
 pub async fn apply(server: Arc<Server>, mut call: Call) -> Answer {
     let project = call.project()?;
-    let dry_run = call.asks("dry_run", false)?;
-    if !dry_run {
-        deploys::check(&server, &call, &project)?;
-    }
+    let terms = Terms {
+        if_match: IfMatch::Nothing,
+        dry_run: call.asks("dry_run", false)?,
+        under: deploys::Under::of(&call, &project),
+        remember: call.request.extensions().get::<Remember>().cloned(),
+    };
     let ask: wire::Apply = call.json().await?;
-    let remember = call.request.extensions().get::<Remember>().cloned();
-    let applied = run(
-        &server,
-        &project,
-        &ask,
-        &call.principal,
-        IfMatch::Nothing,
-        dry_run,
-        remember,
-    )
-    .await?;
+    let applied = run(&server, &project, &ask, &call.principal, terms).await?;
     Ok(call::json(&applied))
 }
 
@@ -121,16 +113,27 @@ pub fn author(server: &Server, principal: &Principal) -> Author {
     }
 }
 
+/// What an apply rests on.
+pub struct Terms {
+    /// Of the service, where one is applied alone.
+    pub if_match: IfMatch,
+    /// Says what it would do: under no deploy, and nothing is remembered.
+    pub dry_run: bool,
+    pub under: deploys::Under,
+    pub remember: Option<Remember>,
+}
+
 /// Applies, or says what it would do.
 pub async fn run(
     server: &Arc<Server>,
     project: &ProjectName,
     ask: &wire::Apply,
     principal: &Principal,
-    if_match: IfMatch,
-    dry_run: bool,
-    remember: Option<Remember>,
+    terms: Terms,
 ) -> Result<wire::Applied, Problem> {
+    let Terms {
+        if_match, dry_run, ..
+    } = terms;
     let author = author(server, principal);
     let values = values(ask)?;
     let digests: BTreeSet<Digest> = ask
@@ -161,7 +164,7 @@ pub async fn run(
             server.look(|world| Ok::<_, Problem>((plan(world)?, world.revision)))?;
         return Ok(applied(&planned, true, revision.to_string()));
     }
-    let (applied, wrote) = write_steps(server, remember, plan).await?;
+    let (applied, wrote) = write_steps(server, Some(&terms.under), terms.remember, plan).await?;
     if wrote {
         server
             .audited(author.name, "apply", project, lines(&applied.changes))
@@ -215,6 +218,7 @@ pub fn lines(changes: &[wire::Change]) -> Vec<String> {
 /// in several, in order; if a later one fails, the problem says how much is done, and the same request again does the rest.
 async fn write_steps(
     server: &Arc<Server>,
+    under: Option<&deploys::Under>,
     remember: Option<Remember>,
     plan: impl Fn(&crate::world::World) -> Result<Planned, Problem>,
 ) -> Result<(wire::Applied, bool), Problem> {
@@ -222,12 +226,18 @@ async fn write_steps(
     let mut done = 0;
     let mut first: Option<wire::Applied> = None;
     for _ in 0..ATTEMPTS {
-        let (planned, at) =
-            server.look(|world| Ok::<_, Problem>((plan(world)?, world.revision)))?;
+        let looked = server.look(|world| {
+            let held = under.map(|under| under.look(world, server.now()));
+            Ok::<_, Problem>((held.transpose()?, plan(world)?, world.revision))
+        });
+        let (held, planned, at) = looked.map_err(|problem| partly(problem, done))?;
         let answer = applied(&planned, false, at.to_string());
         // What an earlier attempt has written is no longer a change now: the first plan is what was done.
         let answer = first.get_or_insert(answer).clone();
-        let drafts = Draft::pack(planned.steps.into_iter().map(|Step { draft, .. }| draft));
+        let mut drafts = Draft::pack(planned.steps.into_iter().map(|Step { draft, .. }| draft));
+        if let Some(held) = &held {
+            drafts.iter_mut().for_each(|draft| held.bind(draft));
+        }
         match write(server, drafts, remember.as_ref(), &answer, &mut done).await {
             Ok(Some(revision)) => {
                 server.changed.notify_one();

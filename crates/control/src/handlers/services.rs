@@ -23,26 +23,18 @@ use crate::world::{Entry, World};
 pub async fn put(server: Arc<Server>, mut call: Call) -> Answer {
     let id = call.resource("name")?;
     let spec: Service = call.json().await?;
-    let dry_run = call.asks("dry_run", false)?;
-    if !dry_run {
-        deploys::check(&server, &call, &id.project)?;
-    }
-    let if_match = call.if_match()?;
+    let terms = projects::Terms {
+        if_match: call.if_match()?,
+        dry_run: call.asks("dry_run", false)?,
+        under: deploys::Under::of(&call, &id.project),
+        remember: None,
+    };
     let ask = wire::Apply {
         services: BTreeMap::from([(id.name.clone(), spec)]),
         undo_rollback: call.asks("undo_rollback", false)?,
         ..wire::Apply::default()
     };
-    let applied = projects::run(
-        &server,
-        &id.project,
-        &ask,
-        &call.principal,
-        if_match,
-        dry_run,
-        None,
-    )
-    .await?;
+    let applied = projects::run(&server, &id.project, &ask, &call.principal, terms).await?;
     Ok(call::json(&applied))
 }
 

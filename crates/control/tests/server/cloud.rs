@@ -80,6 +80,7 @@ pub enum Memory {
     /// Shared by the servers of one test, one after the other.
     Ram(MemoryStore),
     Disk,
+    Other(Arc<dyn store::Store>),
 }
 
 pub struct Cloud {
@@ -118,6 +119,7 @@ pub fn options(directory: &Path, memory: &Memory, api: SocketAddr, nodes: Socket
         client_file: directory.join("client.json"),
         open_store: Box::new(move |directory| match memory {
             Memory::Ram(store) => Ok(Arc::new(store)),
+            Memory::Other(store) => Ok(store),
             Memory::Disk => {
                 let options = store::sqlite::Options::new(directory.join("store.db"));
                 Ok(Arc::new(SqliteStore::open(options)?))
@@ -128,7 +130,7 @@ pub fn options(directory: &Path, memory: &Memory, api: SocketAddr, nodes: Socket
     }
 }
 
-fn any() -> SocketAddr {
+pub fn any() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 

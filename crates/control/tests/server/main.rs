@@ -3,6 +3,7 @@
 mod artifacts;
 mod changes;
 mod cloud;
+mod deploys;
 mod engines;
 mod keys;
 mod nodes;
