@@ -42,6 +42,9 @@ pub struct ServiceStatus {
     /// Requests waiting for an endpoint, as nodes last told.
     pub demand: u32,
     pub reason: Option<Reason>,
+    /// Why what is lacking can't come until somebody changes the file, a secret or the machines. Absent: nothing is, or it may still come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck: Option<Reason>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

@@ -1,5 +1,7 @@
 //! How a project is: its services and routes, and what wants attention.
 
+mod stuck;
+
 use std::collections::BTreeMap;
 
 use api::wire::{InstanceView, ProjectStatus, RouteStatus, ServiceStatus};
@@ -28,11 +30,19 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
     }
     let instances = instances(shared, project, now);
     let picture = Picture::of(&shared.world);
+    let waiting = stuck::Picture {
+        world: &shared.world,
+        project,
+        instances: &instances,
+    };
+    // While a brake is on, nothing is decided that could help.
+    let decides = shared.nodes.brake().is_none();
     let services: Vec<_> = shared
         .world
         .services_of(project)
         .map(|(name, entry, record)| {
             let mut status = service_status(shared, project, name, entry, record, &instances);
+            status.stuck = decides.then(|| waiting.stuck(name)).flatten();
             if status.reason.is_none()
                 && let Some(picture) = &picture
             {
@@ -105,6 +115,7 @@ fn service_status(
         scale: entry.scale.as_ref().map(|scale| scale.value.clone()),
         external: record.spec.is_external(),
         needs: record.spec.needs.keys().cloned().collect(),
+        stuck: None,
         demand: shared
             .observed
             .demand(&ResourceId::new(project.clone(), name.clone())),
@@ -174,7 +185,7 @@ fn attention(
     attention
 }
 
-/// That what is settled stands uneven: after a loss copies stay where they were put, and moving them is a person's choice.
+/// That what is settled stands uneven, and what becomes of it.
 fn uneven(
     picture: &Picture<'_>,
     status: &ServiceStatus,
