@@ -1,7 +1,8 @@
 //! One connection to a server or a node, and typed methods on it.
 //!
 //! HTTP/2, so that calls and watches share one connection. It is made when first needed and made anew when it broke. A call that surely did
-//! not begin says [`Error::Unreachable`]; one that may have had its effect says [`Error::Unknown`].
+//! not begin says [`Error::Unreachable`]; one that may have had its effect says [`Error::Unknown`], and one that only asks
+//! [`Error::Silent`].
 
 mod engines;
 mod nodes;
@@ -47,6 +48,9 @@ pub enum Error {
     /// It was sent, and no whole answer came.
     #[error("the answer of {address} did not come: {cause}; whether it was done is not known")]
     Unknown { address: String, cause: String },
+    /// It was asked, and no whole answer came. Nothing can have changed.
+    #[error("the answer of {address} did not come: {cause}")]
+    Silent { address: String, cause: String },
     /// The server refused, or failed and said so.
     #[error("{0}")]
     Refused(Box<Problem>),
@@ -178,6 +182,10 @@ pub fn streamed(chunks: impl futures_util::Stream<Item = Bytes> + Send + 'static
     http_body_util::StreamBody::new(frames).boxed_unsync()
 }
 
+/// Whether a request only asks, so that it changes nothing.
+#[derive(Clone, Copy)]
+struct Asks(bool);
+
 /// A client of one server, or of one node's own socket.
 pub struct Client {
     transport: Transport,
@@ -209,18 +217,20 @@ impl Client {
         timeout: Duration,
     ) -> Result<Response<Incoming>, Error> {
         self.complete(&mut request)?;
+        let asks = Asks(request.method().is_safe());
         let mut sender = self.sender().await?;
-        let answer = match tokio::time::timeout(timeout, sender.send_request(request)).await {
+        let mut answer = match tokio::time::timeout(timeout, sender.send_request(request)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
                 self.forget().await;
-                return Err(self.unknown(error));
+                return Err(self.unanswered(asks, error));
             }
             Err(_) => {
                 self.forget().await;
-                return Err(self.unknown(format!("no answer within {timeout:?}")));
+                return Err(self.unanswered(asks, format!("no answer within {timeout:?}")));
             }
         };
+        answer.extensions_mut().insert(asks);
         if answer.status().is_client_error() || answer.status().is_server_error() {
             return Err(self.problem(answer).await);
         }
@@ -270,10 +280,11 @@ impl Client {
         *self.connection.lock().await = None;
     }
 
-    fn unknown(&self, cause: impl std::fmt::Display) -> Error {
-        Error::Unknown {
-            address: self.transport.to_string(),
-            cause: cause.to_string(),
+    fn unanswered(&self, Asks(only): Asks, cause: impl std::fmt::Display) -> Error {
+        let (address, cause) = (self.transport.to_string(), cause.to_string());
+        match only {
+            true => Error::Silent { address, cause },
+            false => Error::Unknown { address, cause },
         }
     }
 
@@ -294,11 +305,12 @@ impl Client {
     }
 
     async fn read(&self, answer: Response<Incoming>) -> Result<Bytes, Error> {
+        let asks = answer.extensions().get().copied().unwrap_or(Asks(false));
         let body = Limited::new(answer.into_body(), BODY_MAX_BYTES);
         body.collect()
             .await
             .map(|whole| whole.to_bytes())
-            .map_err(|error| self.unknown(error))
+            .map_err(|error| self.unanswered(asks, error))
     }
 
     async fn decode<T: DeserializeOwned>(&self, answer: Response<Incoming>) -> Result<T, Error> {
@@ -386,4 +398,43 @@ pub fn escape(segment: &str) -> String {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_only_asks_leaves_nothing_unknown() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        // Takes what is sent, and goes away.
+        let server = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut taken = [0; 24];
+                let _ = tokio::io::AsyncReadExt::read_exact(&mut stream, &mut taken).await;
+            }
+        });
+        let client = Client::new(Transport::Tcp(address), None);
+        for (method, is_known) in [(Method::GET, true), (Method::PUT, false)] {
+            let answer = client
+                .send(request(method.clone(), "/v1/version", ""))
+                .await;
+            match answer {
+                Err(Error::Silent { .. }) if is_known => {}
+                Err(Error::Unknown { .. }) if !is_known => {}
+                other => panic!("{method}: {other:?}"),
+            }
+        }
+        server.abort();
+        drop(client);
+        let nobody = Client::new(Transport::Tcp(address), None);
+        let _ = server.await;
+        let answer = nobody.send(request(Method::PUT, "/v1/version", "")).await;
+        assert!(
+            matches!(answer, Err(Error::Unreachable { .. })),
+            "{answer:?}"
+        );
+    }
 }
