@@ -1,11 +1,12 @@
 //! What goes wrong, and what the user does meanwhile.
 
 use model::compute::ExitHow;
+use model::control::RolloutPhase;
 use model::ids::{NodeName, ResourceName};
 use rand::Rng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 
-use crate::workload::{self, SINGLE, STORE, WEB};
+use crate::workload::{self, BROKEN, SINGLE, STORE, WEB};
 use crate::world::{Event, World};
 
 #[derive(Debug, Clone)]
@@ -251,9 +252,15 @@ impl World {
     }
 
     fn last_wish(&mut self, service: ResourceName) {
-        let replicas = self.store.services[&service].replicas;
-        let spec = workload::spec(service.as_str(), false);
-        if !self.ask(&service, replicas, Some(spec)) {
+        let record = &self.store.services[&service];
+        // What is rolled out and well stays as the faults have left it: a new release would spread it anew.
+        let is_out = record.rollout.as_ref().is_some_and(|rollout| {
+            rollout.to == record.target && rollout.phase == RolloutPhase::Done
+        });
+        let is_broken = record.releases[&record.target].env.contains_key(BROKEN);
+        let replicas = record.replicas;
+        let release = (is_broken || !is_out).then(|| workload::spec(service.as_str(), false));
+        if !self.ask(&service, replicas, release) {
             self.schedule(200, Event::Fault(Fault::LastWish(service)));
         }
     }

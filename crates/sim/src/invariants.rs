@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::compute::{PlacementGroup, Purpose, Wanted};
+use model::compute::{OnPartition, PlacementGroup, Purpose, Wanted};
 use model::control::{NodeRole, RolloutPhase, Standing};
-use model::ids::{Epoch, InstanceName, NodeName, ReleaseNumber, ResourceName};
+use model::ids::{Epoch, InstanceName, NodeName, ReleaseNumber, ResourceName, ZoneName};
 use model::traffic::Road;
 
 use crate::node::{Node, Process};
@@ -216,8 +216,26 @@ impl World {
         let running = processes
             .filter(|process| process.service == *service)
             .count();
-        (running != placements.len())
-            .then(|| format!("{service} runs {running} times, not {}", placements.len()))
+        let as_often = (running != placements.len())
+            .then(|| format!("{service} runs {running} times, not {}", placements.len()));
+        as_often.or_else(|| self.uneven(service))
+    }
+
+    /// What may run beside itself and has no volume stands in the zones as evenly as it can: each has room for all of it.
+    fn uneven(&self, service: &ResourceName) -> Option<String> {
+        let record = &self.store.services[service];
+        let spec = &record.releases[&record.target];
+        let workers = self.store.nodes.values();
+        let workers = workers.filter(|node| node.role == NodeRole::Worker);
+        let in_zone = |zone: &ZoneName| {
+            let nodes = record.group.placements.iter();
+            let zones = nodes.map(|placement| &self.store.nodes[&placement.node].zone);
+            zones.filter(|other| *other == zone).count()
+        };
+        let counts: Vec<_> = workers.map(|node| in_zone(&node.zone)).collect();
+        let gap = counts.iter().max()? - counts.iter().min()?;
+        let may_move = spec.on_partition == OnPartition::Keep && spec.volumes.is_empty();
+        (may_move && gap > 1).then(|| format!("{service} stands unevenly: {counts:?}"))
     }
 
     /// What a machine must have a way to: the front door to what routes name, the others to what their instances need.

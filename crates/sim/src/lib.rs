@@ -65,12 +65,14 @@ pub enum Bug {
     ForgetsRoad,
     /// A server takes what it has of a node for all there is, whatever the digest says.
     TrustsDeltas,
+    /// A server forgets each deadline at once, so that nothing is ever quiet for long enough to even copies out.
+    ForgetsDeadlines,
     /// The store takes writes of a leader that was followed by another.
     NoFence,
 }
 
 impl Bug {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::ReplacesBeforeLeaseEnd,
         Self::ShimIgnoresLease,
         Self::FrozenTimeDoesNotCount,
@@ -79,6 +81,7 @@ impl Bug {
         Self::SaysCompleteTooSoon,
         Self::ForgetsRoad,
         Self::TrustsDeltas,
+        Self::ForgetsDeadlines,
         Self::NoFence,
     ];
 }

@@ -214,7 +214,10 @@ pub(super) fn begin(
         return Some(due);
     }
     let avoid: Vec<NodeName> = memory.avoided.keys().cloned().collect();
-    move_one(step, active, &avoid);
+    // A node to avoid is better than none: what fails there is tried again ever later.
+    if !move_one(step, active, &avoid) && !avoid.is_empty() {
+        move_one(step, active, &[]);
+    }
     // Whatever came of it, the next one is not looked for at once.
     memory.balance.quiet_since = Some(now);
     Some(memory.balance.due(now, squares, step.view.id))
@@ -236,8 +239,8 @@ fn is_well(step: &Step<'_>, rollout: &Rollout, active: ReleaseNumber) -> bool {
         && step.group.placements.iter().all(serves)
 }
 
-/// From the most crowded place from where a copy has somewhere better to go.
-fn move_one(step: &mut Step<'_>, active: ReleaseNumber, avoid: &[NodeName]) {
+/// From the most crowded place from where a copy has somewhere better to go. Says whether there was one.
+fn move_one(step: &mut Step<'_>, active: ReleaseNumber, avoid: &[NodeName]) -> bool {
     for old in crowded(step, step.spec(active).spread.by) {
         let wish = Wish {
             release: active,
@@ -252,9 +255,10 @@ fn move_one(step: &mut Step<'_>, active: ReleaseNumber, avoid: &[NodeName]) {
             let (instance, _) = step.name(None);
             let placed = step.try_place(&wish, &instance);
             debug_assert!(placed.is_ok(), "it was found a moment ago");
-            return;
+            return true;
         }
     }
+    false
 }
 
 /// Of each place with several copies the one that should go: from the node with the most of them, the newest. The most crowded place first.

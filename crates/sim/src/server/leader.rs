@@ -132,6 +132,9 @@ impl World {
             let Some(server) = &mut self.server else {
                 return Ok(());
             };
+            if self.options.bug == Some(Bug::ForgetsDeadlines) {
+                server.memories.clear();
+            }
             let decision = server.decide(name, now);
             let record = &server.services[name];
             if decision.group == record.group && decision.rollout == record.rollout {
