@@ -18,8 +18,14 @@
 //!
 //! # Once
 //!
-//! A message's id is the row's number and the identity that PostgreSQL gave these files when they were made, so a batch that is published again,
-//! because the answer or the deletion was lost, has the ids it had, and the topic knows them.
+//! A message's id is the identity that PostgreSQL gave these files when they were made, the transaction that inserted the row, and the row's number.
+//! So a batch that is published again, because the answer or the deletion was lost, has the ids it had, and the topic knows them; and numbers that
+//! are given anew, as after `truncate ... restart identity`, are not taken for those before.
+//!
+//! # What is refused
+//!
+//! A topic that takes nothing is asked again and again, each time with the rows as they are then. A batch in which something is refused is made
+//! smaller until one row is left, which is named: what comes after it waits until somebody mends or deletes it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +58,8 @@ const IDLE: Pace = Pace::new(20, 100);
 /// Deleted rows are swept when so many lie about, or fewer once nothing comes.
 const SWEEP_AFTER: usize = 20_000;
 const SWEEP_WHEN_IDLE: usize = 2_000;
+/// A topic takes the years that RFC 3339 can write.
+const TIME_MAX: &str = "9999-12-30T00:00:00Z";
 const CONTENT_TYPE: &str = "application/cloudevents-batch+json";
 
 /// A wait that doubles.
@@ -149,8 +157,21 @@ pub struct Relay {
 /// Why a batch was not taken.
 #[derive(Debug)]
 enum Refusal {
-    TooLarge,
+    /// Something in it is refused, or all of it is too large.
+    Batch(String),
     Other(String),
+}
+
+impl Refusal {
+    /// In words, for a batch of which this is the last row.
+    fn of(self, row: i64) -> String {
+        match self {
+            Self::Batch(why) => {
+                format!("it refuses the row {row}, which must be mended or deleted: {why}")
+            }
+            Self::Other(why) => why,
+        }
+    }
 }
 
 /// The statements of a session.
@@ -237,8 +258,8 @@ impl Relay {
         session: &mut Session,
         ids: &[i64],
     ) -> Result<(), tokio_postgres::Error> {
-        let mut rest = ids;
-        let mut rows = BATCH_ROWS;
+        let (mut rest, mut rows) = (ids, BATCH_ROWS);
+        let (mut back_off, mut said) = (BACK_OFF, None);
         while !rest.is_empty() {
             let some = &rest[..rows.min(rest.len())];
             let batch = session.take(some).await?;
@@ -247,40 +268,36 @@ impl Relay {
                 rest = &rest[some.len()..];
                 continue;
             };
-            if let Err(Refusal::TooLarge) = self.publish_until_taken(&batch).await {
-                rows = (batch.ids.len() / 2).max(1);
-                continue;
+            match self.publish(batch.body).await {
+                Ok(()) => {}
+                Err(Refusal::Batch(_)) if batch.ids.len() > 1 => {
+                    rows = batch.ids.len() / 2;
+                    continue;
+                }
+                Err(refusal) => {
+                    self.say(&mut said, refusal.of(*last));
+                    sleep(back_off.next()).await;
+                    // A row may be mended meanwhile.
+                    continue;
+                }
+            }
+            if said.take().is_some() {
+                tracing::info!("the topic `{}` takes the outbox again", self.topic);
             }
             session.delete(&batch.ids).await?;
             let done = rest.iter().position(|id| id == last);
             rest = &rest[done.map_or(some.len(), |at| at + 1)..];
-            rows = BATCH_ROWS;
+            (rows, back_off) = (BATCH_ROWS, BACK_OFF);
         }
         Ok(())
     }
 
-    /// Returns without success only for a batch that can be made smaller.
-    async fn publish_until_taken(&self, batch: &Batch) -> Result<(), Refusal> {
-        let mut back_off = BACK_OFF;
-        let mut said = None;
-        loop {
-            match self.publish(batch.body.clone()).await {
-                Ok(()) if said.is_none() => return Ok(()),
-                Ok(()) => {
-                    tracing::info!("the topic `{}` takes the outbox again", self.topic);
-                    return Ok(());
-                }
-                Err(Refusal::TooLarge) if batch.ids.len() > 1 => return Err(Refusal::TooLarge),
-                Err(refusal) => {
-                    let why = refusal.to_string();
-                    if said.as_ref() != Some(&why) {
-                        tracing::warn!("the outbox waits for the topic `{}`: {why}", self.topic);
-                    }
-                    said = Some(why);
-                }
-            }
-            sleep(back_off.next()).await;
+    /// Once for each reason.
+    fn say(&self, said: &mut Option<String>, why: String) {
+        if said.as_ref() != Some(&why) {
+            tracing::warn!("the outbox waits for the topic `{}`: {why}", self.topic);
         }
+        *said = Some(why);
     }
 
     async fn publish(&self, body: Bytes) -> Result<(), Refusal> {
@@ -306,24 +323,16 @@ impl Relay {
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
         let body = body.collect().await.map(|body| body.to_bytes());
-        match status {
-            status if status.is_success() => Ok(()),
-            StatusCode::PAYLOAD_TOO_LARGE => Err(Refusal::TooLarge),
-            status => {
-                let text = body.unwrap_or_default();
-                let text: String = String::from_utf8_lossy(&text).chars().take(300).collect();
-                Err(Refusal::Other(format!("{status} {text}").trim().to_owned()))
-            }
+        if status.is_success() {
+            return Ok(());
         }
-    }
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::TooLarge => f.write_str("it refuses a single message as too large"),
-            Self::Other(why) => f.write_str(why),
-        }
+        let text = body.unwrap_or_default();
+        let text: String = String::from_utf8_lossy(&text).chars().take(300).collect();
+        let why = format!("{status} {text}").trim().to_owned();
+        Err(match status {
+            StatusCode::PAYLOAD_TOO_LARGE | StatusCode::BAD_REQUEST => Refusal::Batch(why),
+            _ => Refusal::Other(why),
+        })
     }
 }
 
@@ -381,9 +390,9 @@ fn take(table: &str, identity: &str, source: &str) -> String {
            from unnest($1::int8[]) with ordinality as wanted (id, place)
            join {table} as row using (id)
            cross join lateral (select json_build_object(
-             'specversion', '1.0', 'id', {identity} || row.id, 'source', {source}, 'type', row.type,
+             'specversion', '1.0', 'id', {identity} || row.xmin || '/' || row.id, 'source', {source}, 'type', row.type,
              'subject', row.key, 'partitionkey', row.key,
-             'time', to_char(row.at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
+             'time', to_char(least(row.at, '{TIME_MAX}') at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
              'datacontenttype', 'application/json', 'data', row.data)::text as event) as told
          ) as events
          where bytes <= $2 or number = 1 order by place"

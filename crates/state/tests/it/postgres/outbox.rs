@@ -121,6 +121,14 @@ async fn take(
         "application/cloudevents-batch+json"
     );
     let events: Vec<Value> = serde_json::from_slice(&body).expect("a batch");
+    let is_poison = |event: &Value| {
+        event["partitionkey"]
+            .as_str()
+            .is_none_or(|key| key.len() > 512)
+    };
+    if events.iter().any(is_poison) {
+        return StatusCode::BAD_REQUEST;
+    }
     let request = topic.with(|kept| {
         kept.requests += 1;
         kept.requests
@@ -252,6 +260,78 @@ async fn rows_become_messages_in_the_order_of_commits() {
     engine.ended().await;
     engine.start_and_serve().await;
     has_all(&engine, &topic).await;
+    no_backlog(&engine).await;
+}
+
+/// An engine with an outbox and a topic for it, and who writes.
+async fn with_topic(topic: &Topic) -> (Engine, Client, Life) {
+    let (address, serving) = topic.serve();
+    let mut engine = Engine::new(VERSION, Some("order-events"));
+    engine.role("orders", Access::Write);
+    engine.file.doors.insert(name("order-events"), address);
+    engine.start_and_serve().await;
+    let client = engine.connect("orders").await.expect("a writer");
+    (engine, client, serving)
+}
+
+async fn insert(client: &Client, rows: &str) {
+    let insert = format!("insert into order_events (key, type, data, at) values {rows}");
+    client.batch_execute(&insert).await.expect("it writes");
+}
+
+async fn has(topic: &Topic, count: usize) -> Vec<Value> {
+    until("they are messages", async || {
+        (topic.count() >= count).then_some(())
+    })
+    .await;
+    topic.with(|kept| {
+        let kept_in_order = kept.order.iter().map(|id| kept.messages[id].clone());
+        kept_in_order.collect()
+    })
+}
+
+#[tokio::test]
+async fn numbers_that_are_given_anew_are_not_taken_for_those_before() {
+    let topic = Topic::default();
+    let (engine, client, _serving) = with_topic(&topic).await;
+    insert(
+        &client,
+        "('a', 't', '1', now()), ('b', 't', '2', '20000-01-01')",
+    )
+    .await;
+    let first = has(&topic, 2).await;
+    assert_eq!(first[1]["time"], "9999-12-30T00:00:00.000000Z");
+    no_backlog(&engine).await;
+    let anew = "truncate order_events restart identity";
+    client.batch_execute(anew).await.expect("its own table");
+    insert(&client, "('c', 't', '3', now()), ('d', 't', '4', now())").await;
+    let all = has(&topic, 4).await;
+    let data: Vec<&Value> = all.iter().map(|message| &message["data"]).collect();
+    assert_eq!(data, [1, 2, 3, 4]);
+    no_backlog(&engine).await;
+}
+
+#[tokio::test]
+async fn a_row_that_the_topic_refuses_is_named_and_goes_once_it_is_mended() {
+    let topic = Topic::default();
+    let (engine, client, _serving) = with_topic(&topic).await;
+    // The check that would have refused it.
+    let open = "alter table order_events drop constraint order_events_key_check";
+    client.batch_execute(open).await.expect("its own table");
+    let rows =
+        "('a', 't', '1', now()), (repeat('x', 600), 't', '2', now()), ('b', 't', '3', now())";
+    insert(&client, rows).await;
+    has(&topic, 1).await;
+    until("it is named", async || {
+        engine.log().contains("refuses the row 2").then_some(())
+    })
+    .await;
+    assert_eq!(topic.count(), 1, "what comes after it waits");
+    let mend = "update order_events set key = 'x' where id = 2";
+    client.batch_execute(mend).await.expect("its own table");
+    let all = has(&topic, 3).await;
+    let data: Vec<&Value> = all.iter().map(|message| &message["data"]).collect();
+    assert_eq!(data, [1, 2, 3]);
     no_backlog(&engine).await;
 }
 
