@@ -49,7 +49,11 @@ use crate::settings::Settings;
 const BATCH_ROWS: usize = 500;
 const BATCH_BYTES: i64 = 960 << 10;
 /// Numbers read at once. Ordering looks at every row that waits, so it is not done for each batch.
-const READ_ROWS: i64 = 20_000;
+const READ_ROWS: i64 = 100_000;
+/// Of the relay's session: what is enough to find so many of millions without a file, and by one process.
+const SETTINGS: &str = "set work_mem = '16MB'; set max_parallel_workers_per_gather = 0";
+/// Rows that are counted one by one: who asks how many wait must not wait himself, least of all when they are many.
+const COUNTED: u64 = 200_000;
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 const BACK_OFF: Pace = Pace::new(50, 2000);
@@ -126,17 +130,19 @@ impl Table {
         client.batch_execute(&make).await
     }
 
-    /// How many rows wait, and the age of the oldest in milliseconds.
+    /// How many rows wait, by an estimate where they are very many, and the age of the first in milliseconds.
     ///
     /// # Errors
     ///
     /// As PostgreSQL says.
     pub async fn backlog(&self, client: &Client) -> Result<(u64, u64), tokio_postgres::Error> {
+        let table = self.sql();
         let query = format!(
-            "select count(*), coalesce((extract(epoch from now() - min(at)) * 1000)::int8, 0) from {}",
-            self.sql()
+            "select case when counted < {COUNTED} then counted else greatest(counted, pg_stat_get_live_tuples($1::text::regclass)) end,
+               coalesce((extract(epoch from now() - (select at from {table} order by id limit 1)) * 1000)::int8, 0)
+             from (select count(*) as counted from (select from {table} limit {COUNTED}) as first) as counted"
         );
-        let row = client.query_one(&query, &[]).await?;
+        let row = client.query_one(&query, &[&table]).await?;
         let oldest: i64 = row.get(1);
         Ok((
             row.get::<_, i64>(0).unsigned_abs(),
@@ -236,6 +242,7 @@ impl Relay {
         let client = self.access.connect(&hand()).await?;
         // What a crash brings back is published again under the same id.
         client.batch_execute("set synchronous_commit = off").await?;
+        client.batch_execute(SETTINGS).await?;
         let row = "select system_identifier::text from pg_control_system()";
         let identity: String = client.query_one(row, &[]).await?.get(0);
         let table = self.table.sql();
@@ -344,8 +351,8 @@ struct Batch {
 
 impl Session {
     async fn ids(&self) -> Result<Vec<i64>, tokio_postgres::Error> {
-        let rows = self.client.query(&self.read, &[&READ_ROWS]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        let row = self.client.query_one(&self.read, &[&READ_ROWS]).await?;
+        Ok(row.get(0))
     }
 
     /// As many of these rows, from the first on, as fit into one request.
@@ -377,7 +384,9 @@ impl Session {
 /// The oldest rows' numbers. A commit time that is not known any more is older than all that are.
 fn read(table: &str) -> String {
     format!(
-        "select id from {table} order by pg_xact_commit_timestamp(xmin) nulls first, id limit $1"
+        "select coalesce(array_agg(id), '{{}}') from (
+           select id from {table} order by pg_xact_commit_timestamp(xmin) nulls first, id limit $1
+         ) as oldest"
     )
 }
 
