@@ -178,7 +178,7 @@ fn placed(
         .report(&placement.node, &instance)
         .filter(|report| report.epoch == placement.epoch);
     let (state, reason) = state_of(sight, placement, report, pending);
-    let reason = reason.or_else(|| before_deploy(entry, placement));
+    let reason = reason.or_else(|| passing(entry, placement));
     let is_there = !matches!(state, InstanceState::Unknown | InstanceState::Pending);
     let told = report.filter(|_| is_there);
     InstanceView {
@@ -203,8 +203,11 @@ fn placed(
     }
 }
 
-/// What is there for a moment only says what for.
-fn before_deploy(entry: &Entry, placement: &Placement) -> Option<Reason> {
+/// What is there for a moment only, or beside what it is to replace, says what for.
+fn passing(entry: &Entry, placement: &Placement) -> Option<Reason> {
+    if placement.replaces.is_some() {
+        return Some(placement.reason.clone());
+    }
     let release = entry.releases.get(&placement.release)?;
     let command = release.spec.before_deploy.join(" ");
     let message = format!(

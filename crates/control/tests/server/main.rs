@@ -1,6 +1,7 @@
 //! A server on loopback, and nodes that do what they are told in memory: what people and agents see from outside.
 
 mod artifacts;
+mod balance;
 mod changes;
 mod cloud;
 mod deploys;
