@@ -106,7 +106,9 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .into_iter()
         .map(|other| (strsim::damerau_levenshtein(name, other), other));
     let (distance, other) = distances.min()?;
-    (distance <= most).then_some(other)
+    let length = name.chars().count().max(other.chars().count());
+    // Names of one letter are all near each other.
+    (distance <= most && distance < length).then_some(other)
 }
 
 #[cfg(test)]
@@ -130,5 +132,7 @@ mod tests {
             assert_eq!(nearest(asked, known), found, "{asked}");
         }
         assert_eq!(nearest("web", []), None);
+        assert_eq!(nearest("z", ["a", "b"]), None);
+        assert_eq!(nearest("aa", ["a", "b"]), Some("a"));
     }
 }

@@ -9,6 +9,7 @@ use model::boundary::Principal;
 use model::ids::ProjectName;
 use model::signals::Event;
 
+use super::projects;
 use crate::call::{self, Answer, Call};
 use crate::state::Server;
 
@@ -72,6 +73,13 @@ pub async fn events(server: Arc<Server>, call: Call) -> Answer {
         return Ok(call::lines(follow(server, project, after)));
     }
     let mut items = of_project(server.events.since(after), project.as_ref());
+    if let Some(project) = &project
+        && after == 0
+        && !items.iter().any(|event| event.project.is_some())
+        && !server.look(|world| world.projects().contains(project))
+    {
+        return Err(projects::unknown(&server, project));
+    }
     let surplus = items.len().saturating_sub(ANSWERED_MOST);
     items.drain(..surplus);
     let revision = server.look(|world| world.revision.to_string());

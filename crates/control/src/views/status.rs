@@ -9,6 +9,7 @@ use model::compute::{InstanceState, Purpose};
 use model::control::{NodeRole, Reason, RolloutPhase, Standing};
 use model::ids::{ProjectName, ResourceId, ResourceName, ZoneName};
 use plan::Now;
+use plan::backoff::CRASH_LOOP;
 use plan::place::Cluster;
 
 use super::instances;
@@ -154,22 +155,7 @@ fn attention(
             .take(ATTENTION_MOST)
             .map(|rollout| rollout.reason.clone()),
     );
-    let troubled = instances.iter().filter(|view| {
-        let loops = view
-            .reason
-            .as_ref()
-            .is_some_and(|reason| reason.code == "crash-loop");
-        loops
-            || view.state == InstanceState::Failed
-            || (view.state == InstanceState::Pending && view.node.is_none())
-    });
-    attention.extend(troubled.take(ATTENTION_MOST).filter_map(|view| {
-        let reason = view.reason.as_ref()?;
-        Some(Reason::new(
-            reason.code.clone(),
-            format!("{}: {}", view.name, reason.message),
-        ))
-    }));
+    attention.extend(troubles(instances).into_iter().take(ATTENTION_MOST));
     let demand = services
         .iter()
         .filter(|service| service.demand > 0 && service.ready == 0);
@@ -183,6 +169,37 @@ fn attention(
         )
     }));
     attention
+}
+
+/// What instances fail at, or wait for without a place: told once for all copies of a service that say the same.
+fn troubles(instances: &[InstanceView]) -> Vec<Reason> {
+    let is_troubled = |view: &&InstanceView| {
+        let reason = view.reason.as_ref();
+        let loops = reason.is_some_and(|reason| reason.code == CRASH_LOOP);
+        loops
+            || view.state == InstanceState::Failed
+            || (view.state == InstanceState::Pending && view.node.is_none())
+    };
+    let mut told: Vec<(&InstanceView, &Reason, usize)> = Vec::new();
+    for view in instances.iter().filter(is_troubled) {
+        let Some(reason) = &view.reason else { continue };
+        let same = told
+            .iter_mut()
+            .find(|(first, known, _)| first.service == view.service && *known == reason);
+        match same {
+            Some((_, _, others)) => *others += 1,
+            None => told.push((view, reason, 0)),
+        }
+    }
+    let line = |(first, reason, others): (&InstanceView, &Reason, usize)| {
+        let others = match others {
+            0 => String::new(),
+            others => format!(" and {others} more"),
+        };
+        let message = format!("{}{others}: {reason}", first.name);
+        Reason::new(reason.code.clone(), message)
+    };
+    told.into_iter().map(line).collect()
 }
 
 /// That what is settled stands uneven, and what becomes of it.
@@ -247,5 +264,42 @@ impl<'w> Picture<'w> {
             })
             .collect();
         plan::capacity::shortfalls(&self.cluster, &loads)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_that_say_the_same_are_told_once() {
+        let view = |name: &str, state: &str, node: Option<&str>, message: &str| -> InstanceView {
+            let service = name.rsplit_once('-').unwrap().0;
+            serde_json::from_value(serde_json::json!({
+                "name": name, "service": service, "node": node, "zone": null, "state": state, "ready": false, "pid": null,
+                "address": null, "restarts": 0, "version": 1, "project": "shop",
+                "reason": { "code": "so", "message": message },
+            }))
+            .unwrap()
+        };
+        let instances = [
+            view("web-1", "running", Some("a"), "well"),
+            view("web-2", "pending", None, "full"),
+            view("web-3", "pending", None, "full"),
+            view("web-4", "pending", Some("a"), "comes"),
+            view("web-5", "pending", None, "full"),
+            view("web-6", "failed", Some("a"), "exit code 1"),
+            view("api-1", "pending", None, "full"),
+        ];
+        let told = troubles(&instances);
+        let told: Vec<_> = told.iter().map(|reason| reason.message.as_str()).collect();
+        assert_eq!(
+            told,
+            [
+                "web-2 and 2 more: full",
+                "web-6: exit code 1",
+                "api-1: full"
+            ]
+        );
     }
 }

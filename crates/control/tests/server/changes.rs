@@ -518,6 +518,8 @@ async fn a_name_that_is_not_there_is_answered_by_the_nearest_that_is() {
     let other = client.scale(&"shpo".parse().unwrap(), &near, 2).await;
     let other = other.unwrap_err().to_string();
     assert!(other.contains("did you mean `shop`?"), "{other}");
+    let events = client.events(Some(&"shpo".parse().unwrap()), 0).await;
+    assert_eq!(code(events), "not-found");
     let far = client.restart(&shop, &name("zebra"), &key()).await;
     assert!(far.unwrap_err().to_string().contains("mainland status"));
     let secret = client.scale(&shop, &name("session-key"), 2).await;
