@@ -33,6 +33,7 @@ pub struct Exec {
     #[arg(short = 'i', long)]
     interactive: bool,
     /// An instance, or a service: then one of its ready instances
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: String,
     /// The command
     #[arg(last = true, default_values = ["sh"])]
@@ -146,8 +147,11 @@ fn pick(instances: &[wire::InstanceView], name: &str) -> Result<String, Failure>
         all.clone().find(|one| one.ready).or_else(|| all.next())
     };
     let found = named.or_else(of_service).map(|one| one.name.to_string());
+    let known = instances.iter().map(|one| one.name.as_str());
+    let known = known.chain(instances.iter().map(|one| one.service.as_str()));
     found.ok_or_else(|| {
-        Failure::failed(format!("there is no instance or service `{name}` [not-found]\n  remedy: `mainland ps` lists them"))
+        let what = format!("there is no instance or service `{name}`");
+        Failure::missing(what, name, known, "`mainland ps` lists them")
     })
 }
 
@@ -222,10 +226,9 @@ async fn until_end(
             _ => {}
         }
     }
-    Err(Failure {
-        exit_code: crate::failure::UNKNOWN,
-        message: "the connection ended before the command did".to_owned(),
-    })
+    Err(Failure::unknown(
+        "the connection ended before the command did",
+    ))
 }
 
 fn write_all(mut queue: mpsc::Receiver<Frame>, mut output: impl Write) -> std::io::Result<()> {

@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::notice;
 
-/// `-o json|yaml`, for everything that lists.
+/// `-o json|yaml`, for everything that lists or reports.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Output {
-    /// For programs
+    /// Print for programs, in a shape that stays: what the API answers, whole
     #[arg(short, long = "output", value_name = "FORMAT")]
     pub output: Option<Format>,
 }
@@ -37,6 +38,24 @@ impl Output {
             None => people(),
         };
         say(text.trim_end())
+    }
+
+    /// Prints a list. Of an empty one people are told beside the output what there is none of.
+    pub fn list<T: Serialize>(
+        &self,
+        items: &[T],
+        none: &str,
+        people: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        if items.is_empty() && self.is_for_people() {
+            notice(none);
+            return Ok(());
+        }
+        self.print(items, people)
+    }
+
+    pub fn is_for_people(&self) -> bool {
+        self.output.is_none()
     }
 }
 
@@ -112,6 +131,11 @@ pub fn size(bytes: u64) -> String {
         0..1024 => format!("{bytes} B"),
         _ => format!("{value:.1} {}", UNITS[unit]),
     }
+}
+
+/// `1 copy`, `3 copies`.
+pub fn count(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }
 
 /// The name of an enum's value as it travels: `running`.
