@@ -12,19 +12,22 @@ use crate::failure::Failure;
 
 pub const DEFAULT_API: ([u8; 4], u16) = ([127, 0, 0, 1], 7070);
 
+/// Under which the help of each command lists them.
+const HEADING: &str = "Everywhere";
+
 /// Options that every command takes.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Globals {
     /// Where Mainland keeps its data (default: /var/lib/mainland for root, else the user's state directory)
-    #[arg(long, global = true, value_name = "DIR", env = "MAINLAND_DATA_DIR")]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "DIR", env = "MAINLAND_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
     /// Address of the API (default: the server that `up` runs here, else 127.0.0.1:7070)
-    #[arg(long, global = true, value_name = "ADDR", env = "MAINLAND_API")]
+    #[arg(long, global = true, help_heading = HEADING, value_name = "ADDR", env = "MAINLAND_API")]
     pub api: Option<SocketAddr>,
     /// Where the gateway listens for requests from outside (default 127.0.0.1:8080); for `up`, and for the agent of an edge
     #[arg(
         long,
-        global = true,
+        global = true, help_heading = HEADING,
         value_name = "ADDR",
         env = "MAINLAND_GATEWAY",
         hide_short_help = true
@@ -33,24 +36,24 @@ pub struct Globals {
     /// A token for the API (default: that of the owner of the server that runs here)
     #[arg(
         long,
-        global = true,
+        global = true, help_heading = HEADING,
         value_name = "TOKEN",
         env = "MAINLAND_TOKEN",
         hide_env_values = true,
         hide = true
     )]
     pub token: Option<String>,
-    /// The project (default: that of the manifest, else the only one there is)
+    /// The project (default: that of the manifest here, else the only one there is)
     #[arg(
         short,
         long,
-        global = true,
+        global = true, help_heading = HEADING,
         value_name = "NAME",
         env = "MAINLAND_PROJECT"
     )]
     pub project: Option<String>,
-    /// Environment of the manifest: project NAME-ENV with its overlay
-    #[arg(long, global = true, value_name = "ENV", env = "MAINLAND_ENV")]
+    /// Environment: of the manifest with its overlay, of --project; the project is NAME-ENV
+    #[arg(long, global = true, help_heading = HEADING, value_name = "ENV", env = "MAINLAND_ENV")]
     pub env: Option<String>,
     #[arg(skip)]
     client_file: Option<PathBuf>,
@@ -113,9 +116,8 @@ impl Globals {
 
     /// The project that is meant: named, or the manifest's here, or the only one there is.
     pub async fn project(&self, client: &Client) -> Result<ProjectName, Failure> {
-        if let Some(name) = &self.project {
-            return ProjectName::new(name.as_str())
-                .map_err(|error| Failure::usage(error.to_string()));
+        if let Some(project) = self.asked_project()? {
+            return Ok(project);
         }
         if let Some(project) = self.named_project() {
             return Ok(project);
@@ -139,17 +141,32 @@ impl Globals {
                 projects.push(last);
                 let names: Vec<_> = projects.iter().map(ProjectName::as_str).collect();
                 Err(Failure::usage(format!(
-                    "which project? --project is one of: {}",
-                    names.join(", ")
+                    "which project? There are {}\n  remedy: name it with -p NAME or MAINLAND_PROJECT, or go where its {} is",
+                    names.join(", "),
+                    deploy::MANIFEST
                 )))
             }
         }
     }
 
+    /// What --project names, with --env that environment of it.
+    pub fn asked_project(&self) -> Result<Option<ProjectName>, Failure> {
+        let Some(name) = &self.project else {
+            return Ok(None);
+        };
+        let name = match &self.env {
+            Some(environment) => format!("{name}-{environment}"),
+            None => name.clone(),
+        };
+        let project = ProjectName::new(name.as_str());
+        let project = project.map_err(|error| Failure::usage(format!("--project: {error}")))?;
+        Ok(Some(project))
+    }
+
     /// The project that is named here: by option, or by the manifest.
     pub fn named_project(&self) -> Option<ProjectName> {
-        if let Some(name) = &self.project {
-            return ProjectName::new(name.as_str()).ok();
+        if self.project.is_some() {
+            return self.asked_project().ok()?;
         }
         let manifest = deploy::find_manifest(None).ok()??;
         deploy::project_of(&manifest, self.env.as_deref()).ok()

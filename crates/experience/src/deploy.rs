@@ -23,8 +23,9 @@ use model::ids::ProjectName;
 use model::manifest::Manifest;
 
 use crate::failure::Failure;
-use crate::output::{Output, say};
+use crate::output::Output;
 use crate::{Globals, assent, idempotency_key, notice, progress};
+use manifest::read_meant;
 use request::request;
 
 pub use check::Check;
@@ -40,7 +41,7 @@ pub struct Which {
     /// The manifest, or the folder that holds it; `-` is standard input
     #[arg(short, long, value_name = "FILE", default_value = MANIFEST)]
     file: PathBuf,
-    /// The same without -f
+    /// The manifest, or the folder that holds it: the same as -f
     #[arg(value_name = "PATH", conflicts_with = "file")]
     path: Option<PathBuf>,
 }
@@ -55,7 +56,8 @@ impl Which {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit code 0: nothing to change, or changes are listed.\n\nExample:\n  mainland diff --env staging"
+    after_help = "Exit code 0: nothing would change, or what would is listed.\n\n\
+                  Examples:\n  mainland diff --env staging\n  mainland diff -o json | jq '.changes[] | select(.action != \"keep\")'"
 )]
 pub struct Diff {
     #[command(flatten)]
@@ -67,7 +69,11 @@ pub struct Diff {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  mainland apply -f mainland.yaml --wait")]
+#[command(
+    after_help = "With --wait it ends early where something can't become ready until a person changes it: that is said after some seconds, with \
+                  the reason. Exit code 3: the server went away, and it is not known what became of it.\n\n\
+                  Examples:\n  mainland apply -f mainland.yaml --wait\n  envsubst < mainland.yaml | mainland apply -f -"
+)]
 pub struct ApplyFile {
     #[command(flatten)]
     which: Which,
@@ -77,13 +83,13 @@ pub struct ApplyFile {
     #[arg(long)]
     dry_run: bool,
     /// Wait until what changed is ready; exit 1 if it does not become so
-    #[arg(long)]
+    #[arg(short, long)]
     wait: bool,
-    /// How long to wait
-    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::parse_span)]
+    /// With --wait: how long, such as 90s or 5m
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::parse_span, allow_hyphen_values = true, requires = "wait")]
     timeout: std::time::Duration,
     /// Assent to what would otherwise be asked
-    #[arg(short)]
+    #[arg(short, long)]
     yes: bool,
     #[command(flatten)]
     output: Output,
@@ -107,7 +113,8 @@ pub struct Delete {
     /// services, routes, secrets or scales
     #[arg(value_parser = parse_kind, required_unless_present = "all")]
     kind: Option<Kind>,
-    #[arg(required_unless_present = "all")]
+    /// As `mainland get KIND` lists it
+    #[arg(required_unless_present = "all", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: Option<String>,
     /// The whole project
     #[arg(long, conflicts_with_all = ["kind", "name"])]
@@ -116,8 +123,10 @@ pub struct Delete {
     #[arg(long)]
     delete_data: bool,
     /// Assent
-    #[arg(short)]
+    #[arg(short, long)]
     yes: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// `services`, or `service`.
@@ -168,7 +177,7 @@ impl Diff {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         let file = self.which.file()?;
-        let manifest = read(&file, globals.env.as_deref())?;
+        let manifest = read_meant(&file, globals)?;
         let applied = apply(&client, &file, &manifest, &self.removal, true, false).await?;
         self.output.print(&applied, || describe(&applied))?;
         Ok(0)
@@ -196,7 +205,7 @@ impl ApplyFile {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         let file = self.which.file()?;
-        let manifest = read(&file, globals.env.as_deref())?;
+        let manifest = read_meant(&file, globals)?;
         if self.removal.delete_data && !self.yes && !self.dry_run {
             assent("This deletes the data of what is removed. Go on?")?;
         }
@@ -210,7 +219,7 @@ impl ApplyFile {
         )
         .await
         {
-            Err(failure) if failure.message.contains("[would-undo-rollback]") && !self.yes => {
+            Err(failure) if failure.is("would-undo-rollback") && !self.yes => {
                 assent(&format!("{}\nUndo it?", failure.message))?;
                 apply(&client, &file, &manifest, &self.removal, self.dry_run, true).await?
             }
@@ -220,7 +229,7 @@ impl ApplyFile {
         if self.wait && !self.dry_run {
             let subject =
                 progress::Subject::services(manifest.project, manifest.services.into_keys());
-            return progress::until_ready(globals, &[subject], self.timeout).await;
+            return progress::until_ready(globals, &[subject], self.timeout, self.output).await;
         }
         Ok(0)
     }
@@ -247,7 +256,8 @@ impl Delete {
             }
             _ => client.delete_project(&project, self.delete_data).await?,
         };
-        say(&changes.iter().map(describe_change).collect::<String>())?;
+        self.output
+            .print(&changes, || changes.iter().map(describe_change).collect())?;
         Ok(0)
     }
 }
@@ -261,7 +271,10 @@ pub fn describe(applied: &wire::Applied) -> String {
         .map(describe_change)
         .collect();
     if text.is_empty() {
-        text = "Nothing to change.\n".to_owned();
+        text = match applied.dry_run {
+            true => "Nothing would change.\n".to_owned(),
+            false => "Nothing to change.\n".to_owned(),
+        };
     }
     for warning in &applied.warnings {
         text.push_str(&format!("warning: {warning}\n"));

@@ -8,11 +8,13 @@
 //! | `input` | files and standard input, within bounds |
 //! | [`deploy`] | `check`, `diff`, `apply`, `deploy`, `delete`: manifest in, consequences out |
 //! | [`artifact`] | what `run` names, as bytes with a digest, uploaded |
-//! | [`see`] | `ps`, `nodes`, `status`, `get`, `events`, `explain` |
+//! | [`ps`] | `ps` |
+//! | [`see`] | `nodes`, `status`, `get`, `events`, `explain` |
 //! | [`releases`] | `releases`, `rollout` |
 //! | [`logs`] | the output of instances, merged |
 //! | [`exec`] | a command beside an instance, with a terminal |
-//! | [`operate`] | `scale`, `restart`, `rollback`, `secret`, `cordon`, `leave`, `nodes release` |
+//! | [`operate`] | `scale`, `restart`, `rollback`, `cordon`, `leave`, `nodes release` |
+//! | [`secret`] | `secret list`, `set` |
 //! | [`key`] | `key get`, `put`, `list`, `delete` |
 //! | [`topic`] | `topic list`, `peek`, `dead`, `redrive`, `discard`, `publish` |
 //! | [`db`] | `db list`, `connect`, `dump`, `load` |
@@ -32,7 +34,9 @@ pub mod logs;
 pub mod operate;
 pub mod output;
 pub mod progress;
+pub mod ps;
 pub mod releases;
+pub mod secret;
 pub mod see;
 pub mod topic;
 
@@ -58,7 +62,7 @@ pub enum Command {
     /// Show resources as they are stored
     Get(see::Get),
     /// List instances
-    Ps(see::Ps),
+    Ps(ps::Ps),
     /// Show how the project does
     Status(see::Status),
     /// List machines
@@ -76,7 +80,10 @@ pub enum Command {
     /// Start every instance of a service anew, one after the other
     Restart(operate::Restart),
     /// How a change rolls out
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  mainland rollout status web --wait"
+    )]
     Rollout(releases::Rollout),
     /// List the releases of a service
     Releases(releases::Releases),
@@ -85,16 +92,22 @@ pub enum Command {
     /// Wait until everything is ready
     Wait(progress::Wait),
     /// List secrets, or give one a value
-    #[command(subcommand)]
-    Secret(operate::Secret),
+    #[command(
+        subcommand,
+        after_help = "Example:\n  pass show payment | mainland secret set payment-key"
+    )]
+    Secret(secret::Secret),
     /// Read and write a project's small durable values
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  mainland key put flags/dark-mode on"
+    )]
     Key(key::Key),
     /// Look into topics, and mend what was not delivered
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  mainland topic list")]
     Topic(topic::Topic),
     /// Look into databases, write them out and read them in
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  mainland db list")]
     Db(db::Db),
     /// No new placements on a node
     Cordon(operate::Cordon),

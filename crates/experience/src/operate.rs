@@ -1,27 +1,22 @@
-//! `scale`, `restart`, `rollback`, `secret`, `cordon`, `leave`, `nodes release`.
+//! `scale`, `restart`, `rollback`, `cordon`, `leave`, `nodes release`.
 
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use api::wire;
-use jiff::Timestamp;
 use model::ids::{NodeName, ReleaseNumber, ResourceName};
 
 use crate::failure::Failure;
-use crate::output::{Output, age, say, table};
-use crate::{Globals, idempotency_key, input, progress};
-
-/// Longest value of a secret.
-pub const SECRET_MAX_BYTES: usize = 64 << 10;
+use crate::output::{Output, count};
+use crate::{Globals, idempotency_key, progress};
 
 /// `--wait`, `--timeout`.
 #[derive(Debug, clap::Args)]
 pub struct Waiting {
-    /// Wait until it is done; exit 1 if it is not
+    /// Wait until it is done; exit 1 if it is not, or can't be until a person changes something
     #[arg(short, long)]
     wait: bool,
-    /// How long to wait
-    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::parse_span)]
+    /// With --wait: how long, such as 90s or 5m
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::parse_span, allow_hyphen_values = true, requires = "wait")]
     timeout: Duration,
 }
 
@@ -31,11 +26,12 @@ impl Waiting {
         globals: &Globals,
         project: model::ids::ProjectName,
         service: &ResourceName,
+        output: Output,
     ) -> Result<u8, Failure> {
         match self.wait {
             true => {
                 let subject = progress::Subject::services(project, [service.clone()]);
-                progress::until_ready(globals, &[subject], self.timeout).await
+                progress::until_ready(globals, &[subject], self.timeout, output).await
             }
             false => Ok(0),
         }
@@ -43,13 +39,19 @@ impl Waiting {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  mainland scale web 5 --wait")]
+#[command(
+    after_help = "Examples:\n  mainland scale web 5 --wait\n  mainland delete scale web        the manifest's number again"
+)]
 pub struct Scale {
+    /// The service
     service: ResourceName,
+    /// How many copies, 0 to 1000
     #[arg(value_parser = clap::value_parser!(u32).range(0..=1000))]
     replicas: u32,
     #[command(flatten)]
     waiting: Waiting,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl Scale {
@@ -57,20 +59,30 @@ impl Scale {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
         let scale = client.scale(&project, &self.service, self.replicas).await?;
-        say(&format!(
-            "{} is to have {} copies, asked for by {}; `mainland delete scale {}` returns to the manifest's number",
-            self.service, scale.replicas, scale.owner, self.service
-        ))?;
-        self.waiting.run(globals, project, &self.service).await
+        self.output.print(&scale, || {
+            format!(
+                "{} is to have {}, asked for by {}; `mainland delete scale {}` returns to the manifest's number",
+                self.service,
+                count(u64::from(scale.replicas), "copy", "copies"),
+                scale.owner,
+                self.service
+            )
+        })?;
+        self.waiting
+            .run(globals, project, &self.service, self.output)
+            .await
     }
 }
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mainland restart web --wait")]
 pub struct Restart {
+    /// The service
     service: ResourceName,
     #[command(flatten)]
     waiting: Waiting,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl Restart {
@@ -80,11 +92,10 @@ impl Restart {
         let released = client
             .restart(&project, &self.service, &idempotency_key())
             .await?;
-        say(&format!(
-            "{}: release {}: {}",
-            released.service, released.release, released.consequence
-        ))?;
-        self.waiting.run(globals, project, &self.service).await
+        self.output.print(&released, || in_words(&released))?;
+        self.waiting
+            .run(globals, project, &self.service, self.output)
+            .await
     }
 }
 
@@ -93,12 +104,15 @@ impl Restart {
     after_help = "Secrets keep their current values.\n\nExamples:\n  mainland rollback web\n  mainland rollback web --to 3 --wait"
 )]
 pub struct Rollback {
+    /// The service
     service: ResourceName,
-    /// The release to return to (default: the one before)
+    /// The release to return to, as `mainland releases` numbers them (default: the one before)
     #[arg(long, value_name = "RELEASE")]
     to: Option<u64>,
     #[command(flatten)]
     waiting: Waiting,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl Rollback {
@@ -111,29 +125,41 @@ impl Rollback {
         let released = client
             .rollback(&project, &self.service, &rollback, &idempotency_key())
             .await?;
-        say(&format!(
-            "{}: release {}: {}",
-            released.service, released.release, released.consequence
-        ))?;
-        self.waiting.run(globals, project, &self.service).await
+        self.output.print(&released, || in_words(&released))?;
+        self.waiting
+            .run(globals, project, &self.service, self.output)
+            .await
     }
 }
 
+fn in_words(released: &wire::Released) -> String {
+    format!(
+        "{}: release {}: {}",
+        released.service, released.release, released.consequence
+    )
+}
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  mainland cordon b\n  mainland uncordon b")]
+#[command(
+    after_help = "What runs there stays.\n\nExamples:\n  mainland cordon b\n  mainland uncordon b"
+)]
 pub struct Cordon {
+    /// The node, as `mainland nodes` lists it
     node: NodeName,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl Cordon {
     pub async fn run(self, globals: &Globals, cordoned: bool) -> Result<u8, Failure> {
-        globals.client()?.cordon(&self.node, cordoned).await?;
+        let view = globals.client()?.cordon(&self.node, cordoned).await?;
         let state = if cordoned {
             "takes no new instances"
         } else {
             "takes instances again"
         };
-        say(&format!("node {} {state}", self.node))?;
+        self.output
+            .print(&view, || format!("node {} {state}", self.node))?;
         Ok(0)
     }
 }
@@ -145,10 +171,13 @@ impl Cordon {
                   Examples:\n  mainland leave node-3\n  mainland leave node-3 -y"
 )]
 pub struct Leave {
+    /// The node, as `mainland nodes` lists it
     node: NodeName,
     /// Assent
-    #[arg(short)]
+    #[arg(short, long)]
     yes: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl Leave {
@@ -163,11 +192,10 @@ impl Leave {
             ))?;
         }
         let removed = client.remove_node(&self.node, false).await?;
-        say(&format!(
-            "node {} is removed.{}",
-            removed.node,
-            lost(&removed.lost_volumes)
-        ))?;
+        self.output.print(&removed, || {
+            let lost = lost(&removed.lost_volumes);
+            format!("node {} is removed.{lost}", removed.node)
+        })?;
         Ok(0)
     }
 }
@@ -198,8 +226,10 @@ pub enum OnNodes {
 )]
 pub struct Release {
     /// Assent
-    #[arg(short)]
+    #[arg(short, long)]
     yes: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl OnNodes {
@@ -222,138 +252,27 @@ impl Release {
             let missing = client.nodes().await?.items.into_iter().filter(is_missing);
             let names: Vec<_> = missing.map(|node| node.name.to_string()).collect();
             if names.is_empty() {
-                say("every node is heard or already given up: nothing is held")?;
-                return Ok(0);
+                let given_up = Vec::new();
+                return self.told(&wire::BrakeReleased { given_up });
             }
             crate::assent(&format!(
                 "Give up {}, and start elsewhere what ran there?",
                 names.join(", ")
             ))?;
         }
-        let given_up = client.release_brake().await?.given_up;
-        let names: Vec<_> = given_up.iter().map(NodeName::to_string).collect();
-        match names.is_empty() {
-            true => say("nothing was held"),
-            false => say(&format!(
+        self.told(&client.release_brake().await?)
+    }
+
+    fn told(&self, released: &wire::BrakeReleased) -> Result<u8, Failure> {
+        let names: Vec<_> = released.given_up.iter().map(NodeName::as_str).collect();
+        self.output.print(released, || match names.is_empty() {
+            true => "every node is heard or already given up: nothing is held".to_owned(),
+            false => format!(
                 "given up: {}; `mainland ps` shows what starts elsewhere",
                 names.join(", ")
-            )),
-        }?;
-        Ok(0)
-    }
-}
-
-#[derive(Debug, clap::Subcommand)]
-pub enum Secret {
-    /// List secrets: never their values
-    List(SecretList),
-    /// Give a secret a value, read from standard input or a file
-    Set(SecretSet),
-}
-
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  mainland secret list")]
-pub struct SecretList {
-    #[command(flatten)]
-    output: Output,
-}
-
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Running instances keep the old value until they restart.\n\nExample:\n  pass show payment | mainland secret set payment-key"
-)]
-pub struct SecretSet {
-    name: ResourceName,
-    /// Read the value from a file instead of standard input
-    #[arg(long, value_name = "FILE")]
-    file: Option<std::path::PathBuf>,
-}
-
-impl Secret {
-    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        match self {
-            Self::List(command) => command.run(globals).await,
-            Self::Set(command) => command.run(globals).await,
-        }
-    }
-}
-
-/// As every kind of resource is listed: name and revision beside it.
-#[derive(serde::Deserialize)]
-struct ListedSecret {
-    spec: wire::SecretView,
-}
-
-impl SecretList {
-    async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        let client = globals.client()?;
-        let project = globals.project(&client).await?;
-        let path = format!("/v1/projects/{project}/secrets");
-        let listed = client.get::<wire::List<ListedSecret>>(&path).await?.items;
-        let secrets: Vec<_> = listed.into_iter().map(|listed| listed.spec).collect();
-        let now = Timestamp::now();
-        self.output.print(&secrets, || {
-            let row = |secret: &wire::SecretView| {
-                [
-                    secret.name.to_string(),
-                    secret.version.to_string(),
-                    age(secret.changed_at, now),
-                    secret.changed_by.to_string(),
-                    secret.key_id.clone(),
-                ]
-            };
-            table(
-                ["NAME", "VERSION", "AGE", "BY", "KEY"],
-                secrets.iter().map(row),
-            )
+            ),
         })?;
         Ok(0)
-    }
-}
-
-impl SecretSet {
-    async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        let client = globals.client()?;
-        let project = globals.project(&client).await?;
-        let bytes = match &self.file {
-            Some(path) => std::fs::read(path).map_err(|error| {
-                Failure::failed(format!("{} can't be read: {error}", path.display()))
-            })?,
-            None => read_stdin()?,
-        };
-        let value = wire::SecretValue {
-            value: encode_secret(&bytes)?,
-        };
-        let view = client.set_secret(&project, &self.name, &value).await?;
-        say(&format!(
-            "secret {} has version {}; what runs keeps the old one until it restarts",
-            view.name, view.version
-        ))?;
-        Ok(0)
-    }
-}
-
-fn read_stdin() -> Result<Vec<u8>, Failure> {
-    if std::io::stdin().is_terminal() {
-        eprintln!("Type the value, then ctrl-D:");
-    }
-    let mut bytes = input::read(std::io::stdin(), SECRET_MAX_BYTES)?;
-    // What a person or `echo` ends a line with is not part of the value.
-    if bytes.ends_with(b"\n") {
-        bytes.pop();
-    }
-    Ok(bytes)
-}
-
-/// A secret's value as it travels.
-pub fn encode_secret(bytes: &[u8]) -> Result<String, Failure> {
-    use base64::Engine;
-    match bytes.len() {
-        0 => Err(Failure::failed("an empty value is no secret")),
-        length if length > SECRET_MAX_BYTES => Err(Failure::failed(format!(
-            "a secret holds at most {SECRET_MAX_BYTES} bytes"
-        ))),
-        _ => Ok(base64::engine::general_purpose::STANDARD.encode(bytes)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod board;
 mod screen;
+mod stuck;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,12 +14,14 @@ use api::wire::{InstanceView, NodeState, NodeView, ProjectStatus, ServiceStatus}
 use model::compute::InstanceState;
 use model::control::{Rollout, RolloutPhase};
 use model::ids::{ProjectName, ReleaseNumber, ResourceName};
+use model::units::Span;
 
 use crate::Globals;
-use crate::failure::Failure;
-use crate::output::say;
+use crate::failure::{Failure, USAGE};
+use crate::output::{Output, say};
 use board::Board;
 use screen::screen;
+use stuck::Verdicts;
 
 pub use upload::Upload;
 
@@ -27,11 +30,13 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit code 1 if it is not ready in time, or a rollout failed.\n\nExample:\n  mainland apply && mainland wait --timeout 60s"
+    after_help = "Exit code 1 if it is not ready in time, a rollout failed, or something can't become ready until a person changes it: that is said \
+                  after some seconds, with the reason.\n\n\
+                  Example:\n  mainland apply && mainland wait --timeout 60s"
 )]
 pub struct Wait {
-    /// How long to wait
-    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::parse_span)]
+    /// How long to wait, such as 90s or 5m
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::parse_span, allow_hyphen_values = true)]
     timeout: Duration,
 }
 
@@ -42,6 +47,8 @@ impl Wait {
         let project = loop {
             match globals.project(&client).await {
                 Ok(project) => break project,
+                // Which one is meant is not for time to tell.
+                Err(failure) if failure.exit_code == USAGE => return Err(failure),
                 Err(failure) if Instant::now() > deadline => return Err(failure),
                 Err(_) => tokio::time::sleep(LOOK_INTERVAL).await,
             }
@@ -49,7 +56,9 @@ impl Wait {
         let mut board = Board::new();
         match wait(&client, &[Subject::all_of(project)], deadline, &mut board).await? {
             Outcome::Ready(_) => Ok(0),
-            Outcome::NotReady(hindrances) => Err(not_ready(self.timeout, &hindrances)),
+            Outcome::NotReady(hindrances) | Outcome::Silent(hindrances) => {
+                Err(Failure::failed(not_ready(self.timeout, &hindrances)))
+            }
         }
     }
 }
@@ -60,8 +69,9 @@ pub async fn until_file(path: &Path, timeout: Duration) -> Result<(), Failure> {
     while !path.exists() {
         if Instant::now() > deadline {
             return Err(Failure::failed(format!(
-                "{} did not appear within {timeout:?}",
-                path.display()
+                "{} did not appear within {}",
+                path.display(),
+                Span(timeout)
             )));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
@@ -102,11 +112,12 @@ impl Subject {
     }
 }
 
-/// Waits until all nodes and subjects are ready, showing how far they are; then prints one screen with addresses.
+/// Waits until all nodes and subjects are ready, showing how far they are; then prints one screen with addresses, for people.
 pub async fn until_ready(
     globals: &Globals,
     subjects: &[Subject],
     timeout: Duration,
+    output: Output,
 ) -> Result<u8, Failure> {
     let begin = Instant::now();
     let client = globals.client()?;
@@ -116,21 +127,25 @@ pub async fn until_ready(
     drop(board);
     match outcome? {
         Outcome::Ready(world) => {
-            say(&screen(globals, &world, begin.elapsed()))?;
+            if output.is_for_people() {
+                say(&screen(globals, &world, begin.elapsed()))?;
+            }
             Ok(0)
         }
-        Outcome::NotReady(hindrances) => Err(not_ready(timeout, &hindrances)),
+        Outcome::NotReady(hindrances) => Err(Failure::failed(not_ready(timeout, &hindrances))),
+        Outcome::Silent(hindrances) => Err(Failure::unknown(not_ready(timeout, &hindrances))),
     }
 }
 
-fn not_ready(timeout: Duration, hindrances: &[String]) -> Failure {
+fn not_ready(timeout: Duration, hindrances: &[String]) -> String {
     let list: String = hindrances
         .iter()
         .map(|line| format!("\n  {line}"))
         .collect();
-    Failure::failed(format!(
-        "not ready after {timeout:?} [not-ready]{list}\n  remedy: `mainland explain NAME` says why, `mainland logs NAME` what it printed"
-    ))
+    let timeout = Span(timeout);
+    format!(
+        "not ready after {timeout} [not-ready]{list}\n  remedy: `mainland explain NAME` says why, `mainland logs NAME` what it printed"
+    )
 }
 
 /// What is looked at.
@@ -142,6 +157,8 @@ struct World {
 enum Outcome {
     Ready(World),
     NotReady(Vec<String>),
+    /// At the end the server did not answer.
+    Silent(Vec<String>),
 }
 
 async fn wait(
@@ -150,27 +167,48 @@ async fn wait(
     deadline: Instant,
     board: &mut Board,
 ) -> Result<Outcome, Failure> {
-    let mut last = vec!["the server does not answer".to_owned()];
+    let mut verdicts = Verdicts::default();
     loop {
-        match look(client, subjects).await {
+        let now = Instant::now();
+        let seen = match look(client, subjects).await {
             Ok(world) => {
                 board.show(&world);
-                if let Some(failed) = failed_rollout(&world) {
-                    return Err(Failure::failed(failed));
-                }
-                last = hindrances(&world);
-                if last.is_empty() {
+                give_up(&world, subjects, &mut verdicts, now)?;
+                let hindrances = hindrances(&world);
+                if hindrances.is_empty() {
                     return Ok(Outcome::Ready(world));
                 }
+                Outcome::NotReady(hindrances)
             }
             // Somebody is about to apply it.
-            Err(error) if error.code() == Some("not-found") => last = vec![error.to_string()],
-            Err(error) => last = vec![passing(error)?],
-        }
-        if Instant::now() > deadline {
-            return Ok(Outcome::NotReady(last));
+            Err(error) if error.code() == Some("not-found") => {
+                Outcome::NotReady(vec![error.to_string()])
+            }
+            Err(error) => Outcome::Silent(vec![passing(error)?]),
+        };
+        if now > deadline {
+            return Ok(seen);
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// What is waited for will not come.
+fn give_up(
+    world: &World,
+    subjects: &[Subject],
+    verdicts: &mut Verdicts,
+    now: Instant,
+) -> Result<(), Failure> {
+    if let Some(failed) = failed_rollout(world) {
+        return Err(Failure::failed(failed));
+    }
+    if let Some(service) = stuck::deleted(world, subjects) {
+        return Err(stuck::deletion(&service));
+    }
+    match stuck::failure(&verdicts.look(world, now)) {
+        Some(failure) => Err(failure),
+        None => Ok(()),
     }
 }
 
@@ -198,22 +236,31 @@ pub async fn rolled_out(
     deadline: Instant,
 ) -> Result<Rolled, Failure> {
     let subject = Subject::services(project.clone(), releases.keys().cloned());
+    let subjects = std::slice::from_ref(&subject);
     let mut board = Board::new();
-    let mut last = vec!["the server does not answer".to_owned()];
+    let mut verdicts = Verdicts::default();
     loop {
-        match look(client, std::slice::from_ref(&subject)).await {
+        let now = Instant::now();
+        let hindrances = match look(client, subjects).await {
             Ok(world) => {
                 board.show(&world);
                 let (status, _) = &world.projects[0];
                 if let Some(rolled) = rolled(&status.services, releases) {
                     return Ok(rolled);
                 }
-                last = hindrances(&world);
+                if let Some(service) = stuck::deleted(&world, subjects) {
+                    return Err(stuck::deletion(&service));
+                }
+                if let Some(failure) = stuck::failure(&verdicts.look(&world, now)) {
+                    return Err(failure);
+                }
+                let held = status.services.iter().filter_map(held);
+                held.chain(hindrances(&world)).collect()
             }
-            Err(error) => last = vec![passing(error)?],
-        }
-        if Instant::now() > deadline {
-            return Ok(Rolled::Late(last));
+            Err(error) => vec![passing(error)?],
+        };
+        if now > deadline {
+            return Ok(Rolled::Late(hindrances));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
@@ -317,6 +364,18 @@ fn hindrances(world: &World) -> Vec<String> {
         }
     }
     lines
+}
+
+/// That a person holds its rollout: it goes on when a person says so.
+fn held(service: &ServiceStatus) -> Option<String> {
+    let rollout = service.rollout.as_ref()?;
+    let name = &service.name;
+    (rollout.phase == RolloutPhase::Paused).then(|| {
+        format!(
+            "{name}: {}; `mainland rollout promote {name}` lets it go on",
+            rollout.reason
+        )
+    })
 }
 
 fn service_progress(ready: u32, wanted: u32, rolling: bool) -> String {

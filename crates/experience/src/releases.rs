@@ -1,18 +1,21 @@
 //! `releases` and `rollout`: which versions there are, and how the newest one comes in.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::wire;
 use jiff::Timestamp;
+use model::control::RolloutPhase;
 use model::ids::ResourceName;
 
 use crate::Globals;
-use crate::failure::Failure;
-use crate::output::{Output, age, say, table, word};
+use crate::failure::{FAILED, Failure, UNKNOWN};
+use crate::output::{Output, age, table, word};
+use crate::progress::{self, Rolled};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mainland releases web")]
 pub struct Releases {
+    /// The service
     service: ResourceName,
     #[command(flatten)]
     output: Output,
@@ -24,7 +27,8 @@ impl Releases {
         let project = globals.project(&client).await?;
         let releases = client.releases(&project, &self.service).await?.items;
         let now = Timestamp::now();
-        self.output.print(&releases, || {
+        let none = format!("{} has no releases: it runs elsewhere", self.service);
+        self.output.list(&releases, &none, || {
             let row = |release: &wire::ReleaseView| {
                 let origin = match &release.origin {
                     model::compute::ReleaseOrigin::Apply => "apply".to_owned(),
@@ -72,7 +76,10 @@ pub enum Rollout {
     after_help = "Examples:\n  mainland rollout pause web\n  mainland rollout promote web\n  mainland rollout abort web"
 )]
 pub struct Steered {
+    /// The service
     service: ResourceName,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl Steered {
@@ -80,64 +87,81 @@ impl Steered {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
         let rollout = client.steer_rollout(&project, &self.service, to).await?;
-        say(&format!("{}: {}", self.service, rollout.reason))?;
+        self.output
+            .print(&rollout, || format!("{}: {}", self.service, rollout.reason))?;
         Ok(0)
     }
 }
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit code 1 if the rollout failed.\n\nExample:\n  mainland rollout status web --wait"
+    after_help = "Exit code 1 if the rollout failed; with --wait also if it can't come until a person changes something. 3: it was neither done nor \
+                  failed in time. One that somebody has paused is waited for.\n\n\
+                  Example:\n  mainland rollout status web --wait"
 )]
 pub struct RolloutStatus {
+    /// The service
     service: ResourceName,
     /// Wait until it is done or failed
     #[arg(short, long)]
     wait: bool,
+    /// With --wait: how long, such as 90s or 15m
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = crate::parse_span, allow_hyphen_values = true, requires = "wait")]
+    timeout: Duration,
     #[command(flatten)]
     output: Output,
 }
 
-/// Between looks at a rollout.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-
 impl Rollout {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        let command = match self {
-            Self::Status(command) => command,
-            Self::Pause(command) => return command.run(globals, wire::Steer::Pause).await,
-            Self::Promote(command) => return command.run(globals, wire::Steer::Promote).await,
-            Self::Abort(command) => return command.run(globals, wire::Steer::Abort).await,
-        };
+        match self {
+            Self::Status(command) => command.run(globals).await,
+            Self::Pause(command) => command.run(globals, wire::Steer::Pause).await,
+            Self::Promote(command) => command.run(globals, wire::Steer::Promote).await,
+            Self::Abort(command) => command.run(globals, wire::Steer::Abort).await,
+        }
+    }
+}
+
+impl RolloutStatus {
+    async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
-        let rollout = loop {
-            let rollout = client.rollout(&project, &command.service).await?;
-            let rolling = rollout.phase == model::control::RolloutPhase::Rolling;
-            if !(command.wait && rolling) {
-                break rollout;
-            }
-            tokio::time::sleep(LOOK_INTERVAL).await;
-        };
-        command.output.print(&rollout, || {
-            let detail: String = rollout
-                .reason
-                .detail
-                .iter()
-                .map(|line| format!("  {line}\n"))
-                .collect();
-            format!(
-                "{} to release {}: {}: {}\n{detail}",
-                command.service,
-                rollout.to,
-                word(&rollout.phase),
-                rollout.reason
-            )
-        })?;
-        Ok(u8::from(
-            rollout.phase == model::control::RolloutPhase::Failed,
-        ))
+        let mut rollout = client.rollout(&project, &self.service).await?;
+        let mut is_late = false;
+        if self.wait {
+            let released = [(self.service.clone(), rollout.to)].into();
+            let deadline = Instant::now() + self.timeout;
+            let rolled = progress::rolled_out(&client, &project, &released, deadline).await?;
+            is_late = matches!(rolled, Rolled::Late(_));
+            rollout = match rolled {
+                Rolled::Failed { rollout, .. } => *rollout,
+                _ => client.rollout(&project, &self.service).await?,
+            };
+        }
+        self.output
+            .print(&rollout, || in_words(&self.service, &rollout))?;
+        Ok(match rollout.phase {
+            RolloutPhase::Failed => FAILED,
+            RolloutPhase::Rolling | RolloutPhase::Paused if is_late => UNKNOWN,
+            _ => 0,
+        })
     }
+}
+
+fn in_words(service: &ResourceName, rollout: &model::control::Rollout) -> String {
+    let detail: String = rollout
+        .reason
+        .detail
+        .iter()
+        .map(|line| format!("  {line}\n"))
+        .collect();
+    format!(
+        "{service} to release {}: {}: {}\n{detail}",
+        rollout.to,
+        word(&rollout.phase),
+        rollout.reason
+    )
 }
 
 #[cfg(test)]

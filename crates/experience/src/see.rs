@@ -1,119 +1,17 @@
-//! `ps`, `nodes`, `status`, `get`, `events`, `explain`, `whoami`.
+//! `nodes`, `status`, `get`, `events`, `explain`, `whoami`.
 
-use api::client::{Client, Transport};
-use api::wire::{self, InstanceView, Kind};
+use api::client::Client;
+use api::wire::{self, Kind};
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use model::ids::{NodeName, ResourceName};
+use model::ids::NodeName;
 use model::signals::{Event, Level};
 
 use crate::db::database_table;
 use crate::failure::Failure;
 use crate::output::{Output, age, dash, one_of_many, say, table, word};
 use crate::topic::topic_table;
-use crate::{Globals, deploy, notice, operate};
-
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  mainland ps\n  mainland ps -o json | jq '.[] | select(.ready | not)'"
-)]
-pub struct Ps {
-    /// Only this service
-    service: Option<ResourceName>,
-    /// Those of every project
-    #[arg(short = 'A', long)]
-    all: bool,
-    #[command(flatten)]
-    output: Output,
-}
-
-impl Ps {
-    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        let client = globals.client()?;
-        let listed = match self.all {
-            true => every_instance(&client).await,
-            false => match globals.project(&client).await {
-                Ok(project) => client
-                    .instances(&project)
-                    .await
-                    .map(|list| list.items)
-                    .map_err(Failure::from),
-                Err(failure) => Err(failure),
-            },
-        };
-        let mut instances = match listed {
-            Ok(instances) => instances,
-            // Only silence is made up for: a refusal stands.
-            Err(failure) if client.health().await.is_ok() => return Err(failure),
-            Err(failure) => self.ask_nodes(globals).await.ok_or(failure)?,
-        };
-        instances.retain(|instance| {
-            self.service
-                .as_ref()
-                .is_none_or(|service| *service == instance.service)
-        });
-        self.output
-            .print(&instances, || instance_table(&instances))?;
-        Ok(0)
-    }
-
-    /// What the nodes of this machine say themselves, when the servers are down. `None` where no node answers either.
-    async fn ask_nodes(&self, globals: &Globals) -> Option<Vec<InstanceView>> {
-        let project = globals.named_project().filter(|_| !self.all);
-        let mut answered = false;
-        let mut instances = Vec::new();
-        for socket in globals.node_sockets() {
-            let client = Client::new(Transport::Unix(socket), None);
-            if let Ok(status) = client.get::<wire::NodeStatus>("/v1/status").await {
-                answered = true;
-                instances.extend(status.instances);
-            }
-        }
-        if answered {
-            notice("the server does not answer: this is what the nodes of this machine say");
-        }
-        instances.retain(|instance| {
-            project
-                .as_ref()
-                .is_none_or(|project| *project == instance.project)
-        });
-        answered.then_some(instances)
-    }
-}
-
-async fn every_instance(client: &Client) -> Result<Vec<InstanceView>, Failure> {
-    let mut all = Vec::new();
-    for project in client.projects().await?.items {
-        all.extend(client.instances(&project).await?.items);
-    }
-    Ok(all)
-}
-
-fn instance_table(instances: &[InstanceView]) -> String {
-    let row = |instance: &InstanceView| {
-        let note = instance
-            .reason
-            .as_ref()
-            .map_or(String::new(), |reason| reason.message.clone());
-        let ready = if instance.ready { "yes" } else { "no" };
-        [
-            instance.name.to_string(),
-            dash(&instance.node),
-            dash(&instance.zone),
-            word(&instance.state),
-            ready.to_owned(),
-            dash(&instance.pid),
-            dash(&instance.address),
-            instance.restarts.to_string(),
-            instance.version.to_string(),
-            note,
-        ]
-    };
-    let head = [
-        "NAME", "NODE", "ZONE", "STATE", "READY", "PID", "ADDRESS", "RESTARTS", "VERSION", "",
-    ];
-    table(head, instances.iter().map(row))
-}
+use crate::{Globals, deploy, operate};
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -139,7 +37,7 @@ impl Nodes {
 
     async fn list(self, globals: &Globals) -> Result<u8, Failure> {
         let nodes = globals.client()?.nodes().await?.items;
-        self.output.print(&nodes, || {
+        self.output.list(&nodes, "no node has joined yet", || {
             let row = |node: &wire::NodeView| {
                 let share = |used: String, all: String| format!("{used} / {all}");
                 [
@@ -218,10 +116,13 @@ pub fn status_text(status: &wire::ProjectStatus) -> String {
             note(service),
         ]
     };
-    let mut text = table(
-        ["SERVICE", "READY", "ZONES", "RELEASE", "ROLLOUT", ""],
-        status.services.iter().map(row),
-    );
+    let mut text = match status.services.is_empty() {
+        true => format!("{} has no services\n", status.project),
+        false => table(
+            ["SERVICE", "READY", "ZONES", "RELEASE", "ROLLOUT", ""],
+            status.services.iter().map(row),
+        ),
+    };
     if !status.routes.is_empty() {
         text.push('\n');
         let row = |route: &wire::RouteStatus| {
@@ -294,6 +195,8 @@ pub struct Get {
     /// services, routes, secrets, scales, releases or rollouts
     #[arg(value_parser = deploy::parse_kind)]
     kind: Kind,
+    /// One alone; of releases it is SERVICE/NUMBER, of routes HOST/PATH
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: Option<String>,
     #[command(flatten)]
     output: Output,
@@ -303,19 +206,29 @@ impl Get {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
-        let value = match &self.name {
-            Some(name) => client.resource(&project, self.kind, name).await?,
-            None => serde_json::Value::Array(client.resources(&project, self.kind).await?.items),
-        };
-        self.output.print(&value, || {
-            serde_yaml_ng::to_string(&value).unwrap_or_default()
-        })?;
+        match &self.name {
+            Some(name) => {
+                let value = client.resource(&project, self.kind, name).await?;
+                self.output.print(&value, || yaml(&value))?;
+            }
+            None => {
+                let all = client.resources(&project, self.kind).await?.items;
+                let none = format!("{project} has no {}", self.kind.as_str());
+                self.output.list(&all, &none, || yaml(&all))?;
+            }
+        }
         Ok(0)
     }
 }
 
+fn yaml(value: &impl serde::Serialize) -> String {
+    serde_yaml_ng::to_string(value).unwrap_or_default()
+}
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  mainland events -f")]
+#[command(
+    after_help = "With -o and -f each event is a line of JSON, or a YAML document.\n\nExample:\n  mainland events -f"
+)]
 pub struct Events {
     /// Go on with what comes
     #[arg(short, long)]
@@ -337,7 +250,7 @@ impl Events {
         };
         if !self.follow {
             let events = client.events(project.as_ref(), 0).await?.items;
-            self.output.print(&events, || {
+            self.output.list(&events, "nothing has happened yet", || {
                 events
                     .iter()
                     .map(|event| event_line(event) + "\n")
@@ -377,6 +290,7 @@ fn event_line(event: &Event) -> String {
 )]
 pub struct Explain {
     /// A service, an instance, a route's `host/path`, or `node/NAME`
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     subject: String,
     #[command(flatten)]
     output: Output,

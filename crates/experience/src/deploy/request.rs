@@ -12,8 +12,7 @@ use model::manifest::{DeclaredService, Manifest};
 use model::traffic::Route;
 
 use crate::failure::Failure;
-use crate::operate::{SECRET_MAX_BYTES, encode_secret};
-use crate::{artifact, input, progress};
+use crate::{artifact, input, progress, secret};
 
 /// Turns a manifest into a request: artifacts made and uploaded, secret files read.
 pub(super) async fn request(
@@ -96,14 +95,14 @@ fn secret_values(
             continue;
         };
         let file = std::fs::File::open(folder.join(path));
-        let read = file.and_then(|file| input::read(file, SECRET_MAX_BYTES));
+        let read = file.and_then(|file| input::read(file, secret::VALUE_MAX_BYTES));
         let bytes = read.map_err(|error| {
             Failure::failed(format!(
                 "secret {name}: {} can't be read: {error} [secret]",
                 folder.join(path).display()
             ))
         })?;
-        values.insert(name.clone(), encode_secret(&bytes)?);
+        values.insert(name.clone(), secret::encode(&bytes)?);
     }
     Ok(values)
 }

@@ -11,11 +11,13 @@ use futures_util::StreamExt;
 use model::control::{Rollout, RolloutPhase};
 use model::ids::{ProjectName, ReleaseNumber, ResourceName};
 use model::manifest::Manifest;
+use model::units::Span;
 
 use super::lock::Lock;
-use super::{MANIFEST, describe, find_manifest, read, request};
-use crate::failure::{Failure, UNKNOWN};
-use crate::output::say;
+use super::manifest::read_meant;
+use super::{MANIFEST, describe, find_manifest, request};
+use crate::failure::Failure;
+use crate::output::{Output, say};
 use crate::progress::{self, Rolled};
 use crate::{Globals, assent, idempotency_key, notice};
 
@@ -26,7 +28,10 @@ const LINES_SHOWN: u32 = 40;
 #[command(
     after_help = "Without SERVICE all of the manifest is applied. With it that service alone, which must find what it needs.\n\
                   One deploy runs in a project at a time: another one, or an apply, is told whose it is.\n\n\
-                  Exit code 1: it failed, and the version before goes on serving. 3: it is not known yet how it ends.\n\n\
+                  Exit code 1: it failed, and the version before goes on serving; or it can't come until a person changes something, \
+                  which is said after some seconds with the reason. 3: it is not known yet how it ends. A rollout that somebody has \
+                  paused is waited for.\n\n\
+                  With -o it prints what `apply -o` does; how it ended is told by the exit code.\n\n\
                   Examples:\n  mainland deploy --wait\n  mainland deploy checkout --env staging --wait --timeout 10m"
 )]
 pub struct Deploy {
@@ -38,15 +43,17 @@ pub struct Deploy {
     /// Wait until it is rolled out; on failure show the last lines of what failed
     #[arg(short, long)]
     wait: bool,
-    /// How long to wait
-    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = crate::parse_span)]
+    /// How long to wait, such as 90s or 15m: for the lock, then for the rollout
+    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = crate::parse_span, allow_hyphen_values = true)]
     timeout: Duration,
     /// Wait for the end of a deploy that somebody else has under way
     #[arg(long)]
     wait_for_lock: bool,
     /// Assent to what would otherwise be asked
-    #[arg(short)]
+    #[arg(short, long)]
     yes: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// What is being rolled out, by service.
@@ -56,7 +63,7 @@ impl Deploy {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = Arc::new(globals.client()?);
         let file = find_manifest(Some(self.file.clone()))?.unwrap_or_else(|| self.file.clone());
-        let manifest = self.only_asked(read(&file, globals.env.as_deref())?)?;
+        let manifest = self.only_asked(read_meant(&file, globals)?)?;
         let project = manifest.project.clone();
         let patience = self.wait_for_lock.then_some(self.timeout);
         let lock = Lock::take(&client, &project, patience).await?;
@@ -76,10 +83,12 @@ impl Deploy {
         };
         if !manifest.services.contains_key(service) {
             let known: Vec<_> = manifest.services.keys().map(ResourceName::as_str).collect();
-            return Err(Failure::usage(format!(
-                "the manifest declares no service {service}; it declares {}",
-                known.join(", ")
-            )));
+            return Err(Failure::missing(
+                format!("the manifest declares no service {service}"),
+                service.as_str(),
+                known.iter().copied(),
+                &format!("it declares {}", known.join(", ")),
+            ));
         }
         manifest.services.retain(|name, _| name == service);
         manifest.routes.clear();
@@ -98,19 +107,22 @@ impl Deploy {
         let applied = self.apply(client, file, manifest, lock).await?;
         let project = &manifest.project;
         let kept = |change: &wire::Change| change.action == Action::Keep;
-        if applied.changes.iter().all(kept) {
-            say("nothing changed\n")?;
-            *released = unfinished(client, manifest).await?;
-        } else {
-            say(&describe(&applied))?;
-            *released = releases(&applied);
-        }
+        let is_same = applied.changes.iter().all(kept);
+        self.output.print(&applied, || match is_same {
+            true => "nothing changed\n".to_owned(),
+            false => describe(&applied),
+        })?;
+        *released = match is_same {
+            true => unfinished(client, manifest).await?,
+            false => releases(&applied),
+        };
         if released.is_empty() {
             return Ok(0);
         }
         match self.wait {
             true => self.follow(client, project, released).await,
-            false => tell(project, released),
+            false if self.output.is_for_people() => tell(project, released),
+            false => Ok(0),
         }
     }
 
@@ -122,7 +134,7 @@ impl Deploy {
     ) -> Result<u8, Failure> {
         let begin = Instant::now();
         match progress::rolled_out(client, project, released, begin + self.timeout).await? {
-            Rolled::Done => {
+            Rolled::Done if self.output.is_for_people() => {
                 let list = in_words(released);
                 say(&format!(
                     "deployed in {:.1} s: {list}",
@@ -130,15 +142,13 @@ impl Deploy {
                 ))?;
                 Ok(0)
             }
+            Rolled::Done => Ok(0),
             Rolled::Failed { service, rollout } => {
                 Err(failed(client, project, &service, &rollout).await)
             }
-            Rolled::Superseded { service, by } => Err(Failure {
-                exit_code: UNKNOWN,
-                message: format!(
-                    "{service}: release {by} came in between, and is rolled out instead [superseded]"
-                ),
-            }),
+            Rolled::Superseded { service, by } => Err(Failure::unknown(format!(
+                "{service}: release {by} came in between, and is rolled out instead [superseded]"
+            ))),
             Rolled::Late(hindrances) => Err(late(self.timeout, project, &hindrances)),
         }
     }
@@ -240,10 +250,7 @@ fn interrupted(project: &ProjectName, released: &Releases) -> Failure {
             in_words(released)
         ),
     };
-    Failure {
-        exit_code: UNKNOWN,
-        message: format!("{message} [interrupted]"),
-    }
+    Failure::unknown(format!("{message} [interrupted]"))
 }
 
 fn late(timeout: Duration, project: &ProjectName, hindrances: &[String]) -> Failure {
@@ -251,12 +258,10 @@ fn late(timeout: Duration, project: &ProjectName, hindrances: &[String]) -> Fail
         .iter()
         .map(|line| format!("\n  {line}"))
         .collect();
-    Failure {
-        exit_code: UNKNOWN,
-        message: format!(
-            "not rolled out after {timeout:?}, and it goes on by itself [timeout]{list}\n  remedy: `mainland rollout status SERVICE --project {project} --wait` follows it"
-        ),
-    }
+    let timeout = Span(timeout);
+    Failure::unknown(format!(
+        "not rolled out after {timeout}, and it goes on by itself [timeout]{list}\n  remedy: `mainland rollout status SERVICE --project {project} --wait` follows it"
+    ))
 }
 
 /// Shows what the failing instance printed, and says why it was judged and what serves.
@@ -336,7 +341,7 @@ mod tests {
         ];
         for (failure, says) in table {
             assert!(failure.message.contains(says), "{}", failure.message);
-            assert_eq!(failure.exit_code, UNKNOWN);
+            assert_eq!(failure.exit_code, crate::failure::UNKNOWN);
         }
     }
 }

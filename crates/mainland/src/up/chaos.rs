@@ -18,6 +18,7 @@ const KINDS: [&[u8]; 3] = [b"agent", b"proxy", b"shim"];
 
 /// Break something on purpose, to see what holds
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Example:\n  mainland chaos kill b && mainland start b")]
 pub struct Chaos {
     #[command(subcommand)]
     command: Command,
@@ -44,10 +45,12 @@ impl Chaos {
         };
         let known = layout.known_nodes();
         if !known.contains(&node) {
-            let known = known.join(", ");
-            return Err(Failure::from(anyhow::anyhow!(
-                "there is no node `{node}` here; known: {known}"
-            )));
+            return Err(Failure::missing(
+                format!("there is no node `{node}` here"),
+                &node,
+                known.iter().map(String::as_str),
+                &format!("known: {}", known.join(", ")),
+            ));
         }
         let killed = kill_all_of(&layout.node(&node))?;
         let again = match node.as_str() {

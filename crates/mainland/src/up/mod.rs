@@ -41,14 +41,14 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Up {
     /// The manifest, or the folder that holds `mainland.yaml`. Left out: the one here, if there is one
     path: Option<PathBuf>,
-    /// Nodes in zones of their own that this machine pretends to be (default: as last time, else 1)
+    /// Nodes in zones of their own that this machine pretends to be, 1 to 9 (default: as last time, else 1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(ZONES_MAX)))]
     zones: Option<u32>,
     /// Return when it is ready; `mainland down` ends it
     #[arg(short, long)]
     detach: bool,
-    /// How long to wait for everything to be ready before saying what is not
-    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = experience::parse_span)]
+    /// How long to wait for everything to be ready before saying what is not, such as 90s or 5m
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = experience::parse_span, allow_hyphen_values = true)]
     timeout: Duration,
 }
 
@@ -60,7 +60,7 @@ pub struct Down {
     #[arg(long)]
     delete_data: bool,
     /// Assent to deleting data
-    #[arg(short)]
+    #[arg(short, long)]
     yes: bool,
 }
 
@@ -173,8 +173,10 @@ impl Up {
         let layout = supervisor.layout().clone();
         let shown = async {
             // What does not become ready is said; the rest runs on.
-            match experience::progress::until_ready(globals, &all_of(projects), self.timeout).await
-            {
+            let output = experience::output::Output { output: None };
+            let subjects = all_of(projects);
+            let ready = experience::progress::until_ready(globals, &subjects, self.timeout, output);
+            match ready.await {
                 Ok(_) => tell_limits(&layout).await,
                 Err(failure) => failure.print(),
             }
@@ -249,7 +251,8 @@ impl Up {
             None => Vec::new(),
         };
         experience::progress::until_file(client_file, self.timeout).await?;
-        experience::progress::until_ready(globals, &all_of(&projects), self.timeout).await
+        let output = experience::output::Output { output: None };
+        experience::progress::until_ready(globals, &all_of(&projects), self.timeout, output).await
     }
 }
 
@@ -331,10 +334,13 @@ impl Start {
         let state =
             State::load(&layout.state()).context("no `up` runs here: `mainland up` starts one")?;
         if !layout.node(&self.node).join("agent.json").exists() {
-            return Err(Failure::from(anyhow::anyhow!(
-                "there is no node `{}` here",
-                self.node
-            )));
+            let known = layout.known_nodes();
+            return Err(Failure::missing(
+                format!("there is no node `{}` here", self.node),
+                &self.node,
+                known.iter().map(String::as_str),
+                &format!("known: {}", known.join(", ")),
+            ));
         }
         let mut supervisor = Supervisor::new(layout, state, current_binary()?);
         match supervisor.start_known_node(&self.node)? {

@@ -1,0 +1,140 @@
+//! `secret list`, `secret set`.
+
+use std::io::IsTerminal;
+
+use api::wire;
+use jiff::Timestamp;
+use model::ids::ResourceName;
+
+use crate::failure::Failure;
+use crate::output::{Output, age, table};
+use crate::{Globals, input};
+
+/// Longest value of a secret.
+pub const VALUE_MAX_BYTES: usize = 64 << 10;
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Secret {
+    /// List secrets: never their values
+    List(List),
+    /// Give a secret a value, read from standard input or a file
+    Set(Set),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  mainland secret list")]
+pub struct List {
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "A value has 1 byte to 64 KiB; a line's end that comes last on standard input is none of it. Running instances keep the old value \
+                  until they restart.\n\n\
+                  Examples:\n  pass show payment | mainland secret set payment-key\n  mainland secret set payment-key --file payment.key"
+)]
+pub struct Set {
+    /// The secret's name
+    name: ResourceName,
+    /// Read the value from a file instead of standard input
+    #[arg(long, value_name = "FILE")]
+    file: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    output: Output,
+}
+
+impl Secret {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        match self {
+            Self::List(command) => command.run(globals).await,
+            Self::Set(command) => command.run(globals).await,
+        }
+    }
+}
+
+/// As every kind of resource is listed: name and revision beside it.
+#[derive(serde::Deserialize)]
+struct Listed {
+    spec: wire::SecretView,
+}
+
+impl List {
+    async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let path = format!("/v1/projects/{project}/secrets");
+        let listed = client.get::<wire::List<Listed>>(&path).await?.items;
+        let secrets: Vec<_> = listed.into_iter().map(|listed| listed.spec).collect();
+        let now = Timestamp::now();
+        let none = format!("{project} has no secrets");
+        self.output.list(&secrets, &none, || {
+            let row = |secret: &wire::SecretView| {
+                [
+                    secret.name.to_string(),
+                    secret.version.to_string(),
+                    age(secret.changed_at, now),
+                    secret.changed_by.to_string(),
+                    secret.key_id.clone(),
+                ]
+            };
+            table(
+                ["NAME", "VERSION", "AGE", "BY", "KEY"],
+                secrets.iter().map(row),
+            )
+        })?;
+        Ok(0)
+    }
+}
+
+impl Set {
+    async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let project = globals.project(&client).await?;
+        let bytes = match &self.file {
+            Some(path) => {
+                let file = std::fs::File::open(path);
+                let read = file.and_then(|file| input::read(file, VALUE_MAX_BYTES));
+                read.map_err(|error| {
+                    Failure::failed(format!("{} can't be read: {error}", path.display()))
+                })?
+            }
+            None => read_stdin()?,
+        };
+        let value = wire::SecretValue {
+            value: encode(&bytes)?,
+        };
+        let view = client.set_secret(&project, &self.name, &value).await?;
+        self.output.print(&view, || {
+            format!(
+                "secret {} has version {}; what runs keeps the old one until it restarts",
+                view.name, view.version
+            )
+        })?;
+        Ok(0)
+    }
+}
+
+fn read_stdin() -> Result<Vec<u8>, Failure> {
+    if std::io::stdin().is_terminal() {
+        eprintln!("Type the value, then ctrl-D:");
+    }
+    let mut bytes = input::read(std::io::stdin(), VALUE_MAX_BYTES)?;
+    // What a person or `echo` ends a line with is not part of the value.
+    if bytes.ends_with(b"\n") {
+        bytes.pop();
+    }
+    Ok(bytes)
+}
+
+/// A secret's value as it travels.
+pub fn encode(bytes: &[u8]) -> Result<String, Failure> {
+    use base64::Engine;
+    match bytes.len() {
+        0 => Err(Failure::failed("an empty value is no secret")),
+        length if length > VALUE_MAX_BYTES => Err(Failure::failed(format!(
+            "a secret holds at most {VALUE_MAX_BYTES} bytes"
+        ))),
+        _ => Ok(base64::engine::general_purpose::STANDARD.encode(bytes)),
+    }
+}
