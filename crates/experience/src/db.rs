@@ -16,7 +16,7 @@ use model::state::{EngineStatus, Table};
 use tempfile::NamedTempFile;
 
 use crate::exec::{Place, Streams};
-use crate::failure::{self, Failure};
+use crate::failure::Failure;
 use crate::output::{Output, size, span, table, word};
 use crate::topic::silence;
 use crate::{Globals, assent, notice};
@@ -57,6 +57,7 @@ pub struct List {
                   mainland db connect orders-db -- --csv < report.sql"
 )]
 pub struct Connect {
+    /// The database
     database: ResourceName,
     /// One statement, instead of standard input
     #[arg(short, long, value_name = "SQL")]
@@ -73,6 +74,7 @@ pub struct Connect {
                   mainland db dump orders-db | zstd > orders.sql.zst"
 )]
 pub struct Dump {
+    /// The database
     database: ResourceName,
     /// Into a file, which is there only once it is whole; `-` is standard output, a terminal too
     #[arg(short, long, value_name = "FILE")]
@@ -87,6 +89,7 @@ pub struct Dump {
                   mainland db load --replace orders-db orders.sql"
 )]
 pub struct Load {
+    /// The database
     database: ResourceName,
     /// SQL, as `dump` writes it; `-` is standard input
     #[arg(value_name = "FILE")]
@@ -116,8 +119,9 @@ impl List {
         let project = globals.project(&client).await?;
         let mut databases = client.status(&project).await?.engines;
         databases.retain(|view| view.kind == EngineKind::Database);
+        let none = format!("{project} has no databases");
         self.output
-            .print(&databases, || database_table(&databases))?;
+            .list(&databases, &none, || database_table(&databases))?;
         Ok(0)
     }
 }
@@ -323,12 +327,9 @@ impl Load {
             (0, false) => notice(&format!("{database} is loaded")),
             (0, true) => notice(&format!("{database} is replaced")),
             (PSQL_DISCONNECTED, _) => {
-                return Err(Failure {
-                    exit_code: failure::UNKNOWN,
-                    message: format!(
-                        "PostgreSQL ended the connection; all was loaded into {database} or nothing was: look before you do it again"
-                    ),
-                });
+                return Err(Failure::unknown(format!(
+                    "PostgreSQL ended the connection; all was loaded into {database} or nothing was: look before you do it again"
+                )));
             }
             (_, false) => notice(&format!("nothing was loaded into {database}")),
             (_, true) => notice(&format!("{database} is as it was")),

@@ -3,13 +3,14 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
-use api::client::Unless;
+use api::client::{Client, Error, Unless};
 use api::wire::KeyView;
+use model::ids::ProjectName;
 
 use crate::Globals;
 use crate::failure::Failure;
 use crate::input;
-use crate::output::{Output, say, table};
+use crate::output::{Output, table};
 
 const VALUE_MAX_BYTES: usize = 64 << 10;
 
@@ -30,6 +31,8 @@ pub enum Key {
     after_help = "The value is printed as it is, without a line's end.\n\nExample:\n  mainland key get flags/dark-mode"
 )]
 pub struct Get {
+    /// The key's name
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: String,
 }
 
@@ -40,6 +43,8 @@ pub struct Get {
                   mainland key put leader worker-3 --create"
 )]
 pub struct Put {
+    /// The key's name, such as flags/dark-mode
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: String,
     /// The value; without it and --file, standard input is read
     value: Option<String>,
@@ -52,6 +57,8 @@ pub struct Put {
     /// Fail if the key was changed since this revision
     #[arg(long, value_name = "REVISION")]
     if_revision: Option<String>,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, clap::Args)]
@@ -67,10 +74,14 @@ pub struct List {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mainland key delete flags/dark-mode")]
 pub struct Delete {
+    /// The key's name
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: String,
     /// Fail if the key was changed since this revision
     #[arg(long, value_name = "REVISION")]
     if_revision: Option<String>,
+    #[command(flatten)]
+    output: Output,
 }
 
 impl Key {
@@ -88,7 +99,10 @@ impl Get {
     async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
-        let (value, _) = client.key(&project, &self.name).await?;
+        let value = match client.key(&project, &self.name).await {
+            Ok((value, _)) => value,
+            Err(error) => return Err(refused(&client, &project, &self.name, error).await),
+        };
         let mut stdout = std::io::stdout().lock();
         stdout.write_all(&value)?;
         stdout.flush()?;
@@ -106,10 +120,9 @@ impl Put {
         };
         let value = value(self.value, self.file)?;
         let written = client.put_key(&project, &self.name, value, &unless).await?;
-        say(&format!(
-            "{} is at revision {}",
-            self.name, written.revision
-        ))?;
+        self.output.print(&written, || {
+            format!("{} is at revision {}", self.name, written.revision)
+        })?;
         Ok(0)
     }
 }
@@ -119,7 +132,11 @@ impl List {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
         let keys = client.keys(&project, &self.prefix).await?;
-        self.output.print(&keys, || {
+        let none = match self.prefix.as_str() {
+            "" => format!("{project} has no keys"),
+            prefix => format!("{project} has no keys that begin with {prefix}"),
+        };
+        self.output.list(&keys, &none, || {
             let row =
                 |key: &KeyView| [key.name.clone(), key.size.to_string(), key.revision.clone()];
             table(["NAME", "SIZE", "REVISION"], keys.iter().map(row))
@@ -133,9 +150,28 @@ impl Delete {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
         let unless = unless(self.if_revision.as_deref());
-        client.delete_key(&project, &self.name, &unless).await?;
-        say(&format!("{} is deleted", self.name))?;
-        Ok(0)
+        match client.delete_key(&project, &self.name, &unless).await {
+            Ok(written) => {
+                self.output
+                    .print(&written, || format!("{} is deleted", self.name))?;
+                Ok(0)
+            }
+            Err(error) => Err(refused(&client, &project, &self.name, error).await),
+        }
+    }
+}
+
+/// Of a key that is not there, which one was probably meant.
+async fn refused(client: &Client, project: &ProjectName, name: &str, error: Error) -> Failure {
+    let is_missing = error.code() == Some("not-found");
+    match client.keys(project, "").await {
+        Ok(keys) if is_missing => Failure::missing(
+            format!("{project} has no key `{name}`"),
+            name,
+            keys.iter().map(|key| key.name.as_str()),
+            "`mainland key list` lists them",
+        ),
+        _ => error.into(),
     }
 }
 

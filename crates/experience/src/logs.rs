@@ -25,15 +25,20 @@ const HOLD: Duration = Duration::from_millis(100);
 const HELD_MAX: usize = 100_000;
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  mainland logs web -f\n  mainland logs web-3 --tail 20")]
+#[command(
+    after_help = "With the server gone it shows what the nodes of this machine hold. With -o each line is a line of JSON, or a YAML document: \
+                  {at, stream, text, instance}.\n\n\
+                  Examples:\n  mainland logs web -f\n  mainland logs web-3 --tail 20"
+)]
 pub struct Logs {
     /// A service (all of its instances) or an instance; left out: everything
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: Option<String>,
     /// Go on with what comes
     #[arg(short, long)]
     follow: bool,
-    /// Lines of each instance from before
-    #[arg(long, short = 'n', default_value_t = 100)]
+    /// How many lines of each instance from before
+    #[arg(long, short = 'n', value_name = "LINES", default_value_t = 100)]
     tail: u32,
     #[command(flatten)]
     output: Output,
@@ -66,6 +71,19 @@ impl Source {
             .instances;
         instances.retain(|instance| instance.project == *project);
         Ok(instances)
+    }
+
+    /// Of services and instances.
+    async fn names(&self, project: &ProjectName) -> Vec<String> {
+        let instances = self.instances(project).await.unwrap_or_default();
+        let of = |one: &wire::InstanceView| [one.name.to_string(), one.service.to_string()];
+        let mut names: Vec<String> = instances.iter().flat_map(of).collect();
+        if !self.node
+            && let Ok(status) = self.client.status_of_services(project).await
+        {
+            names.extend(status.services.iter().map(|one| one.name.to_string()));
+        }
+        names
     }
 
     async fn lines(
@@ -142,10 +160,10 @@ impl Logs {
             self.follow = false;
         }
         if seen.is_empty() {
-            let what = self.name.as_deref().unwrap_or("any service");
-            return Err(Failure::failed(format!(
-                "no instance of {what} [not-found]\n  remedy: `mainland ps` lists them; `mainland explain SERVICE` says why there is none"
-            )));
+            self.tell_nothing(&sources, &project).await?;
+            if !self.follow {
+                return Ok(0);
+            }
         }
         let alone = seen.len() == 1 && !self.follow;
         let mut sorter = Sorter::default();
@@ -173,6 +191,30 @@ impl Logs {
             }
             self.print_until(&mut sorter, Timestamp::MIN, alone)?;
         }
+    }
+
+    /// A service may have no instances; what is none is said to be none.
+    async fn tell_nothing(&self, sources: &[Source], project: &ProjectName) -> Result<(), Failure> {
+        let Some(name) = &self.name else {
+            notice(&format!("{project} has no instances"));
+            return Ok(());
+        };
+        let mut known = Vec::new();
+        for source in sources {
+            known.extend(source.names(project).await);
+        }
+        if known.contains(name) {
+            notice(&format!(
+                "{name} has no instance that has begun; `mainland explain {name}` says why"
+            ));
+            return Ok(());
+        }
+        Err(Failure::missing(
+            format!("there is no service or instance `{name}`"),
+            name,
+            known.iter().map(String::as_str),
+            "`mainland status` lists services, `mainland ps` instances",
+        ))
     }
 
     fn print_until(

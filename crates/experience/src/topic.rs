@@ -6,7 +6,10 @@ mod mend;
 mod peek;
 mod publish;
 
+use api::client::Client;
 use api::wire::EngineView;
+use model::ids::{ProjectName, ResourceName};
+use model::state::EngineStatus;
 
 use crate::Globals;
 use crate::failure::Failure;
@@ -51,6 +54,33 @@ impl Topic {
             Self::Discard(command) => command.run(&client, &project).await,
             Self::Publish(command) => command.run(&client, &project).await,
         }
+    }
+}
+
+/// The consumers of a topic; with `only` that one. What else the project has by that name is no topic.
+async fn consumers(
+    client: &Client,
+    project: &ProjectName,
+    topic: &ResourceName,
+    only: Option<&ResourceName>,
+) -> Result<Vec<ResourceName>, Failure> {
+    let consumers: Vec<_> = match client.engine_status(project, topic).await? {
+        EngineStatus::Topic { consumers, .. } => consumers.into_keys().collect(),
+        EngineStatus::Postgres { .. } => {
+            return Err(Failure::failed(format!(
+                "`{topic}` is a database [not-found]\n  remedy: `mainland topic list` names topics"
+            )));
+        }
+    };
+    match only {
+        None => Ok(consumers),
+        Some(only) if consumers.contains(only) => Ok(vec![only.clone()]),
+        Some(only) => Err(Failure::missing(
+            format!("{topic} has no consumer `{only}`"),
+            only.as_str(),
+            consumers.iter().map(ResourceName::as_str),
+            "`mainland topic list` lists them",
+        )),
     }
 }
 

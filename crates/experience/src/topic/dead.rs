@@ -6,9 +6,8 @@ use api::client::{Client, Range};
 use api::wire::DeadLetter;
 use jiff::Timestamp;
 use model::ids::{ProjectName, ResourceName};
-use model::state::EngineStatus;
 
-use super::PAGE;
+use super::{PAGE, consumers};
 use crate::failure::Failure;
 use crate::output::{Output, age, say, size, table};
 
@@ -18,11 +17,12 @@ use crate::output::{Output, age, say, size, table};
                   Examples:\n  mainland topic dead order-events\n  mainland topic dead order-events --consumer email --show 42"
 )]
 pub struct Dead {
+    /// The topic
     topic: ResourceName,
     /// Only those of this service
     #[arg(long, value_name = "SERVICE")]
     consumer: Option<ResourceName>,
-    /// One message, with all its data
+    /// One message, with all its data, by the position that the list shows
     #[arg(long, value_name = "POSITION")]
     show: Option<u64>,
     #[command(flatten)]
@@ -31,27 +31,11 @@ pub struct Dead {
 
 impl Dead {
     pub(super) async fn run(self, client: &Client, project: &ProjectName) -> Result<u8, Failure> {
-        let consumers = self.consumers(client, project).await?;
+        let only = self.consumer.as_ref();
+        let consumers = consumers(client, project, &self.topic, only).await?;
         match self.show {
             Some(position) => self.show(client, project, &consumers, position).await,
             None => self.list(client, project, &consumers).await,
-        }
-    }
-
-    async fn consumers(
-        &self,
-        client: &Client,
-        project: &ProjectName,
-    ) -> Result<Vec<ResourceName>, Failure> {
-        if let Some(consumer) = &self.consumer {
-            return Ok(vec![consumer.clone()]);
-        }
-        match client.engine_status(project, &self.topic).await? {
-            EngineStatus::Topic { consumers, .. } => Ok(consumers.into_keys().collect()),
-            EngineStatus::Postgres { .. } => Err(Failure::failed(format!(
-                "`{}` is a database [not-found]\n  remedy: `mainland topic list` names topics",
-                self.topic
-            ))),
         }
     }
 
@@ -65,7 +49,8 @@ impl Dead {
         for consumer in consumers {
             letters.extend(self.of_consumer(client, project, consumer).await?);
         }
-        self.output.print(&letters, || {
+        let none = format!("{} has no dead letters", self.topic);
+        self.output.list(&letters, &none, || {
             dead_table(&self.topic, &letters, Timestamp::now())
         })?;
         Ok(0)
@@ -131,9 +116,6 @@ impl Dead {
 }
 
 fn dead_table(topic: &ResourceName, letters: &[DeadLetter], now: Timestamp) -> String {
-    if letters.is_empty() {
-        return format!("{topic} has no dead letters");
-    }
     let row = |letter: &DeadLetter| {
         let attribute = |name| {
             letter

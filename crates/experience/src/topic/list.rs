@@ -20,7 +20,8 @@ impl List {
     pub(super) async fn run(self, client: &Client, project: &ProjectName) -> Result<u8, Failure> {
         let mut topics = client.status(project).await?.engines;
         topics.retain(|view| view.kind == EngineKind::Topic);
-        self.output.print(&topics, || topic_table(&topics))?;
+        let none = format!("{project} has no topics");
+        self.output.list(&topics, &none, || topic_table(&topics))?;
         Ok(0)
     }
 }

@@ -2,11 +2,12 @@
 
 use api::client::{Client, Error};
 use model::ids::{ProjectName, ResourceName};
-use model::state::DeadLetters;
+use model::state::{DeadLetters, Discarded, Redriven};
 
+use super::consumers;
 use crate::assent;
 use crate::failure::Failure;
-use crate::output::say;
+use crate::output::Output;
 
 /// Dead letters that a topic redrives or gives up by one request.
 const AT_ONCE: u64 = 4096;
@@ -21,6 +22,8 @@ const ROUNDS_MOST: u32 = 1000;
 pub struct Redrive {
     #[command(flatten)]
     which: Which,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, clap::Args)]
@@ -33,11 +36,14 @@ pub struct Discard {
     /// Do not ask
     #[arg(short, long)]
     yes: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Which dead letters.
 #[derive(Debug, clap::Args)]
 pub struct Which {
+    /// The topic
     topic: ResourceName,
     /// Positions, as `topic dead` lists them
     positions: Vec<u64>,
@@ -52,12 +58,17 @@ pub struct Which {
 impl Redrive {
     pub(super) async fn run(self, client: &Client, project: &ProjectName) -> Result<u8, Failure> {
         let which = &self.which;
+        which.letters()?;
+        consumers(client, project, &which.topic, which.consumer.as_ref()).await?;
         let redrive = async |letters: &DeadLetters| {
             let told = client.redrive(project, &which.topic, letters).await?;
             Ok(told.redriven)
         };
         let redriven = which.each_round(redrive).await?;
-        which.told("are delivered anew", redriven)
+        let told = Redriven { redriven };
+        self.output
+            .print(&told, || which.told("are delivered anew", redriven))?;
+        Ok(which.code(redriven))
     }
 }
 
@@ -65,6 +76,7 @@ impl Discard {
     pub(super) async fn run(self, client: &Client, project: &ProjectName) -> Result<u8, Failure> {
         let which = &self.which;
         which.letters()?;
+        consumers(client, project, &which.topic, which.consumer.as_ref()).await?;
         if !self.yes {
             let what = match which.all {
                 true => "all dead letters".to_owned(),
@@ -77,7 +89,10 @@ impl Discard {
             Ok(told.discarded)
         };
         let discarded = which.each_round(discard).await?;
-        which.told("are given up", discarded)
+        let told = Discarded { discarded };
+        self.output
+            .print(&told, || which.told("are given up", discarded))?;
+        Ok(which.code(discarded))
     }
 }
 
@@ -113,13 +128,13 @@ impl Which {
         Ok(done)
     }
 
-    fn told(&self, what: &str, done: u64) -> Result<u8, Failure> {
+    fn told(&self, what: &str, done: u64) -> String {
         let missed = self.missed(done);
-        say(&format!(
-            "dead letters of {} that {what}: {done}{missed}",
-            self.topic
-        ))?;
-        Ok(u8::from(!missed.is_empty()))
+        format!("dead letters of {} that {what}: {done}{missed}", self.topic)
+    }
+
+    fn code(&self, done: u64) -> u8 {
+        u8::from(!self.missed(done).is_empty())
     }
 
     /// For who named positions: fewer than these were there.

@@ -5,7 +5,7 @@ use api::wire::Message;
 use jiff::Timestamp;
 use model::ids::{ProjectName, ResourceName};
 
-use super::PAGE;
+use super::{PAGE, consumers};
 use crate::failure::Failure;
 use crate::output::{Output, age, size, table};
 
@@ -18,11 +18,12 @@ const SHOWN_CHARACTERS: usize = 60;
                   Examples:\n  mainland topic peek order-events\n  mainland topic peek order-events --after 1200 -n 50 -o json"
 )]
 pub struct Peek {
+    /// The topic
     topic: ResourceName,
     /// Those after this position
     #[arg(long, value_name = "POSITION", default_value_t = 0)]
     after: u64,
-    /// How many at most
+    /// How many at most, 1 to 1000
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     count: u32,
     #[command(flatten)]
@@ -31,6 +32,7 @@ pub struct Peek {
 
 impl Peek {
     pub(super) async fn run(self, client: &Client, project: &ProjectName) -> Result<u8, Failure> {
+        consumers(client, project, &self.topic, None).await?;
         let wanted = self.count as usize;
         let mut messages: Vec<Message> = Vec::new();
         let mut is_end = false;
@@ -44,8 +46,12 @@ impl Peek {
             is_end = page.is_empty();
             messages.extend(page);
         }
+        let none = match self.after {
+            0 => format!("{} has no messages", self.topic),
+            after => format!("{} has no messages after {after}", self.topic),
+        };
         self.output
-            .print(&messages, || message_table(&messages, !is_end))?;
+            .list(&messages, &none, || message_table(&messages, !is_end))?;
         Ok(0)
     }
 }

@@ -4,6 +4,7 @@ use api::client::Client;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use model::ids::{ProjectName, ResourceName};
 
+use super::consumers;
 use crate::failure::Failure;
 use crate::input;
 use crate::output::Output;
@@ -13,11 +14,12 @@ const DATA_MAX_BYTES: usize = 1 << 20;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Returns once the message is on disk. Messages of one key are delivered one after the other; a second message of the same id is none.\n\n\
+    after_help = "Returns once the message is on disk. It has at most 1 MiB. Messages of one key are delivered one after the other; a second message of the same id is none.\n\n\
                   Examples:\n  mainland topic publish order-events --type order.placed --key o-17 '{\"id\": \"o-17\"}'\n  \
                   mainland topic publish order-events @event.json"
 )]
 pub struct Publish {
+    /// The topic
     topic: ResourceName,
     /// What happened
     #[arg(long = "type", value_name = "TYPE", default_value = "message")]
@@ -40,6 +42,7 @@ pub struct Publish {
 
 impl Publish {
     pub(super) async fn run(self, client: &Client, project: &ProjectName) -> Result<u8, Failure> {
+        consumers(client, project, &self.topic, None).await?;
         let data = self.data()?;
         let attributes = self.attributes(&data)?;
         let told = client
