@@ -13,16 +13,21 @@ mod up;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 use experience::Globals;
 use experience::failure::Failure;
+use experience::output::Output;
 
 /// What a request allocates on one thread the store's writer often frees on another, which the system's allocator is slow at.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A server that is asked for its version and says nothing has none to tell.
+const SERVER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// From one machine to a whole cloud
 #[derive(Debug, Parser)]
@@ -56,11 +61,18 @@ enum Command {
         after_help = "Example:\n  mainland completion bash > /etc/bash_completion.d/mainland"
     )]
     Completion {
+        /// The shell
         shell: clap_complete::Shell,
     },
     /// Print the version, of the server as well if one answers
-    #[command(after_help = "Example:\n  mainland version")]
-    Version,
+    #[command(
+        after_help = "-o prints {version, server}; `server` is {version, address}, or null where none answers within 2 s.\n\n\
+                      Examples:\n  mainland version\n  mainland version -o json | jq -r .version"
+    )]
+    Version {
+        #[command(flatten)]
+        output: Output,
+    },
     Server(processes::Server),
     Agent(processes::Agent),
 }
@@ -116,24 +128,46 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
             experience::output::say(String::from_utf8_lossy(&script).trim_end())?;
             Ok(0)
         }
-        Command::Version => version(&globals).await,
+        Command::Version { output } => version(&globals, output).await,
         Command::Server(command) => command.run(&globals).await,
         Command::Agent(command) => command.run(&globals).await,
     }
 }
 
-async fn version(globals: &Globals) -> Result<u8, Failure> {
-    experience::output::say(&format!("mainland {VERSION}"))?;
-    if let Ok(client) = globals.client()
-        && let Ok(server) = client.version().await
-    {
-        experience::output::say(&format!(
-            "server   {} at {}",
-            server.version,
-            client.transport()
-        ))?;
-    }
+/// What programs are told of versions.
+#[derive(serde::Serialize)]
+struct Versions {
+    version: &'static str,
+    server: Option<ServerVersion>,
+}
+
+#[derive(serde::Serialize)]
+struct ServerVersion {
+    version: String,
+    address: String,
+}
+
+async fn version(globals: &Globals, output: Output) -> Result<u8, Failure> {
+    let versions = Versions {
+        version: VERSION,
+        server: server_version(globals).await,
+    };
+    output.print(&versions, || match &versions.server {
+        Some(server) => {
+            let ServerVersion { version, address } = server;
+            format!("mainland {VERSION}\nserver   {version} at {address}")
+        }
+        None => format!("mainland {VERSION}"),
+    })?;
     Ok(0)
+}
+
+async fn server_version(globals: &Globals) -> Option<ServerVersion> {
+    let client = globals.client().ok()?;
+    let asked = tokio::time::timeout(SERVER_PATIENCE, client.version());
+    let version = asked.await.ok()?.ok()?.version;
+    let address = client.transport().to_string();
+    Some(ServerVersion { version, address })
 }
 
 #[cfg(test)]
@@ -143,5 +177,129 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Each command, by the words that lead to it.
+    fn all(command: &clap::Command, words: &str, found: &mut Vec<(String, clap::Command)>) {
+        for inner in command.get_subcommands() {
+            if inner.get_name() == "help" || inner.is_hide_set() {
+                continue;
+            }
+            let words = format!("{words} {}", inner.get_name());
+            found.push((words.clone(), inner.clone()));
+            all(inner, &words, found);
+        }
+    }
+
+    fn commands() -> Vec<(String, clap::Command)> {
+        let mut root = Cli::command();
+        root.build();
+        let mut found = Vec::new();
+        all(&root, "mainland", &mut found);
+        assert!(found.len() > 50, "{}", found.len());
+        found
+    }
+
+    #[test]
+    fn each_command_says_in_a_line_what_it_is_for_and_shows_an_example() {
+        let mut wrong = Vec::new();
+        for (words, command) in commands() {
+            let about = command.get_about().map(ToString::to_string);
+            match about.as_deref() {
+                None | Some("") => wrong.push(format!("{words}: no purpose")),
+                Some(about) if about.contains('\n') || about.ends_with('.') => {
+                    wrong.push(format!("{words}: more than a line: {about}"));
+                }
+                Some(_) => {}
+            }
+            let help = command.get_after_help().map(ToString::to_string);
+            let example = help.unwrap_or_default();
+            // An example is of the command itself.
+            let own = words.rsplit(' ').next().unwrap_or_default().to_owned();
+            if !example.contains("Example") || !example.contains(&own) {
+                wrong.push(format!("{words}: no example"));
+            }
+            for argument in command.get_arguments() {
+                let name = argument.get_id();
+                if argument.get_help().is_none() && !argument.is_hide_set() {
+                    wrong.push(format!("{words}: {name} is not described"));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    }
+
+    #[test]
+    fn what_reports_takes_an_output_for_programs() {
+        // They start, end, follow or hand through something, or print one text that has its own format.
+        let others = [
+            "up",
+            "down",
+            "start",
+            "chaos kill",
+            "server",
+            "agent",
+            "completion",
+            "schema",
+            "wait",
+            "exec",
+            "key get",
+            "db connect",
+            "db dump",
+            "db load",
+        ];
+        let others: Vec<_> = others.iter().map(|one| format!("mainland {one}")).collect();
+        for (words, command) in commands() {
+            if command.has_subcommands() && words != "mainland nodes" {
+                continue;
+            }
+            let mut arguments = command.get_arguments();
+            let takes = arguments.any(|argument| argument.get_long() == Some("output"));
+            assert_eq!(takes, !others.contains(&words), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_waits_takes_a_time_to_wait_for() {
+        for (words, command) in commands() {
+            let has = |name| {
+                command
+                    .get_arguments()
+                    .find(|argument| argument.get_long() == Some(name))
+            };
+            let Some(timeout) = has("timeout") else {
+                assert!(has("wait").is_none(), "{words}");
+                continue;
+            };
+            let help = timeout.get_help().map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            assert!(help.contains("such as"), "{words}: {help}");
+        }
+    }
+
+    #[test]
+    fn absurd_arguments_are_refused_with_their_bounds() {
+        let table: [(&[&str], &str); 9] = [
+            (&["scale", "web", "999999999"], "0..=1000"),
+            (&["scale", "web", "-1"], "-1"),
+            (&["wait", "--timeout", "0"], "such as `2s`"),
+            (&["wait", "--timeout", "-1"], "such as `2s`"),
+            (&["wait", "--timeout", "-1s"], "such as `2s`"),
+            (
+                &["wait", "--timeout", "99999999999999999999d"],
+                "such as `2s`",
+            ),
+            (&["up", "--zones", "0"], "1..=9"),
+            (&["up", "--zones", "100"], "1..=9"),
+            (&["apply", "--timeout", "9s"], "--wait"),
+        ];
+        for (words, expected) in table {
+            let words = std::iter::once(&"mainland").chain(words);
+            let error = Cli::try_parse_from(words.clone()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{words:?}");
+            assert!(error.to_string().contains(expected), "{words:?}: {error}");
+        }
+        let long = ["mainland", "wait", "--timeout", "10000000000h"];
+        assert!(Cli::try_parse_from(long).is_ok());
     }
 }

@@ -40,20 +40,25 @@ pub struct Server {
     after_help = "Examples:\n  MAINLAND_JOIN_TOKEN=... mainland agent --data-dir /var/lib/mainland/node --name a --zone a --server 10.0.0.5:7071\n  mainland agent --data-dir /var/lib/mainland/node"
 )]
 pub struct Agent {
+    /// The node's name, unique in the cluster
     #[arg(long)]
     name: Option<NodeName>,
+    /// Machines of one zone can fail together
     #[arg(long)]
     zone: Option<ZoneName>,
+    /// The place on earth that the zone is in
     #[arg(long)]
     region: Option<RegionName>,
+    /// `worker` runs instances; `edge` is a front door, and runs none (default: worker)
     #[arg(long, value_parser = parse_role)]
     role: Option<NodeRole>,
     /// The servers' port for nodes
     #[arg(long, value_name = "ADDR")]
     server: Option<SocketAddr>,
-    /// What the node may give to instances (default: all of the machine)
+    /// What the node may give to instances, in cores: 2, 0.5 or 500m (default: all of the machine)
     #[arg(long, value_name = "CPU")]
     cpu: Option<MilliCpu>,
+    /// What the node may give to instances, such as 512Mi or 4Gi (default: all of the machine)
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
     /// Where the node's proxy answers other proxies

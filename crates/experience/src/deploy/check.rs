@@ -3,45 +3,132 @@
 use std::path::Path;
 
 use api::wire;
-use model::manifest::Manifest;
+use model::manifest::{Manifest, Problem};
+use serde::Serialize;
 
+use super::Which;
+use super::manifest::{broken, check_meant, parse};
 use super::request::routes;
-use super::{Which, read};
 use crate::failure::Failure;
-use crate::output::say;
+use crate::output::{Output, count, say};
 use crate::{Globals, idempotency_key};
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  mainland check -f shop/mainland.yaml")]
+#[command(
+    after_help = "Exit code 1: something is wrong with it. -o prints {project, services, routes, secrets, environments, problems, warnings}: of each \
+                  problem {file, line, column, path, message, hint}, of all else names or sentences. `project` is null where it can't be told.\n\n\
+                  Examples:\n  mainland check -f shop/mainland.yaml\n  mainland check -o json | jq .problems"
+)]
 pub struct Check {
     #[command(flatten)]
     which: Which,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What programs are told.
+#[derive(Debug, Default, Serialize)]
+struct Checked {
+    project: Option<String>,
+    services: Vec<String>,
+    routes: Vec<String>,
+    secrets: Vec<String>,
+    environments: Vec<String>,
+    problems: Vec<Wrong>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Wrong {
+    file: String,
+    line: usize,
+    column: usize,
+    path: String,
+    message: String,
+    hint: Option<String>,
+}
+
+impl From<&Problem> for Wrong {
+    fn from(problem: &Problem) -> Self {
+        Self {
+            file: problem.file.clone(),
+            line: problem.line,
+            column: problem.column,
+            path: problem.path.clone(),
+            message: problem.message.clone(),
+            hint: problem.hint.clone(),
+        }
+    }
 }
 
 impl Check {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let file = self.which.file()?;
-        let manifest = read(&file, globals.env.as_deref())?;
-        for warning in &manifest.warnings {
-            say(&format!("warning: {warning}"))?;
-        }
+        let manifest = match parse(&file, globals.env.as_deref())? {
+            Ok(manifest) => manifest,
+            Err(problems) => return Err(self.refuse(Checked::default(), &problems)?),
+        };
+        check_meant(&manifest, globals)?;
+        let mut checked = Checked::of(&manifest);
         let missing = missing_files(&file, &manifest);
         if !missing.is_empty() {
-            return Err(Failure::failed(missing.join("\n")));
+            return Err(self.refuse(checked, &missing)?);
         }
-        let count = |number: usize, what: &str| {
-            format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-        };
-        say(&format!(
-            "{} is good: {}, {}",
-            manifest.project,
-            count(manifest.services.len(), "service"),
-            count(manifest.routes.len(), "route")
-        ))?;
-        for warning in weak_points(globals, &manifest).await {
-            say(&format!("warning: {warning}"))?;
+        if self.output.is_for_people() {
+            for warning in &checked.warnings {
+                say(&format!("warning: {warning}"))?;
+            }
+            say(&checked.in_words())?;
         }
+        let weak = weak_points(globals, &manifest).await;
+        if self.output.is_for_people() {
+            for warning in weak {
+                say(&format!("warning: {warning}"))?;
+            }
+            return Ok(0);
+        }
+        checked.warnings.extend(weak);
+        self.output.print(&checked, String::new)?;
         Ok(0)
+    }
+
+    /// Tells programs as well, where they asked.
+    fn refuse(&self, checked: Checked, problems: &[Problem]) -> Result<Failure, Failure> {
+        if !self.output.is_for_people() {
+            let checked = Checked {
+                problems: problems.iter().map(Wrong::from).collect(),
+                ..checked
+            };
+            self.output.print(&checked, String::new)?;
+        }
+        Ok(broken(problems))
+    }
+}
+
+impl Checked {
+    fn of(manifest: &Manifest) -> Self {
+        let names = |names: Vec<&model::ids::ResourceName>| {
+            names.into_iter().map(ToString::to_string).collect()
+        };
+        let routes = manifest.routes.iter();
+        Self {
+            project: Some(manifest.project.to_string()),
+            services: names(manifest.services.keys().collect()),
+            routes: routes.map(|(place, _)| place.clone()).collect(),
+            secrets: names(manifest.secrets.keys().collect()),
+            environments: manifest.environments.clone(),
+            problems: Vec::new(),
+            warnings: manifest.warnings.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn in_words(&self) -> String {
+        format!(
+            "{} is good: {}, {}",
+            self.project.as_deref().unwrap_or_default(),
+            count(self.services.len() as u64, "service", "services"),
+            count(self.routes.len() as u64, "route", "routes")
+        )
     }
 }
 
@@ -88,7 +175,8 @@ async fn weak_points(globals: &Globals, manifest: &Manifest) -> Vec<String> {
     }
 }
 
-fn missing_files(file: &Path, manifest: &Manifest) -> Vec<String> {
+/// What is to be uploaded and is not there.
+fn missing_files(file: &Path, manifest: &Manifest) -> Vec<Problem> {
     let folder = file.parent().unwrap_or(Path::new(""));
     let files = manifest
         .services
@@ -96,12 +184,74 @@ fn missing_files(file: &Path, manifest: &Manifest) -> Vec<String> {
         .filter_map(|(name, service)| Some((name, service.files.as_ref()?, service)));
     files
         .filter(|(_, files, _)| !folder.join(files).exists())
-        .map(|(name, files, service)| {
-            format!(
-                "{}:{}: services.{name}: `{files}` does not exist",
-                file.display(),
-                service.position.line
-            )
+        .map(|(name, files, service)| Problem {
+            file: file.display().to_string(),
+            line: service.position.line,
+            column: service.position.column,
+            path: format!("services.{name}"),
+            message: format!("`{files}` does not exist"),
+            hint: None,
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_told_in_a_shape_that_stays() {
+        let problem = Problem {
+            file: "mainland.yaml".to_owned(),
+            line: 3,
+            column: 5,
+            path: "services.web".to_owned(),
+            message: "unknown key `replica`".to_owned(),
+            hint: Some("did you mean `replicas`?".to_owned()),
+        };
+        let checked = Checked {
+            project: Some("shop".to_owned()),
+            services: vec!["web".to_owned()],
+            problems: vec![Wrong::from(&problem)],
+            ..Checked::default()
+        };
+        let told = serde_json::to_string_pretty(&checked).unwrap();
+        expect_test::expect![[r#"
+            {
+              "project": "shop",
+              "services": [
+                "web"
+              ],
+              "routes": [],
+              "secrets": [],
+              "environments": [],
+              "problems": [
+                {
+                  "file": "mainland.yaml",
+                  "line": 3,
+                  "column": 5,
+                  "path": "services.web",
+                  "message": "unknown key `replica`",
+                  "hint": "did you mean `replicas`?"
+                }
+              ],
+              "warnings": []
+            }"#]]
+        .assert_eq(&told);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("mainland.yaml");
+        let text = "project: shop\nservices:\n  web: { run: [./web] }\n";
+        std::fs::write(&file, text).unwrap();
+        let manifest = parse(&file, None).unwrap().unwrap();
+        let missing = missing_files(&file, &manifest);
+        let said = broken(&missing).message;
+        let expected = "mainland.yaml:3:3: services.web: `./web` does not exist";
+        assert!(said.contains(expected), "{said}");
+        std::fs::write(folder.path().join("web"), "").unwrap();
+        assert!(missing_files(&file, &manifest).is_empty());
+    }
 }
