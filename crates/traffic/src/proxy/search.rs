@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use model::ids::ResourceId;
+use model::ids::{NodeName, ResourceId};
 use model::traffic::{Balance, TrafficOptions};
 use tokio::time::{Instant, timeout};
 
@@ -29,6 +29,8 @@ pub struct Search<'a> {
     service: &'a ResourceId,
     began: Instant,
     tried: Vec<Arc<Load>>,
+    /// Where the last try broke off: all of that node may be dying, so its other copies come last.
+    broke_on: Option<NodeName>,
     round: u32,
     repeats: u32,
     /// The request has brought its share of the retry budget.
@@ -89,6 +91,7 @@ impl<'a> Search<'a> {
             service,
             began: Instant::now(),
             tried: Vec::new(),
+            broke_on: None,
             round: 0,
             repeats: 0,
             counted: false,
@@ -128,6 +131,7 @@ impl<'a> Search<'a> {
         let pool = Pool {
             endpoints: &destination.endpoints,
             tried: &self.tried,
+            broke_on: self.broke_on.as_ref(),
             now: self.worker.now(),
         };
         match destination.traffic.balance {
@@ -220,6 +224,9 @@ impl<'a> Search<'a> {
             Stage::NotBegun => load.rest(now),
             Stage::Unreachable | Stage::Broken => load.failed(now, chosen.may_eject(now)),
         }
+        if stage == Stage::Broken {
+            self.broke_on = chosen.endpoint().node().cloned();
+        }
         self.tried.push(load.clone());
     }
 
@@ -299,6 +306,7 @@ impl Drop for Waiting<'_> {
 struct Pool<'a> {
     endpoints: &'a [Endpoint],
     tried: &'a [Arc<Load>],
+    broke_on: Option<&'a NodeName>,
     now: load::Instant,
 }
 
@@ -310,7 +318,9 @@ impl Candidates for Pool<'_> {
         self.endpoints[index].load.in_flight()
     }
     fn avoided(&self, index: usize) -> bool {
-        self.endpoints[index].load.avoided(self.now)
+        let endpoint = &self.endpoints[index];
+        endpoint.load.avoided(self.now)
+            || self.broke_on.is_some() && endpoint.node() == self.broke_on
     }
     fn tried(&self, index: usize) -> bool {
         let load = &self.endpoints[index].load;

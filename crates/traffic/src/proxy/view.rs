@@ -65,6 +65,16 @@ pub struct Endpoint {
     pub load: Arc<Load>,
 }
 
+impl Endpoint {
+    /// Where it runs, if it is Mainland that runs it.
+    pub fn node(&self) -> Option<&NodeName> {
+        match &self.place {
+            Place::Instance(target) => Some(&target.node),
+            Place::External(_) => None,
+        }
+    }
+}
+
 pub enum Place {
     /// On this node, or reached through the proxy of another.
     Instance(Target),

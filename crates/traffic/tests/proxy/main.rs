@@ -281,6 +281,28 @@ fn what_is_tried_again_and_what_is_not() {
 }
 
 #[test]
+fn what_broke_off_goes_to_another_node_first() {
+    let broken = Instance::start(|_| Act::Close);
+    let good = Instance::answering("good");
+    let mut world = web(&broken, &good);
+    let more =
+        ["shop/web-3", "shop/web-4"].map(|name| world.a.runs(name, "shop/web", broken.address));
+    world.a.apply();
+    let mut endpoints = more.to_vec();
+    endpoints.extend(["shop/web-1", "shop/web-2"].map(|name| match name {
+        "shop/web-1" => world.a.endpoint(name),
+        _ => world.b.endpoint(name),
+    }));
+    world.edge.road("shop/web", endpoints);
+    world.edge.apply();
+    for asked in 1..=8 {
+        assert_eq!(get(world.gateway, "web.localhost", "/").body, "good");
+        assert!(broken.count() <= asked, "a request broke twice on one node");
+    }
+    assert!(broken.count() > 0, "the broken ones were never asked");
+}
+
+#[test]
 fn a_refused_connection_is_no_loss_for_any_method() {
     let nobody = Instance::answering("never");
     let good = Instance::start(|seen| {
