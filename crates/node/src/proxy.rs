@@ -280,7 +280,8 @@ fn hear(agent: &Arc<Agent>, line: &str, refused: &mut Refused) {
             reason,
         }) => {
             if refused.is_news(format!("{caller}>{callee}")) {
-                let message = format!("refused {count} calls of {caller} to {callee}: {reason}");
+                let calls = if count == 1 { "call" } else { "calls" };
+                let message = format!("refused {count} {calls} of {caller} to {callee}: {reason}");
                 agent.with(|core| {
                     agent.say(
                         core,

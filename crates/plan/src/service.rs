@@ -134,6 +134,15 @@ pub fn step(
     step.decision(Some(rollout), wake)
 }
 
+/// Why a copy too many goes.
+fn wanted(copies: usize) -> String {
+    match copies {
+        0 => "no copies are wanted".to_owned(),
+        1 => "1 copy is wanted".to_owned(),
+        _ => format!("{copies} copies are wanted"),
+    }
+}
+
 fn earlier(first: Option<Instant>, second: Option<Instant>) -> Option<Instant> {
     first.into_iter().chain(second).min()
 }

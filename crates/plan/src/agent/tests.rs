@@ -317,6 +317,40 @@ fn a_stopped_process_leaves_the_road_at_once() {
 }
 
 #[test]
+fn what_never_answered_is_told_where_it_should_listen() {
+    let http = Ask::Http {
+        path: "/up".to_owned(),
+    };
+    let exec = Ask::Exec {
+        run: vec!["true".to_owned()],
+    };
+    let table = [
+        (
+            Ask::Connect,
+            "it should listen at 127.0.0.1:4000: the port is in $PORT; `health: none` in the manifest is for a program that listens to nothing",
+        ),
+        (
+            http,
+            "GET /up at 127.0.0.1:4000 should be answered 200 to 399: the port is in $PORT",
+        ),
+        (exec, ""),
+    ];
+    for (ask, expected) in table {
+        let mut node = Node::new();
+        let one = changed("web-1", |one| one.spec.health.ask = ask.clone());
+        node.want(vec![one]);
+        node.prepared("web-1", 1);
+        node.started("web-1", 1);
+        node.after_ms(2_000);
+        node.answers("web-1", Question::Health, false);
+        assert_eq!(node.reason("web-1"), "its health probe fails: status 500");
+        let report = node.state.report(&id("web-1")).unwrap();
+        let detail = report.reason.as_ref().unwrap().detail.join("; ");
+        assert_eq!(detail, expected);
+    }
+}
+
+#[test]
 fn a_failing_health_probe_only_holds_the_gate() {
     let mut node = Node::serving(vec![desired("web-1")]);
     assert_eq!(node.after_ms(1_000), ["probe web-1 Health"]);

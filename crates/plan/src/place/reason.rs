@@ -6,6 +6,7 @@ use std::fmt::Write;
 use model::compute::SpreadBy;
 use model::control::{Capacity, NodeRole, Reason, Standing};
 use model::ids::NodeName;
+use model::units::Bytes;
 
 use super::shelf::{NodeIndex, carries_one};
 use super::{Ceiling, Search};
@@ -49,7 +50,7 @@ impl Search<'_> {
         if zones > 1 && self.request.spread.by != SpreadBy::Node {
             let zone_name = &self.cluster.zones[zone].name;
             let _ = match total {
-                0 => write!(message, "zone {zone_name} has no copy yet; "),
+                0 => write!(message, "zone {zone_name} had no copy; "),
                 _ => write!(
                     message,
                     "zone {zone_name} had the fewest copies ({} of {total}); ",
@@ -140,7 +141,10 @@ impl Search<'_> {
         });
         format!(
             "; it asks for cpu {} and memory {}, and no node has more left than cpu {} or memory {}: let it or others ask for less, or add a node",
-            size.cpu, size.memory, most.cpu, most.memory
+            size.cpu,
+            size.memory,
+            most.cpu,
+            whole_mebibytes(most.memory)
         )
     }
 
@@ -188,6 +192,11 @@ impl Search<'_> {
         };
         Some((code, cause.into()))
     }
+}
+
+/// What is left, for people: never more than there is.
+fn whole_mebibytes(memory: Bytes) -> String {
+    format!("{}Mi", memory.0 >> 20)
 }
 
 fn without((name, value): (&String, &String)) -> String {

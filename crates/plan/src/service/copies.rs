@@ -179,10 +179,7 @@ fn remove_surplus(step: &mut Step<'_>, rollout: &Rollout, active: ReleaseNumber,
             names(step.running().filter(is_old))
         });
     }
-    let reason = Reason::new(
-        "scaled-down",
-        format!("{} copies are wanted", bounds.wanted),
-    );
+    let reason = Reason::new("scaled-down", super::wanted(bounds.wanted));
     remove(step, bounds, bounds.wanted, &reason, |step| {
         match count(step) > bounds.most.max(bounds.wanted) {
             true => names(step.running()),

@@ -106,10 +106,8 @@ fn leave_unwanted(step: &mut Step<'_>) {
         .map(|placement| placement.instance.clone())
         .collect();
     for instance in unwanted {
-        let message = format!(
-            "{} copies are wanted; its volumes are kept",
-            step.view.replicas
-        );
+        let wanted = super::wanted(step.view.replicas as usize);
+        let message = format!("{wanted}; its volumes are kept");
         step.leave(&instance, Reason::new("scaled-down", message));
     }
 }

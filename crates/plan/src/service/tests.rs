@@ -1071,3 +1071,15 @@ proptest::proptest! {
         proptest::prop_assert!(one_release.len() <= 1);
     }
 }
+
+#[test]
+fn what_is_wanted_is_counted_in_words() {
+    let table = [
+        (0, "no copies are wanted"),
+        (1, "1 copy is wanted"),
+        (2, "2 copies are wanted"),
+    ];
+    for (copies, expected) in table {
+        assert_eq!(wanted(copies), expected);
+    }
+}

@@ -149,7 +149,7 @@ fn reasons_are_told_for_the_placed_the_restarted_and_the_lost() {
     let instance = first.cloud.ready("front").unwrap().remove(0);
     let said = first.cloud.say(&["explain", &instance.name]).unwrap();
     let zone = instance.zone.as_deref().unwrap();
-    let first_there = said.contains(&format!("zone {zone} has no copy yet"));
+    let first_there = said.contains(&format!("zone {zone} had no copy"));
     let fewest_there = said.contains(&format!("zone {zone} had the fewest copies"));
     assert!(first_there || fewest_there, "{said}");
     proc::signal(instance.pid.unwrap(), Signal::KILL).unwrap();

@@ -191,10 +191,31 @@ impl Instance {
     }
 
     fn not_ready(&mut self, error: String, tell: bool, outputs: &mut Vec<Output>) {
-        let reason = Reason::new("not-ready", format!("its health probe fails: {error}"));
+        let message = format!("its health probe fails: {error}");
+        let remedy = match tell {
+            true => Vec::new(),
+            false => self.never_answered(),
+        };
+        let reason = Reason::new("not-ready", message).with_detail(remedy);
         self.reason = Some(reason.clone());
         if tell {
             self.tell(Level::Warning, reason, outputs);
+        }
+    }
+
+    /// What is asked of a program that has not answered since it started.
+    fn never_answered(&self) -> Vec<String> {
+        let address = self.address.as_deref().unwrap_or("the address it is given");
+        match &self.desired.spec.health.ask {
+            Ask::Connect => vec![
+                format!("it should listen at {address}: the port is in $PORT"),
+                "`health: none` in the manifest is for a program that listens to nothing"
+                    .to_owned(),
+            ],
+            Ask::Http { path } => vec![format!(
+                "GET {path} at {address} should be answered 200 to 399: the port is in $PORT"
+            )],
+            Ask::Exec { .. } | Ask::Engine | Ask::None => Vec::new(),
         }
     }
 
