@@ -10,10 +10,10 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
 
 use super::engine::{Clock, Engine};
 use super::event::{self, BODY_BYTES_MAX};
@@ -25,6 +25,11 @@ use super::storage::Published;
 const CONNECTIONS_MAX: usize = 1024;
 /// Bytes of bodies that are in memory at a time; more wait to be read.
 const BODIES_BYTES_MAX: usize = 8 << 20;
+/// Of these, bodies that are not small: they may take their time, and nobody small waits for them.
+const LARGE_BODIES_BYTES_MAX: usize = BODIES_BYTES_MAX / 4 * 3;
+const SMALL_BODY_BYTES: u32 = 64 << 10;
+/// How long a connection may be silent before a request, and how long its head may take. The mesh keeps none idle for so long.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -35,6 +40,13 @@ pub struct Door {
     engine: Arc<Engine>,
     source: String,
     bodies: Semaphore,
+    large_bodies: Semaphore,
+}
+
+/// What bounds a body while it is in memory.
+struct Room<'a> {
+    _large: Option<SemaphorePermit<'a>>,
+    _all: SemaphorePermit<'a>,
 }
 
 impl Door {
@@ -43,6 +55,7 @@ impl Door {
             source: engine.source(),
             engine,
             bodies: Semaphore::new(BODIES_BYTES_MAX),
+            large_bodies: Semaphore::new(LARGE_BODIES_BYTES_MAX),
         })
     }
 
@@ -81,6 +94,8 @@ impl Door {
             async move { Ok::<_, std::convert::Infallible>(door.answer(request).await) }
         });
         let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(64 << 10)
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
@@ -118,7 +133,7 @@ impl Door {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        let (_permit, body) = self.read(body).await?;
+        let (_room, body) = self.read(body).await?;
         let events = event::from_request(&head.headers, body, &self.source, Clock::wall_ms())?;
         Ok(published(&self.engine.publish(events).await?))
     }
@@ -135,17 +150,14 @@ impl Door {
         Answering: Future<Output = Result<Answer, Problem>>,
     {
         let asked = {
-            let (_permit, body) = self.read(request.into_body()).await?;
+            let (_room, body) = self.read(request.into_body()).await?;
             parse(&body)?
         };
         answer(self.engine.clone(), asked).await
     }
 
     /// The whole body, and what bounds it while it is in memory.
-    async fn read<B: Body<Data = Bytes>>(
-        &self,
-        body: B,
-    ) -> Result<(tokio::sync::SemaphorePermit<'_>, Bytes), Problem>
+    async fn read<B: Body<Data = Bytes>>(&self, body: B) -> Result<(Room<'_>, Bytes), Problem>
     where
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
@@ -154,16 +166,27 @@ impl Door {
             return Err(body_too_large());
         }
         let expected = u32::try_from(expected).unwrap_or(u32::MAX);
-        let permit = self.bodies.acquire_many(expected).await;
-        let permit = permit.map_err(|_| Problem::bad_request("the topic ends"))?;
+        let room = self.room(expected).await;
+        let room = room.map_err(|_| Problem::overloaded("the topic ends"))?;
         let whole = Limited::new(body, BODY_BYTES_MAX).collect();
         let whole = tokio::time::timeout(BODY_TIMEOUT, whole).await;
         match whole {
-            Ok(Ok(whole)) => Ok((permit, whole.to_bytes())),
+            Ok(Ok(whole)) => Ok((room, whole.to_bytes())),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(body_too_large()),
             Ok(Err(error)) => Err(Problem::bad_request(error.to_string())),
-            Err(_) => Err(Problem::bad_request("the body did not arrive within 15 s")),
+            Err(_) => Err(too_slow()),
         }
+    }
+
+    async fn room(&self, bytes: u32) -> Result<Room<'_>, AcquireError> {
+        let large = match bytes > SMALL_BODY_BYTES {
+            true => Some(self.large_bodies.acquire_many(bytes).await?),
+            false => None,
+        };
+        Ok(Room {
+            _large: large,
+            _all: self.bodies.acquire_many(bytes).await?,
+        })
     }
 }
 
@@ -192,6 +215,15 @@ fn published(published: &[Published]) -> Answer {
 
 fn body_too_large() -> Problem {
     Problem::too_large("a body has at most 1 MiB; publish in more requests")
+}
+
+fn too_slow() -> Problem {
+    Problem::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "too-slow",
+        "The body is too slow",
+        format!("it did not arrive within {BODY_TIMEOUT:?}"),
+    )
 }
 
 fn not_allowed() -> Problem {

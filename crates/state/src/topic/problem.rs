@@ -1,7 +1,7 @@
 //! What callers are told when something can't be done: RFC 9457, with a stable code.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
@@ -36,6 +36,12 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "bad-request", title, detail)
     }
 
+    /// Nothing was done.
+    pub fn overloaded(detail: impl Into<String>) -> Self {
+        let title = "Too many requests are waiting";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", title, detail)
+    }
+
     pub fn response(&self) -> Response<Full<Bytes>> {
         let text = format!(
             r#"{{"type":"urn:mainland:problem:{}","title":{},"status":{},"code":"{}","detail":{}}}"#,
@@ -52,6 +58,10 @@ impl Problem {
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             let second = HeaderValue::from_static("1");
             response.headers_mut().insert(RETRY_AFTER, second);
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            let post = HeaderValue::from_static("POST");
+            response.headers_mut().insert(ALLOW, post);
         }
         response
     }

@@ -1,12 +1,14 @@
 //! Publishing, and deliveries to services.
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
-use super::support::{Gate, Received, Running, Service, file, until};
+use super::support::{Gate, PATIENCE, Received, Running, Service, file, until};
 
 #[test]
 fn a_message_comes_to_every_consumer_as_a_cloudevent() {
@@ -320,6 +322,48 @@ fn what_is_too_large_or_unknown_is_refused_clearly() {
         (answer.status, &answer.json()["code"]),
         (404, &json!("not-found"))
     );
+}
+
+#[test]
+fn who_says_nothing_more_is_not_waited_for() {
+    let topic = Running::start(file(5, &[]));
+    for begun in ["", "POST /messages HTTP/1.1\r\nhost: "] {
+        let mut stream = TcpStream::connect(topic.address).unwrap();
+        stream.write_all(begun.as_bytes()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an end");
+    }
+}
+
+#[test]
+fn small_bodies_do_not_wait_for_large_ones_that_do_not_come() {
+    let topic = Running::start(file(5, &[]));
+    let slow = || {
+        let mut stream = TcpStream::connect(topic.address).unwrap();
+        let head = "POST /messages HTTP/1.1\r\nhost: topic\r\nexpect: 100-continue\r\ncontent-length: 1048576\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    let slow: Vec<TcpStream> = (0..8).map(|_| slow()).collect();
+    let is_asked = |mut stream: &TcpStream| {
+        let mut answer = [0; 25];
+        stream.set_nonblocking(true).unwrap();
+        let read = stream.read(&mut answer);
+        read.is_ok_and(|read| answer[..read].starts_with(b"HTTP/1.1 100"))
+    };
+    let mut asked = 0;
+    until(
+        "as many as there is room for are asked for their bodies",
+        || {
+            asked += slow.iter().filter(|stream| is_asked(stream)).count();
+            (asked >= 6).then_some(())
+        },
+    );
+    topic.publish("", "small");
+    let is_answered = |mut stream: &TcpStream| stream.read(&mut [0]).is_ok();
+    let answers = slow.iter().filter(|stream| is_answered(stream));
+    assert_eq!(answers.count(), 0, "they still have time");
 }
 
 #[test]

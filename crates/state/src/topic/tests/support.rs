@@ -21,7 +21,7 @@ use crate::topic::engine::{Clock, Engine};
 use crate::topic::http::Door;
 use crate::topic::{keep_going, status, storage};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Looks until `condition` yields something.
 pub fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
