@@ -37,6 +37,8 @@ pub const GROUP: Duration = Duration::from_millis(25);
 const AGAIN: Duration = Duration::from_millis(500);
 /// Messages that a consumer that is behind reads from the disk at a time.
 const LOOK: usize = 256;
+/// Pulls that wait at a time: half of all connections.
+const WAITING_MAX: usize = if cfg!(test) { 8 } else { 512 };
 /// Deliveries to one pull consumer at a time.
 pub const PULL_IN_FLIGHT: u32 = 1024;
 
@@ -81,6 +83,8 @@ pub struct Engine {
     ended: Notify,
     /// One write of consumers at a time.
     flushing: Semaphore,
+    /// Pulls that wait, each on a connection that nobody else has meanwhile.
+    pub waiting: Semaphore,
 }
 
 /// A delivery that may begin.
@@ -161,6 +165,7 @@ impl Engine {
             urgent: Notify::new(),
             ended: Notify::new(),
             flushing: Semaphore::new(1),
+            waiting: Semaphore::new(WAITING_MAX),
         });
         engine.told(file);
         Ok(engine)
@@ -320,9 +325,13 @@ impl Engine {
         Ok(self.storage.publish(events).await?)
     }
 
-    /// Begins nothing new from now on.
+    /// Begins nothing new from now on; who waits for a message is told that there is none.
     pub fn stop(&self) {
-        self.state().stopping = true;
+        let mut state = self.state();
+        state.stopping = true;
+        for entry in state.consumers.values() {
+            entry.ready.notify_waiters();
+        }
     }
 
     fn is_pushing(&self) -> bool {

@@ -75,17 +75,21 @@ pub async fn pull(engine: Arc<Engine>, asked: Pull) -> Result<Answer, Problem> {
         engine.wake();
     }
     let wait = Duration::from_millis(asked.wait_ms.min(WAIT_MAX_MS));
-    let waiting = until_some(&engine, name, asked.max, lease_ms);
     let taken = match wait.is_zero() {
         true => engine.take(name, asked.max, lease_ms),
-        false => tokio::time::timeout(wait, waiting)
-            .await
-            .unwrap_or_default(),
+        false => {
+            let detail = "so many wait for messages that others could not come; ask again without `wait_ms`, or later";
+            let place = engine.waiting.try_acquire();
+            let _place = place.map_err(|_| Problem::overloaded(detail))?;
+            let waiting = until_some(&engine, name, asked.max, lease_ms);
+            let taken = tokio::time::timeout(wait, waiting).await;
+            taken.unwrap_or_default()
+        }
     };
     messages(&engine, name, taken).await
 }
 
-/// At least one message, once there is one.
+/// At least one message, once there is one; none when the topic ends.
 async fn until_some(
     engine: &Engine,
     name: &ResourceName,

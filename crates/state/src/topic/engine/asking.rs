@@ -63,6 +63,9 @@ impl Engine {
     pub fn take(&self, name: &ResourceName, most: usize, lease_ms: u64) -> Vec<Delivery> {
         let now_ms = self.clock.now_ms();
         let mut state = self.state();
+        if state.stopping {
+            return Vec::new();
+        }
         let Some(entry) = state.consumers.get_mut(name) else {
             return Vec::new();
         };
@@ -76,12 +79,11 @@ impl Engine {
         taken
     }
 
-    /// What wakes when the consumer has something ready.
+    /// What wakes when the consumer has something ready. `None`: it will have nothing.
     pub fn ready(&self, name: &ResourceName) -> Option<Arc<Notify>> {
-        self.state()
-            .consumers
-            .get(name)
-            .map(|entry| entry.ready.clone())
+        let state = self.state();
+        let entry = state.consumers.get(name).filter(|_| !state.stopping);
+        entry.map(|entry| entry.ready.clone())
     }
 
     /// Whether all tokens are held.

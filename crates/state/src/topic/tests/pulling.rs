@@ -148,6 +148,33 @@ fn who_may_have_no_more_is_not_woken_for_nothing() {
 }
 
 #[test]
+fn those_who_wait_leave_room_for_others_and_are_told_when_the_topic_ends() {
+    let topic = Running::start(file(5, &[]));
+    let patient = json!({"consumer": "audit", "wait_ms": 30_000});
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| pull(&topic, patient.clone())))
+            .collect();
+        let refused = until("so many wait", || {
+            let brief = json!({"consumer": "audit", "wait_ms": 1});
+            let answer = topic.post_json("/pull", brief);
+            (answer.status != 200).then_some(answer)
+        });
+        assert_eq!(
+            (refused.status, &refused.json()["code"]),
+            (503, &json!("overloaded"))
+        );
+        topic.engine().stop();
+        until("they are answered", || {
+            waiting.iter().all(|one| one.is_finished()).then_some(())
+        });
+        for one in waiting {
+            assert_eq!(one.join().unwrap(), [] as [Value; 0]);
+        }
+    });
+}
+
+#[test]
 fn a_pull_consumer_outlives_the_process() {
     let disk = sqlite::testing::Disk::new();
     let topic = Running::on(&disk, file(5, &[]));
