@@ -21,7 +21,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 
-use super::engine::{Engine, Errand, Outcome, Plan};
+use super::engine::{Clock, Engine, Errand, Outcome, Plan};
 use super::event::Message;
 
 /// Connections that wait for more work, to each consumer.
@@ -156,7 +156,7 @@ async fn judge(response: Response<Incoming>) -> Outcome {
         error: format!("{}: {said}", head.status)
             .trim_end_matches(": ")
             .to_owned(),
-        retry_after_ms: retry_after_ms(&head.headers),
+        retry_after_ms: retry_after_ms(&head.headers, Clock::wall_ms()),
     }
 }
 
@@ -178,10 +178,15 @@ fn is_absence(status: StatusCode, body: &[u8]) -> bool {
     kind.is_some_and(|kind| kinds.contains(&kind))
 }
 
-/// In seconds; a date is not looked at.
-fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    Some(seconds.trim().parse::<u64>().ok()?.saturating_mul(1000))
+/// In seconds, or until a date.
+fn retry_after_ms(headers: &HeaderMap, wall_ms: u64) -> Option<u64> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return Some(seconds.saturating_mul(1000));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?;
+    let date_ms = u64::try_from(date.timestamp().as_millisecond()).ok()?;
+    Some(date_ms.saturating_sub(wall_ms))
 }
 
 fn failed(error: String) -> Outcome {
@@ -205,6 +210,21 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_consumer_says_in_seconds_or_by_a_date_when_to_come_again() {
+        for (value, expected) in [
+            ("120", Some(120_000)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(37_000)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("soon", None),
+        ] {
+            let value = HeaderValue::from_static(value);
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, value)]);
+            // 08:49:00 on that day.
+            assert_eq!(retry_after_ms(&headers, 784_111_740_000), expected);
+        }
+    }
 
     #[test]
     fn the_meshs_own_refusals_are_told_from_the_consumers() {
