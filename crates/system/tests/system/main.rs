@@ -20,3 +20,4 @@ mod secrets;
 mod separation;
 mod shop;
 mod state;
+mod words;
