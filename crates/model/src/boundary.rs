@@ -105,11 +105,11 @@ impl FromStr for SpiffeId {
     }
 }
 
-/// A declared secret: where its first value comes from. The value itself is an envelope in the store, never part of a spec.
+/// A declared secret: where its value comes from. The value itself is an envelope in the store, never part of a spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "from", rename_all = "kebab-case")]
 pub enum SecretSource {
-    /// Read by the CLI when it applies, sent apart from the spec.
+    /// Read by the CLI whenever it applies, sent apart from the spec. Other content is a new value.
     File { path: String },
     /// Random bytes, made by the server when the secret first appears, given as lower-case hexadecimal. 16 to 1024.
     Generate { bytes: u32 },

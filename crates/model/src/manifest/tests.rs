@@ -6,6 +6,8 @@ use serde_json::json;
 
 use super::*;
 
+mod documents;
+
 fn read_text(text: &str, environment: Option<&str>) -> Result<Manifest, Vec<Problem>> {
     let file = "mainland.yaml";
     read(Source { file, text }, environment)

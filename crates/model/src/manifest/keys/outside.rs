@@ -14,7 +14,7 @@ static SECRET: [Key; 2] = [
     key(
         "file",
         Shape::Text(&SECRET_FILE),
-        "Its first value is read from this file when the manifest is applied.",
+        "Its value is read from this file, as it is, whenever the manifest is applied: another content is a new value.",
     ),
     key(
         "generate",
@@ -22,7 +22,7 @@ static SECRET: [Key; 2] = [
             least: SECRET_BYTES_MIN,
             most: SECRET_BYTES_MAX,
         },
-        "Its first value is this many random bytes, given as hexadecimal digits.",
+        "Its value is this many random bytes, made once and given as hexadecimal digits.",
     ),
 ];
 
