@@ -3,8 +3,12 @@
 use model::state::Access;
 use tokio_postgres::Client;
 
-use super::VERSION;
 use super::support::{Engine, until};
+
+on_each_version! {
+    a_dump_is_loaded_again,
+    a_dump_takes_the_place_of_what_was_there,
+}
 
 const ORDERS: &str = "create table orders (id int primary key, note text); insert into orders values (1, 'a ''b'' c')";
 
@@ -37,9 +41,8 @@ async fn number(client: &Client, query: &str) -> i64 {
     client.query_one(query, &[]).await.expect(query).get(0)
 }
 
-#[tokio::test]
-async fn a_dump_is_loaded_again() {
-    let mut engine = Engine::new(VERSION, Some("order-events"));
+async fn a_dump_is_loaded_again(version: u32) {
+    let mut engine = Engine::new(version, Some("order-events"));
     engine.role("orders", Access::Write);
     engine.start_and_serve().await;
     let orders = engine.connect("orders").await.expect("a writer");
@@ -63,9 +66,8 @@ async fn a_dump_is_loaded_again() {
     assert_eq!(text(shown.stdout), "a 'b' c!|orders_db\n");
 }
 
-#[tokio::test]
-async fn a_dump_takes_the_place_of_what_was_there() {
-    let mut engine = Engine::new(VERSION, Some("order-events"));
+async fn a_dump_takes_the_place_of_what_was_there(version: u32) {
+    let mut engine = Engine::new(version, Some("order-events"));
     engine.role("orders", Access::Write);
     engine.role("report", Access::Read);
     engine.start_and_serve().await;

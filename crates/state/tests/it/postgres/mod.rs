@@ -1,4 +1,21 @@
-//! A real PostgreSQL 15, as a user runs it.
+//! A real PostgreSQL, as a user runs it: each version that the machine has.
+
+/// Makes tests of functions that take a version.
+macro_rules! on_each_version {
+    ($($test:ident,)*) => {
+        mod on_each_version {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    for version in crate::postgres::support::machine().into_keys() {
+                        println!("PostgreSQL {version}");
+                        super::$test(version).await;
+                    }
+                }
+            )*
+        }
+    };
+}
 
 mod load;
 mod outbox;
@@ -9,14 +26,19 @@ use std::path::Path;
 use model::state::{Access, EngineStatus, Table};
 use rustix::process::{Signal, kill_process};
 
-use self::support::{Engine, is_root, until};
+use self::support::{Engine, is_root, machine, until};
 
-const VERSION: u32 = 15;
-const BIN: &str = "/usr/lib/postgresql/15/bin";
+on_each_version! {
+    services_come_in_as_what_they_are,
+    what_is_written_is_there_after_a_stop,
+    a_transaction_that_is_open_may_end_when_it_stops,
+    what_was_committed_is_there_after_everything_is_killed,
+    a_server_is_not_without_its_engine_nor_the_engine_without_it,
+    a_user_with_a_name_makes_the_files_itself,
+}
 
-#[tokio::test]
-async fn services_come_in_as_what_they_are() {
-    let mut engine = Engine::new(VERSION, None);
+async fn services_come_in_as_what_they_are(version: u32) {
+    let mut engine = Engine::new(version, None);
     engine.role("the-orders", Access::Write);
     engine.role("report", Access::Read);
     engine.start_and_serve().await;
@@ -93,9 +115,8 @@ async fn services_come_in_as_what_they_are() {
     until("it is back", async || engine.connect("report").await.ok()).await;
 }
 
-#[tokio::test]
-async fn what_is_written_is_there_after_a_stop() {
-    let mut engine = Engine::new(VERSION, Some("order-events"));
+async fn what_is_written_is_there_after_a_stop(version: u32) {
+    let mut engine = Engine::new(version, Some("order-events"));
     engine.role("orders", Access::Write);
     let unfinished = engine.leave_unfinished("data.new");
     engine.start_and_serve().await;
@@ -110,14 +131,14 @@ async fn what_is_written_is_there_after_a_stop() {
     assert_eq!(names, ["orders"]);
     let (_, status) = engine.get("/status").expect("a status");
     let EngineStatus::Postgres {
-        version,
+        version: told,
         connections,
         ..
     } = serde_json::from_str(&status).expect("JSON")
     else {
         panic!("{status}");
     };
-    assert!(version.starts_with("15."), "{version}");
+    assert!(told.starts_with(&format!("{version}.")), "{told}");
     assert_eq!(connections, 1);
 
     engine.signal(Signal::TERM);
@@ -131,9 +152,8 @@ async fn what_is_written_is_there_after_a_stop() {
     assert!(!engine.log().contains("SCRAM-SHA-256$"), "{}", engine.log());
 }
 
-#[tokio::test]
-async fn a_transaction_that_is_open_may_end_when_it_stops() {
-    let mut engine = Engine::new(VERSION, None);
+async fn a_transaction_that_is_open_may_end_when_it_stops(version: u32) {
+    let mut engine = Engine::new(version, None);
     engine.role("orders", Access::Write);
     engine.start_and_serve().await;
     let orders = engine.connect("orders").await.expect("a writer");
@@ -154,9 +174,8 @@ async fn a_transaction_that_is_open_may_end_when_it_stops() {
     assert_eq!(kept.expect("a row").get::<_, i64>(0), 1);
 }
 
-#[tokio::test]
-async fn what_was_committed_is_there_after_everything_is_killed() {
-    let mut engine = Engine::new(VERSION, None);
+async fn what_was_committed_is_there_after_everything_is_killed(version: u32) {
+    let mut engine = Engine::new(version, None);
     engine.role("orders", Access::Write);
     engine.start_and_serve().await;
     let orders = engine.connect("orders").await.expect("a writer");
@@ -207,9 +226,8 @@ async fn what_was_committed_is_there_after_everything_is_killed() {
     assert_eq!(row.get::<_, i64>(1), i64::from(last));
 }
 
-#[tokio::test]
-async fn a_server_is_not_without_its_engine_nor_the_engine_without_it() {
-    let mut engine = Engine::new(VERSION, None);
+async fn a_server_is_not_without_its_engine_nor_the_engine_without_it(version: u32) {
+    let mut engine = Engine::new(version, None);
     engine.start_and_serve().await;
     engine.signal(Signal::KILL);
     engine.ended().await;
@@ -232,7 +250,7 @@ async fn a_server_is_not_without_its_engine_nor_the_engine_without_it() {
         engine.server().is_empty().then_some(())
     })
     .await;
-    let mut stale = engine.command(&Path::new(BIN).join("postgres"));
+    let mut stale = engine.command(&machine()[&version].join("postgres"));
     let socket = format!("unix_socket_directories={}", engine.path("s").display());
     stale.arg("-D").arg(engine.files());
     stale.args(["-c", &socket, "-c", "listen_addresses="]);
@@ -262,12 +280,12 @@ async fn what_is_missing_is_said() {
     })
     .await;
     assert_eq!(status, 503);
-    for part in [
-        "not on this machine",
-        "15 in /usr",
-        "apt-get install postgresql-99",
-    ] {
+    for part in ["not on this machine", "apt-get install postgresql-99"] {
         assert!(reason.contains(part), "{reason}");
+    }
+    for (version, folder) in machine() {
+        let found = format!("{version} in {}", folder.display());
+        assert!(reason.contains(&found), "{reason}");
     }
     assert_eq!(engine.ended().await.code(), Some(1));
     assert!(engine.log().contains(&reason));
@@ -275,8 +293,9 @@ async fn what_is_missing_is_said() {
     if !is_root() {
         return;
     }
-    let nameless = Engine::new(VERSION, None);
-    let root = Engine::new(VERSION, None).run_by(0);
+    let version = *machine().keys().next().expect("a version");
+    let nameless = Engine::new(version, None);
+    let root = Engine::new(version, None).run_by(0);
     for (mut engine, said) in [
         (nameless, "uid 70001 has none on this machine; give it one"),
         (root, "refuses to run as root"),
@@ -287,11 +306,10 @@ async fn what_is_missing_is_said() {
     }
 }
 
-#[tokio::test]
-async fn a_user_with_a_name_makes_the_files_itself() {
+async fn a_user_with_a_name_makes_the_files_itself(version: u32) {
     /// `nobody`.
     const NAMED: u32 = 65_534;
-    let mut engine = Engine::new(VERSION, None).run_by(NAMED);
+    let mut engine = Engine::new(version, None).run_by(NAMED);
     let unfinished = engine.leave_unfinished("data/pgdata.new");
     engine.start();
     engine.serves().await;

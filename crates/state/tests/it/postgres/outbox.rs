@@ -1,5 +1,7 @@
 //! The outbox beside a topic that fails, is slow, loses its answers and goes away.
 
+mod changed;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -16,8 +18,14 @@ use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio_postgres::Client;
 
-use super::VERSION;
 use super::support::{Engine, name, until};
+
+on_each_version! {
+    rows_become_messages_in_the_order_of_commits,
+    numbers_that_are_given_anew_are_not_taken_for_those_before,
+    a_row_that_the_topic_refuses_is_named_and_goes_once_it_is_mended,
+    what_a_topic_would_refuse_is_refused_to_its_writer,
+}
 
 const WRITERS: usize = 4;
 const KEYS: usize = 3;
@@ -209,11 +217,10 @@ async fn has_all(engine: &Engine, topic: &Topic) {
     assert_eq!(topic.with(|kept| kept.wrong.clone()), Vec::<String>::new());
 }
 
-#[tokio::test]
-async fn rows_become_messages_in_the_order_of_commits() {
+async fn rows_become_messages_in_the_order_of_commits(version: u32) {
     let topic = Topic::default();
     let (address, serving) = topic.serve();
-    let mut engine = Engine::new(VERSION, Some("order-events"));
+    let mut engine = Engine::new(version, Some("order-events"));
     engine.role("orders", Access::Write);
     engine.file.doors.insert(name("order-events"), address);
     engine.start_and_serve().await;
@@ -264,9 +271,9 @@ async fn rows_become_messages_in_the_order_of_commits() {
 }
 
 /// An engine with an outbox and a topic for it, and who writes.
-async fn with_topic(topic: &Topic) -> (Engine, Client, Life) {
+async fn with_topic(version: u32, topic: &Topic) -> (Engine, Client, Life) {
     let (address, serving) = topic.serve();
-    let mut engine = Engine::new(VERSION, Some("order-events"));
+    let mut engine = Engine::new(version, Some("order-events"));
     engine.role("orders", Access::Write);
     engine.file.doors.insert(name("order-events"), address);
     engine.start_and_serve().await;
@@ -290,10 +297,9 @@ async fn has(topic: &Topic, count: usize) -> Vec<Value> {
     })
 }
 
-#[tokio::test]
-async fn numbers_that_are_given_anew_are_not_taken_for_those_before() {
+async fn numbers_that_are_given_anew_are_not_taken_for_those_before(version: u32) {
     let topic = Topic::default();
-    let (engine, client, _serving) = with_topic(&topic).await;
+    let (engine, client, _serving) = with_topic(version, &topic).await;
     insert(
         &client,
         "('a', 't', '1', now()), ('b', 't', '2', '20000-01-01')",
@@ -311,10 +317,9 @@ async fn numbers_that_are_given_anew_are_not_taken_for_those_before() {
     no_backlog(&engine).await;
 }
 
-#[tokio::test]
-async fn a_row_that_the_topic_refuses_is_named_and_goes_once_it_is_mended() {
+async fn a_row_that_the_topic_refuses_is_named_and_goes_once_it_is_mended(version: u32) {
     let topic = Topic::default();
-    let (engine, client, _serving) = with_topic(&topic).await;
+    let (engine, client, _serving) = with_topic(version, &topic).await;
     // The check that would have refused it.
     let open = "alter table order_events drop constraint order_events_key_check";
     client.batch_execute(open).await.expect("its own table");
@@ -350,9 +355,8 @@ fn backlog(engine: &Engine) -> Option<u64> {
     }
 }
 
-#[tokio::test]
-async fn what_a_topic_would_refuse_is_refused_to_its_writer() {
-    let mut engine = Engine::new(VERSION, Some("order-events"));
+async fn what_a_topic_would_refuse_is_refused_to_its_writer(version: u32) {
+    let mut engine = Engine::new(version, Some("order-events"));
     engine.role("orders", Access::Write);
     engine.start_and_serve().await;
     let client = engine.connect("orders").await.expect("a writer");

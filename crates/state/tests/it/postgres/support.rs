@@ -25,6 +25,28 @@ pub fn name(text: &str) -> ResourceName {
     ResourceName::new(text).expect("a name")
 }
 
+/// The folders of PostgreSQL's programs on this machine, as packages lay them out.
+pub fn machine() -> BTreeMap<u32, PathBuf> {
+    let mut found = BTreeMap::new();
+    for (folder, before) in [("/usr", "pgsql-"), ("/usr/lib/postgresql", "")] {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        found.extend(entries.filter_map(|entry| {
+            let name = entry.file_name();
+            let version = name.to_str()?.strip_prefix(before)?.parse().ok()?;
+            let programs = entry.path().join("bin");
+            programs
+                .join("psql")
+                .exists()
+                .then_some((version, programs))
+        }));
+    }
+    assert!(
+        !found.is_empty(),
+        "no PostgreSQL: apt-get install postgresql-15"
+    );
+    found
+}
+
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
