@@ -13,7 +13,7 @@
 //!
 //! Limits: a clock set back between two commits of one key turns them around, if both wait in the table at that moment; a commit with
 //! `synchronous_commit = off` may be published and then lost by a crash; rows are inserted and left alone (an update makes a row as young as
-//! itself, or is lost). Rows whose commit time PostgreSQL no longer knows, or never knew, are older than those of which it does, and
+//! itself, and a second message of one that was on its way). Rows whose commit time PostgreSQL no longer knows, or never knew, are older than those of which it does, and
 //! come first.
 //!
 //! # Once
@@ -40,6 +40,7 @@ use model::ids::ResourceName;
 use model::state::database_name;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
 
 use super::access::{Access, hand, identifier, literal, told};
 use super::health::Health;
@@ -250,9 +251,7 @@ impl Relay {
         Ok(Session {
             read: client.prepare(&read(&table)).await?,
             take: client.prepare(&take(&table, &identity, &source)).await?,
-            delete: client
-                .prepare(&format!("delete from {table} where id = any($1)"))
-                .await?,
+            delete: client.prepare(&delete(&table)).await?,
             sweep: format!("vacuum {table}"),
             client,
             deleted: 0,
@@ -275,7 +274,7 @@ impl Relay {
                 rest = &rest[some.len()..];
                 continue;
             };
-            match self.publish(batch.body).await {
+            match self.publish(batch.body.clone()).await {
                 Ok(()) => {}
                 Err(Refusal::Batch(_)) if batch.ids.len() > 1 => {
                     rows = batch.ids.len() / 2;
@@ -291,7 +290,7 @@ impl Relay {
             if said.take().is_some() {
                 tracing::info!("the topic `{}` takes the outbox again", self.topic);
             }
-            session.delete(&batch.ids).await?;
+            session.delete(&batch).await?;
             let done = rest.iter().position(|id| id == last);
             rest = &rest[done.map_or(some.len(), |at| at + 1)..];
             (rows, back_off) = (BATCH_ROWS, BACK_OFF);
@@ -346,6 +345,8 @@ impl Relay {
 /// Rows of one request.
 struct Batch {
     ids: Vec<i64>,
+    /// That inserted or last changed each.
+    transactions: Vec<String>,
     body: Bytes,
 }
 
@@ -358,16 +359,18 @@ impl Session {
     /// As many of these rows, from the first on, as fit into one request.
     async fn take(&self, ids: &[i64]) -> Result<Batch, tokio_postgres::Error> {
         let rows = self.client.query(&self.take, &[&ids, &BATCH_BYTES]).await?;
-        let events: Vec<&str> = rows.iter().map(|row| row.get(1)).collect();
+        let events: Vec<&str> = rows.iter().map(|row| row.get(2)).collect();
         Ok(Batch {
             ids: rows.iter().map(|row| row.get(0)).collect(),
+            transactions: rows.iter().map(|row| row.get(1)).collect(),
             body: format!("[{}]", events.join(",")).into(),
         })
     }
 
-    async fn delete(&mut self, ids: &[i64]) -> Result<(), tokio_postgres::Error> {
-        self.client.execute(&self.delete, &[&ids]).await?;
-        self.deleted += ids.len();
+    async fn delete(&mut self, batch: &Batch) -> Result<(), tokio_postgres::Error> {
+        let taken: [&(dyn ToSql + Sync); 2] = [&batch.ids, &batch.transactions];
+        self.client.execute(&self.delete, &taken).await?;
+        self.deleted += batch.ids.len();
         self.sweep(SWEEP_AFTER).await
     }
 
@@ -394,8 +397,8 @@ fn read(table: &str) -> String {
 fn take(table: &str, identity: &str, source: &str) -> String {
     let (identity, source) = (literal(&format!("{identity}/")), literal(source));
     format!(
-        "select id, event from (
-           select id, event, place, sum(octet_length(event) + 1) over (order by place) as bytes, row_number() over (order by place) as number
+        "select id, transaction, event from (
+           select id, row.xmin::text as transaction, event, place, sum(octet_length(event) + 1) over (order by place) as bytes, row_number() over (order by place) as number
            from unnest($1::int8[]) with ordinality as wanted (id, place)
            join {table} as row using (id)
            cross join lateral (select json_build_object(
@@ -405,6 +408,14 @@ fn take(table: &str, identity: &str, source: &str) -> String {
              'datacontenttype', 'application/json', 'data', row.data)::text as event) as told
          ) as events
          where bytes <= $2 or number = 1 order by place"
+    )
+}
+
+/// The rows with the numbers in `$1`, unless another transaction than that in `$2` has changed them, or made them anew.
+fn delete(table: &str) -> String {
+    format!(
+        "delete from {table} as row using unnest($1::int8[], $2::text[]) as taken (id, transaction)
+         where row.id = taken.id and row.xmin = taken.transaction::xid"
     )
 }
 
