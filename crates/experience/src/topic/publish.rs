@@ -15,8 +15,8 @@ const DATA_MAX_BYTES: usize = 1 << 20;
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Returns once the message is on disk. It has at most 1 MiB. Messages of one key are delivered one after the other; a second message of the same id is none.\n\n\
-                  Examples:\n  mainland topic publish order-events --type order.placed --key o-17 '{\"id\": \"o-17\"}'\n  \
-                  mainland topic publish order-events @event.json"
+                  Examples:\n  mainland topic publish alerts --type disk.full --key db-1 '{\"left\": \"2 %\"}'\n  \
+                  mainland topic publish alerts @event.json"
 )]
 pub struct Publish {
     /// The topic
