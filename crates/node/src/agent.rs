@@ -14,7 +14,7 @@ use model::ids::{Generation, InstanceId};
 use model::signals::Level;
 use model::traffic::ProxySnapshot;
 use plan::agent::{self as decide, Input, Output, Run};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{RwLock, Semaphore, mpsc};
 
 use crate::begin::{adopt_all, begin, take_kept_desired};
 use crate::core::{Core, Signals};
@@ -105,6 +105,8 @@ pub(crate) struct Agent {
     pub is_root: bool,
     /// What this node cannot enforce.
     pub limits: Vec<String>,
+    /// Held while something of an instance is put in its place outside of the node's directory; true once all of that is to go.
+    pub stopped: RwLock<bool>,
     pub signals: Signals,
     pub probes: Semaphore,
     pub core: Mutex<Core>,
@@ -286,6 +288,8 @@ impl Agent {
     pub async fn stop(self: &Arc<Self>, instances: bool) {
         if instances {
             self.stop_instances().await;
+            // A preparation that was under way would bring back what is about to be taken away.
+            *self.stopped.write().await = true;
             self.signals.stop_proxy.send_replace(true);
             let mut stopped = self.signals.proxy_stopped.subscribe();
             let _ = tokio::time::timeout(STOP_PATIENCE, stopped.wait_for(|stopped| *stopped)).await;

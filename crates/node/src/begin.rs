@@ -14,16 +14,16 @@ use model::compute::ExitHow;
 use model::ids::InstanceId;
 use model::traffic::Gate;
 use plan::agent::{self as decide, Input};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{RwLock, Semaphore, mpsc};
 
 use crate::agent::{Agent, Error};
 use crate::core::{Core, Running, Signals, kept_snapshot};
-use crate::firewall::Firewall;
+use crate::firewall::{self, Firewall};
 use crate::identity::Identities;
 use crate::layout::{self, Layout, Lock};
 use crate::options::{self, Config, Options};
 use crate::record::{self, Record};
-use crate::{artifacts, clock, desired, instances};
+use crate::{artifacts, clock, desired, instances, leftovers};
 
 /// Probes that are out at the same time.
 const PROBES_MAX: usize = 64;
@@ -53,13 +53,9 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
     // Only now: a directory with this file is one of a node that has joined.
     layout::write(&layout.config(), &config)?;
     let is_root = rustix::process::geteuid().is_root();
-    let firewall = Firewall::detect(
-        &config.name,
-        &options.data_dir,
-        crate::snapshot::refusals(&config),
-        is_root,
-    )
-    .await;
+    let table = firewall::table_name(&config.name, &options.data_dir);
+    leftovers::mark(&table, &options.data_dir, is_root);
+    let firewall = Firewall::detect(table, crate::snapshot::refusals(&config), is_root).await;
     let mut limits: Vec<String> = firewall.limit().map(str::to_owned).into_iter().collect();
     let cgroups = detect_cgroups(&mut limits);
     for limit in &limits {
@@ -85,6 +81,7 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
         firewall,
         is_root,
         limits,
+        stopped: RwLock::new(false),
         signals: Signals::default(),
         probes: Semaphore::new(PROBES_MAX),
         core: Mutex::new(core),

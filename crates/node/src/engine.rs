@@ -184,9 +184,12 @@ fn socket_folders(agent: &Agent) -> Option<PathBuf> {
     let places = runtime.into_iter().map(PathBuf::from);
     let mut places = places.chain(["/dev/shm", "/tmp"].map(PathBuf::from));
     let own = places.find_map(|place| own_folder(&place))?;
-    // The last word of the table's name tells nodes apart.
-    let table = agent.firewall.table();
-    Some(own.join(table.rsplit('_').next().unwrap_or(table)))
+    Some(own.join(sockets_name(agent.firewall.table())))
+}
+
+/// Short, as the path of a socket must be: the last word of the table's name tells nodes apart.
+pub fn sockets_name(table: &str) -> &str {
+    table.rsplit('_').next().unwrap_or(table)
 }
 
 /// FNV-1a, 64 bits: instances of one node do not meet by chance.

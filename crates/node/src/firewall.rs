@@ -32,13 +32,7 @@ enum Support {
 
 impl Firewall {
     /// Finds out whether rules can be set; sets none.
-    pub async fn detect(
-        node: &NodeName,
-        directory: &Path,
-        refusals: SocketAddr,
-        is_root: bool,
-    ) -> Self {
-        let table = table_name(node, directory);
+    pub async fn detect(table: String, refusals: SocketAddr, is_root: bool) -> Self {
         let support = match is_root {
             false => Support::Not(
                 "not root: services share one user, so calls are labelled, not enforced".to_owned(),
@@ -83,13 +77,28 @@ impl Firewall {
 
     pub async fn remove(&self) {
         if self.limit().is_none() {
-            let table = &self.table;
-            let _ = nft(&format!(
-                "table inet {table} {{}}\ndelete table inet {table}\n"
-            ))
-            .await;
+            let _ = remove(&self.table).await;
         }
     }
+}
+
+/// Takes the table away, if it is there.
+pub async fn remove(table: &str) -> Result<(), String> {
+    nft(&format!(
+        "table inet {table} {{}}\ndelete table inet {table}\n"
+    ))
+    .await
+}
+
+/// Of this node alone, though other clusters on the machine have nodes of the same name.
+pub fn table_name(node: &NodeName, directory: &Path) -> String {
+    let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    let bytes = directory.as_os_str().as_encoded_bytes();
+    // FNV-1a.
+    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    });
+    format!("mainland_{}_{hash:08x}", node.as_str().replace('-', "_"))
 }
 
 /// What rules this machine takes: tried on a port that nobody has.
@@ -104,17 +113,6 @@ async fn probe(table: &str, refusals: SocketAddr) -> Support {
             "nftables can't be used ({why}): calls through the mesh are enforced, calls to an instance's own port are not"
         )),
     }
-}
-
-/// Of this node alone, though other clusters on the machine have nodes of the same name.
-fn table_name(node: &NodeName, directory: &Path) -> String {
-    let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
-    let bytes = directory.as_os_str().as_encoded_bytes();
-    // FNV-1a.
-    let hash = bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    });
-    format!("mainland_{}_{hash:08x}", node.as_str().replace('-', "_"))
 }
 
 /// Declared empty first, so that deleting it never fails; all of it is one transaction.

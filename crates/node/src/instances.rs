@@ -298,11 +298,20 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
         layout::remove(&agent.layout.record(id));
         engine::forget(agent, id);
         agent.with(|core| core.ports.remove(id));
-        let ports = agent.with(|core| open_ports(core));
-        if let Err(why) = agent.firewall.apply(ports).await {
-            tracing::warn!(why, "a port stays closed");
-        }
+        open_port_again(agent).await;
         agent.signals.certify.notify_one();
+    }
+}
+
+async fn open_port_again(agent: &Agent) {
+    let stopped = agent.stopped.read().await;
+    // No port is closed any more.
+    if *stopped {
+        return;
+    }
+    let ports = agent.with(|core| open_ports(core));
+    if let Err(why) = agent.firewall.apply(ports).await {
+        tracing::warn!(why, "a port stays closed");
     }
 }
 

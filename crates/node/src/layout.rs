@@ -26,6 +26,9 @@ use model::ids::{InstanceId, ResourceId, ResourceName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Held while an agent lives.
+pub const LOCK: &str = "agent.lock";
+
 /// No service has such a name.
 const FORGOTTEN: &str = ".forgotten-";
 
@@ -89,7 +92,7 @@ impl Layout {
     }
 
     fn lock(&self) -> Result<Lock, Error> {
-        let path = self.root.join("agent.lock");
+        let path = self.root.join(LOCK);
         let mut options = OpenOptions::new();
         options
             .create(true)

@@ -30,6 +30,7 @@
 //! | [`probes`] | asks an instance how it does |
 //! | [`proxy`] | the proxy process and the socket to it |
 //! | [`firewall`] | closes instance ports to other uids |
+//! | [`leftovers`] | what a killed node leaves outside of its directory |
 //! | [`record`] | what is kept of an instance for the next agent |
 //! | [`tunnel`] | the way from the servers to this node, which the node dials |
 //! | [`clock`], [`pause`] | what time it is; how long until the next try |
@@ -50,6 +51,7 @@ mod heartbeat;
 mod identity;
 mod instances;
 mod layout;
+pub mod leftovers;
 pub mod options;
 mod pause;
 mod prepare;

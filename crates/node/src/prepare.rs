@@ -148,6 +148,10 @@ pub async fn place(
     desired: &DesiredInstance,
     secrets: Secrets,
 ) -> Result<(), Failure> {
+    let stopped = agent.stopped.read().await;
+    if *stopped {
+        return Err("the node has stopped".to_owned().into());
+    }
     let id = &desired.instance;
     agent
         .layout
@@ -364,14 +368,22 @@ pub fn secret_folder(agent: &Agent, id: &InstanceId) -> PathBuf {
     }
 }
 
-/// This node's own folder in memory. Two nodes of one machine, or of one name, may have instances of the same name.
 fn secret_folders(agent: &Agent) -> Option<PathBuf> {
+    memory_of_node(agent.firewall.table(), agent.is_root)
+}
+
+/// Where this user's nodes keep what is in memory only.
+pub fn memory(is_root: bool) -> Option<PathBuf> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR")
         .map(PathBuf::from)
-        .filter(|_| !agent.is_root);
+        .filter(|_| !is_root);
     let mut places = runtime.into_iter().chain([PathBuf::from("/dev/shm")]);
-    let own = places.find_map(|place| own_folder(&place))?;
-    let node = own.join(agent.firewall.table());
+    places.find_map(|place| own_folder(&place))
+}
+
+/// A node's own folder in memory. Two nodes of one machine, or of one name, may have instances of the same name.
+pub fn memory_of_node(table: &str, is_root: bool) -> Option<PathBuf> {
+    let node = memory(is_root)?.join(table);
     let _ = DirBuilder::new().mode(0o711).create(&node);
     Some(node)
 }

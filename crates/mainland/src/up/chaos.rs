@@ -65,7 +65,7 @@ impl Chaos {
 }
 
 /// The processes that name the node's directory, and all that they have started.
-fn kill_all_of(directory: &Path) -> Result<usize> {
+pub fn kill_all_of(directory: &Path) -> Result<usize> {
     let mut killed = BTreeSet::new();
     for _ in 0..ROUNDS {
         let found = Processes::read().of(directory);
@@ -81,6 +81,25 @@ fn kill_all_of(directory: &Path) -> Result<usize> {
     }
     ensure!(!killed.is_empty(), "the node does not run");
     Ok(killed.len())
+}
+
+/// Takes away what dead nodes of this user have left on the machine, whichever cloud they were of.
+pub async fn remove_leftovers() {
+    let dead = node::leftovers::find();
+    let processes = Processes::read();
+    for left in dead {
+        // Its proxy and its instances wait for the next agent.
+        if !processes.of(&left.directory).is_empty() {
+            continue;
+        }
+        let directory = left.directory.clone();
+        if let Err(error) = left.remove().await {
+            experience::notice(&format!(
+                "what the dead node of {} left can't be taken away: {error}",
+                directory.display()
+            ));
+        }
+    }
 }
 
 /// All that runs on the machine: parents, and what they were started with.

@@ -128,6 +128,7 @@ impl Up {
             let _ = rustix::process::setsid();
         }
         let _lock = take_lock(&layout)?;
+        chaos::remove_leftovers().await;
         let manifest = experience::deploy::find_manifest(self.path.take())?;
         let old = State::load(&layout.state());
         let state = self.state(&globals, &layout, old)?;
@@ -305,6 +306,8 @@ impl Down {
             std::fs::remove_dir_all(&layout.data)
                 .with_context(|| format!("{} can't be deleted", layout.data.display()))?;
         }
+        // Of a node that could not end by itself.
+        chaos::remove_leftovers().await;
         println!(
             "Everything has ended{}.",
             if self.delete_data {

@@ -10,6 +10,7 @@ use api::wire;
 use experience::Globals;
 use rustix::process::Signal;
 
+use super::chaos;
 use super::layout::{EDGE, Layout, NodePlan, State, node_plans};
 use super::process::{self, Identity, Start};
 
@@ -328,17 +329,30 @@ impl Supervisor {
     /// Ends all of it: nodes with their instances first, so that the server still hears them go; the road last.
     pub async fn stop(&mut self) {
         let mut stopping = tokio::task::JoinSet::new();
+        let known = self.layout.known_nodes();
+        // One that has not joined yet has nothing to be asked for.
+        let begun = self.processes.iter();
+        let begun = begun.filter(|(name, _)| *name != SERVER && !known.contains(name));
+        for agent in begun.map(|(_, agent)| agent.clone()) {
+            stopping.spawn(async move { end(&agent).await });
+        }
         // One whose agent is dead may have instances that live: its agent is started to end them.
-        for name in self.layout.known_nodes() {
+        for name in known {
             if let Err(error) = self.start_known_node(&name) {
                 experience::notice(&format!("node {name} can't be asked to stop: {error:#}"));
-                continue;
             }
-            let Some(identity) = self.processes.get(&name).cloned() else {
-                continue;
-            };
-            let socket = self.layout.node_socket(&name);
-            stopping.spawn(async move { stop_node(socket, identity).await });
+            let agent = self.processes.get(&name).cloned();
+            let (socket, directory) = (self.layout.node_socket(&name), self.layout.node(&name));
+            stopping.spawn(async move {
+                let ended = match agent {
+                    Some(agent) => stop_node(socket, agent).await,
+                    None => false,
+                };
+                if !ended {
+                    // Nothing may be left, and nobody is there to be asked.
+                    let _ = chaos::kill_all_of(&directory);
+                }
+            });
         }
         while stopping.join_next().await.is_some() {}
         if let Some(server) = self.processes.get(SERVER) {
@@ -351,22 +365,20 @@ impl Supervisor {
     }
 }
 
-async fn stop_node(socket: PathBuf, identity: Identity) {
+/// False: it has not ended, or not as asked.
+async fn stop_node(socket: PathBuf, identity: Identity) -> bool {
     let deadline = Instant::now() + super::STOP_TIMEOUT;
     let client = Client::new(Transport::Unix(socket), None);
-    while identity.alive() && Instant::now() < deadline {
+    let mut asked = false;
+    while !asked && identity.alive() && Instant::now() < deadline {
         let ask = api::client::request(http::Method::POST, "/v1/stop?instances=true", Vec::new());
-        if client.send_within(ask, super::STOP_TIMEOUT).await.is_ok() {
-            break;
+        asked = client.send_within(ask, super::STOP_TIMEOUT).await.is_ok();
+        if !asked {
+            tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        tokio::time::sleep(LOOK_INTERVAL).await;
     }
-    if tokio::time::timeout_at(deadline.into(), identity.ended())
-        .await
-        .is_err()
-    {
-        let _ = identity.signal(Signal::KILL);
-    }
+    let ended = tokio::time::timeout_at(deadline.into(), identity.ended()).await;
+    asked && ended.is_ok()
 }
 
 async fn end(identity: &Identity) {

@@ -15,6 +15,7 @@ mod faults;
 mod first;
 mod hidden;
 mod identity;
+mod leftovers;
 mod reasons;
 mod secrets;
 mod separation;
