@@ -12,12 +12,15 @@ use tokio::io::AsyncWriteExt;
 
 use super::access::superuser;
 use super::child;
-use super::place::{self, Place, SETTINGS_FILE};
+use super::place::{self, Place, SETTINGS_FILE, UNFINISHED};
 use super::programs::Programs;
 use super::tuning;
 
-/// For a server of an engine before to end after SIGQUIT, and after SIGKILL.
-const LEFTOVER_PATIENCE: Duration = Duration::from_secs(5);
+/// For a server of an engine before to end after SIGQUIT, which a process that is stopped does not hear, and after SIGKILL.
+const LEFTOVER_SIGNALS: [(Signal, Duration); 2] = [
+    (Signal::QUIT, Duration::from_secs(1)),
+    (Signal::KILL, Duration::from_secs(5)),
+];
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Of what initdb said, the end.
 const TOLD_BYTES: usize = 2000;
@@ -35,7 +38,7 @@ pub enum Error {
     )]
     Nameless(u32),
     #[error(
-        "{} is of PostgreSQL {is}, not {declared}: `dump` with {is} and `load` into a new database of {declared}",
+        "{} is of PostgreSQL {is}, which {declared} can't open, and is left as it is: declare `postgres: {is}` again; a second database with `postgres: {declared}` takes what `mainland db dump` and `mainland db load` bring",
         path.display()
     )]
     OtherVersion {
@@ -51,18 +54,13 @@ pub enum Error {
 ///
 /// # Errors
 ///
-/// `initdb` failed, or the files are of another version.
-pub async fn make(
-    place: &Place,
-    programs: &Programs,
-    version: u32,
-    secret: &str,
-) -> Result<(), Error> {
+/// `initdb` failed.
+pub async fn make(place: &Place, programs: &Programs, secret: &str) -> Result<(), Error> {
     let files = place.files();
     if files.exists() {
-        return check_version(&files, version);
+        return Ok(());
     }
-    let unfinished = place.unfinished();
+    let unfinished = place.volume.join(UNFINISHED);
     match fs::remove_dir_all(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(place::Error::io(&unfinished)(error).into());
@@ -85,13 +83,22 @@ pub async fn make_in(folder: &Path, programs: &Programs, secret: &str) -> Result
     sync_all_below(folder)
 }
 
-fn check_version(files: &Path, declared: u32) -> Result<(), Error> {
+/// Of files that are there.
+///
+/// # Errors
+///
+/// They are of another version, or can't be read.
+pub fn check_version(place: &Place, declared: u32) -> Result<(), Error> {
+    let files = place.files();
+    if !files.exists() {
+        return Ok(());
+    }
     let path = files.join("PG_VERSION");
     let is = fs::read_to_string(&path).map_err(place::Error::io(&path))?;
     match is.trim() == declared.to_string() {
         true => Ok(()),
         false => Err(Error::OtherVersion {
-            path: files.to_owned(),
+            path: files,
             is: is.trim().to_owned(),
             declared,
         }),
@@ -194,8 +201,8 @@ pub fn was_cut_off(place: &Place) -> bool {
 ///
 /// It can't be killed.
 pub async fn end_leftovers(place: &Place) -> Result<(), Error> {
-    for signal in [Signal::QUIT, Signal::KILL] {
-        let deadline = Instant::now() + LEFTOVER_PATIENCE;
+    for (signal, patience) in LEFTOVER_SIGNALS {
+        let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             let left = working_in(&place.files());
             if left.is_empty() {

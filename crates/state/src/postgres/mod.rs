@@ -11,6 +11,7 @@
 //! | [`access`], [`password`], [`roles`] | who comes in how |
 //! | [`govern`] | making a running server what was declared |
 //! | [`outbox`] | rows that become messages |
+//! | [`room`] | whether the disk is full |
 //! | [`health`], [`answers`] | what the node is told |
 //! | [`tool`](mod@tool), [`load`] | `psql`, `dump`, `load` and `replace` beside it |
 //!
@@ -33,14 +34,18 @@ mod place;
 mod programs;
 mod provision;
 mod roles;
+mod room;
 mod server;
 mod tool;
 mod tuning;
 
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::state::{Engine, EngineFile, Postgres};
+use model::units::Bytes;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -84,13 +89,35 @@ pub enum Error {
         doing: &'static str,
         source: std::io::Error,
     },
-    #[error("PostgreSQL ended {0}")]
-    Ended(String),
+    #[error("PostgreSQL ended {}", how(*.0))]
+    Ended(ExitStatus),
+    #[error(
+        "PostgreSQL ended {}, and the disk of {} has {left} left, which is too little to write its log: make room, and it starts by itself",
+        how(*status), volume.display()
+    )]
+    Full {
+        status: ExitStatus,
+        volume: PathBuf,
+        left: Bytes,
+    },
 }
 
 impl Error {
     fn system(doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::System { doing, source }
+    }
+
+    /// Of a server that nobody asked to end. It may be for want of room, unless it was killed.
+    fn ended(status: ExitStatus, volume: &Path) -> Self {
+        let lacking = status.code().and_then(|_| room::lacking(volume));
+        match lacking {
+            Some(left) => Self::Full {
+                status,
+                volume: volume.to_owned(),
+                left,
+            },
+            None => Self::Ended(status),
+        }
     }
 
     /// Whether a person should be able to read why before it is tried again.
@@ -133,9 +160,19 @@ async fn answer_and_keep(settings: Settings) -> Result<(), Error> {
         && error.is_lasting()
     {
         health.starting(&error.to_string());
-        let _ = tokio::time::timeout(FAILURE_SHOWN, stop.asked()).await;
+        tokio::select! {
+            () = stop.asked() => {}
+            () = until_tried_again(error) => {}
+        }
     }
     outcome
+}
+
+async fn until_tried_again(error: &Error) {
+    match error {
+        Error::Full { volume, .. } => room::made(volume).await,
+        _ => tokio::time::sleep(FAILURE_SHOWN).await,
+    }
 }
 
 /// From nothing to a server that runs, until either is to end.
@@ -149,8 +186,9 @@ async fn keep(
         return Err(Error::Root);
     }
     let (postgres, secret) = declared(file)?;
-    let programs = programs::find(postgres.version, &Search::of_machine())?;
     let place = Place::of(settings, file)?;
+    files::check_version(&place, postgres.version)?;
+    let programs = programs::find(postgres.version, &Search::of_machine())?;
     place.check_socket_folder()?;
     let _alone = place.lock()?;
     tokio::select! {
@@ -165,7 +203,7 @@ async fn keep(
     };
     let _ = answers.access.set(access.clone());
     let attending = attend(settings, &access, postgres, answers);
-    watch(server, attending, answers, stop).await
+    watch(server, attending, answers, stop, &access.place.volume).await
 }
 
 /// Files that a server can start with.
@@ -179,7 +217,7 @@ async fn prepare(
     if !place.files().exists() {
         health.starting("making the files of the database");
     }
-    files::make(place, programs, postgres.version, secret).await?;
+    files::make(place, programs, secret).await?;
     match files::was_cut_off(place) {
         true => health.recovers(),
         false => health.starting("starting"),
@@ -218,11 +256,12 @@ async fn watch(
     attending: JoinSet<()>,
     answers: &Answers,
     stop: &mut Stop,
+    volume: &Path,
 ) -> Result<(), Error> {
     let doing = "waiting for PostgreSQL";
     tokio::select! {
         status = server.ended() => {
-            return Err(Error::Ended(how(status.map_err(Error::system(doing))?)));
+            return Err(Error::ended(status.map_err(Error::system(doing))?, volume));
         }
         () = stop.asked() => {}
     }
@@ -242,7 +281,7 @@ async fn watch(
     let status = server.stop(quiet).await.map_err(Error::system(doing))?;
     match status.success() {
         true => Ok(()),
-        false => Err(Error::Ended(how(status))),
+        false => Err(Error::Ended(status)),
     }
 }
 

@@ -19,6 +19,8 @@ use crate::settings::Settings;
 pub const SETTINGS_FILE: &str = "mainland.conf";
 /// The files of the database, in the volume.
 pub const FILES: &str = "pgdata";
+/// Files that are not complete yet.
+pub const UNFINISHED: &str = "pgdata.new";
 /// Of a Unix socket's path, with the byte that ends it.
 const SOCKET_PATH_MAX: usize = 107;
 
@@ -90,11 +92,6 @@ impl Place {
 
     pub fn files(&self) -> PathBuf {
         self.volume.join(FILES)
-    }
-
-    /// Files that are not complete yet.
-    pub fn unfinished(&self) -> PathBuf {
-        self.volume.join("pgdata.new")
     }
 
     /// Of PostgreSQL's socket.

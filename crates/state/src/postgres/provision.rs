@@ -1,10 +1,10 @@
 //! `mainland engine init VOLUME OWNER`, as root: the files of a database, in a volume whose owner has no name.
 //!
 //! `initdb` refuses a user that no list of the machine has, as those that a node gives its services; PostgreSQL itself does not mind. So the files
-//! are made beside the volume by a user with a name, given to the owner, and only then put in their place:
+//! are made by a user with a name, given to the owner, and only then put in their place. The volume is open meanwhile for others to pass through:
 //!
 //! ```text
-//! root: init VOLUME OWNER ─▶ postgres: init-files VOLUME.new ─▶ initdb
+//! root: init VOLUME OWNER ─▶ postgres: init-files VOLUME/pgdata.new ─▶ initdb
 //! ```
 //!
 //! What the database is to be comes by stdin, as an [`EngineFile`]. A volume that has files is left as it is. Where the node is not
@@ -15,16 +15,16 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, lchown};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use model::state::EngineFile;
 use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, openat};
 
 use super::child::{self, OWN_PROGRAM};
-use super::place::FILES;
+use super::place::{FILES, UNFINISHED};
 use super::programs::{self, Search};
 use super::{declared, files};
 
@@ -35,6 +35,9 @@ pub const INIT_FILES: &str = "init-files";
 /// Who may make files, the first that the machine has. Packages of PostgreSQL make the one.
 const MAKERS: [&str; 2] = ["postgres", "nobody"];
 const USERS: &str = "/etc/passwd";
+/// Modes of a volume.
+const PASSED_THROUGH: u32 = 0o711;
+const CLOSED: u32 = 0o700;
 
 /// The whole process.
 ///
@@ -50,8 +53,9 @@ pub fn init(volume: &Path, owner: &OsStr) -> Result<(), String> {
     let owner = owner.ok_or("the owner of a volume is a number")?;
     let told = |error: io::Error| format!("making the database's files: {error}");
     let (uid, gid) = maker()?;
-    let folder = beside(volume);
+    let folder = volume.join(UNFINISHED);
     begin_anew(&folder, uid, gid).map_err(told)?;
+    set_mode(volume, PASSED_THROUGH).map_err(told)?;
     let made = child::command(Path::new(OWN_PROGRAM))
         .args(["engine", INIT_FILES])
         .arg(&folder)
@@ -65,8 +69,14 @@ pub fn init(volume: &Path, owner: &OsStr) -> Result<(), String> {
         return Err(String::from_utf8_lossy(&made.stderr).trim().to_owned());
     }
     give_away(CWD, &folder, owner).map_err(told)?;
-    let placed = fs::rename(&folder, &files).and_then(|()| File::open(volume)?.sync_all());
-    placed.map_err(told)
+    let closed = set_mode(volume, CLOSED);
+    let placed = closed.and_then(|()| fs::rename(&folder, &files));
+    let synced = placed.and_then(|()| File::open(volume)?.sync_all());
+    synced.map_err(told)
+}
+
+fn set_mode(folder: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(mode))
 }
 
 /// The whole process that makes them, as whoever runs it, in a folder that is empty.
@@ -86,13 +96,6 @@ pub fn init_files(folder: &Path) -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     let making = files::make_in(folder, &programs, secret);
     runtime.block_on(making).map_err(|error| error.to_string())
-}
-
-/// In a folder that others than root and its owner pass through: nobody but the owner enters a volume.
-fn beside(volume: &Path) -> PathBuf {
-    let mut name = volume.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    volume.with_file_name(name)
 }
 
 fn maker() -> Result<(u32, u32), String> {
@@ -124,7 +127,7 @@ fn begin_anew(folder: &Path, uid: u32, gid: u32) -> io::Result<()> {
         _ => {}
     }
     DirBuilder::new().mode(0o700).create(folder)?;
-    chown(folder, Some(uid), Some(gid))
+    lchown(folder, Some(uid), Some(gid))
 }
 
 /// With all that lies below it, without following links: who made it may have put anything there.
@@ -167,10 +170,5 @@ mod tests {
         ] {
             assert_eq!(numbers(users, name), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn files_are_made_beside_the_volume() {
-        assert_eq!(beside(Path::new("/v/0/data")), Path::new("/v/0/data.new"));
     }
 }

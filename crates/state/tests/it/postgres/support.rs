@@ -104,7 +104,7 @@ impl Engine {
     }
 
     /// As a node has them: who makes a database's files passes through the outer one.
-    fn give_folders(&self) {
+    pub fn give_folders(&self) {
         let folders = [("", 0o711), ("data", 0o700), ("s", 0o700)];
         for (name, mode) in folders {
             let path = self.path(name);
@@ -126,6 +126,8 @@ impl Engine {
             .expect("a process");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
+        let volume = fs::metadata(self.path("data")).expect("a volume");
+        assert_eq!(volume.permissions().mode() & 0o777, 0o700);
     }
 
     /// As another user, where the tests run as root.
@@ -144,8 +146,8 @@ impl Engine {
     }
 
     /// What a first start left behind that was cut off.
-    pub fn leave_unfinished(&self, name: &str) -> PathBuf {
-        let unfinished = self.path(name);
+    pub fn leave_unfinished(&self) -> PathBuf {
+        let unfinished = self.path("data/pgdata.new");
         let mut command = self.command(Path::new("mkdir"));
         command.args(["-p".as_ref(), unfinished.join("base").as_os_str()]);
         assert!(command.status().expect("mkdir").success());
