@@ -3,6 +3,7 @@
 //! Who pulls has a message until its lease ends: within that it is acknowledged, given back, or the lease extended. A lease that ran out is a
 //! failed attempt, and the message is delivered again. A lease is a token: once the message is somebody else's, the old one is refused.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,8 +18,8 @@ use super::problem::Problem;
 
 /// Messages of one answer.
 const PULL_MAX: usize = 256;
-/// Bytes of data in one answer, from which on it has no more messages.
-const PULL_BYTES: usize = 4 << 20;
+/// Bytes of the messages of one answer, unless the first alone has more.
+const PULL_BYTES: u64 = 1 << 20;
 const WAIT_MAX_MS: u64 = 30_000;
 const LEASE_DEFAULT_MS: u64 = 30_000;
 const LEASE_MIN_MS: u64 = 100;
@@ -118,39 +119,48 @@ async fn messages(
     taken: Vec<Delivery>,
 ) -> Result<Answer, Problem> {
     let source = engine.source();
-    let (mut list, mut bytes, mut unread) = (Vec::with_capacity(taken.len()), 0, None);
+    let (mut list, mut bytes, mut unread) = (String::new(), 0, None);
+    let mut is_full = false;
     for delivery in taken {
-        if bytes > PULL_BYTES || unread.is_some() {
+        if is_full {
             engine.settle(name, delivery.token, &Outcome::Untouched);
             continue;
         }
-        match engine.storage.message(delivery.position).await {
+        let outcome = match engine.storage.message(delivery.position).await {
             Ok(Some(message)) => {
-                bytes += message.event.data.len();
-                list.push(lent(&delivery, &message.to_json(&source)));
+                bytes += message.event.size();
+                is_full = bytes > PULL_BYTES && !list.is_empty();
+                if !is_full {
+                    lend(&mut list, &delivery, &message.to_json(&source));
+                    continue;
+                }
+                Outcome::Untouched
             }
-            Ok(None) => {
-                engine.settle(name, delivery.token, &Outcome::Done);
-            }
+            Ok(None) => Outcome::Done,
             Err(error) => {
-                engine.settle(name, delivery.token, &Outcome::Untouched);
-                unread = Some(error);
+                (is_full, unread) = (true, Some(error));
+                Outcome::Untouched
             }
-        }
+        };
+        engine.settle(name, delivery.token, &outcome);
     }
     match unread {
         Some(error) if list.is_empty() => Err(error.into()),
-        _ => Ok(json(format!(r#"{{"messages":[{}]}}"#, list.join(",")))),
+        _ => Ok(json(format!(r#"{{"messages":[{list}]}}"#))),
     }
 }
 
-fn lent(delivery: &Delivery, event: &str) -> String {
+fn lend(list: &mut String, delivery: &Delivery, event: &str) {
     let Delivery {
         position,
         attempt,
         token,
     } = delivery;
-    format!(r#"{{"position":{position},"lease":"{token:x}","attempt":{attempt},"event":{event}}}"#)
+    let comma = if list.is_empty() { "" } else { "," };
+    let _ = write!(
+        list,
+        r#"{comma}{{"position":{position},"lease":"{token:x}","attempt":{attempt},"event":{event}}}"#
+    );
 }
 
 /// `POST /ack`: the messages are done.

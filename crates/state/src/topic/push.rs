@@ -88,7 +88,7 @@ struct Courier {
 impl Courier {
     async fn run(self, errand: Errand) {
         let outcome = match self.engine.storage.message(errand.delivery.position).await {
-            Ok(Some(message)) => self.deliver(&errand, &message).await,
+            Ok(Some(message)) => self.deliver(&errand, message).await,
             // Nobody waits for what is removed.
             Ok(None) => Outcome::Done,
             Err(error) => {
@@ -100,10 +100,12 @@ impl Courier {
             .settle(&errand.consumer, errand.delivery.token, &outcome);
     }
 
-    async fn deliver(&self, errand: &Errand, message: &Message) -> Outcome {
-        let Some(request) = self.request(errand, message) else {
+    async fn deliver(&self, errand: &Errand, message: Message) -> Outcome {
+        let Some(request) = self.request(errand, &message) else {
             return Outcome::Absent;
         };
+        // What is sent need not be kept until it is answered.
+        drop(message);
         let timeout = errand.subscription.timeout.duration();
         match tokio::time::timeout(timeout, self.exchange(request)).await {
             Ok(outcome) => outcome,

@@ -211,7 +211,7 @@ fn a_consumer_that_is_away_burns_no_attempts() {
         (status.backlog == 5 && status.in_flight == 0).then_some(())
     });
     assert_eq!(topic.consumer("email").dead, 0);
-    let absent = r#"{"type":"urn:mainland:problem:no-endpoint","status":503}"#;
+    let absent = r#"{"type":"https://mainland.dev/problems/no-endpoint","status":503}"#;
     let ready = Arc::new(AtomicBool::new(false));
     let is_ready = ready.clone();
     let email = Service::at(nobody.address, move |_| {
@@ -228,8 +228,24 @@ fn a_consumer_that_is_away_burns_no_attempts() {
 }
 
 #[test]
+fn what_a_slow_consumer_has_is_not_kept_in_memory_for_it() {
+    let gate = Arc::new(Gate::default());
+    let slow = Service::behind(&gate);
+    let topic = Running::start(file(5, &[("slow", 8, &slow)]));
+    let position = topic.publish("", "x");
+    slow.until_received(1);
+    let message = topic.engine().storage.hub().get(position).unwrap();
+    until(
+        "only what was just published is there, and this test",
+        || (Arc::strong_count(&message.event) == 2).then_some(()),
+    );
+    assert_eq!(topic.consumer("slow").in_flight, 1);
+    gate.open();
+}
+
+#[test]
 fn a_consumer_that_was_away_and_vanished_is_not_waited_for() {
-    let absent = r#"{"type":"urn:mainland:problem:no-endpoint","status":503}"#;
+    let absent = r#"{"type":"https://mainland.dev/problems/no-endpoint","status":503}"#;
     let nobody = Service::start(move |_| (503, absent.to_owned()));
     let topic = Running::start(file(5, &[("email", 8, &nobody)]));
     topic.publish("", "x");
