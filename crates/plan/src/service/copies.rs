@@ -122,10 +122,9 @@ fn move_not_started(
     if memory.next_move > step.now.instant {
         return;
     }
-    // One that takes another's place gives way to that one.
-    let failing = step.running().find(|placement| {
-        placement.release == active && placement.replaces.is_none() && cannot_start(step, placement)
-    });
+    let failing = step
+        .running()
+        .find(|placement| placement.release == active && cannot_start(step, placement));
     let Some(failing) = failing.cloned() else {
         return;
     };

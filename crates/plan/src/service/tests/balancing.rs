@@ -28,7 +28,11 @@ impl World {
 
     /// The same, with a copy on its way to `node-b` that does not become ready.
     fn moving() -> Self {
-        let mut world = Self::lopsided();
+        Self::moving_as(service(3))
+    }
+
+    fn moving_as(spec: Service) -> Self {
+        let mut world = Self::lopsided_as(spec);
         world.hanging.insert(node_name("node-b"));
         world.run_until(SOON, |world| world.new_copy().is_some());
         world
@@ -158,6 +162,7 @@ fn what_can_not_or_need_not_be_evener_stays() {
         assert_eq!(world.group, before, "{name}");
     }
     let mut world = World::lopsided();
+    world.run(5);
     world.hold = Some(Reason::new("brake-on", "too much vanished"));
     world.run(600);
     world.hold = None;
@@ -341,6 +346,35 @@ fn scaling_in_the_middle_of_a_move() {
         world.hanging.clear();
         world.even_within(200);
     }
+}
+
+#[test]
+fn what_comes_in_the_middle_of_a_move_counts_on_its_end() {
+    let mut world = World::moving();
+    // The emptier zones would be taken first, were the copy that goes to stay.
+    world.change("node-a", |node| {
+        node.capacity.memory = Bytes::mebibytes(900)
+    });
+    world.replicas = 7;
+    world.hanging.clear();
+    world.run(3);
+    assert_eq!(
+        (world.ready(), world.gap()),
+        (7, 1),
+        "{:?}",
+        world.on_nodes()
+    );
+}
+
+#[test]
+fn a_move_takes_nobody_else_s_place() {
+    let mut spec = service(3);
+    spec.rollout.surge = 0;
+    spec.rollout.unavailable = 1;
+    let mut world = World::moving_as(spec);
+    world.lose("node-c");
+    world.run(2);
+    assert_eq!((world.ready(), world.group.placements.len()), (3, 4));
 }
 
 #[test]
