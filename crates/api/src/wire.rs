@@ -42,4 +42,4 @@ pub use nodes::{
 pub use projects::{Because, Explanation, ProjectStatus, RouteStatus, ServiceStatus};
 pub use resources::{Kind, List, WatchEvent};
 pub use secrets::{SecretValue, SecretValues, SecretView};
-pub use services::{ReleaseView, Released, Rollback, SetScale, Steer, SteerRollout};
+pub use services::{ReleaseView, Released, Rollback, Scaled, SetScale, Steer, SteerRollout};

@@ -214,6 +214,7 @@ pub struct SecretRecord {
     pub version: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub envelope: Option<boundary::secret::Envelope>,
+    /// When and by whom it got its value.
     pub changed_at: Timestamp,
     pub changed_by: PrincipalName,
 }

@@ -1,5 +1,6 @@
 //! What people read, from what is stored and what is observed.
 
+mod alike;
 mod engines;
 mod nodes;
 mod status;
@@ -18,6 +19,7 @@ use crate::records::{Current, SecretRecord, ServiceRecord};
 use crate::state::Shared;
 use crate::world::{Entry, Stored, World};
 
+pub use alike::{alike, with_others};
 pub use engines::{concerns, engines};
 pub use nodes::{node_of, nodes};
 pub use status::status;
@@ -95,6 +97,7 @@ pub fn secret(id: &ResourceId, record: &SecretRecord) -> SecretView {
             .unwrap_or_default(),
         changed_at: record.changed_at,
         changed_by: record.changed_by.clone(),
+        warnings: Vec::new(),
     }
 }
 
@@ -218,6 +221,12 @@ fn passing(entry: &Entry, placement: &Placement) -> Option<Reason> {
     is_command.then(|| Reason::new("before-deploy", message))
 }
 
+/// Its place was decided on a moment ago.
+fn told_to_start(placement: &Placement) -> Reason {
+    let message = format!("node {} is told to start it", placement.node);
+    Reason::new("placed", message).with_detail(vec![placement.reason.message.clone()])
+}
+
 fn state_of(
     sight: Sight,
     placement: &Placement,
@@ -235,7 +244,7 @@ fn state_of(
         return (InstanceState::Unknown, Some(reason));
     }
     match (report, placement.wanted) {
-        (None, Wanted::Run) => (InstanceState::Pending, Some(placement.reason.clone())),
+        (None, Wanted::Run) => (InstanceState::Pending, Some(told_to_start(placement))),
         (None, Wanted::Leave) => (InstanceState::Draining, Some(placement.reason.clone())),
         (Some(report), Wanted::Leave)
             if matches!(

@@ -6,7 +6,7 @@ use api::wire;
 use model::ids::{NodeName, ReleaseNumber, ResourceName};
 
 use crate::failure::Failure;
-use crate::output::{Output, count};
+use crate::output::{Output, count, warnings};
 use crate::{Globals, idempotency_key, progress};
 
 /// `--wait`, `--timeout`.
@@ -58,15 +58,16 @@ impl Scale {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
-        let scale = client.scale(&project, &self.service, self.replicas).await?;
-        self.output.print(&scale, || {
-            format!(
+        let scaled = client.scale(&project, &self.service, self.replicas).await?;
+        self.output.print(&scaled, || {
+            let text = format!(
                 "{} is to have {}, asked for by {}; `mainland delete scale {}` returns to the manifest's number",
                 self.service,
-                count(u64::from(scale.replicas), "copy", "copies"),
-                scale.owner,
+                count(u64::from(scaled.scale.replicas), "copy", "copies"),
+                scaled.scale.owner,
                 self.service
-            )
+            );
+            text + &warnings(&scaled.warnings)
         })?;
         self.waiting
             .run(globals, project, &self.service, self.output)

@@ -133,6 +133,12 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
+/// What a person should know besides, a line each.
+pub fn warnings(warnings: &[String]) -> String {
+    let lines = warnings.iter();
+    lines.map(|warning| format!("\n! {warning}")).collect()
+}
+
 /// `1 copy`, `3 copies`.
 pub fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use model::ids::ResourceName;
 
 use crate::failure::Failure;
-use crate::output::{Output, age, table};
+use crate::output::{Output, age, table, warnings};
 use crate::{Globals, input};
 
 /// Longest value of a secret.
@@ -105,14 +105,17 @@ impl Set {
             value: encode(&bytes)?,
         };
         let view = client.set_secret(&project, &self.name, &value).await?;
-        self.output.print(&view, || {
-            format!(
-                "secret {} has version {}; what runs keeps the old one until it restarts",
-                view.name, view.version
-            )
-        })?;
+        self.output.print(&view, || in_words(&view))?;
         Ok(0)
     }
+}
+
+fn in_words(view: &wire::SecretView) -> String {
+    let mut text = format!("secret {} has version {}", view.name, view.version);
+    if view.warnings.is_empty() && view.version > 1 {
+        text += "; what runs keeps the old one until it restarts";
+    }
+    text + &warnings(&view.warnings)
 }
 
 fn read_stdin() -> Result<Vec<u8>, Failure> {
@@ -136,5 +139,35 @@ pub fn encode(bytes: &[u8]) -> Result<String, Failure> {
             "a secret holds at most {VALUE_MAX_BYTES} bytes"
         ))),
         _ => Ok(base64::engine::general_purpose::STANDARD.encode(bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_value_says_who_goes_on_with_the_old_one_and_what_nothing_needs() {
+        let table = [
+            (1, &[][..], "secret key has version 1"),
+            (
+                2,
+                &[],
+                "secret key has version 2; what runs keeps the old one until it restarts",
+            ),
+            (
+                2,
+                &["nothing needs it"],
+                "secret key has version 2\n! nothing needs it",
+            ),
+        ];
+        for (version, warnings, expected) in table {
+            let view = serde_json::json!({
+                "name": "key", "source": model::boundary::SecretSource::Given, "version": version, "key_id": "k", "changed_by": "admin:root",
+                "changed_at": Timestamp::UNIX_EPOCH, "warnings": warnings,
+            });
+            let view: wire::SecretView = serde_json::from_value(view).unwrap();
+            assert_eq!(in_words(&view), expected);
+        }
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{Method, Request, header};
 use model::boundary::AuditRecord;
-use model::compute::{Release, Scale, Service};
+use model::compute::{Release, Service};
 use model::control::Rollout;
 use model::ids::{Digest, NodeName, ProjectName, ResourceName};
 use model::signals::{Event, LogLine};
@@ -169,7 +169,7 @@ impl Client {
         project: &ProjectName,
         service: &ResourceName,
         replicas: u32,
-    ) -> Result<Scale, Error> {
+    ) -> Result<wire::Scaled, Error> {
         let path = format!("/v1/projects/{project}/scales/{service}");
         self.exchange(Method::PUT, &path, &wire::SetScale { replicas }, None)
             .await

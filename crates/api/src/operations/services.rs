@@ -1,7 +1,7 @@
 //! A service that runs: its copies, releases and rollouts.
 
 use http::Method;
-use model::compute::{Release, Scale};
+use model::compute::Release;
 use model::control::Rollout;
 
 use super::{Operation, Shape, json_of, keyed, operation};
@@ -14,7 +14,7 @@ pub(super) fn all() -> Vec<Operation> {
             Method::PUT,
             "/v1/projects/{project}/scales/{service}",
             json_of::<wire::SetScale>(),
-            json_of::<Scale>(),
+            json_of::<wire::Scaled>(),
             "Ask for a number of copies",
         ),
         operation(

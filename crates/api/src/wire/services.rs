@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use model::boundary::PrincipalName;
-use model::compute::ReleaseOrigin;
+use model::compute::{ReleaseOrigin, Scale};
 use model::ids::{Digest, ReleaseNumber, ResourceName};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct SetScale {
     pub replicas: u32,
+}
+
+/// What somebody asked for, with what it means.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Scaled {
+    #[serde(flatten)]
+    pub scale: Scale,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// One line of `releases`.

@@ -3,7 +3,7 @@
 use api::problem::Problem;
 use api::wire::{Action, Change, Kind};
 use boundary::authorize::Change as Admitted;
-use boundary::secret::{Binding, Envelope, Keyring, SecretValue};
+use boundary::secret::{Binding, Keyring, SecretValue};
 use model::boundary::SecretSource;
 use model::ids::{ResourceId, ResourceName};
 
@@ -169,26 +169,32 @@ fn next_record(
     keyring: &Keyring,
     author: &Author,
 ) -> Result<SecretRecord, Problem> {
-    let (mut version, mut envelope): (u64, Option<Envelope>) = stored.map_or((0, None), |stored| {
-        (stored.version, stored.envelope.clone())
-    });
-    if let Some(value) = value {
-        version += 1;
-        let binding = Binding::Secret {
-            id: id.clone(),
-            version,
-        };
-        let sealed = keyring.seal(&binding, value);
-        envelope =
-            Some(sealed.map_err(|error| Problem::new(422, "secret-refused", error.to_string()))?);
-    }
-    Ok(SecretRecord {
+    let mut next = SecretRecord {
         source: source.clone(),
-        version,
-        envelope,
+        version: 0,
+        envelope: None,
         changed_at: author.at,
         changed_by: author.name.clone(),
-    })
+    };
+    if let Some(stored) = stored {
+        next = SecretRecord {
+            source: source.clone(),
+            ..stored.value.clone()
+        };
+    }
+    if let Some(value) = value {
+        next.version += 1;
+        let binding = Binding::Secret {
+            id: id.clone(),
+            version: next.version,
+        };
+        let sealed = keyring.seal(&binding, value);
+        next.envelope =
+            Some(sealed.map_err(|error| Problem::new(422, "secret-refused", error.to_string()))?);
+        next.changed_at = author.at;
+        next.changed_by = author.name.clone();
+    }
+    Ok(next)
 }
 
 fn described(
@@ -219,7 +225,7 @@ fn described(
 }
 
 /// The services that need a secret.
-pub(super) fn users(world: &World, id: &ResourceId) -> Vec<String> {
+pub fn users(world: &World, id: &ResourceId) -> Vec<String> {
     let services = world.services_of(&id.project);
     services
         .filter(|(_, _, record)| record.spec.needs.contains_key(&id.name))

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::problem::Problem;
+use api::problem::{Problem, nearest};
 use api::wire::{self, SecretValues};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use boundary::authorize::{self, Change};
 use boundary::secret::SecretValue;
+use model::compute::Work;
 use model::ids::ResourceId;
 use model::state::role_password;
 
@@ -17,7 +18,7 @@ use crate::apply;
 use crate::call::{self, Answer, Call};
 use crate::engines::{self, Source};
 use crate::problems;
-use crate::records::SecretRecord;
+use crate::records::{SecretRecord, ServiceRecord};
 use crate::state::Server;
 use crate::views;
 use crate::world::{Stored, World};
@@ -51,7 +52,31 @@ pub async fn set(server: Arc<Server>, mut call: Call) -> Answer {
     server
         .audited(author.name, "secret.set", &id, vec![line])
         .await;
-    Ok(call::tagged(&views::secret(&id, &record), revision))
+    let mut view = views::secret(&id, &record);
+    view.warnings = server.look(|world| nobody_needs(world, &id).into_iter().collect());
+    Ok(call::tagged(&view, revision))
+}
+
+/// That no service needs it, with the name that was perhaps meant.
+fn nobody_needs(world: &World, id: &ResourceId) -> Option<String> {
+    let is_password = |(_, _, record): (_, _, &Stored<ServiceRecord>)| match &record.spec.work {
+        Work::External { login, .. } => {
+            let login = login.as_ref();
+            login.is_some_and(|login| login.password.as_ref() == Some(&id.name))
+        }
+        Work::Process { .. } | Work::Engine { .. } => false,
+    };
+    if !apply::users(world, id).is_empty() || world.services_of(&id.project).any(is_password) {
+        return None;
+    }
+    let others = world.secrets_of(&id.project).map(|(name, _)| name.as_str());
+    let others = others.filter(|name| *name != id.name.as_str());
+    let meant = nearest(id.name.as_str(), others);
+    let meant = meant.map_or(String::new(), |name| format!("; did you mean `{name}`?"));
+    Some(format!(
+        "nothing in {} needs a secret {} so far{meant}",
+        id.project, id.name
+    ))
 }
 
 /// The values that a service's secrets have now. That it is placed on the node that asks was checked.

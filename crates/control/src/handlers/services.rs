@@ -1,5 +1,6 @@
 //! One service: put, scaled, restarted, rolled back, its releases and its rollout.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -49,7 +50,7 @@ pub async fn scale(server: Arc<Server>, mut call: Call) -> Answer {
         at: author.at,
     };
     let limits = server.limits;
-    let (before, _) = server
+    let ((before, warnings), _) = server
         .change(|world: &World| {
             let missing = || problems::no_service(world, &id);
             let (entry, record) = world.service(&id).ok_or_else(missing)?;
@@ -65,12 +66,36 @@ pub async fn scale(server: Arc<Server>, mut call: Call) -> Answer {
             let mut draft = Draft::new();
             draft.only_if(Key::Service(id.clone()), Some(record));
             draft.put(Key::Scale(id.clone()), entry.scale.as_ref(), &scale);
-            Ok((draft, entry.wanted()))
+            let before = entry.wanted();
+            let warnings = volumes_of_their_own(&id, entry, &record.spec, ask.replicas);
+            Ok((draft, (before, warnings.into_iter().collect())))
         })
         .await?;
     let line = format!("replicas: {before} → {}", ask.replicas);
     server.audited(author.name, "scale", &id, vec![line]).await;
-    Ok(call::json(&scale))
+    Ok(call::json(&wire::Scaled { scale, warnings }))
+}
+
+/// What more or fewer copies mean for data.
+fn volumes_of_their_own(
+    id: &ResourceId,
+    entry: &Entry,
+    spec: &Service,
+    replicas: u32,
+) -> Option<String> {
+    let (name, before) = (&id.name, entry.wanted());
+    if spec.volumes.is_empty() || spec.engine().is_some() {
+        return None;
+    }
+    match replicas.cmp(&before) {
+        Ordering::Greater => Some(format!(
+            "each copy of {name} has a volume of its own: one that was not there before begins empty, and what it writes no other copy sees"
+        )),
+        Ordering::Less => Some(format!(
+            "each copy of {name} has a volume of its own: those of the copies that go are kept, and nobody reads them until {name} has {before} again"
+        )),
+        Ordering::Equal => None,
+    }
 }
 
 /// An engine's data is in one volume. It may be stopped.
