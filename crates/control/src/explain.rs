@@ -1,8 +1,10 @@
-//! Why a thing is as it is: the reasons that were stored with decisions, newest first. Nothing is guessed here.
+//! Why a thing is as it is: what now stands in the way, then the reasons that were stored with decisions, newest first. Nothing is guessed here.
+
+mod lines;
 
 use api::problem::Problem;
-use api::wire::{Because, Explanation};
-use model::compute::ReleaseOrigin;
+use api::wire::{Because, Explanation, InstanceView};
+use model::compute::{InstanceState, ReleaseOrigin};
 use model::control::{NodeRecord, Reason, Rollout, Standing};
 use model::ids::{InstanceName, NodeName, ProjectName, ReleaseNumber, ResourceId};
 use model::signals::Event;
@@ -13,9 +15,7 @@ use crate::problems;
 use crate::state::Shared;
 use crate::views;
 use crate::world::Entry;
-
-/// Events of one answer.
-const EVENTS_MOST: usize = 30;
+use lines::{Lines, because};
 
 /// A service, an instance, a route or a secret of a project.
 pub fn resource(
@@ -55,51 +55,6 @@ pub fn unknown(shared: &Shared, project: &ProjectName, subject: &str, now: Now) 
     )
 }
 
-fn finish(subject: &str, now: String, mut because: Vec<Because>) -> Explanation {
-    because.sort_by_key(|because| std::cmp::Reverse(because.at));
-    Explanation {
-        subject: subject.to_owned(),
-        now,
-        because,
-    }
-}
-
-fn because(at: jiff::Timestamp, from: &str, reason: Reason) -> Because {
-    Because {
-        at,
-        from: from.to_owned(),
-        reason,
-    }
-}
-
-/// Events about it, or that name it.
-fn told(
-    events: &[Event],
-    project: &ProjectName,
-    is_about: impl Fn(&Event) -> bool,
-    named: &str,
-) -> Vec<Because> {
-    let of_project = |event: &&Event| event.project.as_ref().is_none_or(|of| of == project);
-    let matching = events
-        .iter()
-        .rev()
-        .filter(of_project)
-        .filter(|event| is_about(event) || names(&event.reason, named));
-    matching
-        .take(EVENTS_MOST)
-        .map(|event| because(event.at, "event", event.reason.clone()))
-        .collect()
-}
-
-/// Whether a reason's sentence names `project/name` as a whole word.
-fn names(reason: &Reason, named: &str) -> bool {
-    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '/';
-    reason
-        .message
-        .split(|c: char| !is_word(c))
-        .any(|word| word == named)
-}
-
 fn service(
     shared: &Shared,
     events: &[Event],
@@ -109,14 +64,24 @@ fn service(
 ) -> Option<Explanation> {
     let id = ResourceId::new(project.clone(), subject.parse().ok()?);
     let (entry, record) = shared.world.service(&id)?;
-    let mut all = of_service(entry);
-    let own = |event: &Event| event.subject == subject || is_instance_of(&event.subject, subject);
-    all.extend(told(events, project, own, &id.to_string()));
+    let mut lines = of_service(entry);
     let views = views::instances(shared, project, now);
-    let ready = views
+    let own: Vec<_> = views
         .iter()
-        .filter(|view| view.service == id.name && view.ready)
-        .count();
+        .filter(|view| view.service == id.name)
+        .collect();
+    for view in own.iter().filter(|view| stands_in_the_way(view)) {
+        let about = Some(view.name.to_string());
+        // What has no place is told by the decision that found none.
+        if lines.now.iter().all(|line| line.about != about) {
+            let said = reported(view, now);
+            lines.now.extend(said.map(|line| Because { about, ..line }));
+        }
+    }
+    let is_about =
+        |event: &Event| event.subject == subject || is_instance_of(&event.subject, subject);
+    lines.hear(events, project, subject, is_about);
+    let ready = own.iter().filter(|view| view.ready).count();
     let now = match record.current.as_ref() {
         None => "runs elsewhere; is routed to".to_owned(),
         Some(current) => format!(
@@ -125,7 +90,7 @@ fn service(
             release_words(current.number, rollout_of(entry).as_ref())
         ),
     };
-    Some(finish(subject, now, all))
+    Some(lines.told(subject, now))
 }
 
 /// Which release serves, also where it is not the newest.
@@ -142,26 +107,50 @@ fn is_instance_of(name: &str, service: &str) -> bool {
     })
 }
 
-fn of_service(entry: &Entry) -> Vec<Because> {
-    let mut all = Vec::new();
+fn of_service(entry: &Entry) -> Lines {
+    let mut lines = Lines::default();
     if let Some(rollout) = rollout_of(entry) {
-        all.push(because(rollout.progressed_at, "rollout", rollout.reason));
+        let line = because(rollout.progressed_at, "rollout", rollout.reason);
+        lines.before.push(line);
     }
     if let Some((_, release)) = entry.releases.iter().next_back() {
-        all.push(because(release.at, "release", release_reason(release)));
+        let line = because(release.at, "release", release_reason(release));
+        lines.before.push(line);
     }
     if let Some(scale) = &entry.scale {
-        let message = format!("{} set {} copies", scale.owner, scale.replicas);
-        all.push(because(scale.at, "scale", Reason::new("scaled", message)));
-    }
-    for pending in entry.group().pending {
-        let reason = Reason {
-            message: format!("{}: {}", pending.instance, pending.reason.message),
-            ..pending.reason
+        let copies = if scale.replicas == 1 {
+            "copy"
+        } else {
+            "copies"
         };
-        all.push(because(pending.since, "pending", reason));
+        let message = format!("{} set {} {copies}", scale.owner, scale.replicas);
+        let line = because(scale.at, "scale", Reason::new("scaled", message));
+        match scale.replicas {
+            0 => lines.now.push(line),
+            _ => lines.before.push(line),
+        }
     }
-    all
+    let pending = entry.group().pending.into_iter();
+    lines.now.extend(pending.map(|pending| Because {
+        about: Some(pending.instance.to_string()),
+        ..because(pending.since, "pending", pending.reason)
+    }));
+    lines
+}
+
+/// What should serve, and does not.
+fn stands_in_the_way(view: &InstanceView) -> bool {
+    let ends = matches!(
+        view.state,
+        InstanceState::Draining | InstanceState::Finished | InstanceState::Stopped
+    );
+    !view.ready && !ends
+}
+
+/// What its node says of it now.
+fn reported(view: &InstanceView, now: Now) -> Option<Because> {
+    let reason = view.reason.clone()?;
+    Some(because(now.at, "report", reason))
 }
 
 fn release_reason(release: &model::compute::Release) -> Reason {
@@ -188,32 +177,18 @@ fn instance(
         .world
         .services
         .get(&ResourceId::new(project.clone(), view.service.clone()))?;
-    let mut all = of_instance(entry, &view.name);
-    if let Some(reason) = view
-        .reason
-        .clone()
-        .filter(|reason| !all.iter().any(|known| known.reason == *reason))
-    {
-        all.push(because(now.at, "report", reason));
-    }
+    let mut lines = of_instance(entry, &view.name);
+    let said = reported(&view, now).filter(|said| !lines.have(&said.reason));
+    lines.now.extend(said);
     let node = view
         .node
         .as_ref()
         .and_then(|node| shared.world.nodes.get(node));
     if let Some(node) = node.filter(|node| node.standing == Standing::Lost) {
-        all.push(because(
-            node_at(events, &node.name, node),
-            "node",
-            node.reason.clone(),
-        ));
+        let at = node_at(events, &node.name, node);
+        lines.before.push(because(at, "node", node.reason.clone()));
     }
-    let named = format!("{project}/{subject}");
-    all.extend(told(
-        events,
-        project,
-        |event| event.subject == subject,
-        &named,
-    ));
+    lines.hear(events, project, subject, |event| event.subject == subject);
     let state = format!("{:?}", view.state).to_lowercase();
     let place = match (&view.node, &view.zone) {
         (Some(node), Some(zone)) => format!(" on node {node} (zone {zone})"),
@@ -221,14 +196,11 @@ fn instance(
         (None, _) => String::new(),
     };
     let readiness = if view.ready { ", ready" } else { "" };
-    Some(finish(
-        subject,
-        format!("{state}{place}, release {}{readiness}", view.version),
-        all,
-    ))
+    let now = format!("{state}{place}, release {}{readiness}", view.version);
+    Some(lines.told(subject, now))
 }
 
-fn of_instance(entry: &Entry, name: &InstanceName) -> Vec<Because> {
+fn of_instance(entry: &Entry, name: &InstanceName) -> Lines {
     let group = entry.group();
     let placed = group
         .placements
@@ -238,10 +210,14 @@ fn of_instance(entry: &Entry, name: &InstanceName) -> Vec<Because> {
         .pending
         .iter()
         .filter(|pending| pending.instance == *name);
-    placed
-        .map(|placement| because(placement.at, "placement", placement.reason.clone()))
-        .chain(pending.map(|pending| because(pending.since, "pending", pending.reason.clone())))
-        .collect()
+    Lines {
+        now: pending
+            .map(|pending| because(pending.since, "pending", pending.reason.clone()))
+            .collect(),
+        before: placed
+            .map(|placement| because(placement.at, "placement", placement.reason.clone()))
+            .collect(),
+    }
 }
 
 fn route(
@@ -261,11 +237,12 @@ fn route(
         .map_or("which is not there".to_owned(), |service| {
             service.now.clone()
         });
-    Some(finish(
-        place,
-        format!("leads to {}: {state}", route.to),
-        service.map(|service| service.because).unwrap_or_default(),
-    ))
+    let why = service.or_else(|| gone(events, project, route.to.as_str()));
+    Some(Explanation {
+        subject: place.clone(),
+        now: format!("leads to {}: {state}", route.to),
+        because: why.map(|why| why.because).unwrap_or_default(),
+    })
 }
 
 fn secret(
@@ -280,60 +257,47 @@ fn secret(
         "version {} was set by {}",
         record.version, record.changed_by
     );
-    let mut all = vec![because(
+    let mut lines = Lines::default();
+    let set = because(
         record.changed_at,
         "secret",
         Reason::new("secret-set", message),
-    )];
-    all.extend(told(
-        events,
-        project,
-        |event| event.subject == subject,
-        &id.to_string(),
-    ));
-    Some(finish(
-        subject,
-        format!("a secret, version {}", record.version),
-        all,
-    ))
+    );
+    lines.before.push(set);
+    lines.hear(events, project, subject, |event| event.subject == subject);
+    Some(lines.told(subject, format!("a secret, version {}", record.version)))
 }
 
 /// What is no longer there, as far as events remember it.
 fn gone(events: &[Event], project: &ProjectName, subject: &str) -> Option<Explanation> {
-    let about = |event: &Event| event.subject == subject && event.project.as_ref() == Some(project);
-    let all = told(events, project, about, &format!("{project}/{subject}"));
-    (!all.is_empty()).then(|| finish(subject, "no longer there".to_owned(), all))
+    let is_about =
+        |event: &Event| event.subject == subject && event.project.as_ref() == Some(project);
+    let mut lines = Lines::default();
+    lines.hear(events, project, subject, is_about);
+    (!lines.before.is_empty()).then(|| lines.told(subject, "no longer there".to_owned()))
 }
 
 pub fn node(shared: &Shared, events: &[Event], name: &NodeName, now: Now) -> Option<Explanation> {
     let view = views::node_of(shared, name, now)?;
     let record = shared.world.nodes.get(name)?;
-    let mut all = vec![because(
-        node_at(events, name, record),
-        "node",
-        record.reason.clone(),
-    )];
+    let mut lines = Lines::default();
+    let at = node_at(events, name, record);
+    lines
+        .before
+        .push(because(at, "node", record.reason.clone()));
     if let Some(brake) = shared.nodes.brake() {
-        all.push(because(now.at, "brake", brake.reason.clone()));
+        lines
+            .now
+            .push(because(now.at, "brake", brake.reason.clone()));
     }
-    let own = events
-        .iter()
-        .rev()
-        .filter(|event| event.node.as_ref() == Some(name) && event.reason != record.reason);
-    all.extend(
-        own.take(EVENTS_MOST)
-            .map(|event| because(event.at, "event", event.reason.clone())),
-    );
+    lines.hear_node(events, name);
     let state = format!("{:?}", view.state).to_lowercase();
     let heard = view.heard_ms_ago.map_or_else(String::new, |ms| {
         format!(", heard {:.1} s ago", ms as f64 / 1000.0)
     });
     let cordoned = if view.cordoned { ", cordoned" } else { "" };
-    Some(finish(
-        name.as_str(),
-        format!("{state} in zone {}{heard}{cordoned}", view.zone),
-        all,
-    ))
+    let now = format!("{state} in zone {}{heard}{cordoned}", view.zone);
+    Some(lines.told(name.as_str(), now))
 }
 
 /// When a node got its standing: as the event that told it says.

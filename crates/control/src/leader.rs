@@ -177,7 +177,10 @@ impl Leader {
     }
 
     /// Stores what was decided about a node, before anything rests on it.
-    async fn stands(&mut self, name: &NodeName, standing: Standing, reason: Reason) -> bool {
+    async fn stands(&mut self, name: &NodeName, standing: Standing, mut reason: Reason) -> bool {
+        // The record stays for long, and is read without the event.
+        let at = self.server.now().strftime("%Y-%m-%d %H:%M:%S UTC");
+        reason.message = format!("{}, at {at}", reason.message);
         let record = self.server.look(|world| world.nodes.get(name).cloned());
         let Some(record) = record.filter(|record| record.standing != standing) else {
             return false;

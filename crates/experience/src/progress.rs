@@ -383,17 +383,27 @@ fn service_progress(ready: u32, wanted: u32, rolling: bool) -> String {
     format!("{ready} of {wanted} ready{rolling}")
 }
 
-fn unready<'a>(
-    instances: &'a [InstanceView],
-    service: &'a ResourceName,
-) -> impl Iterator<Item = String> + 'a {
-    let those = instances
-        .iter()
-        .filter(move |one| one.service == *service && !one.ready);
-    those.map(|one| format!("  {}", instance_line(one)))
+/// The instances of a service that are not ready, those that are alike on one line.
+fn unready(instances: &[InstanceView], service: &ResourceName) -> Vec<String> {
+    let mut found: Vec<(&InstanceView, String, usize)> = Vec::new();
+    let those = instances.iter();
+    for one in those.filter(|one| one.service == *service && !one.ready) {
+        let state = state_line(one);
+        match found.iter_mut().find(|(_, known, _)| *known == state) {
+            Some((_, _, others)) => *others += 1,
+            None => found.push((one, state, 0)),
+        }
+    }
+    let lines = found
+        .into_iter()
+        .map(|(first, state, others)| match others {
+            0 => format!("  {} {state}", first.name),
+            _ => format!("  {} and {others} more {state}", first.name),
+        });
+    lines.collect()
 }
 
-fn instance_line(instance: &InstanceView) -> String {
+fn state_line(instance: &InstanceView) -> String {
     let zone = instance
         .zone
         .as_ref()
@@ -406,7 +416,7 @@ fn instance_line(instance: &InstanceView) -> String {
         InstanceState::Running if !instance.ready => "running, not ready".to_owned(),
         other => crate::output::word(&other),
     };
-    format!("{} {state}{zone}{why}", instance.name)
+    format!("{state}{zone}{why}")
 }
 
 fn failed_rollout(world: &World) -> Option<String> {
@@ -449,6 +459,31 @@ mod tests {
         assert_eq!(
             failed_rollout(&world).unwrap(),
             "web: release 3 failed: release 3 was judged bad: X; release 2 goes on serving [rollout-failed]"
+        );
+    }
+
+    #[test]
+    fn instances_that_are_alike_are_one_line() {
+        let view = |name: &str, state: &str, message: &str| -> InstanceView {
+            let value = serde_json::json!({
+                "name": name, "service": "web", "node": null, "zone": null, "state": state, "ready": false, "pid": null,
+                "address": null, "restarts": 0, "version": 1, "project": "shop",
+                "reason": { "code": "so", "message": message },
+            });
+            serde_json::from_value(value).unwrap()
+        };
+        let instances = [
+            view("web-1", "pending", "full"),
+            view("web-2", "running", "full"),
+            view("web-3", "pending", "full"),
+            view("web-4", "pending", "full"),
+        ];
+        assert_eq!(
+            unready(&instances, &"web".parse().unwrap()),
+            [
+                "  web-1 and 2 more pending: full",
+                "  web-2 running, not ready: full"
+            ]
         );
     }
 }

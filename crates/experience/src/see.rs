@@ -339,9 +339,10 @@ fn explanation_text(explanation: &wire::Explanation, now: Timestamp) -> String {
     let mut text = format!("{}: {}\n", explanation.subject, explanation.now);
     for because in &explanation.because {
         text.push_str(&format!(
-            "  {:>5} ago  {:<9}  {} [{}]\n",
+            "  {:>5} ago  {:<9}  {}{} [{}]\n",
             age(because.at, now),
             because.from,
+            about(because),
             because.reason,
             because.reason.code
         ));
@@ -350,6 +351,15 @@ fn explanation_text(explanation: &wire::Explanation, now: Timestamp) -> String {
         }
     }
     text
+}
+
+/// `web-3: `, or `web-3 and 252 more: `.
+fn about(because: &wire::Because) -> String {
+    match (&because.about, because.others) {
+        (None, _) => String::new(),
+        (Some(name), 0) => format!("{name}: "),
+        (Some(name), others) => format!("{name} and {others} more: "),
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -390,5 +400,32 @@ mod tests {
             let status: wire::ServiceStatus = serde_json::from_value(status).unwrap();
             assert_eq!(release_column(&status), expected);
         }
+    }
+
+    #[test]
+    fn each_line_of_an_explanation_says_whom_it_is_about() {
+        let line = |about: Option<&str>, others: u32| {
+            let mut line = serde_json::json!({
+                "at": Timestamp::UNIX_EPOCH, "from": "pending", "others": others,
+                "reason": { "code": "no-room", "message": "no room", "detail": ["looked everywhere"] },
+            });
+            if let Some(about) = about {
+                line["about"] = about.into();
+            }
+            line
+        };
+        let explanation = serde_json::json!({
+            "subject": "web", "now": "0 of 3 ready",
+            "because": [line(Some("web-3"), 252), line(Some("web-2"), 0), line(None, 0)],
+        });
+        let explanation = serde_json::from_value(explanation).unwrap();
+        let text = explanation_text(&explanation, Timestamp::UNIX_EPOCH);
+        let detail = "                          looked everywhere\n";
+        assert_eq!(
+            text,
+            format!(
+                "web: 0 of 3 ready\n     0s ago  pending    web-3 and 252 more: no room [no-room]\n{detail}     0s ago  pending    web-2: no room [no-room]\n{detail}     0s ago  pending    no room [no-room]\n{detail}"
+            )
+        );
     }
 }

@@ -55,8 +55,8 @@ pub struct RouteStatus {
     pub serving: bool,
 }
 
-/// `GET /v1/projects/{project}/explain/{subject}`: the stored reasons, newest decision first. The subject is a service, instance or route;
-/// `GET /v1/nodes/{node}/explain` for a node.
+/// `GET /v1/projects/{project}/explain/{subject}`: what now stands in the way first, then the stored reasons, newest decision first. The
+/// subject is a service, instance or route; `GET /v1/nodes/{node}/explain` for a node.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     pub subject: String,
@@ -68,7 +68,17 @@ pub struct Explanation {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Because {
     pub at: Timestamp,
-    /// Which stored decision says so: `placement`, `rollout`, `node`, `pending`, `event`, `release`.
+    /// What it is about, where that is not what was asked for: an instance (of a node's explanation as `project/instance`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<String>,
+    /// So many other instances are as they are for the same reason.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub others: u32,
+    /// Who says so: a stored decision (`placement`, `rollout`, `node`, `pending`, `event`, `release`), or the node (`report`).
     pub from: String,
     pub reason: Reason,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }

@@ -42,7 +42,8 @@ pub async fn status(server: Arc<Server>, call: Call) -> Answer {
     let mut status = status.ok_or_else(|| unknown(&server, &project))?;
     if call.asks("engines", true)? {
         status.engines = engines::views(&server, &project).await;
-        status.attention.extend(views::concerns(&status.engines));
+        let concerns = server.look(|world| views::concerns(world, &project, &status.engines));
+        status.attention.extend(concerns);
     }
     Ok(call::json(&status))
 }

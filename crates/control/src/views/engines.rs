@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use api::wire::{EngineKind, EngineView, InstanceView};
 use model::compute::InstanceState;
 use model::control::Reason;
-use model::ids::{ProjectName, ResourceName};
+use model::ids::{ProjectName, ResourceId, ResourceName};
 use model::state::{Access, ConsumerStatus, Engine, EngineStatus};
 use plan::Now;
 
@@ -78,9 +78,22 @@ fn access(
 }
 
 /// What a person should look at, with what to type.
-pub fn concerns(engines: &[EngineView]) -> Vec<Reason> {
+pub fn concerns(world: &World, project: &ProjectName, engines: &[EngineView]) -> Vec<Reason> {
+    let is_alike = |service: &ResourceName| {
+        let id = ResourceId::new(project.clone(), service.clone());
+        let known = world.service(&id);
+        known.is_some_and(|(_, record)| record.spec.volumes.is_empty())
+    };
+    concerns_of(engines, is_alike)
+}
+
+/// `is_alike`: whether a service's copies hold nothing of their own, so that one more takes its share.
+fn concerns_of(
+    engines: &[EngineView],
+    is_alike: impl Fn(&ResourceName) -> bool + Copy,
+) -> Vec<Reason> {
     let all = engines.iter().flat_map(|view| match &view.status {
-        Some(EngineStatus::Topic { consumers, .. }) => of_topic(&view.name, consumers),
+        Some(EngineStatus::Topic { consumers, .. }) => of_topic(&view.name, consumers, is_alike),
         Some(EngineStatus::Postgres {
             outbox_backlog,
             outbox_oldest_ms,
@@ -88,7 +101,7 @@ pub fn concerns(engines: &[EngineView]) -> Vec<Reason> {
         }) => of_outbox(&view.name, *outbox_backlog, *outbox_oldest_ms)
             .into_iter()
             .collect(),
-        None => Vec::new(),
+        None => of_silence(view).into_iter().collect(),
     });
     all.take(CONCERNS_MOST).collect()
 }
@@ -96,6 +109,7 @@ pub fn concerns(engines: &[EngineView]) -> Vec<Reason> {
 fn of_topic(
     topic: &ResourceName,
     consumers: &BTreeMap<ResourceName, ConsumerStatus>,
+    is_alike: impl Fn(&ResourceName) -> bool,
 ) -> Vec<Reason> {
     let dead = consumers.iter().filter(|(_, status)| status.dead > 0);
     let dead = dead.map(|(consumer, status)| {
@@ -109,14 +123,28 @@ fn of_topic(
         .iter()
         .filter(|(_, status)| status.backlog > 0 && status.oldest_ms > WAITS_LONG_MS);
     let late = late.map(|(consumer, status)| {
-        let text = format!(
-            "messages of {topic} that wait for {consumer}: {}, the oldest for {} s; see `mainland logs {consumer}`; more copies: `mainland scale {consumer} N`",
+        let refused = status.retrying >= status.backlog;
+        let what = if refused { "fails on, each tried again" } else { "is not done with" };
+        let mut text = format!(
+            "messages of {topic} that {consumer} {what}: {}, the oldest for {} s; see `mainland logs {consumer}`",
             status.backlog,
             status.oldest_ms / 1000
         );
+        if !refused && is_alike(consumer) {
+            text += &format!("; more copies: `mainland scale {consumer} N`");
+        }
         Reason::new("backlog", text)
     });
     dead.chain(late).collect()
+}
+
+/// An engine that runs and does not serve. What doesn't answer at once may only be busy, and its probe tells.
+fn of_silence(view: &EngineView) -> Option<Reason> {
+    let reason = view.silence.as_ref()?;
+    let refuses = view.state == InstanceState::Running && reason.code != "no-answer";
+    let name = &view.name;
+    let text = format!("{name} runs and does not serve: {reason}; see `mainland logs {name}`");
+    refuses.then(|| Reason::new("engine-refuses", text))
 }
 
 fn of_outbox(database: &ResourceName, backlog: u64, oldest_ms: u64) -> Option<Reason> {
@@ -181,7 +209,7 @@ mod tests {
             (database(3, 29_000), vec![]),
             (database(3, 40_000), vec!["outbox"]),
         ] {
-            let codes: Vec<_> = concerns(std::slice::from_ref(&view))
+            let codes: Vec<_> = concerns_of(std::slice::from_ref(&view), |_| true)
                 .into_iter()
                 .map(|reason| reason.code)
                 .collect();
@@ -190,8 +218,54 @@ mod tests {
     }
 
     #[test]
+    fn more_copies_are_advised_only_where_they_help() {
+        let table = [
+            (0, true, true),
+            (6, true, true),
+            // All that waits was refused, and is tried again.
+            (7, true, false),
+            // A copy more would begin with an empty volume.
+            (0, false, false),
+        ];
+        for (retrying, is_alike, advised) in table {
+            let mut view = topic(7, 31_000, 0);
+            if let Some(EngineStatus::Topic { consumers, .. }) = &mut view.status {
+                consumers
+                    .values_mut()
+                    .for_each(|one| one.retrying = retrying);
+            }
+            let said = concerns_of(&[view], |_| is_alike);
+            let is_said = said[0].message.contains("mainland scale");
+            assert_eq!(is_said, advised, "{retrying} {is_alike}");
+        }
+    }
+
+    #[test]
+    fn an_engine_that_runs_and_refuses_is_a_concern() {
+        let table = [
+            (InstanceState::Running, "not-ready", 1),
+            (InstanceState::Running, "no-answer", 0),
+            (InstanceState::Pending, "not-running", 0),
+        ];
+        for (state, code, concerns) in table {
+            let mut view = database(0, 0);
+            view.status = None;
+            view.state = state;
+            view.silence = Some(Reason::new(code, "it-1 refuses: no such table"));
+            let said = concerns_of(&[view], |_| true);
+            assert_eq!(said.len(), concerns, "{code}");
+            let expected =
+                "it runs and does not serve: it-1 refuses: no such table; see `mainland logs it`";
+            assert!(
+                said.iter().all(|reason| reason.message == expected),
+                "{said:?}"
+            );
+        }
+    }
+
+    #[test]
     fn many_concerns_are_cut_short() {
         let views = vec![topic(0, 0, 1); CONCERNS_MOST + 5];
-        assert_eq!(concerns(&views).len(), CONCERNS_MOST);
+        assert_eq!(concerns_of(&views, |_| true).len(), CONCERNS_MOST);
     }
 }

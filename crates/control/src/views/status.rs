@@ -1,15 +1,15 @@
 //! How a project is: its services and routes, and what wants attention.
 
+mod attention;
 mod stuck;
 
 use std::collections::BTreeMap;
 
 use api::wire::{InstanceView, ProjectStatus, RouteStatus, ServiceStatus};
 use model::compute::{InstanceState, Purpose};
-use model::control::{NodeRole, Reason, RolloutPhase, Standing};
+use model::control::{NodeRole, Reason, RolloutPhase};
 use model::ids::{ProjectName, ResourceId, ResourceName, ZoneName};
 use plan::Now;
-use plan::backoff::CRASH_LOOP;
 use plan::place::Cluster;
 
 use super::instances;
@@ -21,8 +21,6 @@ use crate::world::{Entry, World};
 
 /// Beyond this many nodes `status` does not ask whether each zone could be lost: it would take longer than a person waits.
 const COVERAGE_NODES_MOST: usize = 200;
-/// Things that want attention, of one kind.
-const ATTENTION_MOST: usize = 20;
 
 /// `status`; `None` for a project that nobody declared.
 pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<ProjectStatus> {
@@ -57,7 +55,7 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
         service.is_some_and(|service| service.external || service.ready > 0)
     };
     let routes = shared.world.routes_of(project);
-    let routes = routes
+    let routes: Vec<_> = routes
         .map(|(_, route)| RouteStatus {
             host: route.host.clone(),
             path: route.path.clone(),
@@ -65,7 +63,15 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
             serving: serving(&route.to),
         })
         .collect();
-    let mut attention = attention(shared, &services, &instances);
+    let seen = attention::Seen {
+        project,
+        services: &services,
+        routes: &routes,
+        instances: &instances,
+    };
+    let brake = shared.nodes.brake().map(|brake| brake.reason.clone());
+    let mut attention: Vec<_> = brake.into_iter().collect();
+    attention.extend(seen.wants(&shared.world, now));
     attention.extend(picture.iter().flat_map(Picture::not_covered));
     Some(ProjectStatus {
         project: project.clone(),
@@ -127,79 +133,6 @@ fn service_status(
 fn serves(view: &InstanceView) -> bool {
     let is_copy = view.purpose == Purpose::Serve;
     view.ready || (is_copy && view.state == InstanceState::Finished)
-}
-
-fn attention(
-    shared: &Shared,
-    services: &[ServiceStatus],
-    instances: &[InstanceView],
-) -> Vec<Reason> {
-    let mut attention: Vec<Reason> = shared
-        .nodes
-        .brake()
-        .map(|brake| brake.reason.clone())
-        .into_iter()
-        .collect();
-    let lost = shared
-        .world
-        .nodes
-        .values()
-        .filter(|node| node.standing == Standing::Lost);
-    attention.extend(lost.take(ATTENTION_MOST).map(|node| node.reason.clone()));
-    let failed = services
-        .iter()
-        .filter_map(|service| service.rollout.as_ref());
-    let failed = failed.filter(|rollout| rollout.phase == RolloutPhase::Failed);
-    attention.extend(
-        failed
-            .take(ATTENTION_MOST)
-            .map(|rollout| rollout.reason.clone()),
-    );
-    attention.extend(troubles(instances).into_iter().take(ATTENTION_MOST));
-    let demand = services
-        .iter()
-        .filter(|service| service.demand > 0 && service.ready == 0);
-    attention.extend(demand.map(|service| {
-        Reason::new(
-            "demand",
-            format!(
-                "{} requests wait for {}, which has no ready instance",
-                service.demand, service.name
-            ),
-        )
-    }));
-    attention
-}
-
-/// What instances fail at, or wait for without a place: told once for all copies of a service that say the same.
-fn troubles(instances: &[InstanceView]) -> Vec<Reason> {
-    let is_troubled = |view: &&InstanceView| {
-        let reason = view.reason.as_ref();
-        let loops = reason.is_some_and(|reason| reason.code == CRASH_LOOP);
-        loops
-            || view.state == InstanceState::Failed
-            || (view.state == InstanceState::Pending && view.node.is_none())
-    };
-    let mut told: Vec<(&InstanceView, &Reason, usize)> = Vec::new();
-    for view in instances.iter().filter(is_troubled) {
-        let Some(reason) = &view.reason else { continue };
-        let same = told
-            .iter_mut()
-            .find(|(first, known, _)| first.service == view.service && *known == reason);
-        match same {
-            Some((_, _, others)) => *others += 1,
-            None => told.push((view, reason, 0)),
-        }
-    }
-    let line = |(first, reason, others): (&InstanceView, &Reason, usize)| {
-        let others = match others {
-            0 => String::new(),
-            others => format!(" and {others} more"),
-        };
-        let message = format!("{}{others}: {reason}", first.name);
-        Reason::new(reason.code.clone(), message)
-    };
-    told.into_iter().map(line).collect()
 }
 
 /// That what is settled stands uneven, and what becomes of it.
@@ -264,42 +197,5 @@ impl<'w> Picture<'w> {
             })
             .collect();
         plan::capacity::shortfalls(&self.cluster, &loads)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn copies_that_say_the_same_are_told_once() {
-        let view = |name: &str, state: &str, node: Option<&str>, message: &str| -> InstanceView {
-            let service = name.rsplit_once('-').unwrap().0;
-            serde_json::from_value(serde_json::json!({
-                "name": name, "service": service, "node": node, "zone": null, "state": state, "ready": false, "pid": null,
-                "address": null, "restarts": 0, "version": 1, "project": "shop",
-                "reason": { "code": "so", "message": message },
-            }))
-            .unwrap()
-        };
-        let instances = [
-            view("web-1", "running", Some("a"), "well"),
-            view("web-2", "pending", None, "full"),
-            view("web-3", "pending", None, "full"),
-            view("web-4", "pending", Some("a"), "comes"),
-            view("web-5", "pending", None, "full"),
-            view("web-6", "failed", Some("a"), "exit code 1"),
-            view("api-1", "pending", None, "full"),
-        ];
-        let told = troubles(&instances);
-        let told: Vec<_> = told.iter().map(|reason| reason.message.as_str()).collect();
-        assert_eq!(
-            told,
-            [
-                "web-2 and 2 more: full",
-                "web-6: exit code 1",
-                "api-1: full"
-            ]
-        );
     }
 }

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use model::compute::{
     DesiredInstance, InstanceReport, InstanceState, Need, RolloutOptions, Service, Wanted, Work,
 };
-use model::control::{Capacity, Demand, Heartbeat, NodeDesired, NodeRole, observed_digest};
+use model::control::{Capacity, Demand, Heartbeat, NodeDesired, NodeRole, Reason, observed_digest};
 use model::ids::{Generation, InstanceId, NodeName, ProjectName, ResourceName, SessionId};
 use model::traffic::Identity;
 use model::units::{Bytes, MilliCpu, Span};
@@ -538,7 +538,12 @@ fn observe(
             restarts: 0,
             started_at: None,
             last_exit: None,
-            reason: None,
+            // What is not ready says of itself what its environment makes it say.
+            reason: instance
+                .spec
+                .env
+                .get("SAYS")
+                .map(|said| Reason::new("not-ready", said)),
         };
         (instance.instance.clone(), report)
     });

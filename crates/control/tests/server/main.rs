@@ -6,6 +6,7 @@ mod changes;
 mod cloud;
 mod deploys;
 mod engines;
+mod explain;
 mod keys;
 mod nodes;
 mod secrets;

@@ -105,7 +105,7 @@ fn board_lines(world: &World) -> BTreeMap<String, (String, bool)> {
     for (status, instances) in &world.projects {
         for service in status.services.iter().filter(|service| !service.external) {
             let first = unready(instances, &service.name)
-                .next()
+                .first()
                 .map_or(String::new(), |line| format!(" ({})", line.trim()));
             let line = format!("{} of {} ready{first}", service.ready, service.wanted);
             lines.insert(
