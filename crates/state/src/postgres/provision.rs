@@ -21,7 +21,9 @@ use std::path::Path;
 use std::process::Stdio;
 
 use model::state::EngineFile;
-use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, openat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FlockOperation, Gid, Mode, OFlags, Uid, chownat, flock, openat,
+};
 
 use super::child::{self, OWN_PROGRAM};
 use super::place::{FILES, UNFINISHED};
@@ -45,13 +47,17 @@ const CLOSED: u32 = 0o700;
 ///
 /// In words, for the node.
 pub fn init(volume: &Path, owner: &OsStr) -> Result<(), String> {
+    let told = |error: io::Error| format!("making the database's files: {error}");
+    // One that an agent before started may be at it still.
+    let alone = File::open(volume).map_err(told)?;
+    let locked = flock(&alone, FlockOperation::NonBlockingLockExclusive);
+    locked.map_err(|_| "the database's files are being made already")?;
     let files = volume.join(FILES);
     if files.exists() {
         return Ok(());
     }
     let owner = owner.to_str().and_then(|uid| uid.parse().ok());
     let owner = owner.ok_or("the owner of a volume is a number")?;
-    let told = |error: io::Error| format!("making the database's files: {error}");
     let (uid, gid) = maker()?;
     let folder = volume.join(UNFINISHED);
     begin_anew(&folder, uid, gid).map_err(told)?;
@@ -71,7 +77,7 @@ pub fn init(volume: &Path, owner: &OsStr) -> Result<(), String> {
     give_away(CWD, &folder, owner).map_err(told)?;
     let closed = set_mode(volume, CLOSED);
     let placed = closed.and_then(|()| fs::rename(&folder, &files));
-    let synced = placed.and_then(|()| File::open(volume)?.sync_all());
+    let synced = placed.and_then(|()| alone.sync_all());
     synced.map_err(told)
 }
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use model::state::{Access, EngineStatus};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Signal, kill_process};
 
 use super::support::{Engine, until};
@@ -133,6 +134,24 @@ fn entries(folder: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
     let mut all: Vec<_> = known.collect();
     all.sort();
     all
+}
+
+#[tokio::test]
+async fn one_at_a_time_makes_the_files() {
+    let engine = Engine::new(99, None);
+    engine.tell();
+    let volume = File::open(engine.path("data")).expect("a volume");
+    let lock = FlockOperation::NonBlockingLockExclusive;
+    flock(&volume, lock).expect("a lock");
+    let said = || {
+        let output = engine.try_init()?;
+        Some(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let Some(refused) = said() else { return };
+    assert!(refused.contains("made already"), "{refused}");
+    drop(volume);
+    let said = said().expect("root");
+    assert!(said.contains("PostgreSQL 99 is not on"), "{said}");
 }
 
 async fn it_is_tuned_anew_for_other_memory(version: u32) {

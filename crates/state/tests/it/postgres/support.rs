@@ -115,19 +115,26 @@ impl Engine {
 
     /// What a node that is root does before it starts an engine, whose user has no name.
     fn init(&self) {
-        let Some(uid) = self.run_as else { return };
+        let Some(output) = self.try_init() else {
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let volume = fs::metadata(self.path("data")).expect("a volume");
+        assert_eq!(volume.permissions().mode() & 0o777, 0o700);
+    }
+
+    /// `None`: this is not root.
+    pub fn try_init(&self) -> Option<Output> {
+        let uid = self.run_as?;
         let told = File::open(self.path("engine.json")).expect("what it is told");
         let output = Command::new(env!("CARGO_BIN_EXE_engine-for-tests"))
             .args(["engine", state::postgres::INIT])
             .arg(self.path("data"))
             .arg(uid.to_string())
             .stdin(told)
-            .output()
-            .expect("a process");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        let volume = fs::metadata(self.path("data")).expect("a volume");
-        assert_eq!(volume.permissions().mode() & 0o777, 0o700);
+            .output();
+        Some(output.expect("a process"))
     }
 
     /// As another user, where the tests run as root.
