@@ -12,6 +12,10 @@ use tokio::sync::Semaphore;
 
 use super::super::support::{Engine, name, until};
 
+on_each_version! {
+    what_a_row_has_become_meanwhile_is_a_message_of_its_own,
+}
+
 /// A topic that answers nobody before it may.
 struct Slow {
     came: Mutex<Vec<Value>>,
@@ -25,8 +29,7 @@ async fn take(State(topic): State<Arc<Slow>>, body: axum::body::Bytes) -> Status
     StatusCode::OK
 }
 
-#[tokio::test]
-async fn what_a_row_has_become_meanwhile_is_a_message_of_its_own() {
+async fn what_a_row_has_become_meanwhile_is_a_message_of_its_own(version: u32) {
     let topic = Arc::new(Slow {
         came: Mutex::default(),
         may_answer: Semaphore::new(0),
@@ -37,7 +40,7 @@ async fn what_a_row_has_become_meanwhile_is_a_message_of_its_own() {
     let listener = listener.expect("a port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move { axum::serve(listener, router).await });
-    let mut engine = Engine::new(15, Some("order-events"));
+    let mut engine = Engine::new(version, Some("order-events"));
     engine.role("orders", Access::Write);
     engine.file.doors.insert(name("order-events"), address);
     engine.start_and_serve().await;
