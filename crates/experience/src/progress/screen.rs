@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use api::wire::{NodeState, RouteStatus};
+use api::wire::{NodeState, NodeView, RouteStatus};
 use model::control::NodeRole;
 
 use super::World;
@@ -11,10 +11,7 @@ use crate::Globals;
 
 /// One screen: what serves where, what to try next.
 pub(super) fn screen(globals: &Globals, world: &World, took: Duration) -> String {
-    let workers = world
-        .nodes
-        .iter()
-        .filter(|node| node.role == NodeRole::Worker && node.state == NodeState::Ready);
+    let workers = workers(world);
     let zones: BTreeSet<_> = workers.clone().map(|node| node.zone.to_string()).collect();
     let zones: Vec<_> = zones.into_iter().collect();
     let plural = |count: usize| if count == 1 { "" } else { "s" };
@@ -87,12 +84,6 @@ fn next(world: &World) -> String {
     let sturdy = services
         .filter(|service| service.wanted > 1)
         .max_by_key(|service| service.needs.len());
-    let several_zones = world
-        .nodes
-        .iter()
-        .filter(|node| node.role == NodeRole::Worker)
-        .count()
-        > 1;
     let mut lines = vec![
         ("mainland ps".to_owned(), "what runs where"),
         ("mainland status".to_owned(), "how it does"),
@@ -100,10 +91,10 @@ fn next(world: &World) -> String {
     if let Some(service) = sturdy {
         let name = &service.name;
         let more = service.wanted + 1;
-        if several_zones {
+        if let Some(node) = to_kill(world).filter(|_| workers(world).count() > 1) {
             lines.push((
-                "mainland chaos kill b".to_owned(),
-                "kill a whole zone; `mainland start b` brings it back",
+                format!("mainland chaos kill {}", node.name),
+                "kill a whole zone; `mainland start` brings it back",
             ));
         }
         lines.push((format!("mainland scale {name} {more}"), "another copy"));
@@ -119,4 +110,97 @@ fn next(world: &World) -> String {
         .map(|(line, what)| format!("  {line:<width$}   {what}\n"))
         .collect();
     format!("\n{}", lines.concat())
+}
+
+fn workers(world: &World) -> impl Iterator<Item = &NodeView> + Clone {
+    let ready = |node: &&NodeView| node.role == NodeRole::Worker && node.state == NodeState::Ready;
+    world.nodes.iter().filter(ready)
+}
+
+/// The node whose loss is felt least: who tries that first should see what holds. A database has one copy, and its zone is no such.
+fn to_kill(world: &World) -> Option<&NodeView> {
+    workers(world).min_by_key(|node| felt(world, node))
+}
+
+/// How many services have their only copy in the node's zone, or need one that has.
+fn felt(world: &World, node: &NodeView) -> usize {
+    let projects = world.projects.iter().map(|(status, _)| &status.services);
+    let felt = projects.map(|services| {
+        let lone = services
+            .iter()
+            .filter(|service| service.wanted == 1 && service.zones.contains_key(&node.zone));
+        let callers = |name| {
+            let calls = services
+                .iter()
+                .filter(move |other| other.needs.contains(name));
+            calls.count()
+        };
+        lone.map(|service| 1 + callers(&service.name))
+            .sum::<usize>()
+    });
+    felt.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// `db@b` is one copy in zone b; `web@a,c db` is one in each of a and c, and needs db.
+    fn world(zones: &[&str], services: &[&str]) -> World {
+        let node = |zone: &&str| {
+            let capacity = json!({ "cpu": "1", "memory": "1Gi" });
+            serde_json::from_value(json!({
+                "name": zone, "region": "local", "zone": zone, "role": "worker", "state": "ready",
+                "capacity": capacity, "used": capacity, "cordoned": false,
+                "reason": { "code": "joined", "message": "joined" },
+            }))
+            .unwrap()
+        };
+        let service = |text: &&str| {
+            let (name, rest) = text.split_once('@').unwrap();
+            let mut words = rest.split(' ');
+            let zones: BTreeMap<&str, u32> = words
+                .next()
+                .unwrap()
+                .split(',')
+                .map(|zone| (zone, 1))
+                .collect();
+            json!({
+                "name": name, "wanted": zones.len(), "ready": zones.len(), "zones": zones,
+                "external": false, "needs": words.collect::<Vec<_>>(), "demand": 0,
+            })
+        };
+        let services: Vec<_> = services.iter().map(service).collect();
+        let status =
+            json!({ "project": "shop", "services": services, "routes": [], "attention": [] });
+        World {
+            nodes: zones.iter().map(node).collect(),
+            projects: vec![(serde_json::from_value(status).unwrap(), Vec::new())],
+        }
+    }
+
+    #[test]
+    fn the_zone_to_kill_first_is_the_one_that_is_missed_least() {
+        let web = "web@a,b,c db";
+        for (services, expected) in [
+            (vec![web], "a"),
+            (vec![web, "db@a"], "b"),
+            (vec![web, "db@b"], "a"),
+            (vec![web, "db@a", "events@b"], "c"),
+            (vec![web, "db@a", "events@b", "analytics@c"], "b"),
+            (vec![web, "db@a", "events@a", "mail@c events", "x@b"], "b"),
+        ] {
+            let world = world(&["a", "b", "c"], &services);
+            let found = to_kill(&world).unwrap();
+            assert_eq!(found.name.as_str(), expected, "{services:?}");
+        }
+    }
+
+    #[test]
+    fn one_zone_is_not_offered_to_be_killed() {
+        let services = ["web@a", "api@a,b"];
+        assert!(!next(&world(&["a"], &services)).contains("chaos"));
+        assert!(next(&world(&["a", "b"], &services)).contains("chaos kill b"));
+    }
 }
