@@ -234,7 +234,6 @@ fn is_well(step: &Step<'_>, rollout: &Rollout, active: ReleaseNumber) -> bool {
     };
     rollout.phase == RolloutPhase::Done
         && step.spec(active).on_partition == OnPartition::Keep
-        && step.pending.is_empty()
         && step.group.placements.len() == step.view.replicas as usize
         && step.group.placements.iter().all(serves)
 }
