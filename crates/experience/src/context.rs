@@ -172,8 +172,22 @@ impl Globals {
         deploy::project_of(&manifest, self.env.as_deref()).ok()
     }
 
-    /// The sockets of nodes that keep their data here: for when the servers are down.
+    /// What a command that is shown must have besides, so that it acts on what this one acts on: ` -p shop --env staging`, or nothing.
+    pub fn aim(&self) -> String {
+        let part = |option: &str, value: &Option<String>| {
+            let value = value.as_ref();
+            value.map_or(String::new(), |value| format!(" {option} {value}"))
+        };
+        part("-p", &self.project) + &part("--env", &self.env)
+    }
+
+    /// The sockets of nodes that keep their data here: for when the servers are down. None where the server of another cloud is asked for: what
+    /// runs here is no answer then.
     pub fn node_sockets(&self) -> Vec<PathBuf> {
+        let own = self.client_file().map(|known| known.api);
+        if self.api.is_some() && self.api != own {
+            return Vec::new();
+        }
         let data = self.data_dir();
         let children = std::fs::read_dir(data.join("nodes"))
             .into_iter()
@@ -209,4 +223,45 @@ fn default_data_dir() -> PathBuf {
         .or_else(home)
         .unwrap_or_else(std::env::temp_dir)
         .join("mainland")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_here_answer_for_the_server_here_alone() {
+        let data = tempfile::tempdir().unwrap();
+        let node = data.path().join("nodes/a");
+        std::fs::create_dir_all(&node).unwrap();
+        std::fs::write(node.join("node.sock"), "").unwrap();
+        let file = r#"{"api":"127.0.0.1:7070","token":"t"}"#;
+        std::fs::write(data.path().join("client.json"), file).unwrap();
+        let asked = |api: Option<&str>| {
+            let globals = Globals {
+                data_dir: Some(data.path().to_owned()),
+                api: api.map(|api| api.parse().unwrap()),
+                ..Globals::default()
+            };
+            globals.node_sockets().len()
+        };
+        assert_eq!(asked(None), 1);
+        assert_eq!(asked(Some("127.0.0.1:7070")), 1, "it is the one here");
+        assert_eq!(asked(Some("127.0.0.1:1")), 0);
+    }
+
+    #[test]
+    fn commands_that_are_shown_act_on_the_same() {
+        let globals = |project: Option<&str>, env: Option<&str>| Globals {
+            project: project.map(str::to_owned),
+            env: env.map(str::to_owned),
+            ..Globals::default()
+        };
+        assert_eq!(globals(None, None).aim(), "");
+        assert_eq!(globals(None, Some("staging")).aim(), " --env staging");
+        assert_eq!(
+            globals(Some("shop"), Some("staging")).aim(),
+            " -p shop --env staging"
+        );
+    }
 }
