@@ -23,6 +23,7 @@ use model::ids::ProjectName;
 use model::manifest::Manifest;
 
 use crate::failure::Failure;
+use crate::operate::Waiting;
 use crate::output::Output;
 use crate::{Globals, assent, idempotency_key, notice, progress};
 use manifest::read_meant;
@@ -82,12 +83,8 @@ pub struct ApplyFile {
     /// Only say what would change
     #[arg(long)]
     dry_run: bool,
-    /// Wait until what changed is ready; exit 1 if it does not become so
-    #[arg(short, long)]
-    wait: bool,
-    /// With --wait: how long, such as 90s or 5m
-    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::parse_span, allow_hyphen_values = true, requires = "wait")]
-    timeout: std::time::Duration,
+    #[command(flatten)]
+    waiting: Waiting,
     /// Assent to what would otherwise be asked
     #[arg(short, long)]
     yes: bool,
@@ -226,12 +223,14 @@ impl ApplyFile {
             other => other?,
         };
         self.output.print(&applied, || describe(&applied))?;
-        if self.wait && !self.dry_run {
-            let subject =
-                progress::Subject::services(manifest.project, manifest.services.into_keys());
-            return progress::until_ready(globals, &[subject], self.timeout, self.output).await;
+        match self.waiting.patience().filter(|_| !self.dry_run) {
+            Some(patience) => {
+                let subject =
+                    progress::Subject::services(manifest.project, manifest.services.into_keys());
+                progress::until_done(globals, subject, patience, self.output).await
+            }
+            None => Ok(0),
         }
-        Ok(0)
     }
 }
 

@@ -15,12 +15,20 @@ pub struct Waiting {
     /// Wait until it is done; exit 1 if it is not, or can't be until a person changes something
     #[arg(short, long)]
     wait: bool,
-    /// With --wait: how long, such as 90s or 5m
-    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = crate::parse_span, allow_hyphen_values = true, requires = "wait")]
-    timeout: Duration,
+    /// Wait, and for how long, such as 90s or 5m (default: 120s)
+    #[arg(long, value_name = "TIME", value_parser = crate::parse_span, allow_hyphen_values = true)]
+    timeout: Option<Duration>,
 }
 
+/// How long is waited where nothing is said of it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 impl Waiting {
+    /// How long to wait, where that is asked for: who says how long asks for it.
+    pub fn patience(&self) -> Option<Duration> {
+        self.timeout.or(self.wait.then_some(PATIENCE))
+    }
+
     async fn run(
         &self,
         globals: &Globals,
@@ -28,13 +36,11 @@ impl Waiting {
         service: &ResourceName,
         output: Output,
     ) -> Result<u8, Failure> {
-        match self.wait {
-            true => {
-                let subject = progress::Subject::services(project, [service.clone()]);
-                progress::until_ready(globals, &[subject], self.timeout, output).await
-            }
-            false => Ok(0),
-        }
+        let Some(patience) = self.patience() else {
+            return Ok(0);
+        };
+        let subject = progress::Subject::services(project, [service.clone()]);
+        progress::until_done(globals, subject, patience, output).await
     }
 }
 
@@ -61,11 +67,12 @@ impl Scale {
         let scaled = client.scale(&project, &self.service, self.replicas).await?;
         self.output.print(&scaled, || {
             let text = format!(
-                "{} is to have {}, asked for by {}; `mainland delete scale {}` returns to the manifest's number",
+                "{} is to have {}, asked for by {}; `mainland delete scale {}{}` returns to the manifest's number",
                 self.service,
                 count(u64::from(scaled.scale.replicas), "copy", "copies"),
                 scaled.scale.owner,
-                self.service
+                self.service,
+                globals.aim()
             );
             text + &warnings(&scaled.warnings)
         })?;
@@ -280,6 +287,24 @@ impl Release {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_says_how_long_to_wait_waits() {
+        #[derive(clap::Parser)]
+        struct Words {
+            #[command(flatten)]
+            waiting: Waiting,
+        }
+        let seconds = |words: &[&str]| {
+            let words = [&["scale"], words].concat();
+            let parsed = <Words as clap::Parser>::try_parse_from(words).unwrap();
+            parsed.waiting.patience().map(|patience| patience.as_secs())
+        };
+        assert_eq!(seconds(&[]), None);
+        assert_eq!(seconds(&["--wait"]), Some(120));
+        assert_eq!(seconds(&["--timeout", "9s"]), Some(9));
+        assert_eq!(seconds(&["--wait", "--timeout", "9s"]), Some(9));
+    }
 
     #[test]
     fn lost_volumes_are_named() {

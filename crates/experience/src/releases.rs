@@ -12,6 +12,9 @@ use crate::failure::{FAILED, Failure, UNKNOWN};
 use crate::output::{Output, age, table, word};
 use crate::progress::{self, Rolled};
 
+/// How long a rollout is waited for where nothing is said of it.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  mainland releases web")]
 pub struct Releases {
@@ -105,9 +108,9 @@ pub struct RolloutStatus {
     /// Wait until it is done or failed
     #[arg(short, long)]
     wait: bool,
-    /// With --wait: how long, such as 90s or 15m
-    #[arg(long, value_name = "TIME", default_value = "15m", value_parser = crate::parse_span, allow_hyphen_values = true, requires = "wait")]
-    timeout: Duration,
+    /// Wait, and for how long, such as 90s or 15m (default: 15m)
+    #[arg(long, value_name = "TIME", value_parser = crate::parse_span, allow_hyphen_values = true)]
+    timeout: Option<Duration>,
     #[command(flatten)]
     output: Output,
 }
@@ -129,9 +132,9 @@ impl RolloutStatus {
         let project = globals.project(&client).await?;
         let mut rollout = client.rollout(&project, &self.service).await?;
         let mut is_late = false;
-        if self.wait {
+        if let Some(patience) = self.timeout.or(self.wait.then_some(PATIENCE)) {
             let released = [(self.service.clone(), rollout.to)].into();
-            let deadline = Instant::now() + self.timeout;
+            let deadline = Instant::now() + patience;
             let rolled = progress::rolled_out(&client, &project, &released, deadline).await?;
             is_late = matches!(rolled, Rolled::Late(_));
             rollout = match rolled {
