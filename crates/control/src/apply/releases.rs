@@ -56,8 +56,10 @@ pub fn rollback(
         })?,
     };
     let target = entry.releases.get(&to).ok_or_else(|| {
-        Problem::not_found(format!("release {to} of {id}"))
-            .remedy("see `mainland releases` for those that are kept")
+        Problem::not_found(format!("release {to} of {id}")).remedy(format!(
+            "`mainland releases {}` lists those that are kept",
+            id.name
+        ))
     })?;
     let number = next_release(entry);
     let diff = changes::diff(&record.spec, &target.spec);

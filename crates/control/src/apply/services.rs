@@ -303,8 +303,9 @@ impl Planner<'_> {
             self.warn(message);
             return Ok(());
         }
-        Err(Problem::conflict("would-undo-rollback", message)
-            .remedy("change the file, or apply with `--undo-rollback` if that is what you want"))
+        Err(Problem::conflict("would-undo-rollback", message).remedy(
+            "change the file; or repeat it with -y (`mainland apply -y`), if that is what you want",
+        ))
     }
 }
 

@@ -262,10 +262,10 @@ async fn rollback_restart_and_what_would_undo_it() {
         service(2)
     );
 
-    assert_eq!(
-        code(cloud.client.apply(&project(), &two, false, &key()).await),
-        "would-undo-rollback"
-    );
+    let refused = cloud.client.apply(&project(), &two, false, &key()).await;
+    let said = refused.as_ref().unwrap_err().to_string();
+    assert_eq!(code(refused), "would-undo-rollback");
+    assert!(said.contains("`mainland apply -y`"), "{said}");
     let dry = cloud
         .client
         .apply(&project(), &two, true, &key())

@@ -149,7 +149,7 @@ impl Deploy {
             Rolled::Superseded { service, by } => Err(Failure::unknown(format!(
                 "{service}: release {by} came in between, and is rolled out instead [superseded]"
             ))),
-            Rolled::Late(hindrances) => Err(late(self.timeout, project, &hindrances)),
+            Rolled::Late(hindrances) => Err(late(self.timeout, project, released, &hindrances)),
         }
     }
 
@@ -244,23 +244,47 @@ async fn asked_to_end() {
 
 fn interrupted(project: &ProjectName, released: &Releases) -> Failure {
     let message = match released.is_empty() {
-        true => "interrupted before anything was released, or just then; `mainland releases SERVICE` shows it".to_owned(),
+        true => {
+            "interrupted before anything was released, or just then; `mainland status` shows it"
+                .to_owned()
+        }
         false => format!(
-            "interrupted: {} goes on rolling out by itself, others may deploy now\n  remedy: `mainland rollout status SERVICE --project {project}` follows it, `rollout abort` gives it up, `rollback` returns",
-            in_words(released)
+            "interrupted: {} goes on rolling out by itself, others may deploy now{}",
+            in_words(released),
+            steered(project, released.keys())
         ),
     };
     Failure::unknown(format!("{message} [interrupted]"))
 }
 
-fn late(timeout: Duration, project: &ProjectName, hindrances: &[String]) -> Failure {
+/// What can be done about rollouts that are under way.
+fn steered<'a>(project: &ProjectName, services: impl Iterator<Item = &'a ResourceName>) -> String {
+    let each = services.map(|service| {
+        format!(
+            "\n  remedy: `mainland rollout status {service} -p {project} --wait` follows it, `mainland rollout abort {service} -p {project}` gives it up"
+        )
+    });
+    each.collect()
+}
+
+fn late(
+    timeout: Duration,
+    project: &ProjectName,
+    released: &Releases,
+    hindrances: &[String],
+) -> Failure {
+    let is_late = |service: &&ResourceName| {
+        let head = format!("{service}: ");
+        hindrances.iter().any(|line| line.starts_with(&head))
+    };
     let list: String = hindrances
         .iter()
         .map(|line| format!("\n  {line}"))
         .collect();
     let timeout = Span(timeout);
     Failure::unknown(format!(
-        "not rolled out after {timeout}, and it goes on by itself [timeout]{list}\n  remedy: `mainland rollout status SERVICE --project {project} --wait` follows it"
+        "not rolled out after {timeout}, and it goes on by itself [timeout]{list}{}",
+        steered(project, released.keys().filter(is_late))
     ))
 }
 
@@ -288,16 +312,24 @@ async fn failed(
         .iter()
         .map(|line| format!("\n  {line}"))
         .collect();
-    let remedy = match rollout.from {
-        Some(_) => format!(
-            "mend it and deploy again; `mainland rollback {service}` makes the file's older version the current one"
-        ),
-        None => "mend it and deploy again".to_owned(),
-    };
     Failure::failed(format!(
-        "{service}: {} [{}]{detail}\n  remedy: {remedy}",
-        rollout.reason, rollout.reason.code
+        "{service}: {} [{}]{detail}\n  remedy: {}",
+        rollout.reason,
+        rollout.reason.code,
+        mended(service, rollout)
     ))
+}
+
+/// What can be done about a release that was judged bad.
+fn mended(service: &ResourceName, rollout: &Rollout) -> String {
+    let again = "mend it and deploy again";
+    match rollout.from {
+        Some(from) => format!(
+            "{again}; or `mainland rollback {service}` gives release {} up, and release {from} is what is wanted",
+            rollout.to
+        ),
+        None => again.to_owned(),
+    }
 }
 
 async fn last_lines(
@@ -318,6 +350,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn remedies_name_the_service_and_say_what_they_would_do() {
+        let project = "shop".parse().unwrap();
+        let released = Releases::from([
+            ("api".parse().unwrap(), ReleaseNumber(2)),
+            ("web".parse().unwrap(), ReleaseNumber(3)),
+        ]);
+        let late = late(
+            Duration::from_secs(9),
+            &project,
+            &released,
+            &["web: 0 of 1 ready, rolling".to_owned()],
+        );
+        assert_eq!(
+            late.message,
+            "not rolled out after 9s, and it goes on by itself [timeout]\n  web: 0 of 1 ready, rolling\n  \
+             remedy: `mainland rollout status web -p shop --wait` follows it, `mainland rollout abort web -p shop` gives it up"
+        );
+        let rollout = serde_json::json!({
+            "to": 3, "from": 2, "phase": "failed", "started_at": "2026-01-01T00:00:00Z",
+            "progressed_at": "2026-01-01T00:00:00Z", "reason": { "code": "bad", "message": "it was judged bad" },
+        });
+        let rollout: Rollout = serde_json::from_value(rollout).unwrap();
+        assert_eq!(
+            mended(&"web".parse().unwrap(), &rollout),
+            "mend it and deploy again; or `mainland rollback web` gives release 3 up, and release 2 is what is wanted"
+        );
+    }
+
+    #[test]
     fn what_goes_on_by_itself_is_said() {
         let project = "shop".parse().unwrap();
         let released = Releases::from([("web".parse().unwrap(), ReleaseNumber(3))]);
@@ -334,6 +395,7 @@ mod tests {
                 late(
                     Duration::from_secs(9),
                     &project,
+                    &released,
                     &["web: 0 of 1 ready".to_owned()],
                 ),
                 "goes on by itself [timeout]\n  web: 0 of 1",
