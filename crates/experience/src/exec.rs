@@ -42,6 +42,12 @@ pub struct Exec {
 
 impl Exec {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        // Its shell would wait for a key for ever.
+        if self.terminal && !std::io::stdin().is_terminal() {
+            return Err(Failure::usage(
+                "-t passes a terminal on, and standard input is none [no-terminal]\n  remedy: leave -t out; -i alone passes on what is piped in",
+            ));
+        }
         let place = Place::find(globals, &self.name).await?;
         let reads = self.interactive || self.terminal;
         let streams = Streams {

@@ -72,6 +72,12 @@ fn wrong_names_and_empty_lists_are_said_to_be_so() {
         );
     }
     ended(&first, &["apply", other, "-p", "first"], 2);
+    let (said, _) = ended(
+        &first,
+        &["exec", "-it", "page", "-p", "first", "--", "sh"],
+        2,
+    );
+    assert!(said.contains("[no-terminal]"), "{said}");
 }
 
 #[test]
