@@ -68,6 +68,15 @@ async fn until_told(node: &Node, what: &str, fits: impl Fn(&EngineFile) -> bool)
     }
 }
 
+/// The proxy opens a door once it took the snapshot that names it, which may be after the engine was told.
+async fn until_open(door: std::net::SocketAddr) {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while let Err(error) = tokio::net::TcpStream::connect(door).await {
+        assert!(std::time::Instant::now() < deadline, "{door}: {error}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn an_engine_runs_from_a_binary_that_its_user_could_not_reach() {
     let hidden = tempfile::tempdir().unwrap();
@@ -116,9 +125,7 @@ async fn an_engine_runs_from_a_binary_that_its_user_could_not_reach() {
     assert_eq!(told.settings.subscriptions.len(), 2);
     assert_eq!(told.secret.as_deref(), Some("s3cret"));
     for door in told.doors.values() {
-        tokio::net::TcpStream::connect(door)
-            .await
-            .expect("a door that is open");
+        until_open(*door).await;
     }
     node.server
         .want(vec![consumed_by(wanted.clone(), &["ship"])]);
