@@ -154,6 +154,7 @@ impl Engine {
             consumers,
             newcomers: false,
             measure: Measure::default(),
+            measured: None,
             random,
             stopping: false,
         };

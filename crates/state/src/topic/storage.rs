@@ -33,7 +33,8 @@ const PAGE_BYTES: u64 = 1 << 20;
 
 pub fn options(path: impl Into<PathBuf>) -> sqlite::Options {
     let mut options = sqlite::Options::new(path, schema::APPLICATION_ID, schema::MIGRATIONS);
-    options.readers = 1;
+    // One may look at very many dead letters, while messages are read for deliveries.
+    options.readers = 2;
     options
 }
 

@@ -120,7 +120,7 @@ impl Engine {
             .collect()
     }
 
-    /// As last measured, at most a second ago.
+    /// As last measured: at most a second ago, unless there are very many dead letters.
     pub fn measure(&self) -> Measure {
         self.state().measure
     }

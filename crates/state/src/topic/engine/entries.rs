@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use model::ids::ResourceName;
 use model::state::{EngineFile, Subscription};
@@ -20,6 +21,10 @@ const FORGET_PUSH_MS: u64 = 24 * 3_600_000;
 const FORGET_PULL_MS: u64 = 7 * 24 * 3_600_000;
 /// What everybody has to come back after a start: nobody could come while the topic was down.
 const RETURN_MS: u64 = 3_600_000;
+/// Measuring that takes no longer is done whenever it is asked for.
+const MEASURE_QUICK: Duration = Duration::from_millis(200);
+/// What takes longer has pauses so many times as long. Until after them a topic may seem fuller than it is.
+pub(super) const MEASURE_PAUSE: u32 = 10;
 /// How exact it is known when a consumer was last there.
 const SEEN_GRAIN_MS: u64 = 600_000;
 
@@ -29,6 +34,8 @@ pub(super) struct State {
     /// Of some consumers the disk knows nothing yet.
     pub(super) newcomers: bool,
     pub(super) measure: Measure,
+    /// When it was measured, and how long that took.
+    pub(super) measured: Option<(Instant, Duration)>,
     pub(super) random: SmallRng,
     pub(super) stopping: bool,
 }
@@ -61,6 +68,17 @@ impl State {
             true => 0,
             false => end.saturating_sub(self.measure.floor_end) + self.measure.dead_bytes,
         }
+    }
+
+    pub(super) fn measured(&mut self, measure: Measure, begun: Instant) {
+        self.measure = measure;
+        self.measured = Some((Instant::now(), begun.elapsed()));
+    }
+
+    /// It takes longer with each dead letter, and is done most often when there are many.
+    pub(super) fn may_measure(&self) -> bool {
+        self.measured
+            .is_none_or(|(at, took)| took < MEASURE_QUICK || at.elapsed() >= took * MEASURE_PAUSE)
     }
 
     /// Everybody is done with everything up to here.
@@ -276,7 +294,24 @@ fn last_seen(seen_ms: u64, pull: bool, now_ms: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng as _;
+
     use super::*;
+
+    #[test]
+    fn room_is_looked_for_in_pauses_once_that_takes_long() {
+        let state = |took| State {
+            file: Arc::new(crate::topic::tests::support::file(5, &[])),
+            consumers: BTreeMap::new(),
+            newcomers: false,
+            measure: Measure::default(),
+            measured: Some((Instant::now(), took)),
+            random: SmallRng::from_os_rng(),
+            stopping: false,
+        };
+        assert!(state(MEASURE_QUICK / 2).may_measure());
+        assert!(!state(Duration::from_secs(60)).may_measure());
+    }
 
     #[test]
     fn who_was_there_before_a_start_has_time_to_come_back() {

@@ -1,12 +1,13 @@
 //! What goes on beside deliveries: writing down how far consumers are, removing what is not retained, moving dead letters.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use model::ids::ResourceName;
 use model::state::DeadLetters;
 
+use super::entries::MEASURE_PAUSE;
 use super::{AGAIN, Clock, Engine, GROUP, declared};
 use crate::topic::problem::Problem;
 use crate::topic::storage::letters::Place;
@@ -67,13 +68,15 @@ impl Engine {
         let floor = {
             let state = self.state();
             let size = declared(&state.file).retention.size.0;
-            if state.unfinished(self.storage.hub().end()) < size / 2 {
+            let is_filling = state.unfinished(self.storage.hub().end()) >= size / 2;
+            if !is_filling || !state.may_measure() {
                 return Ok(());
             }
             state.floor(self.storage.hub().newest())
         };
+        let begun = Instant::now();
         let measure = self.storage.measure(floor).await?;
-        self.state().measure = measure;
+        self.state().measured(measure, begun);
         Ok(())
     }
 
@@ -96,9 +99,13 @@ impl Engine {
     /// Removes what is not retained, for as long as the process lives.
     pub async fn keep_compacting(&self) {
         loop {
+            let begun = Instant::now();
             match self.compact(Clock::wall_ms()).await {
                 Ok(true) => tokio::task::yield_now().await,
-                Ok(false) => tokio::time::sleep(COMPACT_EVERY).await,
+                Ok(false) => {
+                    let pause = COMPACT_EVERY.max(begun.elapsed() * MEASURE_PAUSE);
+                    tokio::time::sleep(pause).await;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "removing old messages failed; trying again");
                     tokio::time::sleep(COMPACT_EVERY).await;
@@ -125,9 +132,13 @@ impl Engine {
             let floor = state.floor(self.storage.hub().newest());
             (floor, declared(&state.file).retention)
         };
+        let begun = Instant::now();
         let measure = self.storage.compact(floor, retention, wall_ms).await?;
-        self.state().measure = measure;
-        Ok(measure.more)
+        let Some(measure) = measure else {
+            return Ok(true);
+        };
+        self.state().measured(measure, begun);
+        Ok(false)
     }
 
     async fn forget(&self, name: ResourceName) -> Result<(), sqlite::Error> {

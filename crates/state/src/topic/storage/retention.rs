@@ -34,12 +34,11 @@ pub struct Measure {
     pub floor_end: u64,
     /// Of dead letters: all of the letters, and of their messages those before that.
     pub dead_bytes: u64,
-    /// There is more to remove.
-    pub more: bool,
 }
 
 impl Storage {
-    /// Removes a piece of what everybody is done with up to `floor` and that is not retained at `now_ms`.
+    /// Removes a piece of what everybody is done with up to `floor` and that is not retained at `now_ms`; `None`: there is more. Only when all is
+    /// removed does it look at each dead letter, which may be very many, and never on the writer's thread.
     ///
     /// # Errors
     ///
@@ -49,7 +48,7 @@ impl Storage {
         floor: Position,
         retention: Retention,
         now_ms: u64,
-    ) -> Result<Measure, Error> {
+    ) -> Result<Option<Measure>, Error> {
         let end = self.hub().end();
         let age_ms = u64::try_from(retention.age.duration().as_millis()).unwrap_or(u64::MAX);
         let due = Due {
@@ -57,17 +56,24 @@ impl Storage {
             before_ms: now_ms.saturating_sub(age_ms),
             end: end.saturating_sub(retention.size.0),
         };
-        if !self
-            .read(move |connection| is_due(connection, &due))
-            .await?
-        {
-            return self.measure(floor).await;
+        let is_due = self.read(move |connection| is_due(connection, &due));
+        if is_due.await? {
+            let removed = self.write(move |connection| remove(connection, &due));
+            if removed.await? == PIECE {
+                return Ok(None);
+            }
         }
-        let more = self
-            .write(move |connection| remove(connection, &due))
-            .await?;
-        let measure = self.measure(floor).await?;
-        Ok(Measure { more, ..measure })
+        let left = self.read(move |connection| leftovers(connection, floor));
+        let left = left.await?;
+        let more = left.len() == PIECE;
+        if !left.is_empty() {
+            self.write(move |connection| remove_each(connection, &left))
+                .await?;
+        }
+        match more {
+            true => Ok(None),
+            false => Ok(Some(self.measure(floor).await?)),
+        }
     }
 
     /// # Errors
@@ -112,10 +118,11 @@ fn is_due(connection: &Connection, due: &Due) -> rusqlite::Result<bool> {
             Ok(due.covers(row.get(0)?, row.get(1)?, start))
         })
         .optional()?;
-    Ok(first == Some(true) || !leftovers(connection, through, due.floor)?.is_empty())
+    Ok(first == Some(true))
 }
 
-fn remove(connection: &Connection, due: &Due) -> rusqlite::Result<bool> {
+/// How many messages it looked at.
+fn remove(connection: &Connection, due: &Due) -> rusqlite::Result<usize> {
     let (before, mut start) = removed(connection)?;
     let mut statement = connection.prepare_cached(
         "SELECT position, at, end FROM message WHERE position > ?1 ORDER BY position LIMIT ?2",
@@ -143,17 +150,23 @@ fn remove(connection: &Connection, due: &Due) -> rusqlite::Result<bool> {
             .prepare_cached("UPDATE removed SET position = ?1, end = ?2")?
             .execute([position, end])?;
     }
-    let left = leftovers(connection, before, due.floor)?;
-    for position in &left {
+    Ok(count)
+}
+
+fn remove_each(connection: &Connection, positions: &[i64]) -> rusqlite::Result<()> {
+    for position in positions {
         connection
-            .prepare_cached("DELETE FROM message WHERE position = ?1")?
+            .prepare_cached(
+                "DELETE FROM message WHERE position = ?1 AND NOT EXISTS (SELECT 1 FROM dead WHERE position = ?1)",
+            )?
             .execute([position])?;
     }
-    Ok(count == PIECE || left.len() == PIECE)
+    Ok(())
 }
 
 /// What once lay in a dead letter and does no more.
-fn leftovers(connection: &Connection, through: i64, floor: Position) -> rusqlite::Result<Vec<i64>> {
+fn leftovers(connection: &Connection, floor: Position) -> rusqlite::Result<Vec<i64>> {
+    let (through, _) = removed(connection)?;
     let mut statement = connection.prepare_cached(
         "SELECT position FROM message WHERE position <= ?1
          AND position NOT IN (SELECT position FROM dead) ORDER BY position LIMIT ?2",
@@ -195,6 +208,5 @@ fn measure(connection: &Connection, floor: Position) -> rusqlite::Result<Measure
         kept_bytes,
         floor_end: floor_end as u64,
         dead_bytes: message_bytes + error_bytes + letters * OVERHEAD_BYTES,
-        more: false,
     })
 }
