@@ -15,7 +15,8 @@ use crate::problems;
 use crate::state::Shared;
 use crate::views;
 use crate::world::Entry;
-use lines::{Lines, because};
+use lines::Lines;
+pub use lines::because;
 
 /// A service, an instance, a route or a secret of a project.
 pub fn resource(

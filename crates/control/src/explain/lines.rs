@@ -21,7 +21,7 @@ pub(super) struct Lines {
     pub before: Vec<Because>,
 }
 
-pub(super) fn because(at: jiff::Timestamp, from: &str, reason: Reason) -> Because {
+pub fn because(at: jiff::Timestamp, from: &str, reason: Reason) -> Because {
     Because {
         at,
         about: None,

@@ -61,6 +61,19 @@ pub async fn views(server: &Server, project: &ProjectName) -> Vec<EngineView> {
         .await
 }
 
+/// Why an engine that runs doesn't say how it is. One that doesn't run is told by what is told of its instance.
+pub async fn silence(server: &Server, project: &ProjectName, name: &str) -> Option<Reason> {
+    let now = server.clock.now();
+    let engines = server.with(|shared| views::engines(shared, project, now));
+    let is_it = |(view, _): &(EngineView, _)| {
+        view.name.as_str() == name && view.state == InstanceState::Running
+    };
+    let (view, instance) = engines.into_iter().find(is_it)?;
+    let deadline = Instant::now() + STATUS_PATIENCE;
+    let asked = with_status(server, view, instance, deadline).await;
+    asked.silence
+}
+
 async fn with_status(
     server: &Server,
     mut view: EngineView,

@@ -61,7 +61,12 @@ pub async fn explain(server: Arc<Server>, call: Call) -> Answer {
         server.with(|shared| explain::resource(shared, &events, &project, &subject, now));
     let unexplained =
         || server.with(|shared| explain::unknown(shared, &project, &subject, server.clock.now()));
-    Ok(call::json(&explanation.ok_or_else(unexplained)?))
+    let mut explanation = explanation.ok_or_else(unexplained)?;
+    if let Some(silence) = engines::silence(&server, &project, &subject).await {
+        let line = explain::because(now.at, "report", silence);
+        explanation.because.insert(0, line);
+    }
+    Ok(call::json(&explanation))
 }
 
 pub async fn delete(server: Arc<Server>, call: Call) -> Answer {

@@ -294,6 +294,13 @@ async fn status_has_what_engines_say_and_waits_for_no_stuck_one() {
     let attention: Vec<_> = attention.collect();
     assert!(attention.contains(&"dead-letters"), "{attention:?}");
 
+    let first = async |subject: &str| {
+        let explanation = cloud.client.explain(&project(), subject).await.unwrap();
+        explanation.because[0].reason.code.clone()
+    };
+    assert_eq!(first("stuck").await, "no-answer");
+    assert_ne!(first("events").await, "no-answer");
+
     let quick = cloud.client.status_of_services(&project()).await.unwrap();
     assert!(quick.engines.is_empty());
 }

@@ -171,9 +171,14 @@ fn lost_nodes(world: &World) -> Vec<Reason> {
         .collect()
 }
 
+/// A program counts as starting until it has answered once.
+fn has_process(view: &InstanceView) -> bool {
+    matches!(view.state, InstanceState::Starting | InstanceState::Running)
+}
+
 fn never_answers(view: &InstanceView, reason: &Reason, now: Now) -> bool {
     let since = view.started_at.map(|start| now.at.duration_since(start));
-    view.state == InstanceState::Running
+    has_process(view)
         && reason.code == "not-ready"
         && since.is_some_and(|since| since >= READY_WITHIN.try_into().unwrap_or_default())
 }
@@ -185,8 +190,8 @@ fn old_secrets_of(world: &World, entry: &Entry, view: &InstanceView) -> Vec<Stri
         .placements
         .iter()
         .find(|placement| placement.instance == view.name);
-    let runs = matches!(view.state, InstanceState::Starting | InstanceState::Running);
-    let (Some(placement), Some(started_at), true) = (placement, view.started_at, runs) else {
+    let (Some(placement), Some(started_at), true) = (placement, view.started_at, has_process(view))
+    else {
         return Vec::new();
     };
     let Some(release) = entry.releases.get(&placement.release) else {
@@ -392,7 +397,7 @@ mod tests {
         let mut case = Case::default();
         let fails = Reason::new("not-ready", "its health probe fails: refused");
         let fails = fails.with_detail(vec!["it should listen".to_owned()]);
-        case.instance("plain-1", "running", Some("a"), fails);
+        case.instance("plain-1", "starting", Some("a"), fails);
         assert_eq!(case.says(0), [""; 0]);
         assert_eq!(
             case.says(5),
