@@ -18,6 +18,8 @@ use tokio_postgres::{Client, Config, NoTls};
 
 /// A machine that does other things beside.
 const PATIENCE: Duration = Duration::from_secs(90);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+const END_PATIENCE: Duration = Duration::from_secs(10);
 const UID: u32 = 70_001;
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
@@ -59,7 +61,7 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
             return seen;
         }
         assert!(Instant::now() < deadline, "in vain: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
@@ -329,6 +331,11 @@ impl Drop for Engine {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        // It follows its engine. One that is killed leaves its shared memory behind.
+        let deadline = Instant::now() + END_PATIENCE;
+        while !self.server().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(LOOK_EVERY);
         }
         for pid in self.server() {
             let _ = kill_process(pid, Signal::KILL);
