@@ -37,7 +37,11 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// A client from outside.
 pub async fn serve_gateway(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
     let forwarded = HeaderValue::from_str(&client.ip().to_string()).expect("an IP is ASCII");
-    let from = Arc::new(Outside { forwarded });
+    let is_local = client.ip().to_canonical().is_loopback();
+    let from = Arc::new(Outside {
+        forwarded,
+        is_local,
+    });
     serve_http(&worker, stream, move |worker, request| {
         let from = from.clone();
         async move { from.answer(&worker, request).await }
@@ -48,6 +52,8 @@ pub async fn serve_gateway(worker: Arc<Worker>, stream: TcpStream, client: Socke
 struct Outside {
     /// The client's address, for `X-Forwarded-For`.
     forwarded: HeaderValue,
+    /// The client is on this machine: most likely who deploys, and not the public.
+    is_local: bool,
 }
 
 impl Outside {
@@ -56,7 +62,7 @@ impl Outside {
         worker: &Worker,
         mut request: Request<Incoming>,
     ) -> Response<ResponseBody> {
-        let service = match route(&worker.view(), &request) {
+        let service = match route(&worker.view(), &request, self.tells_routes(&request)) {
             Ok(service) => service,
             Err(problem) => return wire::problem_response(&problem),
         };
@@ -67,6 +73,15 @@ impl Outside {
             timeout: None,
         };
         send(worker, &errand, request).await
+    }
+
+    /// A proxy before the gateway asks for others.
+    fn tells_routes<Body>(&self, request: &Request<Body>) -> bool {
+        let relayed = [header::FORWARDED, FORWARDED_FOR, header::VIA];
+        let relayed = relayed
+            .iter()
+            .any(|name| request.headers().contains_key(name));
+        self.is_local && !relayed
     }
 
     /// The edge says who asks; what a client claims about itself is not believed.
@@ -80,7 +95,11 @@ impl Outside {
     }
 }
 
-fn route(view: &View, request: &Request<Incoming>) -> Result<Arc<ResourceId>, Problem> {
+fn route(
+    view: &View,
+    request: &Request<Incoming>,
+    tells_routes: bool,
+) -> Result<Arc<ResourceId>, Problem> {
     let host = request
         .uri()
         .host()
@@ -102,18 +121,18 @@ fn route(view: &View, request: &Request<Incoming>) -> Result<Arc<ResourceId>, Pr
     }
     let path = request.uri().path();
     let found = gateway.router.find(host, path).cloned();
-    found.ok_or_else(|| no_route(&gateway.router, host, path))
+    found.ok_or_else(|| no_route(&gateway.router, host, path, tells_routes))
 }
 
-/// Says what this host has, and nothing of others: the one who asks may be anybody.
-fn no_route(router: &Router, host: &str, path: &str) -> Problem {
+/// Says to who is on this machine what this host has, and nothing of others; anybody else may be the public, and learns nothing.
+fn no_route(router: &Router, host: &str, path: &str, tells_routes: bool) -> Problem {
     let paths = router.paths(host);
-    let host = echoed(host);
+    let (host, path) = (echoed(host), echoed(path));
     let detail = match paths.as_slice() {
+        _ if !tells_routes => format!("no route for {host}{path}"),
         [] => format!("no route for host {host}"),
         some => format!(
-            "no route for {host}{}; routes of this host: {}",
-            echoed(path),
+            "no route for {host}{path}; routes of this host: {}",
             some.join(", ")
         ),
     };
@@ -269,9 +288,31 @@ mod tests {
             ("<b>\"\u{1b}é", "/", "no route for host ?b????"),
             (&long, "/", &cut),
         ] {
-            let problem = no_route(&router, host, path);
+            let problem = no_route(&router, host, path, true);
             assert_eq!(problem.detail, expected);
             assert_eq!(problem.code, Code::NoRoute);
         }
+    }
+
+    #[test]
+    fn who_is_not_on_this_machine_learns_of_no_route() {
+        let router = Router::new(&[GatewayRoute {
+            host: "a.localhost".to_owned(),
+            path: "/api".to_owned(),
+            to: "shop/web".parse().unwrap(),
+        }]);
+        for host in ["a.localhost", "b.localhost"] {
+            let problem = no_route(&router, host, "/x", false);
+            assert_eq!(problem.detail, format!("no route for {host}/x"));
+        }
+        let outside = |is_local| Outside {
+            forwarded: HeaderValue::from_static("x"),
+            is_local,
+        };
+        let plain = Request::get("/").body(()).unwrap();
+        assert!(outside(true).tells_routes(&plain));
+        assert!(!outside(false).tells_routes(&plain));
+        let relayed = Request::get("/").header("x-forwarded-for", "192.0.2.1");
+        assert!(!outside(true).tells_routes(&relayed.body(()).unwrap()));
     }
 }
