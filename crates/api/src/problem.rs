@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use model::traffic::PROBLEM_TYPE;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,7 @@ pub struct Problem {
 impl Problem {
     pub fn new(status: u16, code: &str, title: impl Into<String>) -> Self {
         Self {
-            kind: format!("https://mainland.dev/problems/{code}"),
+            kind: format!("{PROBLEM_TYPE}{code}"),
             code: code.to_owned(),
             title: title.into(),
             status,

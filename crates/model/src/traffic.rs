@@ -14,6 +14,9 @@ use crate::ids::{
 };
 use crate::units::Span;
 
+/// What the `type` of every problem begins with, whoever answers; the code follows. A name, not an address to fetch (RFC 9457, 3.1.1).
+pub const PROBLEM_TYPE: &str = "https://mainland.dev/problems/";
+
 /// What an instance speaks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

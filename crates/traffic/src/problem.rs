@@ -1,6 +1,7 @@
 //! The problems that clients of a proxy see: RFC 9457, with a stable code.
 
 use http::StatusCode;
+use model::traffic::PROBLEM_TYPE;
 use serde::Serialize;
 
 /// One problem. `detail` says what happened and what would help.
@@ -92,7 +93,7 @@ impl Problem {
     pub fn to_json(&self) -> String {
         let code = self.code.as_str();
         let text = Text {
-            kind: format!("urn:mainland:problem:{code}"),
+            kind: format!("{PROBLEM_TYPE}{code}"),
             title: self.code.title(),
             status: self.code.status().as_u16(),
             code,
@@ -111,7 +112,7 @@ mod tests {
         let problem = Problem::new(Code::NoRoute, "no route for `x/`");
         assert_eq!(
             problem.to_json(),
-            r#"{"type":"urn:mainland:problem:no-route","title":"No route leads there","status":404,"code":"no-route","detail":"no route for `x/`"}"#
+            r#"{"type":"https://mainland.dev/problems/no-route","title":"No route leads there","status":404,"code":"no-route","detail":"no route for `x/`"}"#
         );
     }
 }

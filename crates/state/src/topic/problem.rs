@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::Full;
+use model::traffic::PROBLEM_TYPE;
 
 use super::event::quoted;
 
@@ -44,7 +45,7 @@ impl Problem {
 
     pub fn response(&self) -> Response<Full<Bytes>> {
         let text = format!(
-            r#"{{"type":"urn:mainland:problem:{}","title":{},"status":{},"code":"{}","detail":{}}}"#,
+            r#"{{"type":"{PROBLEM_TYPE}{}","title":{},"status":{},"code":"{}","detail":{}}}"#,
             self.code,
             quoted(self.title),
             self.status.as_u16(),

@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use model::traffic::PROBLEM_TYPE;
 use serde::Deserialize;
 
 use super::engine::{Clock, Engine, Errand, Outcome, Plan};
@@ -176,7 +177,7 @@ fn is_absence(status: StatusCode, body: &[u8]) -> bool {
     };
     let problem = serde_json::from_slice::<Problem>(body);
     let kind = problem.map(|problem| problem.kind).unwrap_or_default();
-    let kind = kind.strip_prefix("urn:mainland:problem:");
+    let kind = kind.strip_prefix(PROBLEM_TYPE);
     kind.is_some_and(|kind| kinds.contains(&kind))
 }
 
@@ -230,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_meshs_own_refusals_are_told_from_the_consumers() {
-        let mesh = |code| format!(r#"{{"type":"urn:mainland:problem:{code}","status":503}}"#);
+        let mesh = |code| format!(r#"{{"type":"{PROBLEM_TYPE}{code}","status":503}}"#);
         let unavailable = StatusCode::SERVICE_UNAVAILABLE;
         for (status, body, absent) in [
             (unavailable, mesh("no-endpoint"), true),
