@@ -8,7 +8,7 @@ use model::compute::{
 };
 use model::control::{NodeDesired, NodeRecord};
 use model::ids::{Generation, InstanceId, NodeName, ProjectName, ReleaseNumber, ResourceId};
-use model::traffic::GatewayRoute;
+use model::traffic::{GatewayRoute, Owner};
 use plan::order::Order;
 use plan::road;
 
@@ -104,6 +104,12 @@ pub fn of_all(
         .collect();
     let orders = orders(world);
     let settings = engines::settings(world, &seen);
+    let owners = owners(world);
+    for (name, desired) in &mut all {
+        if shares_a_machine(observed, name) {
+            desired.road.owners.clone_from(&owners);
+        }
+    }
     for (id, seen) in &seen {
         let entry = &world.services[*id];
         let order = orders.get(&id.project);
@@ -125,6 +131,22 @@ pub fn of_all(
         }
     }
     all
+}
+
+/// Its proxy is called over loopback: other nodes can only be where it is.
+fn shares_a_machine(observed: &Observed, node: &NodeName) -> bool {
+    let mesh = observed.nodes.get(node).and_then(|node| node.mesh);
+    mesh.is_some_and(|mesh| mesh.ip().is_loopback())
+}
+
+fn owners(world: &World) -> Vec<Owner> {
+    let owner = |(id, entry): (&ResourceId, &Entry)| {
+        Some(Owner {
+            uid: entry.uid?,
+            service: id.clone(),
+        })
+    };
+    world.services.iter().filter_map(owner).collect()
 }
 
 fn orders(world: &World) -> BTreeMap<ProjectName, Order> {

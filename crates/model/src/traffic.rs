@@ -122,6 +122,16 @@ pub struct Road {
     pub routes: Vec<GatewayRoute>,
     /// For each service with an instance here: who has declared the need, and may call.
     pub callers: Vec<Callers>,
+    /// Where several nodes share one machine: whose uid is whose, as services of the others can dial what runs here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owners: Vec<Owner>,
+}
+
+/// The service that runs under a uid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Owner {
+    pub uid: u32,
+    pub service: ResourceId,
 }
 
 /// A route of a project, as the gateway knows it.
@@ -162,6 +172,9 @@ pub struct ProxySnapshot {
     pub doors: Vec<Door>,
     /// Whether a door checks its caller by the socket owner's uid. Only where services have uids of their own.
     pub enforce_uid: bool,
+    /// [`Road::owners`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub owners: Vec<Owner>,
     /// Where the firewall sends who dials an instance's own port: the proxy names the missing need and lets nobody in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusals: Option<SocketAddr>,

@@ -49,6 +49,7 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
         callers: parts.road.callers.clone(),
         doors: doors(&parts),
         enforce_uid: parts.enforce_uid,
+        owners: parts.road.owners.clone(),
         refusals: parts.enforce_uid.then(|| refusals(config)),
         trust: Trust {
             cluster: parts.node.cluster.clone(),

@@ -106,6 +106,8 @@ impl Index {
                 .iter()
                 .filter_map(|id| self.callers.get(id).cloned())
                 .collect(),
+            // Who shares a machine is not known here.
+            owners: Vec::new(),
         }
     }
 }

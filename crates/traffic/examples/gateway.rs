@@ -125,6 +125,7 @@ fn snapshot(authority: &Issuer, name: &str) -> ProxySnapshot {
         callers: Vec::new(),
         doors: Vec::new(),
         enforce_uid: false,
+        owners: Vec::new(),
         refusals: None,
     }
 }

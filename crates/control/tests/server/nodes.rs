@@ -40,6 +40,9 @@ async fn what_is_applied_runs_on_nodes_that_joined() {
         let desired = node.desired().unwrap();
         assert_eq!(desired.instances.len(), 1);
         assert!(desired.road.complete);
+        let owners = desired.road.owners;
+        // They share a machine.
+        assert!(owners.iter().any(|owner| owner.service.name == name("web")));
         assert!(node.generations().is_sorted());
     }
     let listed = cloud.client.nodes().await.unwrap().items;

@@ -240,13 +240,15 @@ pub fn missing_need(caller: &ResourceId, callee: &ResourceId) -> String {
     }
 }
 
-/// Who is known by uid: services with a door, and services with an instance here.
+/// Who is known by uid: services with a door, services with an instance here, and those of other nodes of this machine.
 fn owners(snapshot: &ProxySnapshot) -> HashMap<u32, ResourceId> {
     let doors = snapshot.doors.iter().map(|door| (door.uid, &door.caller));
     let instances = snapshot.local.iter();
     let instances = instances.filter_map(|local| Some((local.uid?, &local.service)));
+    let others = snapshot.owners.iter();
     doors
         .chain(instances)
+        .chain(others.map(|owner| (owner.uid, &owner.service)))
         .map(|(uid, service)| (uid, service.clone()))
         .collect()
 }

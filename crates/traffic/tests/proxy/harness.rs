@@ -286,6 +286,7 @@ fn empty_snapshot(authority: &Authority, name: &str) -> ProxySnapshot {
         callers: Vec::new(),
         doors: Vec::new(),
         enforce_uid: false,
+        owners: Vec::new(),
         refusals: None,
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use harness::*;
 use model::ids::Epoch;
-use model::traffic::{Address, FromProxy, Gate, Protocol};
+use model::traffic::{Address, FromProxy, Gate, Owner, Protocol};
 use model::units::Span;
 
 /// A gateway on an edge node, and `shop/web` on nodes a and b behind the mesh.
@@ -742,6 +742,16 @@ fn a_door_is_its_owners_alone() {
     assert!(
         ask_as(stranger, shop.door)
             .contains("uid 64103 does not declare needs: [cart] (the address belongs to web)")
+    );
+    shop.a.snapshot.owners = vec![Owner {
+        uid: stranger,
+        service: id("shop/elsewhere"),
+    }];
+    shop.a.apply();
+    let refused = ask_as(stranger, shop.door);
+    assert!(
+        refused.contains("service elsewhere does not declare needs: [cart]"),
+        "of another node of this machine: {refused}"
     );
     assert_eq!(cart.count(), 1);
     shop.a.wait(
