@@ -7,6 +7,8 @@ use system::{proc, wait};
 
 use crate::first::{BACK_WITHIN, First};
 
+/// From the return of a zone to its share of the copies serving there: what is quiet for long enough, and a start.
+const SPREAD_WITHIN: Duration = Duration::from_secs(60);
 /// From the loss of a zone to its copies serving elsewhere.
 const REPLACED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -142,6 +144,44 @@ fn a_whole_zone_dies() {
         println!("replaced in {took:?}");
         assert!(took < REPLACED_WITHIN, "{took:?}");
     });
+}
+
+/// A lost zone comes back, and a copy moves home: nobody has to ask for it, and nobody's request notices.
+#[test]
+fn a_zone_that_died_comes_back_and_the_copies_are_spread_again() {
+    let mut first = First::up();
+    let store = first.cloud.ready("store").unwrap()[0].node.clone().unwrap();
+    let victim = ["a", "b", "c"].into_iter().find(|zone| *zone != store);
+    let victim = victim.unwrap();
+    let zones = |first: &First| -> Vec<String> {
+        let web = first.cloud.ready("web").unwrap();
+        let mut zones: Vec<_> = web.into_iter().filter_map(|one| one.zone).collect();
+        zones.sort();
+        zones
+    };
+    first.under_load(Duration::from_secs(75), |first| {
+        first.cloud.kill_node(victim).unwrap();
+        let replaced = || match zones(first) {
+            zones if zones.len() == 3 && !zones.iter().any(|zone| zone == victim) => Ok(()),
+            zones => Err(format!("web serves in {zones:?}")),
+        };
+        wait::until("the others serve for the dead zone", BACK_WITHIN, replaced);
+        first.cloud.say(&["start", victim]).unwrap();
+        let home = || match zones(first) {
+            zones if zones == ["a", "b", "c"] => Ok(()),
+            zones => Err(format!("web serves in {zones:?}")),
+        };
+        let took = wait::until("a copy in each zone again", SPREAD_WITHIN, home).1;
+        println!("spread again after {took:?}");
+        first.all_ready();
+    });
+    let moved = format!("moved to zone {victim}");
+    let events = first.cloud.say(&["events"]).unwrap();
+    assert_eq!(events.matches(&moved).count(), 1, "{events}");
+    assert!(
+        events.contains(&format!("had 2 copies, zone {victim} none")),
+        "{events}"
+    );
 }
 
 #[test]
