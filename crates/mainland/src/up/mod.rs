@@ -79,6 +79,10 @@ impl Up {
             data: globals.data_dir(),
         };
         layout.create()?;
+        // Here, where a person reads it: what is detached writes to a log.
+        if let Some(said) = self.zones_that_stay(&layout) {
+            experience::notice(&said);
+        }
         match self.detach {
             true => self.run_detached(globals, &layout).await,
             false => self.run_here(globals, layout).await,
@@ -188,18 +192,16 @@ impl Up {
     /// As many as asked for, or as last time; nodes that are there already are never left behind, for they may hold volumes.
     fn zones(&self, layout: &Layout, old: Option<&State>) -> u32 {
         let asked = self.zones.or(old.map(|old| old.zones)).unwrap_or(1);
-        let there = layout
-            .known_nodes()
-            .iter()
-            .filter(|name| *name != layout::EDGE)
-            .count();
-        let there = u32::try_from(there).unwrap_or(ZONES_MAX).min(ZONES_MAX);
-        if there > asked {
-            experience::notice(&format!(
-                "{there} zones are here already and stay: `mainland leave NODE` removes a node for good"
-            ));
-        }
-        asked.max(there)
+        asked.max(zones_there(layout))
+    }
+
+    /// What is said to who asks for fewer zones than there are.
+    fn zones_that_stay(&self, layout: &Layout) -> Option<String> {
+        let there = zones_there(layout);
+        self.zones.filter(|asked| *asked < there)?;
+        Some(format!(
+            "{there} zones are here already and stay: `mainland leave NODE` removes a node for good"
+        ))
     }
 
     fn state(&self, globals: &Globals, layout: &Layout, old: Option<State>) -> Result<State> {
@@ -255,6 +257,13 @@ impl Up {
         let output = experience::output::Output { output: None };
         experience::progress::until_ready(globals, &all_of(&projects), self.timeout, output).await
     }
+}
+
+/// Those of the nodes that have joined from here.
+fn zones_there(layout: &Layout) -> u32 {
+    let nodes = layout.known_nodes();
+    let there = nodes.iter().filter(|name| *name != layout::EDGE).count();
+    u32::try_from(there).unwrap_or(ZONES_MAX).min(ZONES_MAX)
 }
 
 /// ctrl-C is answered at once, though the end takes a moment.
@@ -408,4 +417,36 @@ fn ending_signal() -> Result<impl Future<Output = ()>> {
             _ = hangup.recv() => {}
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        up: Up,
+    }
+
+    #[test]
+    fn who_asks_for_fewer_zones_than_there_are_is_told_that_they_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().to_owned();
+        for node in ["a", "b", "c", layout::EDGE] {
+            std::fs::create_dir_all(data.join("nodes").join(node)).unwrap();
+            std::fs::write(data.join("nodes").join(node).join("agent.json"), "").unwrap();
+        }
+        let layout = Layout { data };
+        for (words, zones, told) in [
+            (&["up"][..], 3, false),
+            (&["up", "--zones", "1"], 3, true),
+            (&["up", "--zones", "3"], 3, false),
+            (&["up", "--zones", "4"], 4, false),
+        ] {
+            let up = <Line as clap::Parser>::parse_from(words).up;
+            assert_eq!(up.zones(&layout, None), zones, "{words:?}");
+            assert_eq!(up.zones_that_stay(&layout).is_some(), told, "{words:?}");
+        }
+    }
 }
