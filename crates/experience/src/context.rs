@@ -1,7 +1,7 @@
 //! Where the server is, which project is meant.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::client::{Client, Transport};
 use model::ids::ProjectName;
@@ -92,9 +92,23 @@ impl Globals {
         serde_json::from_slice(&std::fs::read(path).ok()?).ok()
     }
 
+    /// Whose cloud it is, where there is one that this user may not ask.
+    fn anothers(&self) -> Option<Failure> {
+        use std::os::unix::fs::MetadataExt;
+        let path = self.data_dir().join("client.json");
+        let owner = path.metadata().ok()?.uid();
+        let denied = std::fs::File::open(&path).err()?.kind();
+        (denied == std::io::ErrorKind::PermissionDenied)
+            .then(|| of_another(&self.data_dir(), owner))
+    }
+
     /// A client; nothing is dialled yet.
     pub fn client(&self) -> Result<Client, Failure> {
         let known = self.client_file();
+        let says_nothing = self.api.is_none() && self.token.is_none();
+        if let Some(failure) = says_nothing.then(|| self.anothers()).flatten() {
+            return Err(failure);
+        }
         let address = self
             .api
             .or(known.as_ref().map(|known| known.api))
@@ -201,6 +215,25 @@ impl Globals {
     }
 }
 
+fn of_another(data: &Path, owner: u32) -> Failure {
+    Failure::failed(format!(
+        "there is a cloud in {}, and it belongs to {} [forbidden]\n  remedy: run this as that user, or pass a token in MAINLAND_TOKEN and the address with --api",
+        data.display(),
+        user_name(owner)
+    ))
+}
+
+/// As the machine's own list has it.
+pub fn user_name(uid: u32) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| format!("{name} (uid {uid})"))
+    });
+    named.unwrap_or_else(|| format!("uid {uid}"))
+}
+
 /// The port of the gateway that `up` runs here.
 pub fn gateway_port(globals: &Globals) -> u16 {
     #[derive(Deserialize)]
@@ -228,6 +261,17 @@ fn default_data_dir() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whose_cloud_it_is_goes_by_name() {
+        let failure = of_another(Path::new("/x"), 0);
+        assert!(
+            failure
+                .message
+                .contains("cloud in /x, and it belongs to root (uid 0)")
+        );
+        assert_eq!(user_name(4_000_000_000), "uid 4000000000");
+    }
 
     #[test]
     fn the_nodes_here_answer_for_the_server_here_alone() {

@@ -83,6 +83,7 @@ impl Layout {
                 longest.display()
             );
         }
+        check_owner(&self.data)?;
         for directory in [
             self.data.clone(),
             self.data.join("nodes"),
@@ -95,6 +96,27 @@ impl Layout {
         }
         Ok(())
     }
+}
+
+/// Root may use what is another's, nobody else.
+fn check_owner(data: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let (us, owner) = (rustix::process::geteuid().as_raw(), data.metadata());
+    match owner {
+        Ok(owner) => refuse_anothers(data, owner.uid(), us),
+        Err(_) => Ok(()),
+    }
+}
+
+fn refuse_anothers(data: &Path, owner: u32, us: u32) -> Result<()> {
+    if owner == us || us == 0 {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "the data directory {} belongs to {}\n  remedy: run this as that user, or choose another directory with --data-dir",
+        data.display(),
+        experience::context::user_name(owner)
+    )
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<()> {
@@ -166,6 +188,16 @@ fn port_range(index: u32) -> (u16, u16) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_directory_of_another_user_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |owner, us| refuse_anothers(folder.path(), owner, us);
+        assert!(refused(65_534, 65_534).is_ok());
+        assert!(refused(65_534, 0).is_ok(), "root may");
+        let error = refused(0, 65_534).unwrap_err().to_string();
+        assert!(error.contains("belongs to root (uid 0)"), "{error}");
+    }
 
     #[test]
     fn nodes_share_the_machine_and_nothing_else() {
