@@ -102,6 +102,20 @@ pub async fn remove_leftovers() {
     }
 }
 
+/// What of a node lives on: how many instances, where anything does.
+pub fn instances_on(directory: &Path) -> Option<usize> {
+    let processes = Processes::read();
+    let ours: Vec<_> = processes
+        .words
+        .values()
+        .filter(|words| names(words, directory))
+        .collect();
+    let shims = ours
+        .iter()
+        .filter(|words| words.split(|byte| *byte == 0).nth(1) == Some(b"shim"));
+    (!ours.is_empty()).then(|| shims.count())
+}
+
 /// All that runs on the machine: parents, and what they were started with.
 struct Processes {
     parents: BTreeMap<u32, u32>,

@@ -20,6 +20,8 @@ const BEGIN_TIMEOUT: Duration = Duration::from_secs(20);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a node that was lost is looked for: somebody may have started it again.
 const REDISCOVER_INTERVAL: Duration = Duration::from_secs(1);
+/// From the death of an agent until it is looked at what has not died with it.
+const DEATH_SETTLES: Duration = Duration::from_millis(200);
 /// Between looks at a socket or file that will be there in a moment.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 /// A process that dies again and again is started anew no faster than this.
@@ -273,9 +275,10 @@ impl Supervisor {
                 tokio::time::sleep(pause).await;
                 self.restart(&name);
             } else if !self.finds_node(&name) {
-                experience::notice(&format!(
-                    "node {name} died and stays lost, as a real one would; `mainland start {name}` brings it back"
-                ));
+                // Who kills all of a node begins with some of it.
+                tokio::time::sleep(DEATH_SETTLES).await;
+                let instances = chaos::instances_on(&self.layout.node(&name));
+                experience::notice(&told_death(&name, instances));
             }
         }
     }
@@ -365,6 +368,25 @@ impl Supervisor {
     }
 }
 
+/// What an agent's death leaves: nothing, or all that it looked after.
+fn told_death(name: &str, instances: Option<usize>) -> String {
+    match instances {
+        None => format!(
+            "node {name} died and stays lost, as a real one would; `mainland start {name}` brings it back"
+        ),
+        Some(running) => {
+            let counted = match running {
+                0 => "its proxy runs".to_owned(),
+                1 => "its proxy and 1 instance run".to_owned(),
+                many => format!("its proxy and {many} instances run"),
+            };
+            format!(
+                "node {name} counts as lost, for its agent died; {counted} on, and `mainland start {name}` adopts them"
+            )
+        }
+    }
+}
+
 /// False: it has not ended, or not as asked.
 async fn stop_node(socket: PathBuf, identity: Identity) -> bool {
     let deadline = Instant::now() + super::STOP_TIMEOUT;
@@ -427,5 +449,24 @@ impl Pause {
         };
         self.last = Some(now);
         self.length
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runs_on_without_its_agent_is_said() {
+        for (instances, expected) in [
+            (None, "died and stays lost"),
+            (Some(0), "its proxy runs on"),
+            (Some(1), "its proxy and 1 instance run on"),
+            (Some(6), "its proxy and 6 instances run on"),
+        ] {
+            let told = told_death("c", instances);
+            assert!(told.contains(expected), "{told}");
+            assert!(told.contains("`mainland start c`"), "{told}");
+        }
     }
 }
