@@ -255,6 +255,31 @@ pub fn single_points<'a>(
     engines.collect()
 }
 
+/// Who runs once by the file's word, and is needed: an engine is told of by [`single_points`]. The number is that of the copies wanted.
+pub fn lone_services<'a>(
+    services: impl IntoIterator<Item = (&'a ResourceName, &'a Service, u32)>,
+) -> Vec<String> {
+    let services: Vec<_> = services.into_iter().collect();
+    let callers = |name: &ResourceName| -> Vec<&str> {
+        let needs = |spec: &Service| spec.needs.get(name).is_some_and(|need| !need.optional);
+        let callers = services.iter().filter(|(_, spec, _)| needs(spec));
+        callers.map(|(caller, ..)| caller.as_str()).collect()
+    };
+    let single = services
+        .iter()
+        .filter(|(_, spec, wanted)| *wanted == 1 && spec.engine().is_none() && !spec.is_external());
+    single
+        .map(|(name, ..)| (name, callers(name)))
+        .filter(|(_, callers)| !callers.is_empty())
+        .map(|(name, callers)| {
+            format!(
+                "{name} runs once: when it fails, so does {}",
+                callers.join(", ")
+            )
+        })
+        .collect()
+}
+
 /// A name of the database's own making: PostgreSQL's names take no `-` without quotes.
 pub fn database_name(name: &ResourceName) -> String {
     name.as_str().replace('-', "_")

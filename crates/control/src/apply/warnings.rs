@@ -11,14 +11,34 @@ use crate::world::World;
 
 pub(super) fn collect(planner: &mut Planner<'_>) {
     let services = services_after(planner);
-    let mut warnings = rings(&services);
-    warnings.extend(single_points(planner, &services));
-    let specs = services.iter().map(|(name, (spec, _))| (name, spec));
-    warnings.extend(model::state::single_points(specs));
+    // What was so before has been said before.
+    let known = of_shape(&services_before(planner));
+    let mut warnings = of_shape(&services);
+    warnings.retain(|warning| !known.contains(warning));
     if !planner.request.apply.services.is_empty() {
         warnings.extend(not_covered(planner, &services));
     }
     planner.planned.warnings.extend(warnings);
+}
+
+/// What the services alone tell, wherever they run.
+fn of_shape(services: &BTreeMap<ResourceName, (Service, u32)>) -> Vec<String> {
+    let mut warnings = rings(services);
+    let counted = services
+        .iter()
+        .map(|(name, (spec, wanted))| (name, spec, *wanted));
+    warnings.extend(model::state::lone_services(counted));
+    let specs = services.iter().map(|(name, (spec, _))| (name, spec));
+    warnings.extend(model::state::single_points(specs));
+    warnings
+}
+
+/// The project's services as they are, each with its wanted number of copies.
+fn services_before(planner: &Planner<'_>) -> BTreeMap<ResourceName, (Service, u32)> {
+    let before = planner.world.services_of(planner.request.project);
+    let before =
+        before.map(|(name, entry, record)| (name.clone(), (record.spec.clone(), entry.wanted())));
+    before.collect()
 }
 
 /// The project's services as they will be, each with its wanted number of copies.
@@ -55,32 +75,6 @@ fn rings(services: &BTreeMap<ResourceName, (Service, u32)>) -> Vec<String> {
         )
     };
     order.cycles.iter().map(shown).collect()
-}
-
-fn single_points(
-    planner: &Planner<'_>,
-    services: &BTreeMap<ResourceName, (Service, u32)>,
-) -> Vec<String> {
-    let named = planner.request.apply.services.keys();
-    // Engines are named on their own: there is nothing to be done about them in the file.
-    let is_single = |(spec, wanted): &(Service, u32)| *wanted == 1 && spec.engine().is_none();
-    let single = named.filter(|name| services.get(*name).is_some_and(is_single));
-    let needed_by = |name: &ResourceName| -> Vec<&str> {
-        let callers = services
-            .iter()
-            .filter(|(_, (spec, _))| spec.needs.get(name).is_some_and(|need| !need.optional));
-        callers.map(|(caller, _)| caller.as_str()).collect()
-    };
-    single
-        .map(|name| (name, needed_by(name)))
-        .filter(|(_, callers)| !callers.is_empty())
-        .map(|(name, callers)| {
-            format!(
-                "{name} runs once: when it fails, so does {}",
-                callers.join(", ")
-            )
-        })
-        .collect()
 }
 
 /// Places all as it will be, and asks which zone could not be lost.

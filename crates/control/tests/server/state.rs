@@ -264,6 +264,11 @@ async fn what_an_engine_cannot_be_is_refused_with_the_way_out() {
         warning.contains("db has one copy") && warning.contains("web depends on it")
     });
     assert!(single, "{:?}", applied.warnings);
+    // What has been said is not said with each change.
+    let again = [("web", with_env(needing(service(1), "db"), "COLOR", "blue"))];
+    let again = cloud.apply(&apply_of(&again)).await;
+    assert_eq!(again.warnings, Vec::<String>::new());
+    cloud.apply(&apply_of(&first)).await;
     let secret = given(&cloud, &nodes, "db").await;
     let refused: [(&str, Service, &str); 4] = [
         ("db", database(16), "engine-change"),

@@ -141,7 +141,12 @@ async fn weak_points(globals: &Globals, manifest: &Manifest) -> Vec<String> {
             .iter()
             .map(|(name, declared)| (name, &declared.spec))
     };
-    let of_file = || model::state::single_points(specs());
+    let of_file = || {
+        let counted = specs().map(|(name, spec)| (name, spec, spec.replicas));
+        let mut weak = model::state::lone_services(counted);
+        weak.extend(model::state::single_points(specs()));
+        weak
+    };
     let Ok(client) = globals.client() else {
         return of_file();
     };
@@ -158,7 +163,14 @@ async fn weak_points(globals: &Globals, manifest: &Manifest) -> Vec<String> {
         .apply(&manifest.project, &apply, true, &idempotency_key())
         .await
     {
-        Ok(applied) => applied.warnings,
+        // It tells what an apply would bring; here all is told.
+        Ok(applied) => {
+            let mut all = of_file();
+            let more = applied.warnings.into_iter();
+            let more: Vec<_> = more.filter(|warning| !all.contains(warning)).collect();
+            all.extend(more);
+            all
+        }
         Err(api::client::Error::Refused(problem)) if !matches!(problem.status, 401 | 403) => {
             let mut all = of_file();
             all.insert(

@@ -146,7 +146,7 @@ fn who_declared_a_database_or_a_topic_uses_it_and_nobody_else_does() {
     assert_eq!(state.cloud.say(&words).unwrap().trim(), "1");
 
     // What they hold is named for what it is when it can't be had twice.
-    let warned = state.cloud.say(&["diff"]).unwrap();
+    let warned = state.cloud.say(&["check"]).unwrap();
     for single in [
         "the database orders-db has one copy",
         "the topic events has one copy",
