@@ -158,6 +158,32 @@ pub fn consequence_of_change(old: &Service, new: &Service, running: Running<'_>)
     parts.join(", ")
 }
 
+/// What it means that a service no longer has a volume, whose data is on these nodes: it is not moved to one of another name.
+pub fn volumes_left(old: &Service, new: &Service, nodes: &[&str]) -> Option<String> {
+    let named = |of: &Service, besides: &Service| -> Vec<String> {
+        let names = of.volumes.keys();
+        let names = names.filter(|name| !besides.volumes.contains_key(*name));
+        names.map(|name| format!("`{name}`")).collect()
+    };
+    let (gone, come) = (named(old, new), named(new, old));
+    if gone.is_empty() {
+        return None;
+    }
+    let begin = match come.as_slice() {
+        [] => String::new(),
+        [one] => format!("volume {one} starts empty; "),
+        many => format!("volumes {} start empty; ", listed(many)),
+    };
+    let on = match nodes {
+        [one] => format!("node {one}"),
+        many => format!("nodes {}", listed(many)),
+    };
+    Some(format!(
+        "{begin}what is in {} stays on {on}, and nothing uses it",
+        listed(&gone)
+    ))
+}
+
 pub fn consequence_of_removal(running: u32, has_data: bool, delete_data: bool) -> String {
     let stops = match running {
         0 => "nothing stops".to_owned(),
@@ -300,6 +326,44 @@ mod tests {
                 zones: &zones,
             };
             assert_eq!(consequence_of_change(&old, &new, running), consequence);
+        }
+    }
+
+    #[test]
+    fn a_volume_of_another_name_starts_empty() {
+        let volume = model::state::Volume {
+            size: model::units::Bytes::mebibytes(64),
+        };
+        let with = |names: &[&str]| {
+            let mut service = service(1);
+            for name in names {
+                service
+                    .volumes
+                    .insert(name.parse().unwrap(), volume.clone());
+            }
+            service
+        };
+        let table: [(&[&str], &[&str], &[&str], Option<&str>); 4] = [
+            (&["data"], &["data"], &["b"], None),
+            (&["data"], &["data", "more"], &["b"], None),
+            (
+                &["data"],
+                &["store"],
+                &["b"],
+                Some(
+                    "volume `store` starts empty; what is in `data` stays on node b, and nothing uses it",
+                ),
+            ),
+            (
+                &["data", "x"],
+                &[],
+                &["a", "b"],
+                Some("what is in `data` and `x` stays on nodes a and b, and nothing uses it"),
+            ),
+        ];
+        for (old, new, nodes, expected) in table {
+            let left = volumes_left(&with(old), &with(new), nodes);
+            assert_eq!(left.as_deref(), expected);
         }
     }
 

@@ -15,6 +15,7 @@ mod manifest;
 mod request;
 mod rolling;
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use api::client::Client;
@@ -22,7 +23,7 @@ use api::wire::{self, Action, Kind};
 use model::ids::ProjectName;
 use model::manifest::Manifest;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, QUESTIONABLE};
 use crate::operate::Waiting;
 use crate::output::Output;
 use crate::{Globals, assent, idempotency_key, notice, progress};
@@ -162,7 +163,7 @@ pub async fn deliver(
     match applied {
         Ok(_) => Ok(manifest.project),
         // The operator rolled back, then started anew with the old file: their decision stands.
-        Err(error) if error.code() == Some("would-undo-rollback") => {
+        Err(error) if is_questionable(error.code()) => {
             notice(&format!("the manifest was not applied: {error}"));
             Ok(manifest.project)
         }
@@ -187,12 +188,13 @@ async fn apply(
     manifest: &Manifest,
     removal: &Removal,
     dry_run: bool,
-    undo_rollback: bool,
+    assented: bool,
 ) -> Result<wire::Applied, Failure> {
     let mut apply = request(client, file, manifest).await?;
     apply.prune = removal.prune;
     apply.delete_data = removal.delete_data;
-    apply.undo_rollback = undo_rollback;
+    apply.undo_rollback = assented;
+    apply.leave_data = assented;
     Ok(client
         .apply(&manifest.project, &apply, dry_run, &idempotency_key())
         .await?)
@@ -206,19 +208,19 @@ impl ApplyFile {
         if self.removal.delete_data && !self.yes && !self.dry_run {
             assent("This deletes the data of what is removed. Go on?")?;
         }
-        let applied = match apply(
-            &client,
-            &file,
-            &manifest,
-            &self.removal,
-            self.dry_run,
-            self.yes,
-        )
-        .await
-        {
-            Err(failure) if failure.is("would-undo-rollback") && !self.yes => {
-                assent(&format!("{}\nUndo it?", failure.message))?;
-                apply(&client, &file, &manifest, &self.removal, self.dry_run, true).await?
+        let apply =
+            |dry_run, assented| apply(&client, &file, &manifest, &self.removal, dry_run, assented);
+        let can_ask = !self.yes && !self.dry_run && std::io::stdin().is_terminal();
+        if self.removal.prune && !self.removal.delete_data && can_ask {
+            let would = apply(true, false).await?;
+            if let Some(question) = removal_question(&would) {
+                assent(&question)?;
+            }
+        }
+        let applied = match apply(self.dry_run, self.yes).await {
+            Err(failure) if failure.is_questionable() && !self.yes => {
+                assent(&format!("{}\nGo on?", failure.message))?;
+                apply(self.dry_run, true).await?
             }
             other => other?,
         };
@@ -247,18 +249,55 @@ impl Delete {
             };
             assent(&format!("This removes {what}{data}. Go on?"))?;
         }
-        let changes = match (self.kind, self.name) {
-            (Some(kind), Some(name)) => {
-                client
-                    .delete(&project, kind, &name, self.delete_data)
-                    .await?
-            }
+        let changes = match (self.kind, &self.name) {
+            (Some(kind), Some(name)) => self.delete_one(&client, &project, kind, name).await?,
             _ => client.delete_project(&project, self.delete_data).await?,
         };
         self.output
             .print(&changes, || changes.iter().map(describe_change).collect())?;
         Ok(0)
     }
+
+    /// What others need is deleted by who assents; what holds data by who assents, where somebody can be asked.
+    async fn delete_one(
+        &self,
+        client: &Client,
+        project: &ProjectName,
+        kind: Kind,
+        name: &str,
+    ) -> Result<Vec<wire::Change>, Failure> {
+        let delete =
+            |though_needed| client.delete_as(project, kind, name, self.delete_data, though_needed);
+        let is_asked = self.yes || self.delete_data || !std::io::stdin().is_terminal();
+        if !is_asked && kind == Kind::Services {
+            let spec = client.resource(project, kind, name).await?;
+            if spec["volumes"]
+                .as_object()
+                .is_some_and(|volumes| !volumes.is_empty())
+            {
+                assent(&format!(
+                    "{name} has a volume, whose data stays. Delete {name}?"
+                ))?;
+            }
+        }
+        match delete(self.yes).await {
+            Err(error) if asks_for_assent(&error, kind) && !self.yes => {
+                assent(&format!("{error}\nDelete it?"))?;
+                Ok(delete(true).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+}
+
+/// A needed secret is deleted by no word of anybody: what needs it could not start.
+fn asks_for_assent(error: &api::client::Error, kind: Kind) -> bool {
+    kind == Kind::Services && error.code() == Some("needed")
+}
+
+/// Whether an apply was refused for what somebody may assent to.
+fn is_questionable(code: Option<&str>) -> bool {
+    code.is_some_and(|code| QUESTIONABLE.contains(&code))
 }
 
 /// What an apply did, for people.
@@ -279,6 +318,16 @@ pub fn describe(applied: &wire::Applied) -> String {
         text.push_str(&format!("warning: {warning}\n"));
     }
     text
+}
+
+/// What `--prune` takes away, for who is to assent; nothing where it takes nothing.
+fn removal_question(would: &wire::Applied) -> Option<String> {
+    let removed = would.changes.iter();
+    let removed: String = removed
+        .filter(|change| change.action == Action::Remove)
+        .map(describe_change)
+        .collect();
+    (!removed.is_empty()).then(|| format!("{removed}Remove this?"))
 }
 
 fn describe_change(change: &wire::Change) -> String {

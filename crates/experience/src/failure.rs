@@ -20,6 +20,9 @@ pub const UNKNOWN: u8 = 3;
 /// The code of a problem after which it is not known whether the change was made.
 const OUTCOME_UNKNOWN: &str = "outcome-unknown";
 
+/// What an apply is refused for until somebody assents.
+pub const QUESTIONABLE: [&str; 2] = ["would-undo-rollback", "leaves-data"];
+
 impl Failure {
     fn new(exit_code: u8, message: impl Into<String>) -> Self {
         Self {
@@ -62,6 +65,11 @@ impl Failure {
     /// Whether it says this code.
     pub fn is(&self, code: &str) -> bool {
         self.message.contains(&format!("[{code}]"))
+    }
+
+    /// Whether an apply was refused for what somebody may assent to.
+    pub fn is_questionable(&self) -> bool {
+        QUESTIONABLE.iter().any(|code| self.is(code))
     }
 
     pub fn print(&self) {

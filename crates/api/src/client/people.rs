@@ -141,9 +141,22 @@ impl Client {
         name: &str,
         delete_data: bool,
     ) -> Result<Vec<wire::Change>, Error> {
+        self.delete_as(project, kind, name, delete_data, false)
+            .await
+    }
+
+    /// With `though_needed` also where others in the project need it.
+    pub async fn delete_as(
+        &self,
+        project: &ProjectName,
+        kind: wire::Kind,
+        name: &str,
+        delete_data: bool,
+        though_needed: bool,
+    ) -> Result<Vec<wire::Change>, Error> {
         let kind = kind.as_str();
         let path = format!(
-            "/v1/projects/{project}/{kind}/{}?delete_data={delete_data}",
+            "/v1/projects/{project}/{kind}/{}?delete_data={delete_data}&though_needed={though_needed}",
             escape(name)
         );
         let answer = self

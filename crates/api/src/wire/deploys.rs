@@ -33,6 +33,9 @@ pub struct Apply {
     /// Go ahead where the change undoes somebody's rollback.
     #[serde(default)]
     pub undo_rollback: bool,
+    /// Go ahead where the data of a volume that is no longer named stays behind, used by nothing.
+    #[serde(default)]
+    pub leave_data: bool,
 }
 
 /// What an apply did, or with `?dry_run=true` would do.

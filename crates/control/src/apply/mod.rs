@@ -26,7 +26,7 @@ use crate::records::Key;
 use crate::world::World;
 
 pub use releases::{restart, rollback};
-pub use removal::{remove_project, remove_resource};
+pub use removal::{Deletion, remove_project, remove_resource};
 pub use secrets::{open as open_secret, set_value, users};
 
 /// Who asks for a change, and when.

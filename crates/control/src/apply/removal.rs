@@ -13,13 +13,22 @@ use crate::draft::Draft;
 use crate::records::{Key, Removing, SecretRecord, ServiceRecord};
 use crate::world::{Entry, Stored, World};
 
+/// How a resource is to be deleted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Deletion {
+    /// With the data of its volumes.
+    pub delete_data: bool,
+    /// Also where others in the project need it.
+    pub though_needed: bool,
+}
+
 /// Removes one resource.
 pub fn remove_resource(
     world: &World,
     project: &ProjectName,
     kind: Kind,
     name: &str,
-    delete_data: bool,
+    deletion: Deletion,
     if_match: IfMatch,
     author: &Author,
 ) -> Result<Step, Problem> {
@@ -34,8 +43,12 @@ pub fn remove_resource(
             let id = id()?;
             let entry = world.services.get(&id).ok_or_else(missing)?;
             if_match.check(&what, entry.live())?;
-            let mut step = of_service(&id, entry, delete_data, author).ok_or_else(missing)?;
+            let mut step =
+                of_service(&id, entry, deletion.delete_data, author).ok_or_else(missing)?;
             step.change.consequence += &left_without(world, &id);
+            if !deletion.though_needed {
+                check_unneeded(world, &id, &step.change.consequence)?;
+            }
             Ok(step)
         }
         Kind::Routes => {
@@ -70,15 +83,35 @@ pub fn remove_resource(
 
 /// What a deleted service leaves behind. An apply can't: it is refused while anything in it needs what it prunes.
 fn left_without(world: &World, id: &ResourceId) -> String {
-    let routes = world.routes_of(&id.project);
-    let routes: Vec<&str> = routes
-        .filter(|(_, route)| route.to == id.name)
-        .map(|(place, _)| place.as_str())
-        .collect();
-    changes::consequence_for_others(&users(world, id), &routes)
+    changes::consequence_for_others(&others_of(world, id), &routes_to(world, id))
 }
 
-/// What needs a secret could not start any more.
+fn routes_to<'w>(world: &'w World, id: &'w ResourceId) -> Vec<&'w str> {
+    let routes = world.routes_of(&id.project);
+    routes
+        .filter(|(_, route)| route.to == id.name)
+        .map(|(place, _)| place.as_str())
+        .collect()
+}
+
+/// Who needs a service or consumes a topic, and is not it.
+fn others_of(world: &World, id: &ResourceId) -> Vec<String> {
+    let mut others = users(world, id);
+    others.retain(|name| *name != id.name.as_str());
+    others
+}
+
+/// A service that others rely on is not taken from them in passing.
+fn check_unneeded(world: &World, id: &ResourceId, consequence: &str) -> Result<(), Problem> {
+    if others_of(world, id).is_empty() && routes_to(world, id).is_empty() {
+        return Ok(());
+    }
+    let title = format!("service {id} is needed: {consequence}");
+    Err(Problem::conflict("needed", title)
+        .remedy("take it out of their `needs` and routes first, or delete it all the same with -y"))
+}
+
+/// What needs a secret could not start any more, whoever assents.
 fn check_unused(world: &World, id: &ResourceId) -> Result<(), Problem> {
     let users = users(world, id);
     if users.is_empty() {

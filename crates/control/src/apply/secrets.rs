@@ -228,7 +228,9 @@ fn described(
 pub fn users(world: &World, id: &ResourceId) -> Vec<String> {
     let services = world.services_of(&id.project);
     services
-        .filter(|(_, _, record)| record.spec.needs.contains_key(&id.name))
+        .filter(|(_, _, record)| {
+            record.spec.needs.contains_key(&id.name) || record.spec.on.contains_key(&id.name)
+        })
         .map(|(name, ..)| name.to_string())
         .collect()
 }

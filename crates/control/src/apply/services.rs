@@ -1,5 +1,7 @@
 //! A service of an apply: created, changed, kept.
 
+use std::collections::BTreeSet;
+
 use api::problem::Problem;
 use api::wire::{Action, Kind};
 use boundary::authorize::Change as Admitted;
@@ -205,6 +207,8 @@ impl Planner<'_> {
     ) -> Result<(), Problem> {
         check_engine_change(id, &record.spec, spec)?;
         self.check_rollback(id, entry, record, spec)?;
+        let left = left_data(entry, &record.spec, spec);
+        self.check_left_data(id, left.as_deref())?;
         let mut draft = Draft::new();
         self.give_secret(id, spec, &mut draft)?;
         let mut diff = changes::diff(&record.spec, spec);
@@ -222,7 +226,10 @@ impl Planner<'_> {
             after: entry.copies_of(spec),
             zones: &zones,
         };
-        let consequence = changes::consequence_of_change(&record.spec, spec, running);
+        let mut consequence = changes::consequence_of_change(&record.spec, spec, running);
+        if let Some(left) = left {
+            consequence = format!("{consequence}; {left}");
+        }
         diff.extend(scaled_line(entry, spec));
         self.push(
             change(
@@ -273,6 +280,18 @@ impl Planner<'_> {
         }))
     }
 
+    /// A volume that has another name is another one, and empty: that is seldom what was meant.
+    fn check_left_data(&self, id: &ResourceId, left: Option<&str>) -> Result<(), Problem> {
+        let Some(left) = left.filter(|_| !self.request.dry_run && !self.request.apply.leave_data)
+        else {
+            return Ok(());
+        };
+        let title = format!("{}: {left}", id.name);
+        Err(Problem::conflict("leaves-data", title).remedy(
+            "give the volume its name again; or repeat it with -y, if that is what you want",
+        ))
+    }
+
     /// Somebody left certain releases on purpose: a file that still says what they said does not silently return to them.
     fn check_rollback(
         &mut self,
@@ -307,6 +326,17 @@ impl Planner<'_> {
             "change the file; or repeat it with -y (`mainland apply -y`), if that is what you want",
         ))
     }
+}
+
+/// What is in volumes that the new spec no longer names, where there are any with data.
+fn left_data(entry: &Entry, old: &Service, new: &Service) -> Option<String> {
+    let group = entry.group();
+    let nodes: BTreeSet<&str> = group.homes.values().map(|node| node.as_str()).collect();
+    let nodes: Vec<&str> = nodes.into_iter().collect();
+    if nodes.is_empty() {
+        return None;
+    }
+    changes::volumes_left(old, new, &nodes)
 }
 
 /// What is in a volume is one engine's, and of one version.

@@ -78,20 +78,16 @@ fn missing(world: &World, project: &ProjectName, kind: Kind, name: &str) -> Prob
 pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
     let (project, kind) = (call.project()?, kind(&call)?);
     let name = call.text("name").to_owned();
-    let delete_data = call.asks("delete_data", false)?;
+    let deletion = apply::Deletion {
+        delete_data: call.asks("delete_data", false)?,
+        though_needed: call.asks("though_needed", false)?,
+    };
     let if_match = call.if_match()?;
     let author = projects::author(&server, &call.principal);
     let (change, _) = server
         .change(|world: &World| {
-            let step = apply::remove_resource(
-                world,
-                &project,
-                kind,
-                &name,
-                delete_data,
-                if_match,
-                &author,
-            );
+            let step =
+                apply::remove_resource(world, &project, kind, &name, deletion, if_match, &author);
             let step = step.map_err(|problem| match problem.status {
                 404 => missing(world, &project, kind, &name),
                 _ => problem,

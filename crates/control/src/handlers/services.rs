@@ -33,6 +33,7 @@ pub async fn put(server: Arc<Server>, mut call: Call) -> Answer {
     let ask = wire::Apply {
         services: BTreeMap::from([(id.name.clone(), spec)]),
         undo_rollback: call.asks("undo_rollback", false)?,
+        leave_data: call.asks("leave_data", false)?,
         ..wire::Apply::default()
     };
     let applied = projects::run(&server, &id.project, &ask, &call.principal, terms).await?;

@@ -149,7 +149,16 @@ async fn a_deletion_says_whom_it_leaves_without() {
         "nothing is left that would need it"
     );
     let kind = api::wire::Kind::Services;
-    let changes = cloud.client.delete(&project(), kind, "web", false).await;
+    let refused = cloud.client.delete(&project(), kind, "web", false).await;
+    let said = refused.as_ref().unwrap_err().to_string();
+    assert!(
+        said.contains("front needs it, route api.localhost/"),
+        "{said}"
+    );
+    assert_eq!(code(refused), "needed");
+    let shop = project();
+    let assented = cloud.client.delete_as(&shop, kind, "web", false, true);
+    let changes = assented.await;
     assert_eq!(
         changes.unwrap()[0].consequence,
         "2 instances stop; front needs it, route api.localhost/ leads nowhere then"

@@ -188,6 +188,28 @@ async fn data_goes_only_when_that_is_asked_for() {
     cloud.apply(&apply_of(&[("db", db.clone())])).await;
     cloud.ready("db", 1).await;
 
+    // One of another name is another one.
+    let mut renamed = db.clone();
+    let volume = renamed.volumes.remove("data").unwrap();
+    renamed.volumes.insert(name("store"), volume);
+    let renamed = apply_of(&[("db", renamed)]);
+    let refused = cloud
+        .client
+        .apply(&project(), &renamed, false, &key())
+        .await;
+    assert_eq!(code(refused), "leaves-data");
+    let would = cloud.client.apply(&project(), &renamed, true, &key()).await;
+    let told = &would.unwrap().changes[0].consequence;
+    assert!(
+        told.contains("; volume `store` starts empty; what is in `data` stays on node "),
+        "{told}"
+    );
+    let assented = api::wire::Apply {
+        leave_data: true,
+        ..apply_of(&[("db", db.clone())])
+    };
+    cloud.apply(&assented).await;
+
     let changes = cloud
         .client
         .delete(&project(), kind, "db", false)

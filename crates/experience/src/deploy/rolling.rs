@@ -15,7 +15,7 @@ use model::units::Span;
 
 use super::lock::Lock;
 use super::manifest::read_meant;
-use super::{MANIFEST, describe, find_manifest, request};
+use super::{MANIFEST, describe, find_manifest, is_questionable, request};
 use crate::failure::Failure;
 use crate::output::{Output, say};
 use crate::progress::{self, Rolled};
@@ -162,12 +162,14 @@ impl Deploy {
     ) -> Result<wire::Applied, Failure> {
         let mut ask = request(client, file, manifest).await?;
         ask.undo_rollback = self.yes;
+        ask.leave_data = self.yes;
         let project = &manifest.project;
         let key = idempotency_key();
         match client.apply_in_deploy(project, &ask, &lock.id, &key).await {
-            Err(error) if error.code() == Some("would-undo-rollback") && !self.yes => {
-                assent(&format!("{error}\nUndo it?"))?;
+            Err(error) if is_questionable(error.code()) && !self.yes => {
+                assent(&format!("{error}\nGo on?"))?;
                 ask.undo_rollback = true;
+                ask.leave_data = true;
                 let key = idempotency_key();
                 Ok(client
                     .apply_in_deploy(project, &ask, &lock.id, &key)

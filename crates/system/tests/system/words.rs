@@ -78,6 +78,15 @@ fn wrong_names_and_empty_lists_are_said_to_be_so() {
         2,
     );
     assert!(said.contains("[no-terminal]"), "{said}");
+    // What a route leads to is not taken away in passing.
+    let delete = ["delete", "service", "page", "-p", "first"];
+    let (said, _) = ended(&first, &delete, 2);
+    assert!(
+        said.contains("leads nowhere then") && said.contains("-y"),
+        "{said}"
+    );
+    let (_, printed) = ended(&first, &[&delete[..], &["-y"]].concat(), 0);
+    assert!(printed.starts_with("- service page: "), "{printed}");
 }
 
 #[test]
