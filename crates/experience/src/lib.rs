@@ -9,7 +9,8 @@
 //! | [`deploy`] | `check`, `diff`, `apply`, `deploy`, `delete`: manifest in, consequences out |
 //! | [`artifact`] | what `run` names, as bytes with a digest, uploaded |
 //! | [`ps`] | `ps` |
-//! | [`see`] | `nodes`, `status`, `get`, `events`, `explain` |
+//! | [`see`] | `nodes`, `status`, `get`, `explain` |
+//! | [`events`] | `events` |
 //! | [`releases`] | `releases`, `rollout` |
 //! | [`logs`] | the output of instances, merged |
 //! | [`exec`] | a command beside an instance, with a terminal |
@@ -26,6 +27,7 @@ pub mod context;
 pub mod db;
 pub mod deploy;
 pub mod doctor;
+pub mod events;
 pub mod exec;
 pub mod failure;
 mod input;
@@ -70,7 +72,7 @@ pub enum Command {
     /// Show the output of instances
     Logs(logs::Logs),
     /// Show what happened
-    Events(see::Events),
+    Events(events::Events),
     /// Say why a service, instance, route or node is as it is
     Explain(see::Explain),
     /// Run a command beside an instance
@@ -117,8 +119,6 @@ pub enum Command {
     Leave(operate::Leave),
     /// Who you are to the server
     Whoami(see::WhoAmI),
-    /// Look for what this machine lacks
-    Doctor(doctor::Doctor),
     /// Print the JSON Schema of the manifest, for editors
     #[command(after_help = "Example:\n  mainland schema > mainland.schema.json")]
     Schema,
@@ -154,7 +154,6 @@ impl Command {
             Self::Uncordon(command) => command.run(globals, false).await,
             Self::Leave(command) => command.run(globals).await,
             Self::Whoami(command) => command.run(globals).await,
-            Self::Doctor(command) => command.run(globals).await,
             Self::Schema => {
                 output::say(&format!("{:#}", model::manifest::schema()))?;
                 Ok(0)

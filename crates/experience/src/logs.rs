@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use model::ids::{InstanceName, ProjectName};
 use model::signals::{LogLine, Stream};
 
+use crate::events::before;
 use crate::failure::Failure;
 use crate::output::{Output, one_of_many, say};
 use crate::{Globals, notice};
@@ -21,6 +22,8 @@ use crate::{Globals, notice};
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a followed line waits for older ones of other instances.
 const HOLD: Duration = Duration::from_millis(100);
+/// Of each instance, where nobody says how many or since when.
+const LINES: u32 = 100;
 /// Lines that are held in memory; beyond it the oldest are printed, sorted or not.
 const HELD_MAX: usize = 100_000;
 
@@ -28,7 +31,7 @@ const HELD_MAX: usize = 100_000;
 #[command(
     after_help = "With the server gone it shows what the nodes of this machine hold. With -o each line is a line of JSON, or a YAML document: \
                   {at, stream, text, instance}.\n\n\
-                  Examples:\n  mainland logs web -f\n  mainland logs web-3 --tail 20"
+                  Examples:\n  mainland logs web -f\n  mainland logs web-3 --tail 20\n  mainland logs web --since 10m"
 )]
 pub struct Logs {
     /// A service (all of its instances) or an instance; left out: everything
@@ -37,9 +40,12 @@ pub struct Logs {
     /// Go on with what comes
     #[arg(short, long)]
     follow: bool,
-    /// How many lines of each instance from before
-    #[arg(long, short = 'n', value_name = "LINES", default_value_t = 100)]
-    tail: u32,
+    /// How many lines of each instance from before (default: 100; with --since all)
+    #[arg(long, short = 'n', value_name = "LINES")]
+    tail: Option<u32>,
+    /// Only lines of this time, such as 90s, 10m or 2h
+    #[arg(long, value_name = "TIME", value_parser = crate::parse_span)]
+    since: Option<Duration>,
     #[command(flatten)]
     output: Output,
 }
@@ -141,10 +147,14 @@ impl Sorter {
 impl Logs {
     pub async fn run(mut self, globals: &Globals) -> Result<u8, Failure> {
         let (project, sources) = sources(globals).await?;
+        let now = Timestamp::now();
+        let begin = self
+            .since
+            .map_or(Timestamp::MIN, |since| before(now, since));
         let mut seen = BTreeSet::new();
         let mut merged = SelectAll::new();
         for source in &sources {
-            self.open(source, &project, &mut seen, &mut merged, self.tail)
+            self.open(source, &project, &mut seen, &mut merged, self.tail())
                 .await?;
         }
         for source in &sources {
@@ -172,7 +182,8 @@ impl Logs {
         loop {
             tokio::select! {
                 next = merged.next(), if !merged.is_empty() => match next {
-                    Some((name, Heard::Line(line))) => sorter.hold(name, line),
+                    Some((name, Heard::Line(line))) if line.at >= begin => sorter.hold(name, line),
+                    Some((_, Heard::Line(_))) => {}
                     Some((name, Heard::Broken(error))) => notice(&format!("{name}: {error}")),
                     // A node that was away, or an instance that moved, is heard again from where it is.
                     Some((name, Heard::End)) => drop(self.follow && seen.remove(&name)),
@@ -191,6 +202,11 @@ impl Logs {
             }
             self.print_until(&mut sorter, Timestamp::MIN, alone)?;
         }
+    }
+
+    fn tail(&self) -> u32 {
+        let unless_said = self.since.map_or(LINES, |_| u32::MAX);
+        self.tail.unwrap_or(unless_said)
     }
 
     /// A service may have no instances; what is none is said to be none.
@@ -281,7 +297,7 @@ impl Logs {
         if seen.contains(&name) {
             return;
         }
-        match source.lines(project, &name, self.tail, false).await {
+        match source.lines(project, &name, self.tail(), false).await {
             Ok(lines) => {
                 notice(&format!(
                     "{name} on node {} is gone, and release {} failed because of it; what it printed:",
@@ -310,7 +326,7 @@ impl Logs {
             return false;
         }
         for source in sources {
-            if let Ok(lines) = source.lines(project, name, self.tail, false).await {
+            if let Ok(lines) = source.lines(project, name, self.tail(), false).await {
                 notice(&format!("{name} is gone; what it printed:"));
                 merged.push(lines);
                 seen.insert(name.clone());
@@ -381,6 +397,25 @@ async fn sources(globals: &Globals) -> Result<(ProjectName, Vec<Source>), Failur
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn since_when_is_asked_for_all_of_that_time() {
+        #[derive(clap::Parser)]
+        struct Words {
+            #[command(flatten)]
+            logs: Logs,
+        }
+        let table: [(&[&str], u32); 4] = [
+            (&["logs"], 100),
+            (&["logs", "-n", "7"], 7),
+            (&["logs", "--since", "1m"], u32::MAX),
+            (&["logs", "--since", "1m", "-n", "7"], 7),
+        ];
+        for (words, expected) in table {
+            let parsed = <Words as clap::Parser>::try_parse_from(words).unwrap();
+            assert_eq!(parsed.logs.tail(), expected, "{words:?}");
+        }
+    }
 
     #[test]
     fn lines_of_several_instances_come_in_the_order_of_their_times() {

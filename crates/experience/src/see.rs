@@ -1,15 +1,13 @@
-//! `nodes`, `status`, `get`, `events`, `explain`, `whoami`.
+//! `nodes`, `status`, `get`, `explain`, `whoami`.
 
 use api::client::Client;
 use api::wire::{self, Kind};
-use futures_util::StreamExt;
 use jiff::Timestamp;
 use model::ids::NodeName;
-use model::signals::{Event, Level};
 
 use crate::db::database_table;
 use crate::failure::Failure;
-use crate::output::{Output, age, dash, one_of_many, say, table, word};
+use crate::output::{Output, age, dash, table, word};
 use crate::topic::topic_table;
 use crate::{Globals, deploy, operate};
 
@@ -223,65 +221,6 @@ impl Get {
 
 fn yaml(value: &impl serde::Serialize) -> String {
     serde_yaml_ng::to_string(value).unwrap_or_default()
-}
-
-#[derive(Debug, clap::Args)]
-#[command(
-    after_help = "With -o and -f each event is a line of JSON, or a YAML document.\n\nExample:\n  mainland events -f"
-)]
-pub struct Events {
-    /// Go on with what comes
-    #[arg(short, long)]
-    follow: bool,
-    /// Those of every project and node
-    #[arg(short = 'A', long)]
-    all: bool,
-    #[command(flatten)]
-    output: Output,
-}
-
-impl Events {
-    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        let client = globals.client()?;
-        let project = if self.all {
-            None
-        } else {
-            Some(globals.project(&client).await?)
-        };
-        if !self.follow {
-            let events = client.events(project.as_ref(), 0).await?.items;
-            self.output.list(&events, "nothing has happened yet", || {
-                events
-                    .iter()
-                    .map(|event| event_line(event) + "\n")
-                    .collect()
-            })?;
-            return Ok(0);
-        }
-        let mut stream = client.watch_events(project.as_ref(), 0).await?;
-        while let Some(event) = stream.next().await {
-            let event = event?;
-            match self.output.output {
-                Some(format) => say(&one_of_many(format, &event)?)?,
-                None => say(&event_line(&event))?,
-            }
-        }
-        Ok(0)
-    }
-}
-
-fn event_line(event: &Event) -> String {
-    let mark = match event.level {
-        Level::Info => ' ',
-        Level::Warning => '!',
-        Level::Error => '✗',
-    };
-    format!(
-        "{} {mark} {}: {}",
-        event.at.strftime("%H:%M:%S%.3f"),
-        event.subject,
-        event.reason
-    )
 }
 
 #[derive(Debug, clap::Args)]
