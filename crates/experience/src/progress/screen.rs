@@ -46,7 +46,7 @@ pub(super) fn screen(globals: &Globals, world: &World, took: Duration) -> String
             text.push_str(&format!("  ! {reason}\n"));
         }
     }
-    text.push_str(&next(world));
+    text.push_str(&next(world, &globals.aim()));
     text
 }
 
@@ -75,7 +75,7 @@ fn doors(routes: &[RouteStatus], gateway: u16) -> String {
 }
 
 /// What to try: on a cloud of several zones, also what else would cost an evening.
-fn next(world: &World) -> String {
+fn next(world: &World, aim: &str) -> String {
     let services = world
         .projects
         .iter()
@@ -85,8 +85,8 @@ fn next(world: &World) -> String {
         .filter(|service| service.wanted > 1)
         .max_by_key(|service| service.needs.len());
     let mut lines = vec![
-        ("mainland ps".to_owned(), "what runs where"),
-        ("mainland status".to_owned(), "how it does"),
+        (format!("mainland ps{aim}"), "what runs where"),
+        (format!("mainland status{aim}"), "how it does"),
     ];
     if let Some(service) = sturdy {
         let name = &service.name;
@@ -97,9 +97,9 @@ fn next(world: &World) -> String {
                 "kill a whole zone; `mainland start` brings it back",
             ));
         }
-        lines.push((format!("mainland scale {name} {more}"), "another copy"));
+        lines.push((format!("mainland scale {name} {more}{aim}"), "another copy"));
         lines.push((
-            format!("mainland deploy {name} --wait"),
+            format!("mainland deploy {name} --wait{aim}"),
             "after a change to it or to mainland.yaml",
         ));
     }
@@ -200,7 +200,19 @@ mod tests {
     #[test]
     fn one_zone_is_not_offered_to_be_killed() {
         let services = ["web@a", "api@a,b"];
-        assert!(!next(&world(&["a"], &services)).contains("chaos"));
-        assert!(next(&world(&["a", "b"], &services)).contains("chaos kill b"));
+        assert!(!next(&world(&["a"], &services), "").contains("chaos"));
+        assert!(next(&world(&["a", "b"], &services), "").contains("chaos kill b"));
+    }
+
+    #[test]
+    fn first_steps_of_an_environment_stay_in_it() {
+        let text = next(&world(&["a"], &["api@a,b"]), " --env staging");
+        let acts = text.lines().filter(|line| line.contains("mainland"));
+        let apart = acts.filter(|line| !line.contains("--env staging"));
+        let apart: Vec<_> = apart.map(str::trim).collect();
+        assert!(
+            apart.len() == 1 && apart[0].starts_with("mainland down "),
+            "{apart:?}"
+        );
     }
 }
