@@ -1,6 +1,7 @@
 //! What this machine has and lacks, each with what follows from it and how to mend it.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use crate::Globals;
 use crate::failure::Failure;
@@ -32,11 +33,17 @@ enum Grade {
 }
 
 impl Doctor {
-    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+    /// `postgres` is what this machine has of it: version → folder of its programs.
+    pub async fn run(
+        self,
+        globals: &Globals,
+        postgres: &BTreeMap<u32, PathBuf>,
+    ) -> Result<u8, Failure> {
         let mut findings = vec![
             privilege(),
             cgroups(),
             firewall(),
+            postgresql(postgres),
             disk(&globals.data_dir()),
             memory(),
         ];
@@ -125,6 +132,22 @@ fn firewall() -> Finding {
     }
 }
 
+fn postgresql(installed: &BTreeMap<u32, PathBuf>) -> Finding {
+    let what = "PostgreSQL";
+    if installed.is_empty() {
+        return finding(
+            what,
+            Grade::Less,
+            "missing: `databases` can't run; `apt-get install postgresql` (or dnf install postgresql-server) mends it",
+        );
+    }
+    let each = installed
+        .iter()
+        .map(|(version, folder)| format!("{version} in {}", folder.display()));
+    let each: Vec<_> = each.collect();
+    finding(what, Grade::Good, each.join(", "))
+}
+
 fn disk(data_dir: &Path) -> Finding {
     let existing = data_dir
         .ancestors()
@@ -197,5 +220,21 @@ async fn server(globals: &Globals) -> Finding {
             Grade::Less,
             "none answers; `mainland up` starts one",
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn postgresql_is_named_with_its_place_or_how_to_get_it() {
+        let none = postgresql(&BTreeMap::new());
+        assert_eq!(none.grade, Grade::Less);
+        assert!(none.message.contains("apt-get install postgresql"));
+        let two = [(15, "/a".into()), (16, "/b".into())];
+        let found = postgresql(&two.into());
+        assert_eq!(found.grade, Grade::Good);
+        assert_eq!(found.message, "15 in /a, 16 in /b");
     }
 }

@@ -73,6 +73,8 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Look for what this machine lacks
+    Doctor(experience::doctor::Doctor),
     Server(processes::Server),
     Agent(processes::Agent),
 }
@@ -122,6 +124,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Start(command) => command.run(globals).await,
         Command::Chaos(command) => command.run(&globals),
         Command::Client(command) => command.run(&globals).await,
+        Command::Doctor(command) => command.run(&globals, &state::postgres::installed()).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "mainland", &mut script);

@@ -49,6 +49,7 @@ use model::units::Bytes;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
+pub use self::programs::installed;
 pub use self::provision::{INIT, INIT_FILES, init, init_files};
 pub use self::tool::{is_one as is_tool, tool};
 

@@ -71,6 +71,13 @@ pub fn find(version: u32, search: &Search) -> Result<Programs, Error> {
     }
 }
 
+/// What of the supported versions this machine has: version → folder of its programs.
+pub fn installed() -> BTreeMap<u32, PathBuf> {
+    let mut found = Search::of_machine().all();
+    found.retain(|version, _| *version >= OLDEST);
+    found
+}
+
 /// Where to look: a root other than `/` is for tests.
 #[derive(Debug)]
 pub struct Search {
