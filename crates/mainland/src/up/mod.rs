@@ -104,6 +104,7 @@ impl Up {
         let binary = current_binary()?;
         let log = layout.log("up");
         let here = std::env::current_dir().context("the working directory is gone")?;
+        let before = log.metadata().map_or(0, |log| log.len());
         let start = process::Start {
             binary: &binary,
             words,
@@ -118,9 +119,7 @@ impl Up {
                 outcome
             }
             () = supervisor.ended() => {
-                let said = std::fs::read_to_string(&log).unwrap_or_default();
-                let tail: Vec<&str> = said.lines().rev().take(20).collect();
-                eprintln!("{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+                eprintln!("{}", process::last_words(&log, before));
                 Ok(1)
             }
         }

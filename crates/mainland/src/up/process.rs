@@ -12,6 +12,9 @@ use tokio::process::Command;
 /// A log of a process is begun anew beyond this; one old one is kept.
 const LOG_MAX_BYTES: u64 = 4 << 20;
 
+/// Lines that are shown of what ended without being ready.
+const LAST_WORDS: usize = 20;
+
 /// Which process is meant, however often its pid is used again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -122,9 +125,32 @@ fn open_log(path: &Path) -> Result<std::fs::File> {
         .with_context(|| format!("{} can't be written", path.display()))
 }
 
+/// The last lines that were written to a log since it had this length. A log that is shorter now has been begun anew.
+pub fn last_words(log: &Path, before: u64) -> String {
+    let said = std::fs::read(log).unwrap_or_default();
+    let begin = usize::try_from(before).unwrap_or(usize::MAX);
+    let said = String::from_utf8_lossy(said.get(begin..).unwrap_or(&said));
+    let lines: Vec<&str> = said.lines().collect();
+    lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn last_words_are_of_this_start_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("up.log");
+        assert_eq!(last_words(&log, 0), "");
+        std::fs::write(&log, "error: long ago\n").unwrap();
+        let before = log.metadata().unwrap().len();
+        assert_eq!(last_words(&log, before), "");
+        std::fs::write(&log, "error: long ago\nerror: now\n").unwrap();
+        assert_eq!(last_words(&log, before), "error: now");
+        std::fs::write(&log, "begun anew\n").unwrap();
+        assert_eq!(last_words(&log, before), "begun anew");
+    }
 
     #[test]
     fn a_process_is_known_until_it_ends() {
