@@ -329,6 +329,8 @@ mod tests {
         }
     }
 
+    type Names = &'static [&'static str];
+
     #[test]
     fn a_volume_of_another_name_starts_empty() {
         let volume = model::state::Volume {
@@ -343,7 +345,7 @@ mod tests {
             }
             service
         };
-        let table: [(&[&str], &[&str], &[&str], Option<&str>); 4] = [
+        let table: [(Names, Names, Names, Option<&str>); 4] = [
             (&["data"], &["data"], &["b"], None),
             (&["data"], &["data", "more"], &["b"], None),
             (

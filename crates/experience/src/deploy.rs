@@ -363,6 +363,37 @@ mod tests {
     }
 
     #[test]
+    fn what_a_prune_removes_is_asked_about_and_nothing_else_is() {
+        let change = |name: &str, action| wire::Change {
+            kind: Kind::Services,
+            name: name.to_owned(),
+            action,
+            consequence: "1 instance stops".to_owned(),
+            diff: Vec::new(),
+            release: None,
+        };
+        let would = |changes| wire::Applied {
+            changes,
+            warnings: Vec::new(),
+            dry_run: true,
+            revision: String::new(),
+        };
+        let kept = would(vec![
+            change("web", Action::Keep),
+            change("api", Action::Create),
+        ]);
+        assert_eq!(removal_question(&kept), None);
+        let pruned = would(vec![
+            change("web", Action::Keep),
+            change("old", Action::Remove),
+        ]);
+        assert_eq!(
+            removal_question(&pruned).unwrap(),
+            "- service old: 1 instance stops\nRemove this?"
+        );
+    }
+
+    #[test]
     fn an_apply_is_described_by_its_consequences() {
         let change = wire::Change {
             kind: Kind::Services,
