@@ -1,8 +1,6 @@
 //! How an agent begins: who it is, what earlier agents left, what it was last told.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
-use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,8 +20,9 @@ use crate::firewall::{self, Firewall};
 use crate::identity::Identities;
 use crate::layout::{self, Layout, Lock};
 use crate::options::{self, Config, Options};
+use crate::prepare::service_of;
 use crate::record::{self, Record};
-use crate::{artifacts, clock, desired, instances, leftovers};
+use crate::{addresses, artifacts, clock, desired, instances, leftovers};
 
 /// Probes that are out at the same time.
 const PROBES_MAX: usize = 64;
@@ -31,23 +30,13 @@ const RUNTIME_EVENTS_MAX: usize = 256;
 /// For the servers to say that what this node knows from its disk is old, before it is started again.
 const SERVERS_CHANCE: Duration = Duration::from_millis(500);
 
-/// Below the ports of doors. Another cloud on this machine may have the same block: then the next one is taken.
-const REFUSALS_PORTS: RangeInclusive<u16> = 7040..=7079;
-
 type Begun = (Arc<Agent>, Lock, mpsc::Receiver<Event>);
 
 pub async fn begin(options: Options) -> Result<Begun, Error> {
     let (layout, lock) = Layout::open(&options.data_dir)?;
     let kept: Option<Config> = layout::read(&layout.config())?;
     let mut config = options::resolve(kept, &options.given, options::machine())?;
-    if config.mesh.port() == 0 {
-        let ports = config.ports;
-        let port = compute::port::pick(ports.first..=ports.last, ports.last, &BTreeSet::new());
-        config.mesh.set_port(port.ok_or(Error::NoMeshPort(ports))?);
-    }
-    if config.refusals_port == 0 {
-        config.refusals_port = free_refusals_port(&config);
-    }
+    addresses::choose(&mut config, &options.given, &layout)?;
     let token = options.given.join_token.as_deref();
     let identities = Identities::open(config.clone(), layout.clone(), options.clock, token).await?;
     // Only now: a directory with this file is one of a node that has joined.
@@ -89,13 +78,6 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
     Ok((Arc::new(agent), lock, events))
 }
 
-/// Chosen once and kept, as the proxy outlives the agent and still listens there.
-fn free_refusals_port(config: &Config) -> u16 {
-    let is_free = |port: &u16| TcpListener::bind((config.mesh_block.first, *port)).is_ok();
-    let mut ports = REFUSALS_PORTS.rev();
-    ports.find(is_free).unwrap_or(*REFUSALS_PORTS.end())
-}
-
 fn detect_cgroups(limits: &mut Vec<String>) -> Option<cgroup::Cgroups> {
     match cgroup::detect() {
         Support::Groups(groups) => {
@@ -126,6 +108,7 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
         .flat_map(|snapshot| snapshot.local)
         .map(|local| (local.instance, local.gate))
         .collect();
+    let mut running = BTreeSet::new();
     for record in record::read_all(&agent.layout) {
         let id = record.desired.instance.clone();
         let directory = agent.layout.instance(&id);
@@ -138,6 +121,9 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
         let found = agent.runtime.adopt(&id, &directory).await;
         let open = gates.get(&id) == Some(&Gate::Open);
         let process = adopted(found, &record, open);
+        if let decide::Adopted::Running { .. } = process {
+            running.insert(service_of(&record.desired));
+        }
         agent.with(|core| {
             let pid = match &process {
                 decide::Adopted::Running { pid, .. } => Some(*pid),
@@ -154,6 +140,7 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
             process,
         });
     }
+    addresses::give_up_taken(agent, &running);
     for id in record::strays(&agent.layout) {
         tracing::warn!(instance = %id, "what is left of an instance without a record is removed");
         let directory = agent.layout.instance(&id);

@@ -137,7 +137,5 @@ impl Core {
 
 /// What the proxy last kept: which gates stood open, and how far generations were counted.
 pub fn kept_snapshot(layout: &Layout) -> Option<ProxySnapshot> {
-    layout::read(&layout.proxy().join("snapshot.json"))
-        .ok()
-        .flatten()
+    layout::read(&layout.kept_snapshot()).ok().flatten()
 }

@@ -45,19 +45,32 @@ impl Doors {
         Some(true)
     }
 
+    /// Forgets doors that somebody else listens on, but for those of callers of which something runs. True: something was forgotten.
+    pub fn give_up(
+        &mut self,
+        running: &BTreeSet<ResourceId>,
+        is_free: impl Fn(SocketAddrV4) -> bool,
+    ) -> bool {
+        let running: BTreeSet<String> = running.iter().map(ToString::to_string).collect();
+        let before = self.0.len();
+        self.0
+            .retain(|key, door| running.contains(caller(key)) || is_free(*door));
+        self.0.len() != before
+    }
+
     /// Forgets the doors of callers that are no longer here. Only for when the block is full.
     pub fn keep_only(&mut self, callers: &BTreeSet<ResourceId>) {
         let callers: BTreeSet<String> = callers.iter().map(ToString::to_string).collect();
-        self.0.retain(|key, _| {
-            key.split('>')
-                .next()
-                .is_some_and(|caller| callers.contains(caller))
-        });
+        self.0.retain(|key, _| callers.contains(caller(key)));
     }
 }
 
 fn key(caller: &ResourceId, need: &ResourceId) -> String {
     format!("{caller}>{need}")
+}
+
+fn caller(key: &str) -> &str {
+    key.split_once('>').map_or(key, |(caller, _)| caller)
 }
 
 #[cfg(test)]
@@ -103,5 +116,25 @@ mod tests {
             Some(true)
         );
         assert_eq!(doors.get(&id("web"), &id("db")), None);
+    }
+
+    #[test]
+    fn a_door_that_was_taken_meanwhile_is_given_anew_unless_its_caller_runs() {
+        let block = "127.77.16.0/28".parse().unwrap();
+        let mut doors = Doors::default();
+        let db = id("db");
+        for caller in ["web", "api", "job"] {
+            doors.give(block, &id(caller), &db, |_| true);
+        }
+        let of = |doors: &Doors, caller| doors.get(&id(caller), &db);
+        let taken = [of(&doors, "web"), of(&doors, "api")];
+        let is_free = |door: SocketAddrV4| !taken.contains(&Some(door.into()));
+        assert!(doors.give_up(&BTreeSet::from([id("web")]), is_free));
+        assert_eq!(of(&doors, "web"), taken[0], "it runs, and holds its URL");
+        assert_eq!(of(&doors, "api"), None);
+        assert!(of(&doors, "job").is_some(), "nobody else is there");
+        doors.give(block, &id("api"), &db, is_free);
+        assert_ne!(of(&doors, "api"), taken[1]);
+        assert!(!doors.give_up(&BTreeSet::from([id("web")]), is_free));
     }
 }

@@ -137,6 +137,10 @@ impl Layout {
     pub fn proxy(&self) -> PathBuf {
         self.root.join("proxy")
     }
+    /// What the proxy was last told, as it keeps it.
+    pub fn kept_snapshot(&self) -> PathBuf {
+        self.proxy().join("snapshot.json")
+    }
     pub fn proxy_socket(&self) -> PathBuf {
         self.root.join("proxy.sock")
     }

@@ -36,6 +36,7 @@
 //! | [`clock`], [`pause`] | what time it is; how long until the next try |
 //! | [`socket`] | the node's own API, on its Unix socket and through the tunnel; [`exec`] and logs |
 
+mod addresses;
 pub mod agent;
 mod artifacts;
 mod begin;

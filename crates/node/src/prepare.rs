@@ -83,7 +83,7 @@ fn artifact_of(desired: &DesiredInstance) -> Option<&ArtifactRef> {
     }
 }
 
-fn service_of(desired: &DesiredInstance) -> ResourceId {
+pub fn service_of(desired: &DesiredInstance) -> ResourceId {
     ResourceId::new(desired.instance.project.clone(), desired.service.clone())
 }
 

@@ -210,10 +210,10 @@ impl Up {
             .gateway
             .or(old.as_ref().map(|old| old.gateway))
             .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
-        // Nodes remember where they dial: it stays.
+        // It stays, as nodes that run dial there; while none does, a neighbour may have come to listen there.
         let nodes = match &old {
-            Some(old) => old.nodes,
-            None => free_loopback_address()?,
+            Some(old) if is_free(old.nodes) || something_lives(layout, old) => old.nodes,
+            _ => free_loopback_address()?,
         };
         let server = old.and_then(|old| old.server);
         Ok(State {
@@ -393,6 +393,17 @@ fn take_lock(layout: &Layout) -> Result<std::fs::File> {
 
 fn current_binary() -> Result<PathBuf> {
     std::env::current_exe().context("the path of this program is not known")
+}
+
+fn is_free(address: SocketAddr) -> bool {
+    std::net::TcpListener::bind(address).is_ok()
+}
+
+/// The server or a node of an earlier `up`.
+fn something_lives(layout: &Layout, old: &State) -> bool {
+    let nodes = layout.known_nodes();
+    let listens = |node: &String| process::listening_on(&layout.node_socket(node)).is_some();
+    old.server.as_ref().is_some_and(Identity::alive) || nodes.iter().any(listens)
 }
 
 fn free_loopback_address() -> Result<SocketAddr> {

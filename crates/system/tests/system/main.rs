@@ -16,6 +16,7 @@ mod first;
 mod hidden;
 mod identity;
 mod leftovers;
+mod neighbours;
 mod reasons;
 mod secrets;
 mod separation;
