@@ -105,7 +105,9 @@ struct Removal {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  mainland delete services checkout\n  mainland delete --all -y"
+    after_help = "It asks before it takes away a service that others need, that routes lead to or that leaves a volume behind. With nobody there to \
+                  be asked, what is needed is kept, with exit code 2, unless -y says otherwise.\n\n\
+                  Examples:\n  mainland delete services checkout\n  mainland delete --all -y"
 )]
 pub struct Delete {
     /// services, routes, secrets or scales
