@@ -101,14 +101,14 @@ fn others_of(world: &World, id: &ResourceId) -> Vec<String> {
     others
 }
 
-/// A service that others rely on is not taken from them in passing.
+/// A service that others rely on is not taken from them in passing. A route that leads nowhere breaks nobody's start, and `status` tells it.
 fn check_unneeded(world: &World, id: &ResourceId, consequence: &str) -> Result<(), Problem> {
-    if others_of(world, id).is_empty() && routes_to(world, id).is_empty() {
+    if others_of(world, id).is_empty() {
         return Ok(());
     }
     let title = format!("service {id} is needed: {consequence}");
     Err(Problem::conflict("needed", title)
-        .remedy("take it out of their `needs` and routes first, or delete it all the same with -y"))
+        .remedy("take it out of their `needs` first, or delete it all the same with -y"))
 }
 
 /// What needs a secret could not start any more, whoever assents.

@@ -6,6 +6,7 @@ use api::problem::Problem;
 use api::wire::{Action, Kind};
 use boundary::authorize::Change as Admitted;
 use model::compute::{Release, ReleaseOrigin, Service};
+use model::control::{Rollout, RolloutPhase};
 use model::ids::{ReleaseNumber, ResourceId, ResourceName};
 use model::state::Engine;
 
@@ -205,7 +206,7 @@ impl Planner<'_> {
         record: &Stored<ServiceRecord>,
         spec: &Service,
     ) -> Result<(), Problem> {
-        check_engine_change(id, &record.spec, spec)?;
+        check_engine_change(id, entry, &record.spec, spec)?;
         self.check_rollback(id, entry, record, spec)?;
         let left = left_data(entry, &record.spec, spec);
         self.check_left_data(id, left.as_deref())?;
@@ -339,15 +340,20 @@ fn left_data(entry: &Entry, old: &Service, new: &Service) -> Option<String> {
     changes::volumes_left(old, new, &nodes)
 }
 
-/// What is in a volume is one engine's, and of one version.
-fn check_engine_change(id: &ResourceId, old: &Service, new: &Service) -> Result<(), Problem> {
+/// What is in a volume is one engine's, and of one version. A version that never ran, as where the machine hasn't got it, has made nothing.
+fn check_engine_change(
+    id: &ResourceId,
+    entry: &Entry,
+    old: &Service,
+    new: &Service,
+) -> Result<(), Problem> {
     let name = &id.name;
     let refuse = |title: String, remedy: String| {
         Err(Problem::new(422, "engine-change", title).remedy(remedy))
     };
     match (old.engine(), new.engine()) {
         (Some(Engine::Postgres(old)), Some(Engine::Postgres(new)))
-            if old.version != new.version =>
+            if old.version != new.version && has_served(entry) =>
         {
             refuse(
                 format!(
@@ -372,6 +378,12 @@ fn check_engine_change(id: &ResourceId, old: &Service, new: &Service) -> Result<
             )
         }
     }
+}
+
+fn has_served(entry: &Entry) -> bool {
+    let served =
+        |rollout: &Stored<Rollout>| rollout.phase == RolloutPhase::Done || rollout.from.is_some();
+    entry.rollout.as_ref().is_some_and(served)
 }
 
 /// Names are unique in a project across kinds.

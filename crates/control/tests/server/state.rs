@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use model::boundary::SecretSource;
 use model::compute::*;
-use model::control::NodeDesired;
+use model::control::{NodeDesired, RolloutPhase};
 use model::ids::{ResourceId, ResourceName};
 use model::state::*;
 use model::traffic::Protocol;
@@ -254,6 +254,31 @@ async fn who_comes_and_goes_restarts_no_engine() {
 }
 
 #[tokio::test]
+async fn a_version_that_never_ran_is_changed_for_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    // There is no node yet: nothing is placed.
+    cloud.apply(&apply_of(&[("db", database(16))])).await;
+    cloud.apply(&apply_of(&[("db", database(15))])).await;
+    let _nodes = cloud.three_nodes().await;
+    cloud.ready("db", 1).await;
+    rolled_out(&cloud, "db").await;
+    let apply = apply_of(&[("db", database(16))]);
+    let answer = cloud.client.apply(&project(), &apply, false, &key()).await;
+    assert_eq!(code(answer), "engine-change");
+}
+
+async fn rolled_out(cloud: &Cloud, service: &str) {
+    let what = format!("{service} is rolled out");
+    until(&what, || async {
+        let rollout = cloud.client.rollout(&project(), &name(service)).await;
+        let rollout = rollout.ok()?;
+        (rollout.phase == RolloutPhase::Done).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_an_engine_cannot_be_is_refused_with_the_way_out() {
     let directory = tempfile::tempdir().unwrap();
     let cloud = Cloud::start(directory.path()).await;
@@ -270,6 +295,8 @@ async fn what_an_engine_cannot_be_is_refused_with_the_way_out() {
     assert_eq!(again.warnings, Vec::<String>::new());
     cloud.apply(&apply_of(&first)).await;
     let secret = given(&cloud, &nodes, "db").await;
+    cloud.ready("db", 1).await;
+    rolled_out(&cloud, "db").await;
     let refused: [(&str, Service, &str); 4] = [
         ("db", database(16), "engine-change"),
         ("db", topic(), "engine-change"),
