@@ -105,7 +105,7 @@ struct Removal {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "It asks before it takes away a service that others need, that routes lead to or that leaves a volume behind. With nobody there to \
+    after_help = "It asks before it takes away a service that others need or that leaves a volume behind. With nobody there to \
                   be asked, what is needed is kept, with exit code 2, unless -y says otherwise.\n\n\
                   Examples:\n  mainland delete services checkout\n  mainland delete --all -y"
 )]

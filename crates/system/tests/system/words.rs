@@ -78,11 +78,16 @@ fn wrong_names_and_empty_lists_are_said_to_be_so() {
         2,
     );
     assert!(said.contains("[no-terminal]"), "{said}");
-    // What a route leads to is not taken away in passing.
+    // What somebody needs is not taken away in passing.
+    let caller =
+        "  caller: { run: [sleep, infinity], health: none, needs: [page], replicas: 1 }\nroutes:";
+    let manifest = PAGE.replace("routes:", caller);
+    std::fs::write(first.folder.join("mainland.yaml"), manifest).unwrap();
+    ended(&first, &["apply"], 0);
     let delete = ["delete", "service", "page", "-p", "first"];
     let (said, _) = ended(&first, &delete, 2);
     assert!(
-        said.contains("leads nowhere then") && said.contains("-y"),
+        said.contains("caller needs it") && said.contains("-y"),
         "{said}"
     );
     let (_, printed) = ended(&first, &[&delete[..], &["-y"]].concat(), 0);
