@@ -335,6 +335,7 @@ impl Drop for Engine {
         // It follows its engine. One that is killed leaves its shared memory behind.
         let deadline = Instant::now() + END_PATIENCE;
         while !self.server().is_empty() && Instant::now() < deadline {
+            #[expect(clippy::disallowed_methods, reason = "the interval between two looks")]
             std::thread::sleep(LOOK_EVERY);
         }
         for pid in self.server() {
