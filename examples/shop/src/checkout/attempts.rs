@@ -156,9 +156,12 @@ impl Attempts {
         Ok(rows.iter().map(orphan).collect())
     }
 
+    /// What is locked is being ended by one of ours, and needs no lease: waiting for it, with others locked, could be a deadlock.
     pub async fn renew(&self, keys: &[String]) -> Result<(), Error> {
         const RENEW: &str = "update attempts set lease_until = now() + $3 * interval '1 second'
-            where key = any($1) and owner = $2 and state in ('running', 'compensating')";
+            where key in (
+                select key from attempts where key = any($1) and owner = $2 and state in ('running', 'compensating')
+                for update skip locked)";
         self.database
             .rows(RENEW, &[&keys, &self.owner, &LEASE_SECONDS])
             .await
