@@ -23,20 +23,20 @@ const WRITES: usize = 16;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The exit code is that of the command.\n\nExamples:\n  mainland exec web-3 -- env\n  mainland exec -it web -- bash"
+    after_help = "The exit code is that of the command.\n\nExamples:\n  mainland exec web-3 -- env\n  mainland exec web              # a shell\n  mainland exec -it web -- bash"
 )]
 pub struct Exec {
-    /// With a terminal, as for a shell (the default where this command has one and no command line follows `--`)
+    /// With a terminal, as for a shell (the default where this command has one and no other follows `--`)
     #[arg(short = 't', long)]
     terminal: bool,
-    /// Pass standard input on
+    /// Pass standard input on (the default where no command follows `--`)
     #[arg(short = 'i', long)]
     interactive: bool,
     /// An instance, or a service: then one of its ready instances
     #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: String,
-    /// The command
-    #[arg(last = true, default_values = ["sh"])]
+    /// The command; left out: a shell, `sh`
+    #[arg(last = true)]
     command: Vec<String>,
 }
 
@@ -48,13 +48,19 @@ impl Exec {
                 "-t passes a terminal on, and standard input is none [no-terminal]\n  remedy: leave -t out; -i alone passes on what is piped in",
             ));
         }
+        let is_shell = self.command.is_empty();
+        let terminal = self.terminal || (is_shell && std::io::stdin().is_terminal());
+        let command = match is_shell {
+            true => vec!["sh".to_owned()],
+            false => self.command,
+        };
         let place = Place::find(globals, &self.name).await?;
-        let reads = self.interactive || self.terminal;
+        let reads = self.interactive || terminal || is_shell;
         let streams = Streams {
             input: reads.then(|| Box::new(std::io::stdin()) as Box<dyn Read + Send>),
             output: Box::new(std::io::stdout()),
         };
-        place.run(self.command, self.terminal, streams).await
+        place.run(command, terminal, streams).await
     }
 }
 

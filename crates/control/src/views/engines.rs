@@ -79,21 +79,33 @@ fn access(
 
 /// What a person should look at, with what to type.
 pub fn concerns(world: &World, project: &ProjectName, engines: &[EngineView]) -> Vec<Reason> {
-    let is_alike = |service: &ResourceName| {
+    let reader = |service: &ResourceName| {
         let id = ResourceId::new(project.clone(), service.clone());
-        let known = world.service(&id);
-        known.is_some_and(|(_, record)| record.spec.volumes.is_empty())
+        match world.service(&id) {
+            None => Reader::Gone,
+            Some((_, record)) if record.spec.volumes.is_empty() => Reader::Alike,
+            Some(_) => Reader::WithVolumes,
+        }
     };
-    concerns_of(engines, is_alike)
+    concerns_of(engines, reader)
 }
 
-/// `is_alike`: whether a service's copies hold nothing of their own, so that one more takes its share.
+/// Who reads a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    /// Its copies hold nothing of their own: one more takes its share.
+    Alike,
+    WithVolumes,
+    /// It is declared no more.
+    Gone,
+}
+
 fn concerns_of(
     engines: &[EngineView],
-    is_alike: impl Fn(&ResourceName) -> bool + Copy,
+    reader: impl Fn(&ResourceName) -> Reader + Copy,
 ) -> Vec<Reason> {
     let all = engines.iter().flat_map(|view| match &view.status {
-        Some(EngineStatus::Topic { consumers, .. }) => of_topic(&view.name, consumers, is_alike),
+        Some(EngineStatus::Topic { consumers, .. }) => of_topic(&view.name, consumers, reader),
         Some(EngineStatus::Postgres {
             outbox_backlog,
             outbox_oldest_ms,
@@ -109,7 +121,7 @@ fn concerns_of(
 fn of_topic(
     topic: &ResourceName,
     consumers: &BTreeMap<ResourceName, ConsumerStatus>,
-    is_alike: impl Fn(&ResourceName) -> bool,
+    reader: impl Fn(&ResourceName) -> Reader,
 ) -> Vec<Reason> {
     let dead = consumers.iter().filter(|(_, status)| status.dead > 0);
     let dead = dead.map(|(consumer, status)| {
@@ -123,14 +135,23 @@ fn of_topic(
         .iter()
         .filter(|(_, status)| status.backlog > 0 && status.oldest_ms > WAITS_LONG_MS);
     let late = late.map(|(consumer, status)| {
+        let reader = reader(consumer);
         let refused = status.retrying >= status.backlog;
-        let what = if refused { "fails on, each tried again" } else { "is not done with" };
+        let what = match reader {
+            Reader::Gone => "left when it was taken out of the project",
+            _ if refused => "fails on, each tried again",
+            _ => "is not done with",
+        };
         let mut text = format!(
-            "messages of {topic} that {consumer} {what}: {}, the oldest for {} s; see `mainland logs {consumer}`",
+            "messages of {topic} that {consumer} {what}: {}, the oldest for {} s; ",
             status.backlog,
             status.oldest_ms / 1000
         );
-        if !refused && is_alike(consumer) {
+        text += &match reader {
+            Reader::Gone => format!("its place is kept for a day: a service {consumer} that is declared again goes on there"),
+            _ => format!("see `mainland logs {consumer}`"),
+        };
+        if !refused && reader == Reader::Alike {
             text += &format!("; more copies: `mainland scale {consumer} N`");
         }
         Reason::new("backlog", text)
@@ -209,7 +230,7 @@ mod tests {
             (database(3, 29_000), vec![]),
             (database(3, 40_000), vec!["outbox"]),
         ] {
-            let codes: Vec<_> = concerns_of(std::slice::from_ref(&view), |_| true)
+            let codes: Vec<_> = concerns_of(std::slice::from_ref(&view), |_| Reader::Alike)
                 .into_iter()
                 .map(|reason| reason.code)
                 .collect();
@@ -220,23 +241,27 @@ mod tests {
     #[test]
     fn more_copies_are_advised_only_where_they_help() {
         let table = [
-            (0, true, true),
-            (6, true, true),
+            (0, Reader::Alike, true),
+            (6, Reader::Alike, true),
             // All that waits was refused, and is tried again.
-            (7, true, false),
+            (7, Reader::Alike, false),
             // A copy more would begin with an empty volume.
-            (0, false, false),
+            (0, Reader::WithVolumes, false),
+            (0, Reader::Gone, false),
         ];
-        for (retrying, is_alike, advised) in table {
+        for (retrying, reader, advised) in table {
             let mut view = topic(7, 31_000, 0);
             if let Some(EngineStatus::Topic { consumers, .. }) = &mut view.status {
                 consumers
                     .values_mut()
                     .for_each(|one| one.retrying = retrying);
             }
-            let said = concerns_of(&[view], |_| is_alike);
+            let said = concerns_of(&[view], |_| reader);
             let is_said = said[0].message.contains("mainland scale");
-            assert_eq!(is_said, advised, "{retrying} {is_alike}");
+            assert_eq!(is_said, advised, "{retrying} {reader:?}");
+            // Who is gone has no logs to look at.
+            let looks = said[0].message.contains("mainland logs");
+            assert_eq!(looks, reader != Reader::Gone, "{}", said[0].message);
         }
     }
 
@@ -252,7 +277,7 @@ mod tests {
             view.status = None;
             view.state = state;
             view.silence = Some(Reason::new(code, "it-1 refuses: no such table"));
-            let said = concerns_of(&[view], |_| true);
+            let said = concerns_of(&[view], |_| Reader::Alike);
             assert_eq!(said.len(), concerns, "{code}");
             let expected =
                 "it runs and does not serve: it-1 refuses: no such table; see `mainland logs it`";
@@ -266,6 +291,6 @@ mod tests {
     #[test]
     fn many_concerns_are_cut_short() {
         let views = vec![topic(0, 0, 1); CONCERNS_MOST + 5];
-        assert_eq!(concerns_of(&views, |_| true).len(), CONCERNS_MOST);
+        assert_eq!(concerns_of(&views, |_| Reader::Alike).len(), CONCERNS_MOST);
     }
 }

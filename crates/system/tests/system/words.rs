@@ -78,6 +78,8 @@ fn wrong_names_and_empty_lists_are_said_to_be_so() {
         2,
     );
     assert!(said.contains("[no-terminal]"), "{said}");
+    // A shell that is told nothing ends.
+    ended(&first, &["exec", "page", "-p", "first"], 0);
     // What somebody needs is not taken away in passing.
     let caller =
         "  caller: { run: [sleep, infinity], health: none, needs: [page], replicas: 1 }\nroutes:";
