@@ -19,7 +19,7 @@ pub const LEASE_SECONDS: f64 = 3.0;
 /// Until what was left is taken up.
 const LEFT_SECONDS: f64 = 0.0;
 /// What a buyer's own request gets ahead of the sweep, which can only undo.
-const BUYERS_FIRST_SECONDS: f64 = 1.5;
+const BUYERS_FIRST_SECONDS: f64 = 4.0;
 
 pub struct Attempts {
     pub database: Arc<Database>,
@@ -208,6 +208,19 @@ impl Attempts {
         self.ending.ask(compensated).await
     }
 
+    /// Writes what the buyer is told, before what is left to undo is undone: a refusal is final once the order can't be placed any more.
+    pub async fn decide(&self, key: &str, ending: &Ending) -> Result<(), Error> {
+        const DECIDE: &str = "update attempts set reason = $3, status = $4, answer = $5
+            where key = $1 and owner = $2 and state in ('running', 'compensating') and status is null";
+        let said = answers::said(ending);
+        let status = i16::try_from(said.status).unwrap_or_default();
+        let reason = answers::reason(ending);
+        self.database
+            .rows(DECIDE, &[&key, &self.owner, &reason, &status, &said.body])
+            .await
+            .map(drop)
+    }
+
     /// Gives it up for others, soon.
     pub async fn leave(&self, key: &str, reason: &str) -> Result<(), Error> {
         const LEAVE: &str = "update attempts set state = 'compensating', reason = $3, lease_until = now() + $4 * interval '1 second'
@@ -261,7 +274,8 @@ async fn end_all(
     ends: Vec<Compensated>,
 ) -> Result<Vec<bool>, Error> {
     const END: &str = "with relaxed as materialized (select set_config('synchronous_commit', 'off', true))
-        update attempts a set state = 'compensated', reason = e.reason, status = e.status, answer = e.answer,
+        update attempts a set state = 'compensated', reason = case when a.status is null then e.reason else a.reason end,
+            status = coalesce(a.status, e.status), answer = coalesce(a.answer, e.answer),
             settled = true, changed_at = now()
         from relaxed, unnest($2::text[], $3::text[], $4::smallint[], $5::jsonb[]) as e (key, reason, status, answer)
         where a.key = e.key and a.owner = $1 and a.state in ('running', 'compensating') returning a.key";

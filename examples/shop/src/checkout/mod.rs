@@ -249,6 +249,12 @@ impl Checkout {
             let event = self.steps.perform(attempt, &state).await;
             self.crash_after.pass(doing);
             state = state.step(event);
+            if let State::Releasing(ending @ Ending::Refused(_)) = &state {
+                // Where this owner dies now, the next one finds what was decided.
+                if let Err(error) = self.attempts.decide(key, ending).await {
+                    eprintln!("{key}: what was decided is not written: {error}");
+                }
+            }
         }
         if let State::Ended(Ending::Completed(placed)) = state {
             self.complete(key, placed.clone(), place);
