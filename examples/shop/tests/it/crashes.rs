@@ -94,6 +94,26 @@ async fn every_attempt_ends_after_a_crash_between_any_two_steps() {
     }
 }
 
+#[tokio::test]
+async fn a_refusal_outlives_the_copy_that_decided_it() {
+    let Some(world) = world().await else { return };
+    let case = Case {
+        card: "4000000000000002",
+        ..case(Orders::Real, Some("release"), "compensated")
+    };
+    let copy = copy(&world, &case).await;
+    let cart = json!({"items": [{"sku": "sea-salt", "quantity": 1}], "card": case.card});
+    let died = world
+        .http
+        .check_out(&copy.address(), "declined", &cart)
+        .await;
+    assert!(died.is_none(), "{died:?}");
+    let (status, body) = ask_until_ended(&world, "declined", &cart).await;
+    assert_eq!(status, 402, "{body}");
+    let books = world.audit().await;
+    assert_eq!(books.state("declined"), case.ends);
+}
+
 /// A buyer who asks again until there is an end gets one: the order, or the certainty that nothing was charged.
 #[tokio::test]
 async fn a_retry_of_the_same_key_takes_over_a_dead_attempt() {
