@@ -1,7 +1,7 @@
 //! A free port out of a node's range.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
 
 /// The first port of `range`, beginning at `start` and going round once, that is not in `taken` and on which 127.0.0.1 can
@@ -12,7 +12,12 @@ pub fn pick(range: RangeInclusive<u16>, start: u16, taken: &BTreeSet<u16>) -> Op
     let from = start.clamp(*range.start(), *range.end());
     let ports = (from..=*range.end()).chain(*range.start()..from);
     let mut free = ports.filter(|port| !taken.contains(port));
-    free.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+    free.find(|port| is_free((Ipv4Addr::LOCALHOST, *port).into()))
+}
+
+/// Whether nobody listens there now.
+pub fn is_free(address: SocketAddr) -> bool {
+    TcpListener::bind(address).is_ok()
 }
 
 #[cfg(test)]

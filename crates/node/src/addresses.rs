@@ -2,10 +2,11 @@
 //! program, or another cloud on this machine, may have come to listen there. Then others are chosen: nobody outside was told of the old ones for good.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::os::unix::net::UnixStream;
 
+use compute::port::is_free;
 use model::ids::ResourceId;
 
 use crate::agent::{Agent, Error};
@@ -65,8 +66,4 @@ pub fn give_up_taken(agent: &Agent, running: &BTreeSet<ResourceId>) {
 /// That of an earlier agent: then all that is listened on is its own.
 fn proxy_lives(layout: &Layout) -> bool {
     UnixStream::connect(layout.proxy_socket()).is_ok()
-}
-
-fn is_free(address: SocketAddr) -> bool {
-    TcpListener::bind(address).is_ok()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
-use std::net::{SocketAddr, SocketAddrV4, TcpListener};
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -230,7 +230,7 @@ fn give_door(
     need: &ResourceId,
 ) -> Result<bool, String> {
     let block = agent.config.mesh_block;
-    let is_free = |door: SocketAddrV4| TcpListener::bind(door).is_ok();
+    let is_free = |door: SocketAddrV4| compute::port::is_free(door.into());
     if let Some(given) = core.doors.give(block, caller, need, is_free) {
         return Ok(given);
     }

@@ -212,7 +212,9 @@ impl Up {
             .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
         // It stays, as nodes that run dial there; while none does, a neighbour may have come to listen there.
         let nodes = match &old {
-            Some(old) if is_free(old.nodes) || something_lives(layout, old) => old.nodes,
+            Some(old) if compute::port::is_free(old.nodes) || something_lives(layout, old) => {
+                old.nodes
+            }
             _ => free_loopback_address()?,
         };
         let server = old.and_then(|old| old.server);
@@ -393,10 +395,6 @@ fn take_lock(layout: &Layout) -> Result<std::fs::File> {
 
 fn current_binary() -> Result<PathBuf> {
     std::env::current_exe().context("the path of this program is not known")
-}
-
-fn is_free(address: SocketAddr) -> bool {
-    std::net::TcpListener::bind(address).is_ok()
 }
 
 /// The server or a node of an earlier `up`.
