@@ -74,7 +74,11 @@ impl Failure {
 
     pub fn print(&self) {
         // A closed stderr is no reason to end otherwise.
-        let _ = writeln!(std::io::stderr(), "error: {}", self.message);
+        let _ = writeln!(
+            std::io::stderr(),
+            "error: {}",
+            crate::output::for_stderr(&self.message)
+        );
     }
 }
 

@@ -10,7 +10,7 @@ use model::ids::ProjectName;
 use crate::Globals;
 use crate::failure::Failure;
 use crate::input;
-use crate::output::{Output, table};
+use crate::output::{Output, shown, table};
 
 const VALUE_MAX_BYTES: usize = 64 << 10;
 
@@ -104,7 +104,11 @@ impl Get {
             Err(error) => return Err(refused(&client, &project, &self.name, error).await),
         };
         let mut stdout = std::io::stdout().lock();
-        stdout.write_all(&value)?;
+        // The very bytes for a program or a file; on a terminal nothing of it acts.
+        match stdout.is_terminal() {
+            true => stdout.write_all(shown(&String::from_utf8_lossy(&value)).as_bytes())?,
+            false => stdout.write_all(&value)?,
+        }
         stdout.flush()?;
         Ok(0)
     }

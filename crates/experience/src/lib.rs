@@ -172,7 +172,7 @@ pub fn parse_span(text: &str) -> Result<Duration, String> {
 /// Says something beside the output proper.
 pub fn notice(text: &str) {
     // A closed stderr is no reason to end.
-    let _ = writeln!(std::io::stderr(), "mainland: {text}");
+    let _ = writeln!(std::io::stderr(), "mainland: {}", output::for_stderr(text));
 }
 
 /// Asks a person; who is none must say `-y`.
@@ -182,7 +182,7 @@ pub fn assent(question: &str) -> Result<(), Failure> {
             "{question} Say -y: nobody is here to ask."
         )));
     }
-    eprint!("{question} [y/N] ");
+    eprint!("{} [y/N] ", output::for_stderr(question));
     let mut answer = String::new();
     std::io::stdin()
         .read_line(&mut answer)

@@ -349,9 +349,11 @@ impl Logs {
 }
 
 pub fn text(name: &str, line: &LogLine, alone: bool) -> String {
+    // Programs that write for other systems end lines so; the rest of what acts on a terminal is shown there.
+    let printed = line.text.strip_suffix('\r').unwrap_or(&line.text);
     let said = match line.stream {
-        Stream::Shim => format!("-- {}", line.text),
-        Stream::Stdout | Stream::Stderr => line.text.clone(),
+        Stream::Shim => format!("-- {printed}"),
+        Stream::Stdout | Stream::Stderr => printed.to_owned(),
     };
     let time = line.at.strftime("%H:%M:%S%.3f");
     if alone {

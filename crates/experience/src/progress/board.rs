@@ -41,6 +41,7 @@ impl Board {
                 for (name, (line, _)) in &now {
                     if told.get(name) != Some(line) {
                         // A closed stderr is no reason to end.
+                        let line = crate::output::for_stderr(line);
                         let _ = writeln!(std::io::stderr(), "{name}: {line}");
                     }
                 }
@@ -88,7 +89,7 @@ fn show_live(
             bar.set_style(style);
         }
         bar.set_prefix(name.clone());
-        bar.set_message(line.clone());
+        bar.set_message(crate::output::line(line).into_owned());
     }
 }
 

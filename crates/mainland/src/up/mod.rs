@@ -119,7 +119,8 @@ impl Up {
                 outcome
             }
             () = supervisor.ended() => {
-                eprintln!("{}", process::last_words(&log, before));
+                let words = process::last_words(&log, before);
+                eprintln!("{}", experience::output::for_stderr(&words));
                 Ok(1)
             }
         }
