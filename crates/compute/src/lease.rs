@@ -8,13 +8,6 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-/// From the last successful renewal to SIGTERM.
-pub const TERMINATE_AFTER: Duration = Duration::from_millis(2500);
-/// From the last successful renewal to SIGKILL: early enough for the cgroup to be empty by [`EMPTY_AFTER`].
-pub const KILL_AFTER: Duration = Duration::from_millis(3250);
-/// From the last successful renewal to nothing being left. A replacement starts after that.
-pub const EMPTY_AFTER: Duration = Duration::from_millis(3500);
-
 /// A moment on `CLOCK_BOOTTIME`, in nanoseconds: the same for all processes of the machine, never set, and going on while
 /// the machine sleeps, so that a lease runs out on a closed laptop too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -19,6 +19,7 @@ use std::time::Duration;
 use model::control::{NodeRecord, Reason, Standing};
 use model::ids::{Generation, NodeName, ResourceId};
 use model::signals::Level;
+use model::timing::TICK_EVERY;
 use plan::nodes::{self, Input, Output};
 use plan::place::Cluster;
 use plan::service::{Memory, Sight};
@@ -103,8 +104,8 @@ impl Leader {
     fn pause(&self) -> Duration {
         let now = self.server.clock.now().instant;
         let wake = self.wake.filter(|wake| *wake > self.looked_at);
-        let due = wake.map_or(nodes::TICK_EVERY, |wake| wake.since(now));
-        due.clamp(Duration::from_millis(1), nodes::TICK_EVERY)
+        let due = wake.map_or(TICK_EVERY, |wake| wake.since(now));
+        due.clamp(Duration::from_millis(1), TICK_EVERY)
     }
 
     /// One look at everything. True: something was written, so there may be more to do.

@@ -12,6 +12,7 @@
 //! | [`boundary`] | principals, secrets, audit records |
 //! | [`control`] | nodes, rollouts, reasons, what server and node tell each other |
 //! | [`signals`] | events |
+//! | [`timing`] | the times that promises rest on, and what must hold between them |
 //! | [`path`] | which paths stay inside of a folder |
 //! | [`manifest`] | `mainland.yaml`: text to resources, with positions in every error |
 //!
@@ -26,5 +27,6 @@ pub mod manifest;
 pub mod path;
 pub mod signals;
 pub mod state;
+pub mod timing;
 pub mod traffic;
 pub mod units;

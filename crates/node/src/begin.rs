@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use compute::artifact::store::ArtifactStore;
 use compute::cgroup::{self, Support};
@@ -10,6 +9,7 @@ use compute::process::{self, ProcessRuntime};
 use compute::runtime::{Adopted, Event};
 use model::compute::ExitHow;
 use model::ids::InstanceId;
+use model::timing::SERVERS_CHANCE;
 use model::traffic::Gate;
 use plan::agent::{self as decide, Input};
 use tokio::sync::{RwLock, Semaphore, mpsc};
@@ -27,8 +27,6 @@ use crate::{addresses, artifacts, clock, desired, instances, leftovers};
 /// Probes that are out at the same time.
 const PROBES_MAX: usize = 64;
 const RUNTIME_EVENTS_MAX: usize = 256;
-/// For the servers to say that what this node knows from its disk is old, before it is started again.
-const SERVERS_CHANCE: Duration = Duration::from_millis(500);
 
 type Begun = (Arc<Agent>, Lock, mpsc::Receiver<Event>);
 

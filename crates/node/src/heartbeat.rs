@@ -8,6 +8,7 @@ use model::compute::InstanceReport;
 use model::control::{Demand, Heartbeat, NodeEvent, Reason, observed_digest};
 use model::ids::{Epoch, InstanceId, SessionId};
 use model::signals::Level;
+use model::timing::{HEARTBEAT_AGAIN_AFTER, HEARTBEAT_EVERY, HEARTBEAT_TIMEOUT};
 use plan::agent::Input;
 use tokio::time::Instant;
 
@@ -16,11 +17,8 @@ use crate::clock;
 use crate::core::{Core, EVENTS_MAX};
 use crate::pause::{self, Pause};
 
-const INTERVAL: Duration = Duration::from_secs(1);
 /// Changes within this go together.
 const COALESCE: Duration = Duration::from_millis(20);
-/// An answer that takes longer is given up, so that two more can be asked for before the lease ends.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(1200);
 /// For the proxy to answer before the first heartbeat: one without its address would take the node off the road.
 const PROXY_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -45,7 +43,7 @@ pub async fn run(agent: Arc<Agent>) {
     let mut acknowledged = agent.signals.acknowledged.subscribe();
     let first = acknowledged.wait_for(|_| agent.with(|core| core.proxy_answers));
     let _ = tokio::time::timeout(PROXY_PATIENCE, first).await;
-    let mut pause = Pause::new(Duration::from_millis(100), INTERVAL);
+    let mut pause = Pause::new(HEARTBEAT_AGAIN_AFTER, HEARTBEAT_EVERY);
     loop {
         let sent = Instant::now();
         match beat(&agent, &mut session).await {
@@ -62,7 +60,7 @@ pub async fn run(agent: Arc<Agent>) {
 /// Until the next is due, or something changed.
 async fn wait(agent: &Agent, sent: Instant) {
     tokio::select! {
-        () = tokio::time::sleep_until(sent + INTERVAL) => {}
+        () = tokio::time::sleep_until(sent + HEARTBEAT_EVERY) => {}
         () = agent.signals.report.notified() => tokio::time::sleep(COALESCE).await,
     }
 }
@@ -80,7 +78,7 @@ async fn beat(agent: &Arc<Agent>, session: &mut Session) -> Beat {
     let sent_at = clock::instant();
     let client = agent.identities.client();
     let answer = client
-        .heartbeat(&agent.config.name, &heartbeat, ANSWER_TIMEOUT)
+        .heartbeat(&agent.config.name, &heartbeat, HEARTBEAT_TIMEOUT)
         .await;
     match answer {
         Ok(answer) if answer.epoch >= session.leader => {

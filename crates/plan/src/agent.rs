@@ -48,8 +48,8 @@ mod tests;
 use input::subject;
 pub use input::{Adopted, Input, Question};
 pub use instance::{History, Instance};
+pub use lease::Lease;
 use lease::Renewal;
-pub use lease::{EMPTY_AFTER, Lease, TERMINATE_AFTER};
 pub use output::Output;
 pub use probing::{NOT_READY_INTERVAL, NOT_READY_PATIENCE};
 

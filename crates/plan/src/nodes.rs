@@ -19,19 +19,11 @@ use std::time::Duration;
 
 use model::control::{NodeRecord, NodeRole, Reason, Standing};
 use model::ids::{NodeName, RegionName, SessionId, ZoneName};
+use model::timing::{AT_ONCE, LOST_AFTER, SILENT_AFTER, STALL_FROM};
 
 use crate::service::Sight;
 use crate::{Instant, Now};
 
-/// Without a heartbeat for this long, a node is lost.
-pub const LOST_AFTER: Duration = Duration::from_millis(3_500);
-/// Without a heartbeat for this long, what a node last said is not relied on. Two heartbeats in a row.
-pub const SILENT_AFTER: Duration = Duration::from_secs(2);
-/// Between two steps of a leader that is well. More than [`STALL_FROM`] between two is a stall.
-pub const TICK_EVERY: Duration = Duration::from_millis(250);
-pub const STALL_FROM: Duration = Duration::from_secs(1);
-/// Losses this close together are "at once".
-pub const AT_ONCE: Duration = Duration::from_secs(5);
 /// With fewer workers there is no majority to speak of.
 const BRAKE_FROM_WORKERS: usize = 3;
 /// Sessions of a node that are remembered: an agent would have to be restarted this often while one message travels.
@@ -58,7 +50,7 @@ struct Watch {
     /// The session whose full picture this leader has.
     complete: Option<SessionId>,
     lost_at: Option<Instant>,
-    /// An operator said that it is gone: it counts for no brake.
+    /// An operator said that it is gone: it counts for no brake. It is lost no sooner for that.
     given_up: bool,
     /// The sessions heard, each with the number of its last heartbeat; the one heard last stands last.
     sessions: Vec<(SessionId, u64)>,
@@ -73,7 +65,7 @@ pub struct Brake {
 
 #[derive(Debug, Clone)]
 pub enum Input<'a> {
-    /// Time passed; at least every [`TICK_EVERY`].
+    /// Time passed; at least every [`model::timing::TICK_EVERY`].
     Tick,
     Heartbeat {
         node: &'a NodeName,
@@ -279,9 +271,9 @@ fn heard(
 }
 
 fn lose_overdue(state: &mut State, now: Instant) -> Vec<Output> {
-    let is_overdue = |watch: &Watch| {
-        watch.standing == Standing::Present && (watch.given_up || watch.silence(now) >= LOST_AFTER)
-    };
+    // One that is given up as well: an operator can say that a machine is gone, but not that its leases have ended.
+    let is_overdue =
+        |watch: &Watch| watch.standing == Standing::Present && watch.silence(now) >= LOST_AFTER;
     let overdue = state
         .nodes
         .iter_mut()

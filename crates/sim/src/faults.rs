@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     /// The network is well again.
     CalmNetwork,
     StartsWork,
+    /// The user says that what vanished at once is gone.
+    ReleaseBrake,
     /// Nothing goes wrong any more.
     End,
     /// The user asks for what should be there in the end, until it is acknowledged.
@@ -57,6 +59,7 @@ impl World {
                 self.network.most_delay_ms = 20;
             }
             Fault::StartsWork => self.failing_starts = 0,
+            Fault::ReleaseBrake => self.release_brake(),
             Fault::End => self.end_faults(),
             Fault::LastWish(service) => self.last_wish(service),
         }

@@ -110,6 +110,23 @@ impl World {
         }
     }
 
+    /// A node is decided lost when no lease on it runs any more: what holds one is gone, or stands still with its machine.
+    pub(crate) fn check_leases_over(&mut self, name: &NodeName) {
+        let node = &self.nodes[name];
+        let now = self.now_on(node.offset_ms).instant;
+        let holder = node
+            .processes
+            .values()
+            .find(|process| process.lease_runs(now));
+        if let Some(holder) = holder {
+            let what = format!(
+                "{name} is decided lost while the lease of pid {} runs",
+                holder.pid
+            );
+            self.violated(what);
+        }
+    }
+
     /// Nothing of a release starts before what is to run before it has ended well.
     pub(crate) fn check_prepared(&mut self, started: &Process) {
         let release = (started.service.clone(), started.release);

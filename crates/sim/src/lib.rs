@@ -69,10 +69,12 @@ pub enum Bug {
     ForgetsDeadlines,
     /// The store takes writes of a leader that was followed by another.
     NoFence,
+    /// Who releases the brake loses all that is missing, though its leases run on.
+    GivesUpEarly,
 }
 
 impl Bug {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::ReplacesBeforeLeaseEnd,
         Self::ShimIgnoresLease,
         Self::FrozenTimeDoesNotCount,
@@ -83,6 +85,7 @@ impl Bug {
         Self::TrustsDeltas,
         Self::ForgetsDeadlines,
         Self::NoFence,
+        Self::GivesUpEarly,
     ];
 }
 

@@ -20,6 +20,7 @@ use std::time::Duration;
 use model::compute::{DesiredInstance, Exit, ExitHow, Purpose};
 use model::control::NodeDesired;
 use model::ids::{InstanceId, NodeName, ReleaseNumber, ResourceName, SessionId};
+use model::timing::EMPTY_AFTER;
 use model::traffic::Road;
 use plan::Instant;
 use plan::agent::{History, Run, State};
@@ -112,6 +113,14 @@ impl Node {
 }
 
 impl Process {
+    /// Whether it may run on by the lease that it holds.
+    pub(crate) fn lease_runs(&self, now: Instant) -> bool {
+        self.stops
+            && self
+                .lease
+                .is_some_and(|lease| now.since(lease) < EMPTY_AFTER)
+    }
+
     pub(crate) fn is_ready(&self, now_ms: u64) -> bool {
         self.ready_at_ms.is_some_and(|at| now_ms >= at)
     }

@@ -9,9 +9,10 @@
 use std::time::Duration;
 
 use model::compute::ExitHow;
+use model::timing::{KILL_AFTER, TERMINATE_AFTER};
 use model::units::Bytes;
 
-use crate::lease::{KILL_AFTER, Moment, TERMINATE_AFTER};
+use crate::lease::Moment;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {

@@ -1,10 +1,11 @@
 //! `on_partition: stop`: the shim ends what nobody renews, with the agent dead.
 
 use compute::instance::{read_exit, read_record};
-use compute::lease::{EMPTY_AFTER, Moment, TERMINATE_AFTER};
+use compute::lease::Moment;
 use compute::runtime::{InstanceSpec, Runtime as _};
 use jiff::Timestamp;
 use model::compute::{Exit, ExitHow, OnPartition};
+use model::timing::{EMPTY_AFTER, TERMINATE_AFTER};
 
 use rustix::process::Signal;
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use api::wire::{NodeState, NodeView};
 use model::control::{Capacity, NodeRecord, Standing};
 use model::ids::NodeName;
+use model::timing::SILENT_AFTER;
 use model::units::{Bytes, MilliCpu};
 use plan::Now;
-use plan::nodes::SILENT_AFTER;
 
 use crate::desired::Seen;
 use crate::state::Shared;

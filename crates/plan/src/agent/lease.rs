@@ -1,15 +1,9 @@
 //! The right to run what must never run twice.
 
-use std::time::Duration;
-
 use model::ids::Epoch;
+use model::timing::TERMINATE_AFTER;
 
 use crate::Instant;
-
-/// From when the last answered heartbeat was *sent*: instances that must stop in a partition get SIGTERM.
-pub const TERMINATE_AFTER: Duration = Duration::from_millis(2500);
-/// From the same moment: they are killed and their cgroups empty. A replacement starts no earlier.
-pub const EMPTY_AFTER: Duration = Duration::from_millis(3500);
 
 /// What an answer did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use model::ids::{
     Epoch, Generation, InstanceId, InstanceName, ProjectName, ReleaseNumber, ResourceId,
     ResourceName,
 };
+use model::timing::TERMINATE_AFTER;
 use model::traffic::{Destination, Gate, Protocol, Road, TrafficOptions};
 use model::units::Span;
 

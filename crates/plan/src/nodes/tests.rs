@@ -178,6 +178,32 @@ fn an_operator_releases_the_brake() {
 }
 
 #[test]
+fn who_is_given_up_is_lost_no_sooner_than_its_leases_end() {
+    let mut world = World::new(three_zones());
+    world.kill(&["node-a", "node-b"]);
+    world.run(10_000);
+    assert_eq!(world.said(), ["brake on"]);
+    // The third was heard a moment more than two seconds ago: it is missing, and its leases may run on.
+    world.kill(&["node-c"]);
+    let last_heard_ms = (world.now_ms - 1_000)..=world.now_ms;
+    world.run(2_250);
+    world.tell(Input::ReleaseBrake);
+    world.run(5_000);
+    let lost = world.said.iter().find(|(_, said)| said == "lost node-c");
+    let (at_ms, _) = lost.expect("it is lost in the end");
+    assert!(
+        at_ms - last_heard_ms.start() >= LOST_AFTER.as_millis() as u64,
+        "{:?}",
+        world.said
+    );
+    let before = world
+        .said
+        .iter()
+        .filter(|(ms, said)| ms < at_ms && said.starts_with("lost"));
+    assert_eq!(before.count(), 2, "the others at once: {:?}", world.said);
+}
+
+#[test]
 fn an_edge_is_lost_like_any_node_and_counts_for_no_brake() {
     let edge = |name| NodeRecord {
         role: NodeRole::Edge,

@@ -1,8 +1,7 @@
 //! A life of the agent: what it finds when it starts, what it takes in, and its one timer.
 
-use std::time::Duration;
-
 use model::ids::{NodeName, SessionId};
+use model::timing::SERVERS_CHANCE;
 use plan::agent::{self, Adopted, Input, State};
 use rand::Rng;
 
@@ -10,9 +9,6 @@ use super::heartbeat::Telling;
 use super::{A_DAY, Agent, address};
 use crate::Bug;
 use crate::world::{Event, Life, World};
-
-/// What an agent that starts gives the servers to say what changed, before it starts anything by itself.
-const SERVERS_CHANCE: Duration = Duration::from_millis(500);
 
 impl World {
     pub(crate) fn start_agent(&mut self, name: &NodeName) {

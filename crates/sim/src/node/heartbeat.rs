@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 use model::compute::InstanceReport;
 use model::control::{Heartbeat, HeartbeatAnswer, observed_digest};
 use model::ids::{Epoch, InstanceId, NodeName};
+use model::timing::{HEARTBEAT_EVERY, HEARTBEAT_TIMEOUT};
 use plan::Instant;
 use plan::agent::Input;
 
 use super::Agent;
 use crate::world::{Event, Life, ToServer, World};
 
-const EVERY_MS: u64 = 1_000;
+const EVERY_MS: u64 = HEARTBEAT_EVERY.as_millis() as u64;
 /// Changes within this go together.
 const COALESCE_MS: u64 = 20;
 /// An answer that takes longer is not waited for.
-const ANSWER_TIMEOUT_MS: u64 = 1_200;
+const ANSWER_TIMEOUT_MS: u64 = HEARTBEAT_TIMEOUT.as_millis() as u64;
 /// A watch that brought nothing for so long is asked for anew.
 const WATCH_AGAIN_MS: u64 = 2_000;
 

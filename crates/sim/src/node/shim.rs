@@ -2,8 +2,9 @@
 
 use model::compute::{Exit, ExitHow};
 use model::ids::{InstanceId, NodeName};
+use model::timing::{EMPTY_AFTER, TERMINATE_AFTER};
 use plan::Instant;
-use plan::agent::{EMPTY_AFTER, Input, TERMINATE_AFTER};
+use plan::agent::Input;
 use rand::Rng;
 
 use super::Process;

@@ -10,6 +10,7 @@ use plan::service::{ServiceDecision, ServiceView, Sight};
 
 use super::Server;
 use crate::Bug;
+use crate::faults::Fault;
 use crate::store::Fenced;
 use crate::workload;
 use crate::world::{Event, Life, World};
@@ -77,7 +78,12 @@ impl World {
             let (node, standing, reason) = match output {
                 Output::Lost { node, reason } => (node, Standing::Lost, reason),
                 Output::Present { node, reason } => (node, Standing::Present, reason),
-                Output::BrakeOn { reason } | Output::BrakeOff { reason } => {
+                Output::BrakeOn { reason } => {
+                    self.note(|| format!("server: {reason}"));
+                    self.release_in_a_moment();
+                    continue;
+                }
+                Output::BrakeOff { reason } => {
                     self.note(|| format!("server: {reason}"));
                     continue;
                 }
@@ -85,6 +91,31 @@ impl World {
             self.note(|| format!("server: {reason}"));
             self.summary.lost_nodes += u64::from(standing == Standing::Lost);
             self.set_standing(&node, standing, reason);
+        }
+    }
+
+    /// In every other world there is somebody who thinks that he knows better than the brake. Drawn from what is drawn already, so that the
+    /// worlds without him stay what they are.
+    fn release_in_a_moment(&mut self) {
+        if !self.seed.is_multiple_of(2) {
+            let after_ms = self.now_ms * 7 % 3_000;
+            self.schedule(after_ms, Event::Fault(Fault::ReleaseBrake));
+        }
+    }
+
+    pub(crate) fn release_brake(&mut self) {
+        let now = self.now();
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        let missing = server.watch.brake().map(|brake| brake.missing.clone());
+        let outputs = nodes::step(&mut server.watch, Input::ReleaseBrake, now);
+        self.take_node_outputs(outputs);
+        if self.options.bug == Some(Bug::GivesUpEarly) {
+            for node in missing.into_iter().flatten() {
+                let reason = Reason::new("node-lost", "given up");
+                self.set_standing(&node, Standing::Lost, reason);
+            }
         }
     }
 
@@ -122,6 +153,8 @@ impl World {
         server.cluster.set_node(record);
         if self.store.write_node(server.epoch, record.clone()) == Err(Fenced) {
             self.server = None;
+        } else if standing == Standing::Lost {
+            self.check_leases_over(node);
         }
     }
 

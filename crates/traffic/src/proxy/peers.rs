@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use model::ids::{NodeName, ResourceId};
+use model::timing::{
+    PEER_CONNECT_TIMEOUT, PEER_PING_EVERY, PEER_SILENCE, TUNNEL_PING_EVERY, TUNNEL_SILENCE,
+};
 use rustls::ClientConfig;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
@@ -23,14 +26,6 @@ use super::tls::server_name;
 use super::view::{Target, View};
 use super::wire::MOST_HEADER_BYTES;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-const PING_EVERY: Duration = Duration::from_millis(250);
-/// A ping that stays unanswered for two intervals: two misses.
-const SILENCE: Duration = Duration::from_millis(500);
-/// A pool's connections lie idle for hours and can't be repeated elsewhere: a peer that stalls for a moment must not cost them. Together no
-/// longer than until a silent node is lost by decision.
-const TUNNEL_PING_EVERY: Duration = Duration::from_millis(1500);
-const TUNNEL_SILENCE: Duration = Duration::from_secs(2);
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
 /// Larger reads pass the buffer by.
 const FIRST_BYTES: usize = 1024;
@@ -49,7 +44,7 @@ pub enum Use {
 impl Use {
     fn pings(self) -> (Duration, Duration) {
         match self {
-            Self::Requests => (PING_EVERY, SILENCE),
+            Self::Requests => (PEER_PING_EVERY, PEER_SILENCE),
             Self::Tunnels => (TUNNEL_PING_EVERY, TUNNEL_SILENCE),
         }
     }
@@ -195,7 +190,7 @@ async fn dial(
     carries: Use,
 ) -> Result<Sender, String> {
     let node = &target.node;
-    match tokio::time::timeout(CONNECT_TIMEOUT, handshake(identity, target, carries)).await {
+    match tokio::time::timeout(PEER_CONNECT_TIMEOUT, handshake(identity, target, carries)).await {
         Ok(Ok(sender)) => Ok(sender),
         Ok(Err(error)) => Err(format!(
             "the proxy of node {node} can't be reached: {error}"

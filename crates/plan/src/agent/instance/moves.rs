@@ -4,10 +4,11 @@ use model::compute::{Ask, Wanted};
 use model::control::Reason;
 use model::ids::{InstanceId, ResourceId, ResourceName};
 use model::signals::Level;
+use model::timing::EMPTY_AFTER;
 use model::traffic::Protocol;
 
 use super::{Instance, KILL_AGAIN, Phase, Process, WAIT_FOR_NEEDS, Why, World};
-use crate::agent::{EMPTY_AFTER, Output, Question};
+use crate::agent::{Output, Question};
 use crate::{Instant, Now};
 
 /// What it does next.
