@@ -257,6 +257,10 @@ pub struct Door {
     pub need: ResourceId,
     pub protocol: Protocol,
     pub timeout: Span,
+    /// What may have begun is never repeated, whatever the request says of itself, and nobody waits for a service without a copy: the caller
+    /// counts its tries itself and comes again. So a topic delivers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub once: bool,
 }
 
 /// What an agent tells its proxy, one JSON text a line, over the Unix socket in the node's directory.

@@ -109,6 +109,7 @@ fn doors(parts: &Parts<'_>) -> Vec<Door> {
                 need: need_id,
                 protocol: destination.map_or(Protocol::Http, |found| found.protocol),
                 timeout: asked.unwrap_or(fallback),
+                once: is_delivered_to(desired, need),
             };
             doors.insert(listen, door);
         }
@@ -121,6 +122,12 @@ fn timeout(desired: &DesiredInstance, need: &ResourceName) -> Option<Span> {
     let declared = desired.spec.needs.get(need).and_then(|need| need.timeout);
     let settings = desired.settings.as_ref();
     declared.or_else(|| Some(settings?.subscriptions.get(need)?.timeout))
+}
+
+/// Whether a topic runs here, and this consumes it.
+fn is_delivered_to(desired: &DesiredInstance, consumer: &ResourceName) -> bool {
+    let settings = desired.settings.as_ref();
+    settings.is_some_and(|settings| settings.subscriptions.contains_key(consumer))
 }
 
 /// The services that it calls: those needs that are no secrets, and of a topic its consumers.

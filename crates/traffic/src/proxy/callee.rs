@@ -214,9 +214,10 @@ async fn pass_on(
     for name in [wire::SERVICE, wire::INSTANCE, wire::EPOCH, wire::INSIST] {
         parts.headers.remove(name);
     }
+    let once = parts.headers.remove(wire::ONCE).is_some();
     let has_key = parts.headers.contains_key(wire::IDEMPOTENCY_KEY);
     let head = Head {
-        idempotent: is_idempotent(&parts.method, has_key),
+        idempotent: !once && is_idempotent(&parts.method, has_key),
         method: &parts.method,
         uri: &parts.uri,
         headers: parts.headers,

@@ -71,6 +71,7 @@ impl Outside {
             caller: &Caller::Gateway,
             service: &service,
             timeout: None,
+            once: false,
         };
         send(worker, &errand, request).await
     }
@@ -216,6 +217,7 @@ async fn through_door(
         caller,
         service: &door.need,
         timeout: Some(door.timeout.duration()),
+        once: door.once,
     };
     send(worker, &errand, request).await
 }

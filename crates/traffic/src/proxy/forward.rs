@@ -32,6 +32,8 @@ pub struct Errand<'a> {
     pub service: &'a ResourceId,
     /// What the caller asks for, instead of what the callee says.
     pub timeout: Option<Duration>,
+    /// [`model::traffic::Door::once`].
+    pub once: bool,
 }
 
 impl Errand<'_> {
@@ -58,9 +60,8 @@ pub async fn forward(
     wire::remove_hop_by_hop(&mut parts.headers);
     parts.headers.remove(http::header::EXPECT);
     let kept = Kept::new(incoming);
-    let result = timeout_at(deadline, search(worker, errand, &parts, &kept, deadline)).await;
-    result
-        .unwrap_or_else(|_| Err(out_of_time(errand.service)))
+    search(worker, errand, &parts, &kept, deadline)
+        .await
         .map(as_http1)
         .unwrap_or_else(|problem| refuse(worker, errand, &problem))
 }
@@ -100,10 +101,15 @@ async fn search(
     deadline: Instant,
 ) -> Result<Response<ResponseBody>, Problem> {
     let has_key = parts.headers.contains_key(wire::IDEMPOTENCY_KEY);
-    let idempotent = is_idempotent(&parts.method, has_key);
-    let mut search = Search::new(worker, errand.service);
+    let idempotent = !errand.once && is_idempotent(&parts.method, has_key);
+    let mut search = Search::new(worker, errand.service, errand.once);
     loop {
-        let chosen = search.next().await?;
+        let chosen = match timeout_at(deadline, search.next()).await {
+            Ok(chosen) => chosen?,
+            // It is still known that nothing began.
+            Err(_) if !search.may_have_begun() => return Err(search.nobody_in_time()),
+            Err(_) => return Err(out_of_time(errand.service)),
+        };
         let attempt = Attempt {
             worker,
             errand,
@@ -111,7 +117,8 @@ async fn search(
             idempotent,
             deadline,
         };
-        match attempt.make(&chosen, kept.body()).await {
+        let made = timeout_at(deadline, attempt.make(&chosen, kept.body())).await;
+        match made.map_err(|_| out_of_time(errand.service))? {
             Ok(mut response) => {
                 chosen.answered(worker.now(), !is_gateway_failure(response.status()));
                 response.body_mut().guards().in_flight = Some(chosen.in_flight);
@@ -122,7 +129,9 @@ async fn search(
                     idempotent,
                     replayable: kept.replayable(),
                 };
-                Box::pin(search.failed(chosen, failure, facts)).await?;
+                let failed = Box::pin(search.failed(chosen, failure, facts));
+                let again = timeout_at(deadline, failed).await;
+                again.unwrap_or_else(|_| Err(out_of_time(errand.service)))?;
             }
         }
     }
@@ -211,6 +220,10 @@ impl Attempt<'_> {
         *request.uri_mut() = mesh_uri(head.uri);
         *request.headers_mut() = head.headers;
         address_to(&mut request, chosen, target);
+        if self.errand.once {
+            let headers = request.headers_mut();
+            headers.insert(wire::ONCE, HeaderValue::from_static("1"));
+        }
         let response = send_over_the_mesh(&mut sender, request).await?;
         let (parts, incoming) = response.into_parts();
         Ok(Response::from_parts(

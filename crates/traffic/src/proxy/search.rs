@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use model::ids::{NodeName, ResourceId};
-use model::traffic::{Balance, TrafficOptions};
+use model::traffic::Balance;
+use model::units::Span;
 use tokio::time::{Instant, timeout};
 
 use super::failure::Failure;
@@ -27,6 +28,8 @@ const MOST_REPEATS: u32 = 3;
 pub struct Search<'a> {
     worker: &'a Worker,
     service: &'a ResourceId,
+    /// [`model::traffic::Door::once`].
+    once: bool,
     began: Instant,
     tried: Vec<Arc<Load>>,
     /// Where the last try broke off: all of that node may be dying, so its other copies come last.
@@ -85,10 +88,11 @@ impl Chosen {
 }
 
 impl<'a> Search<'a> {
-    pub fn new(worker: &'a Worker, service: &'a ResourceId) -> Self {
+    pub fn new(worker: &'a Worker, service: &'a ResourceId, once: bool) -> Self {
         Self {
             worker,
             service,
+            once,
             began: Instant::now(),
             tried: Vec::new(),
             broke_on: None,
@@ -149,13 +153,16 @@ impl<'a> Search<'a> {
     async fn wait(&mut self, seen: Arc<View>, destination: &Destination) -> Result<(), Problem> {
         let shared = &destination.shared;
         let none_at_all = destination.endpoints.is_empty();
+        if none_at_all && self.once {
+            return Err(self.no_endpoint(None));
+        }
         let left = destination
             .traffic
             .wait
             .duration()
             .saturating_sub(self.began.elapsed());
         if left.is_zero() || self.round >= MOST_ROUNDS {
-            return Err(self.no_endpoint(&destination.traffic));
+            return Err(self.no_endpoint(Some(destination.traffic.wait)));
         }
         let _waiting = Waiting::new(shared, none_at_all.then_some(self.worker.reports()))
             .ok_or_else(|| self.too_many())?;
@@ -248,15 +255,27 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn no_endpoint(&self, options: &TrafficOptions) -> Problem {
+    /// Whether a try that failed may have been done.
+    pub fn may_have_begun(&self) -> bool {
+        self.repeats > 0
+    }
+
+    /// The time for the whole request ended while nobody took it.
+    pub fn nobody_in_time(&self) -> Problem {
+        let waited = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.no_endpoint(Some(Span::milliseconds(waited)))
+    }
+
+    fn no_endpoint(&self, waited: Option<Span>) -> Problem {
         let service = self.service;
         let why = match &self.last_reason {
             Some(reason) => format!("no copy of service {service} takes requests ({reason})"),
             None => format!("service {service} has no copy that is ready"),
         };
+        let waited = waited.map(|waited| format!("; waited {waited} for one"));
         Problem::new(
             Code::NoEndpoint,
-            format!("{why}; waited {} for one", options.wait),
+            format!("{why}{}", waited.unwrap_or_default()),
         )
     }
 

@@ -71,6 +71,7 @@ pub async fn serve_tcp(worker: &Worker, caller: &Caller, service: &ResourceId, c
                 caller,
                 service,
                 timeout: None,
+                once: false,
             };
             forward::refuse(worker, &errand, &problem);
             tracing::debug!(%service, detail = problem.detail, "a connection found no endpoint");
@@ -79,7 +80,7 @@ pub async fn serve_tcp(worker: &Worker, caller: &Caller, service: &ResourceId, c
 }
 
 async fn open(worker: &Worker, caller: &Caller, service: &ResourceId) -> Result<Tunnel, Problem> {
-    let mut search = Search::new(worker, service);
+    let mut search = Search::new(worker, service, false);
     loop {
         let chosen = search.next().await?;
         match dial(worker, caller, &chosen).await {

@@ -14,6 +14,8 @@ pub const INSTANCE: HeaderName = HeaderName::from_static("mainland-instance");
 pub const EPOCH: HeaderName = HeaderName::from_static("mainland-epoch");
 /// Every copy has refused once: one whose probe fails is asked all the same, for no better one is left.
 pub const INSIST: HeaderName = HeaderName::from_static("mainland-insist");
+/// What may have begun is not repeated, though the request carries an `Idempotency-Key`.
+pub const ONCE: HeaderName = HeaderName::from_static("mainland-once");
 /// What is left of the time for the whole request; shrinks on its way.
 pub const DEADLINE: HeaderName = HeaderName::from_static("mainland-deadline-ms");
 /// In an answer: the request did not begin, and why.

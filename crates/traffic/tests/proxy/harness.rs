@@ -123,6 +123,7 @@ impl Node {
             need: id(need),
             protocol,
             timeout: Span::seconds(10),
+            once: false,
         });
         listen
     }

@@ -280,6 +280,48 @@ fn what_is_tried_again_and_what_is_not() {
     );
 }
 
+/// A topic's delivery: its retries are the topic's own.
+#[test]
+fn through_a_door_that_counts_its_tries_nothing_is_repeated_that_may_have_begun() {
+    let authority = Authority::new();
+    let broken = Instance::start(|_| Act::Close);
+    let nobody = free_address();
+    let mut a = Node::start(&authority, "a");
+    let mut b = Node::start(&authority, "b");
+    let door = a.door(&authority, "shop/topic", "shop/mail", Protocol::Http);
+    a.snapshot.doors[0].once = true;
+    a.snapshot.doors[0].timeout = Span::milliseconds(700);
+    let here = ["shop/mail-1", "shop/mail-2"].map(|name| a.runs(name, "shop/mail", broken.address));
+    let there =
+        ["shop/mail-3", "shop/mail-4"].map(|name| b.runs(name, "shop/mail", broken.address));
+    for node in [&mut a, &mut b] {
+        node.lets_in("shop/mail", &["shop/topic"], false);
+    }
+    b.apply();
+    let key = "Idempotency-Key: orders/1\r\n";
+    let mut asked = 0;
+    for endpoints in [here.to_vec(), there.to_vec()] {
+        a.road("shop/mail", endpoints);
+        a.apply();
+        let answer = post(door, "mail", key, "a message");
+        assert_eq!(answer.status, 502, "{}", answer.body);
+        asked += 1;
+        assert_eq!(broken.count(), asked, "it went to one copy alone");
+    }
+
+    // Nobody is there: said as that, before the time is up and after.
+    a.road("shop/mail", Vec::new());
+    a.apply();
+    let answer = post(door, "mail", key, "a message");
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    let gone = a.runs("shop/mail-5", "shop/mail", nobody);
+    a.road("shop/mail", vec![gone]);
+    a.apply();
+    let answer = post(door, "mail", key, "a message");
+    assert_eq!(answer.status, 503, "{}", answer.body);
+    assert!(answer.body.contains("no-endpoint"), "{}", answer.body);
+}
+
 #[test]
 fn what_broke_off_goes_to_another_node_first() {
     let broken = Instance::start(|_| Act::Close);
