@@ -8,8 +8,9 @@
 //!                                           retry ◄──recorded── recording ──recorded, attempts used up──► dead
 //! ```
 //!
-//! Everything up to `read` that is not open is done, so a consumer is stored as `read` and the few open positions. A failed attempt is
-//! written down ([`Consumer::changes`], [`Consumer::recorded`]) before the next, and a dead message before the next of its key.
+//! Everything up to `read` that is not open is done, so a consumer is stored as `read` and the few open positions. An attempt is written down
+//! ([`Consumer::changes`], [`Consumer::recorded`]) before it is made ([`Consumer::may_begin`]), so that whoever ends amid it, the consumer or the
+//! topic, can't be met by the same message for ever; a dead message is written down before the next of its key goes.
 //!
 //! [`changes`] is what must be written down.
 //!
@@ -73,6 +74,8 @@ enum State {
     InFlight {
         token: Token,
         until_ms: u64,
+        /// The version with which it is stored that it begins.
+        version: u64,
     },
     /// Its failure is not stored yet.
     Recording {
@@ -228,27 +231,50 @@ impl Consumer {
         self.open.insert(position, open);
     }
 
-    /// The next delivery, if one may begin now; it is `lease_ms` in the hands of who takes it.
-    pub fn take(&mut self, now_ms: u64, lease_ms: Option<u64>) -> Option<Delivery> {
-        if !self.can_give(now_ms) {
-            return None;
+    /// The next delivery, if one may begin now: once that is stored ([`Consumer::may_begin`]).
+    pub fn take(&mut self, now_ms: u64) -> Option<Delivery> {
+        while self.can_give(now_ms) {
+            let position = self.ready.pop_first()?;
+            let open = self.open.get_mut(&position)?;
+            self.version += 1;
+            if open.attempts >= self.limits.attempts {
+                // The last attempt ended with the topic, or fewer are declared since.
+                self.give_up(position);
+                continue;
+            }
+            let token = self.next_token;
+            self.next_token += 1;
+            let attempt = open.attempts + 1;
+            open.state = State::InFlight {
+                token,
+                until_ms: u64::MAX,
+                version: self.version,
+            };
+            self.tokens.insert(token, position);
+            return Some(Delivery {
+                position,
+                attempt,
+                token,
+            });
         }
-        let position = self.ready.pop_first()?;
-        let token = self.next_token;
-        self.next_token += 1;
-        let until_ms = lease_ms.map_or(u64::MAX, |lease| now_ms.saturating_add(lease));
-        let open = self.open.get_mut(&position)?;
-        open.state = State::InFlight { token, until_ms };
-        let attempt = open.attempts + 1;
-        self.tokens.insert(token, position);
-        if lease_ms.is_some() {
-            self.timers.insert((until_ms, position));
+        None
+    }
+
+    /// Whether it is stored that this attempt begins.
+    pub fn may_begin(&self, token: Token) -> bool {
+        let open = self.tokens.get(&token).and_then(|at| self.open.get(at));
+        matches!(open, Some(Open { state: State::InFlight { version, .. }, .. }) if *version <= self.recorded)
+    }
+
+    /// To the dead letter, for the reason that is stored.
+    fn give_up(&mut self, position: Position) {
+        if let Some(open) = self.open.get_mut(&position) {
+            open.state = State::Recording {
+                retry_at_ms: 0,
+                error: String::new(),
+            };
+            self.recording.insert(position);
         }
-        Some(Delivery {
-            position,
-            attempt,
-            token,
-        })
     }
 
     /// How many may be on their way: one at a time finds out whether a consumer that was away is back.
@@ -331,6 +357,7 @@ impl Consumer {
             open.state = State::Ready;
             self.ready.insert(position);
         }
+        self.version += 1;
         true
     }
 

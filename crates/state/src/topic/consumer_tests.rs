@@ -20,7 +20,7 @@ fn with(keys: &[&str], limits: Limits) -> Consumer {
 }
 
 fn take_all(consumer: &mut Consumer, now_ms: u64) -> Vec<(Position, Token)> {
-    std::iter::from_fn(|| consumer.take(now_ms, None))
+    std::iter::from_fn(|| consumer.take(now_ms))
         .map(|delivery| (delivery.position, delivery.token))
         .collect()
 }
@@ -99,7 +99,7 @@ fn a_failed_attempt_is_written_down_before_the_next() {
     consumer.tick(1014);
     assert_eq!(take_all(&mut consumer, 1014), [], "not before its time");
     consumer.tick(1015);
-    let again = consumer.take(1015, None).unwrap();
+    let again = consumer.take(1015).unwrap();
     assert_eq!((again.position, again.attempt), (1, 2));
     consumer.done(again.token);
     assert_eq!(record(&mut consumer).recovered, [1]);
@@ -172,7 +172,7 @@ fn a_redriven_message_goes_ahead_of_those_that_have_not_begun() {
     assert!(consumer.is_urgent());
     assert_eq!(take_all(&mut consumer, 0), [], "the second has begun");
     consumer.done(token);
-    let taken = consumer.take(0, None).unwrap();
+    let taken = consumer.take(0).unwrap();
     assert_eq!((taken.position, taken.attempt), (1, 1));
     let changes = record(&mut consumer);
     assert_eq!((changes.redriven, changes.open), (vec![1], vec![1, 3]));
@@ -184,7 +184,7 @@ fn what_comes_back_from_the_dead_letter_has_a_bound() {
     let mut consumer = Consumer::new(1_000_000, LIMITS, 0);
     let redriven = (1..=1_000_000).take_while(|position| consumer.redrive(*position, None));
     assert_eq!(redriven.count(), REDRIVEN_MAX);
-    let first = consumer.take(0, None).unwrap();
+    let first = consumer.take(0).unwrap();
     consumer.done(first.token);
     assert!(consumer.redrive(999_999, None), "there is room again");
 }
@@ -192,7 +192,8 @@ fn what_comes_back_from_the_dead_letter_has_a_bound() {
 #[test]
 fn a_lease_that_ran_out_is_a_failed_attempt_and_its_token_is_refused() {
     let mut consumer = with(&[""], LIMITS);
-    let first = consumer.take(0, Some(100)).unwrap();
+    let first = consumer.take(0).unwrap();
+    assert!(consumer.extend(first.token, 100));
     assert_eq!(consumer.next_timer(), Some(100));
     assert!(consumer.extend(first.token, 250));
     consumer.tick(249);
@@ -201,7 +202,8 @@ fn a_lease_that_ran_out_is_a_failed_attempt_and_its_token_is_refused() {
     assert!(!consumer.holds(first.token) && !consumer.extend(first.token, 999));
     record(&mut consumer);
     consumer.tick(250);
-    let second = consumer.take(250, Some(100)).unwrap();
+    let second = consumer.take(250).unwrap();
+    assert!(consumer.extend(second.token, 350));
     assert_eq!((second.position, second.attempt), (1, 2));
     assert!(!consumer.done(first.token), "late");
     assert!(consumer.done(second.token));
@@ -235,7 +237,7 @@ fn who_is_away_burns_no_attempts_and_is_asked_by_one_message() {
             .changes()
             .is_some_and(|changes| changes.failed.is_empty())
     );
-    let probe = consumer.take(60_000, None).unwrap();
+    let probe = consumer.take(60_000).unwrap();
     assert_eq!(probe.attempt, 1);
     consumer.done(probe.token);
     assert_eq!(positions(&take_all(&mut consumer, 60_000)), [2, 3]);
@@ -301,7 +303,7 @@ fn a_restart_goes_on_where_it_was() {
         "1 waits for its retry, 2 for 1"
     );
     again.tick(100);
-    let retried = again.take(100, None).unwrap();
+    let retried = again.take(100).unwrap();
     assert_eq!((retried.position, retried.attempt), (1, 2));
     assert!(!again.done(taken[2].1), "the lease is of another life");
 }
@@ -320,6 +322,45 @@ fn what_was_not_written_is_written_the_next_time() {
     assert!(consumer.changes().is_some(), "the receipt came after");
     record(&mut consumer);
     assert_eq!(consumer.changes(), None);
+}
+
+#[test]
+fn an_attempt_is_written_down_before_it_is_made() {
+    let mut consumer = with(&["", ""], LIMITS);
+    let first = consumer.take(0).unwrap();
+    let before = consumer.changes().unwrap();
+    let second = consumer.take(0).unwrap();
+    assert!(!consumer.may_begin(first.token));
+    consumer.recorded(&before);
+    assert_eq!(before.begun, [1]);
+    assert!(consumer.may_begin(first.token) && !consumer.may_begin(second.token));
+    assert_eq!(record(&mut consumer).begun, [1, 2]);
+    assert!(consumer.may_begin(second.token));
+    consumer.absent(second.token, 0, 0.0);
+    assert!(!consumer.may_begin(second.token));
+    assert_eq!(record(&mut consumer).begun, [1], "nobody had it");
+    consumer.done(first.token);
+    assert_eq!(record(&mut consumer).begun, [] as [Position; 0]);
+}
+
+#[test]
+fn what_used_up_its_attempts_with_the_topic_is_dead_without_another() {
+    let mut consumer = Consumer::new(2, LIMITS, 0);
+    let failure = Failure {
+        position: 1,
+        attempts: 3,
+        retry_at_ms: 0,
+        error: "the topic ended".to_owned(),
+    };
+    consumer.restore(1, Some("a".into()), Some(&failure));
+    consumer.restore(2, Some("a".into()), None);
+    consumer.tick(0);
+    assert_eq!(take_all(&mut consumer, 0), []);
+    let changes = record(&mut consumer);
+    let dead: Vec<_> = changes.dead.iter().map(|one| one.position).collect();
+    assert_eq!(dead, [1]);
+    assert_eq!(positions(&take_all(&mut consumer, 0)), [2]);
+    assert_eq!(consumer.retrying(), 0);
 }
 
 #[derive(Debug, Clone)]
@@ -356,6 +397,10 @@ struct World {
     failures: BTreeMap<Position, Failure>,
     dead: BTreeSet<Position>,
     held: Vec<(Position, Token)>,
+    /// Of these, what may have been delivered.
+    begun: BTreeSet<Token>,
+    /// Since it was published, or came back from the dead letter.
+    deliveries: BTreeMap<Position, u32>,
     now_ms: u64,
     lives: u64,
     receipts: BTreeSet<Position>,
@@ -381,10 +426,31 @@ impl World {
         }
         self.consumer.recorded(&changes);
         self.stored = changes;
+        self.deliver();
+    }
+
+    /// At once, whatever may be.
+    fn deliver(&mut self) {
+        for (position, token) in &self.held {
+            if self.consumer.may_begin(*token) && self.begun.insert(*token) {
+                let deliveries = self.deliveries.entry(*position).or_default();
+                *deliveries += 1;
+                assert!(*deliveries <= LIMITS.attempts, "{position} comes too often");
+            }
+        }
     }
 
     fn restart(&mut self) {
         self.lives += 1;
+        for position in std::mem::take(&mut self.stored.begun) {
+            let failure = self.failures.entry(position).or_insert_with(|| Failure {
+                position,
+                attempts: 0,
+                retry_at_ms: 0,
+                error: String::new(),
+            });
+            failure.attempts += 1;
+        }
         self.consumer = Consumer::new(self.stored.read, LIMITS, self.lives << 40);
         for position in &self.stored.open {
             let key = self.keys[*position as usize - 1].clone();
@@ -404,7 +470,7 @@ impl World {
     }
 
     fn take(&mut self) {
-        let Some(delivery) = self.consumer.take(self.now_ms, None) else {
+        let Some(delivery) = self.consumer.take(self.now_ms) else {
             return;
         };
         let key = &self.keys[delivery.position as usize - 1];
@@ -417,6 +483,7 @@ impl World {
 
     fn act(&mut self, act: &Act) {
         let held = |index: &usize| self.held.get(*index % self.held.len().max(1)).copied();
+        let held = |index: &usize| held(index).filter(|(_, token)| self.begun.contains(token));
         match act {
             Act::Take => self.take(),
             Act::Done(index) => {
@@ -433,8 +500,9 @@ impl World {
                 }
             }
             Act::Absent(index) => {
-                if let Some((_, token)) = held(index) {
+                if let Some((position, token)) = held(index) {
                     self.consumer.absent(token, self.now_ms, 0.5);
+                    *self.deliveries.entry(position).or_default() -= 1;
                     self.held.retain(|one| one.1 != token);
                 }
             }
@@ -447,7 +515,9 @@ impl World {
             Act::Redrive(index) => {
                 if let Some(position) = self.dead.iter().nth(*index).copied() {
                     let key = self.keys[position as usize - 1].clone();
-                    self.consumer.redrive(position, key);
+                    if self.consumer.redrive(position, key) {
+                        self.deliveries.remove(&position);
+                    }
                 }
             }
         }
@@ -459,6 +529,7 @@ impl World {
             self.now_ms += 60_000;
             self.consumer.tick(self.now_ms);
             self.take();
+            self.record();
             while let Some((position, token)) = self.held.pop() {
                 self.consumer.done(token);
                 self.receipts.insert(position);
@@ -484,6 +555,8 @@ proptest! {
             failures: BTreeMap::new(),
             dead: BTreeSet::new(),
             held: Vec::new(),
+            begun: BTreeSet::new(),
+            deliveries: BTreeMap::new(),
             now_ms: 0,
             lives: 0,
             receipts: BTreeSet::new(),

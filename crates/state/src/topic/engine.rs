@@ -1,7 +1,7 @@
 //! The topic while it runs: its consumers, and what happens to them.
 //!
 //! Nothing here waits for a consumer: [`Engine::plan`] says what can begin now, others do it and tell the outcome. What has changed is written
-//! down in groups ([`Engine::flush`]): receipts within [`GROUP`], failures at once.
+//! down in groups ([`Engine::flush`]): receipts within [`GROUP`], failures at once, attempts before they begin.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -254,7 +254,7 @@ impl Engine {
                 .into_iter()
                 .flatten()
                 .min();
-            if entry.consumer.is_urgent() {
+            if entry.is_urgent() {
                 self.urgent.notify_one();
             }
         }
@@ -330,7 +330,8 @@ impl Engine {
     pub fn stop(&self) {
         let mut state = self.state();
         state.stopping = true;
-        for entry in state.consumers.values() {
+        for entry in state.consumers.values_mut() {
+            entry.take_back();
             entry.ready.notify_waiters();
         }
     }

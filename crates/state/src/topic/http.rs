@@ -1,13 +1,15 @@
 //! The door for callers: HTTP/1.1, routed by hand, since a publish is answered some ten thousand times a second.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -18,7 +20,7 @@ use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
 use super::engine::{Clock, Engine};
 use super::event::{self, BODY_BYTES_MAX};
 use super::problem::Problem;
-use super::pull;
+use super::pull::{self, Loan};
 use super::storage::Published;
 
 /// Connections of callers; more wait to be accepted.
@@ -33,7 +35,46 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
-pub type Answer = Response<Full<Bytes>>;
+pub type Answer = Response<Text>;
+
+/// The text of an answer, and what becomes somebody's by being sent.
+pub struct Text {
+    text: Full<Bytes>,
+    loan: Option<Loan>,
+}
+
+impl Text {
+    pub fn lending(self, loan: Loan) -> Self {
+        Self {
+            loan: Some(loan),
+            ..self
+        }
+    }
+}
+
+impl Body for Text {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        // It is asked for when the connection takes it.
+        if let Some(loan) = self.loan.take() {
+            loan.sent();
+        }
+        Pin::new(&mut self.text).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.text.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.text.size_hint()
+    }
+}
 
 /// The callers' door.
 pub struct Door {
@@ -195,7 +236,10 @@ pub fn parse<Asked: DeserializeOwned>(body: &Bytes) -> Result<Asked, Problem> {
 }
 
 pub fn json(text: String) -> Answer {
-    let mut response = Response::new(Full::from(text));
+    let mut response = Response::new(Text {
+        text: Full::from(text),
+        loan: None,
+    });
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response

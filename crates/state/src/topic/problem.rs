@@ -1,12 +1,11 @@
 //! What callers are told when something can't be done: RFC 9457, with a stable code.
 
-use bytes::Bytes;
+use http::StatusCode;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use http::{Response, StatusCode};
-use http_body_util::Full;
 use model::traffic::PROBLEM_TYPE;
 
 use super::event::quoted;
+use super::http::{Answer, json};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -43,7 +42,7 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", title, detail)
     }
 
-    pub fn response(&self) -> Response<Full<Bytes>> {
+    pub fn response(&self) -> Answer {
         let text = format!(
             r#"{{"type":"{PROBLEM_TYPE}{}","title":{},"status":{},"code":"{}","detail":{}}}"#,
             self.code,
@@ -52,7 +51,7 @@ impl Problem {
             self.code,
             quoted(&self.detail)
         );
-        let mut response = Response::new(Full::from(text));
+        let mut response = json(text);
         *response.status_mut() = self.status;
         let problem = HeaderValue::from_static("application/problem+json");
         response.headers_mut().insert(CONTENT_TYPE, problem);

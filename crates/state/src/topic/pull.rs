@@ -2,6 +2,7 @@
 //!
 //! Who pulls has a message until its lease ends: within that it is acknowledged, given back, or the lease extended. A lease that ran out is a
 //! failed attempt, and the message is delivered again. A lease is a token: once the message is somebody else's, the old one is refused.
+//! What is in an answer that was not sent, because who asked had gone, is nobody's: as if it had not been taken ([`Loan`]).
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -76,78 +77,110 @@ pub async fn pull(engine: Arc<Engine>, asked: Pull) -> Result<Answer, Problem> {
         engine.wake();
     }
     let wait = Duration::from_millis(asked.wait_ms.min(WAIT_MAX_MS));
-    let taken = match wait.is_zero() {
-        true => engine.take(name, asked.max, lease_ms),
+    let mut loan = Loan::new(&engine, name);
+    match wait.is_zero() {
+        true => loan.take(asked.max),
         false => {
             let detail = "so many wait for messages that others could not come; ask again without `wait_ms`, or later";
             let place = engine.waiting.try_acquire();
             let _place = place.map_err(|_| Problem::overloaded(detail))?;
-            let waiting = until_some(&engine, name, asked.max, lease_ms);
-            let taken = tokio::time::timeout(wait, waiting).await;
-            taken.unwrap_or_default()
+            let waiting = until_some(&mut loan, asked.max);
+            let _ = tokio::time::timeout(wait, waiting).await;
         }
-    };
-    messages(&engine, name, taken).await
+    }
+    messages(loan, lease_ms).await
+}
+
+/// Messages taken for an answer. Dropped before that is sent, it gives them back.
+pub struct Loan {
+    engine: Arc<Engine>,
+    consumer: ResourceName,
+    taken: Vec<Delivery>,
+}
+
+impl Loan {
+    fn new(engine: &Arc<Engine>, consumer: &ResourceName) -> Self {
+        Self {
+            engine: engine.clone(),
+            consumer: consumer.clone(),
+            taken: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, most: usize) {
+        self.taken = self.engine.take(&self.consumer, most);
+    }
+
+    fn settle(&self, token: Token, outcome: &Outcome) {
+        self.engine.settle(&self.consumer, token, outcome);
+    }
+
+    /// The answer is sent: its messages are with who asked, until their leases end.
+    pub fn sent(mut self) {
+        self.taken.clear();
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        for delivery in &self.taken {
+            self.settle(delivery.token, &Outcome::Untouched);
+        }
+    }
 }
 
 /// At least one message, once there is one; none when the topic ends.
-async fn until_some(
-    engine: &Engine,
-    name: &ResourceName,
-    most: usize,
-    lease_ms: u64,
-) -> Vec<Delivery> {
-    loop {
-        let Some(ready) = engine.ready(name) else {
-            return Vec::new();
-        };
+async fn until_some(loan: &mut Loan, most: usize) {
+    while let Some(ready) = loan.engine.ready(&loan.consumer) {
         let woken = ready.notified();
         tokio::pin!(woken);
         woken.as_mut().enable();
-        let taken = engine.take(name, most, lease_ms);
-        if !taken.is_empty() {
-            return taken;
+        loan.take(most);
+        if !loan.taken.is_empty() {
+            return;
         }
         woken.await;
     }
 }
 
 /// The answer. What does not fit, or can't be read, is as if it had not been taken.
-async fn messages(
-    engine: &Engine,
-    name: &ResourceName,
-    taken: Vec<Delivery>,
-) -> Result<Answer, Problem> {
-    let source = engine.source();
+async fn messages(mut loan: Loan, lease_ms: u64) -> Result<Answer, Problem> {
+    if !loan.taken.is_empty() {
+        // An attempt is on the disk before it is made.
+        loan.engine.flush().await?;
+    }
+    let source = loan.engine.source();
     let (mut list, mut bytes, mut unread) = (String::new(), 0, None);
-    let mut is_full = false;
-    for delivery in taken {
+    let (mut lent, mut is_full) = (Vec::new(), false);
+    for delivery in loan.taken.clone() {
         if is_full {
-            engine.settle(name, delivery.token, &Outcome::Untouched);
             continue;
         }
-        let outcome = match engine.storage.message(delivery.position).await {
+        match loan.engine.storage.message(delivery.position).await {
             Ok(Some(message)) => {
                 bytes += message.event.size();
                 is_full = bytes > PULL_BYTES && !list.is_empty();
                 if !is_full {
                     lend(&mut list, &delivery, &message.to_json(&source));
-                    continue;
+                    lent.push(delivery);
                 }
-                Outcome::Untouched
             }
-            Ok(None) => Outcome::Done,
-            Err(error) => {
-                (is_full, unread) = (true, Some(error));
-                Outcome::Untouched
-            }
-        };
-        engine.settle(name, delivery.token, &outcome);
+            Ok(None) => loan.settle(delivery.token, &Outcome::Done),
+            Err(error) => (is_full, unread) = (true, Some(error)),
+        }
     }
-    match unread {
-        Some(error) if list.is_empty() => Err(error.into()),
-        _ => Ok(json(format!(r#"{{"messages":[{list}]}}"#))),
+    if let Some(error) = unread.filter(|_| list.is_empty()) {
+        return Err(error.into());
     }
+    let kept: Vec<Token> = lent.iter().map(|delivery| delivery.token).collect();
+    loan.taken
+        .retain(|delivery| !kept.contains(&delivery.token));
+    let rest = std::mem::replace(&mut loan.taken, lent);
+    for delivery in rest {
+        loan.settle(delivery.token, &Outcome::Untouched);
+    }
+    loan.engine.extend(&loan.consumer, &kept, lease_ms);
+    Ok(json(format!(r#"{{"messages":[{list}]}}"#)).map(|text| text.lending(loan)))
 }
 
 fn lend(list: &mut String, delivery: &Delivery, event: &str) {

@@ -27,6 +27,8 @@ use super::event::Message;
 
 /// Connections that wait for more work, to each consumer.
 const IDLE_CONNECTIONS: usize = 64;
+/// The mesh keeps the time of a delivery, and knows whether it began; this much later it is said by the topic itself.
+const MESH_PATIENCE: Duration = Duration::from_millis(500);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// What is read of an answer.
 const ANSWER_BYTES: usize = 64 << 10;
@@ -107,7 +109,7 @@ impl Courier {
         };
         // What is sent need not be kept until it is answered.
         drop(message);
-        let timeout = errand.subscription.timeout.duration();
+        let timeout = errand.subscription.timeout.duration() + MESH_PATIENCE;
         match tokio::time::timeout(timeout, self.exchange(request)).await {
             Ok(outcome) => outcome,
             Err(_) => failed(format!("no answer within {}", errand.subscription.timeout)),
@@ -184,11 +186,14 @@ fn is_absence(status: StatusCode, body: &[u8]) -> bool {
 /// In seconds, or until a date.
 fn retry_after_ms(headers: &HeaderMap, wall_ms: u64) -> Option<u64> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let seconds = text.parse().unwrap_or(u64::MAX);
         return Some(seconds.saturating_mul(1000));
     }
-    let date = jiff::fmt::rfc2822::parse(text).ok()?;
-    let date_ms = u64::try_from(date.timestamp().as_millisecond()).ok()?;
+    // All three forms of RFC 9110, 5.6.7.
+    let date = httpdate::parse_http_date(text).ok()?;
+    let since_1970 = date.duration_since(std::time::UNIX_EPOCH).ok()?;
+    let date_ms = u64::try_from(since_1970.as_millis()).ok()?;
     Some(date_ms.saturating_sub(wall_ms))
 }
 
@@ -220,6 +225,14 @@ mod tests {
             ("120", Some(120_000)),
             ("Sun, 06 Nov 1994 08:49:37 GMT", Some(37_000)),
             ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(37_000)),
+            ("Sun Nov  6 08:49:37 1994", Some(37_000)),
+            ("  7 ", Some(7_000)),
+            ("99999999999999999999", Some(u64::MAX)),
+            ("-1", None),
+            ("+1", None),
+            ("1.5", None),
+            ("", None),
             ("soon", None),
         ] {
             let value = HeaderValue::from_static(value);

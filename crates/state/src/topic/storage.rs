@@ -91,6 +91,17 @@ impl Storage {
         let path = options.path.clone();
         let database = Database::open(options)?;
         let named = path.clone();
+        let counted = move |connection: &Connection| {
+            consumers::count_begun(connection).map_err(|error| Error::from_sqlite(&named, &error))
+        };
+        match database.write(counted).wait() {
+            // Nothing begins before there is room; until then it can be looked at.
+            Err(error @ Error::DiskFull { .. }) => {
+                tracing::warn!(%error, "what was being delivered is not counted");
+            }
+            counted => counted?,
+        }
+        let named = path.clone();
         let (tail, left) = database
             .read(move |connection| {
                 consumers::load(connection).map_err(|error| Error::from_sqlite(&named, &error))

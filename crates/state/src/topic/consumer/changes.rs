@@ -33,6 +33,8 @@ impl Failure {
 pub struct Changes {
     pub read: Position,
     pub open: Vec<Position>,
+    /// Of these, what has an attempt more than it failed: with somebody now.
+    pub begun: Vec<Position>,
     pub failed: Vec<Failure>,
     /// For the dead letter.
     pub dead: Vec<Failure>,
@@ -68,9 +70,11 @@ impl Consumer {
         }
         let dying: BTreeSet<Position> = dead.iter().map(|failure| failure.position).collect();
         let open = self.open.keys().copied();
+        let begun: BTreeSet<Position> = self.tokens.values().copied().collect();
         Some(Changes {
             read: self.read,
             open: open.filter(|position| !dying.contains(position)).collect(),
+            begun: begun.into_iter().collect(),
             failed,
             dead,
             recovered: self.recovered.clone(),

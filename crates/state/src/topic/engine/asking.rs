@@ -59,8 +59,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Hands out up to `most` messages now.
-    pub fn take(&self, name: &ResourceName, most: usize, lease_ms: u64) -> Vec<Delivery> {
+    /// Takes up to `most` messages; whoever has them has to [`Engine::lend`] them, or give them back.
+    pub fn take(&self, name: &ResourceName, most: usize) -> Vec<Delivery> {
         let now_ms = self.clock.now_ms();
         let mut state = self.state();
         if state.stopping {
@@ -70,7 +70,7 @@ impl Engine {
             return Vec::new();
         };
         entry.consumer.tick(now_ms);
-        let take = || entry.consumer.take(now_ms, Some(lease_ms));
+        let take = || entry.consumer.take(now_ms);
         let taken: Vec<Delivery> = std::iter::from_fn(take).take(most).collect();
         drop(state);
         if !taken.is_empty() {

@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use tokio::sync::Notify;
 
 use super::{Errand, LOOK, PULL_IN_FLIGHT, Plan};
-use crate::topic::consumer::{Consumer, Key, Limits, Position, Token};
+use crate::topic::consumer::{Consumer, Delivery, Key, Limits, Position, Token};
 use crate::topic::storage::retention::Measure;
 use crate::topic::storage::{Leave, Left, Storage};
 
@@ -53,6 +53,8 @@ pub(super) struct Entry {
     /// Somebody reads for it.
     pub(super) looking: bool,
     pub(super) dead: u64,
+    /// Deliveries that begin once that is stored.
+    pub(super) begun: Vec<Delivery>,
     /// Wakes who pulls.
     pub(super) ready: Arc<Notify>,
 }
@@ -113,6 +115,7 @@ impl State {
             entry.dead += changes.dead.len() as u64;
             entry.dead = entry.dead.saturating_sub(changes.redriven.len() as u64);
             woken |= !changes.failed.is_empty() || !changes.dead.is_empty();
+            woken |= !entry.begun.is_empty();
         }
         self.newcomers = self.consumers.values().any(Entry::is_new);
         woken
@@ -154,6 +157,7 @@ impl Entry {
             floor: read,
             looking: false,
             dead: 0,
+            begun: Vec::new(),
             ready: Arc::new(Notify::new()),
         }
     }
@@ -208,7 +212,15 @@ impl Entry {
             attempts,
         });
         self.seen_ms = now_ms;
+        self.take_back();
         self.consumer.touch();
+    }
+
+    /// What has not begun yet never does.
+    pub(super) fn take_back(&mut self) {
+        for delivery in self.begun.drain(..) {
+            self.consumer.untouched(delivery.token);
+        }
     }
 
     pub(super) fn seen(&mut self, now_ms: u64) {
@@ -268,14 +280,22 @@ impl Entry {
         let Some(subscription) = &self.subscription else {
             return;
         };
-        let take = || self.consumer.take(now_ms, None);
-        plan.errands
-            .extend(std::iter::from_fn(take).map(|delivery| Errand {
-                consumer: name.clone(),
-                subscription: subscription.clone(),
-                door: file.doors.get(name).copied(),
-                delivery,
-            }));
+        let errand = |delivery| Errand {
+            consumer: name.clone(),
+            subscription: subscription.clone(),
+            door: file.doors.get(name).copied(),
+            delivery,
+        };
+        let stored = |delivery: &mut Delivery| self.consumer.may_begin(delivery.token);
+        let stored = self.begun.extract_if(.., stored);
+        plan.errands.extend(stored.map(errand));
+        let take = || self.consumer.take(now_ms);
+        self.begun.extend(std::iter::from_fn(take));
+    }
+
+    /// Whether something waits for being stored.
+    pub(super) fn is_urgent(&self) -> bool {
+        !self.begun.is_empty() || self.consumer.is_urgent()
     }
 }
 

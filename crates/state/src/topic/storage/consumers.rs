@@ -9,6 +9,10 @@ use sqlite::rusqlite::{self, Connection, OptionalExtension as _, params};
 use super::{Storage, Tail, delete, letters, position_and_key, read_tail};
 use crate::topic::consumer::{Changes, Failure, Key, Position};
 
+/// The error of an attempt that was under way when the topic ended.
+const TOPIC_ENDED: &str =
+    "the topic ended before it was told what became of it; whether it was done is unknown";
+
 /// A consumer as it was left.
 #[derive(Debug, Clone)]
 pub struct Left {
@@ -45,6 +49,16 @@ impl Storage {
         .await
     }
 
+    /// How many consumers have something in hand, as the file says.
+    #[cfg(test)]
+    pub async fn begun(&self) -> Result<i64, Error> {
+        self.read(|connection| {
+            let query = "SELECT count(*) FROM consumer WHERE length(begun) > 0";
+            connection.query_row(query, [], |row| row.get(0))
+        })
+        .await
+    }
+
     /// Forgets a consumer and its dead letters.
     ///
     /// # Errors
@@ -69,13 +83,14 @@ impl Storage {
 fn leave_one(connection: &Connection, leave: &Leave, now_ms: u64) -> rusqlite::Result<()> {
     let (name, changes) = (&leave.name, &leave.changes);
     connection
-        .prepare_cached("INSERT OR REPLACE INTO consumer VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .prepare_cached("INSERT OR REPLACE INTO consumer VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
         .execute(params![
             name,
             leave.pull,
             leave.seen_ms as i64,
             changes.read as i64,
             packed(&changes.open),
+            packed(&changes.begun),
         ])?;
     for failure in &changes.failed {
         connection
@@ -95,9 +110,12 @@ fn leave_one(connection: &Connection, leave: &Leave, now_ms: u64) -> rusqlite::R
         delete(connection, "dead", name, *position)?;
     }
     for failure in &changes.dead {
-        delete(connection, "failure", name, failure.position)?;
+        // Without an error of its own, it has that of the attempt before.
         connection
-            .prepare_cached("INSERT OR REPLACE INTO dead VALUES (?1, ?2, ?3, ?4, ?5)")?
+            .prepare_cached(
+                "INSERT OR REPLACE INTO dead VALUES (?1, ?2, ?3, coalesce(nullif(?4, ''),
+                     (SELECT error FROM failure WHERE consumer = ?1 AND position = ?2), ''), ?5)",
+            )?
             .execute(params![
                 name,
                 failure.position as i64,
@@ -105,6 +123,29 @@ fn leave_one(connection: &Connection, leave: &Leave, now_ms: u64) -> rusqlite::R
                 failure.error,
                 now_ms as i64,
             ])?;
+        delete(connection, "failure", name, failure.position)?;
+    }
+    Ok(())
+}
+
+/// What was with somebody when the topic ended has failed: nobody will ever tell what became of it.
+pub(super) fn count_begun(connection: &Connection) -> rusqlite::Result<()> {
+    let mut statement =
+        connection.prepare("SELECT name, begun FROM consumer WHERE length(begun) > 0")?;
+    let rows = statement.query_map([], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?))
+    })?;
+    for row in rows.collect::<rusqlite::Result<Vec<_>>>()? {
+        let (name, begun) = row;
+        for position in unpacked(&begun) {
+            connection
+                .prepare_cached(
+                    "INSERT INTO failure VALUES (?1, ?2, 1, 0, ?3) ON CONFLICT DO
+                     UPDATE SET attempts = attempts + 1, retry_at = 0, error = excluded.error",
+                )?
+                .execute(params![name, position as i64, TOPIC_ENDED])?;
+        }
+        connection.execute("UPDATE consumer SET begun = x'' WHERE name = ?1", [&name])?;
     }
     Ok(())
 }

@@ -49,4 +49,6 @@ pub(super) const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (consumer, position)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX dead_by_position ON dead (position);
+", "
+    ALTER TABLE consumer ADD COLUMN begun BLOB NOT NULL DEFAULT x'';  -- of the open positions, those that somebody has
 "];

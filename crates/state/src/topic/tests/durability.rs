@@ -431,3 +431,62 @@ fn in_order(service: &Service) -> bool {
         good
     })
 }
+
+#[test]
+fn a_message_that_ends_the_topic_each_time_comes_as_often_as_declared() {
+    let (disk, gate) = (Disk::new(), Arc::new(Gate::default()));
+    let email = Service::behind(&gate);
+    let declared = || file(3, &[("email", 8, &email)]);
+    let topic = Running::on(&disk, declared());
+    topic.publish("a", "poison");
+    topic.publish("a", "behind");
+    email.until_received(1);
+    drop(topic);
+    for deliveries in 2..=3 {
+        let topic = Running::on(&disk, declared());
+        email.until_received(deliveries);
+        drop(topic);
+    }
+    let topic = Running::on(&disk, declared());
+    until("it is dead", || {
+        (topic.consumer("email").dead == 1).then_some(())
+    });
+    let received = email.until_received(4);
+    let attempts: Vec<_> = received
+        .iter()
+        .map(|one| (one.position, one.attempt))
+        .collect();
+    assert_eq!(attempts, [(1, 1), (1, 2), (1, 3), (2, 1)]);
+    let dead = topic.node("GET", "/dead?consumer=email", "").json();
+    assert_eq!(dead["messages"][0]["attempts"], 3);
+    let error = dead["messages"][0]["error"].as_str().unwrap();
+    assert!(error.starts_with("the topic ended before"), "{error}");
+    gate.open();
+    topic.until_done("email");
+}
+
+#[test]
+fn who_was_not_there_when_the_topic_ended_has_used_up_nothing() {
+    let (disk, nobody) = (Disk::new(), Service::nobody());
+    let declared = || file(2, &[("email", 8, &nobody)]);
+    for _ in 0..4 {
+        let topic = Running::on(&disk, declared());
+        if topic.consumer("email").backlog == 0 {
+            topic.publish("", "x");
+        }
+        until("it was tried, and that is stored", || {
+            let entry = topic.engine().plan().next_ms;
+            let begun = disk_begun(&topic);
+            (entry.is_some() && !begun).then_some(())
+        });
+    }
+    let topic = Running::on(&disk, declared());
+    let email = Service::at(nobody.address, |_| (200, String::new()));
+    assert_eq!(email.until_received(1)[0].attempt, 1);
+    topic.until_done("email");
+}
+
+/// Whether the file has it that something is with somebody.
+fn disk_begun(topic: &Running) -> bool {
+    block_on(topic.engine().storage.begun()).unwrap() > 0
+}

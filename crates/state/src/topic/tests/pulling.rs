@@ -1,9 +1,12 @@
 //! Pulling with leases.
 
+use std::io::Write as _;
+use std::net::TcpStream;
+
 use model::ids::ResourceName;
 use serde_json::{Value, json};
 
-use super::support::{Running, file, until};
+use super::support::{Running, block_on, file, until};
 
 fn pull(topic: &Running, asked: Value) -> Vec<Value> {
     let answer = topic.post_json("/pull", asked);
@@ -218,4 +221,54 @@ fn what_can_not_be_pulled_is_refused() {
             "{asked}"
         );
     }
+}
+
+fn in_flight(topic: &Running) -> u32 {
+    topic.consumer("audit").in_flight
+}
+
+#[test]
+fn who_leaves_before_the_answer_is_sent_has_failed_at_nothing() {
+    let topic = Running::start(file(1, &[]));
+    pull(&topic, json!({"consumer": "audit"}));
+    topic.publish("", "x");
+    let asked = json!({"consumer": "audit", "lease_ms": 60_000, "wait_ms": 5_000});
+    let asked = || crate::topic::http::parse(&asked.to_string().into()).unwrap();
+    // The answer stands, and the connection is gone.
+    let unsent = block_on(crate::topic::pull::pull(topic.engine().clone(), asked()));
+    assert_eq!(in_flight(&topic), 1);
+    drop(unsent);
+    assert_eq!(in_flight(&topic), 0);
+    // It goes while the answer is made.
+    block_on(async {
+        let mut pulling = std::pin::pin!(crate::topic::pull::pull(topic.engine().clone(), asked()));
+        let pending = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(pulling.as_mut().poll(context).is_pending())
+        });
+        assert!(pending.await, "the attempt is not written down yet");
+    });
+    assert_eq!(in_flight(&topic), 0);
+    let got = pull(&topic, json!({"consumer": "audit", "wait_ms": 10_000}));
+    assert_eq!((positions(&got), &got[0]["attempt"]), (vec![1], &json!(1)));
+}
+
+#[test]
+fn who_leaves_while_it_waits_gets_nothing() {
+    let topic = Running::start(file(1, &[]));
+    pull(&topic, json!({"consumer": "audit"}));
+    let body = json!({"consumer": "audit", "lease_ms": 60_000, "wait_ms": 30_000}).to_string();
+    let request = format!(
+        "POST /pull HTTP/1.1\r\nhost: topic\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut waiting = TcpStream::connect(topic.address).unwrap();
+    waiting.write_all(request.as_bytes()).unwrap();
+    let places = || topic.engine().waiting.available_permits();
+    let all = 8;
+    until("it waits", || (places() < all).then_some(()));
+    drop(waiting);
+    until("it is known to be gone", || (places() == all).then_some(()));
+    topic.publish("", "x");
+    let got = pull(&topic, json!({"consumer": "audit", "wait_ms": 10_000}));
+    assert_eq!((positions(&got), &got[0]["attempt"]), (vec![1], &json!(1)));
 }
