@@ -12,16 +12,18 @@
 //! ([`Consumer::changes`], [`Consumer::recorded`]) before it is made ([`Consumer::may_begin`]), so that whoever ends amid it, the consumer or the
 //! topic, can't be met by the same message for ever; a dead message is written down before the next of its key goes.
 //!
-//! [`changes`] is what must be written down.
+//! [`changes`] is what must be written down, [`pauses`] how long a message or a consumer waits.
 //!
 //! Messages of one key are taken one after the other; those without a key in any order.
 
 mod changes;
+mod pauses;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 pub use self::changes::{Changes, Failure};
+use self::pauses::{away_pause, retry_pause};
 
 /// The place of a message in its topic: 1, 2, 3, …
 pub type Position = u64;
@@ -37,16 +39,8 @@ pub const OPEN_MAX: usize = 8192;
 const REDRIVEN_MAX: usize = 2 * OPEN_MAX;
 /// Looked at ahead of need, so that there is always something to take.
 const READY_MIN: usize = 64;
-/// The first retry comes within this, each further one within four times as much: five attempts outlast a consumer's restart, or what it needs
-/// being gone for a while. Tests have less patience.
-const RETRY_FIRST_MS: u64 = if cfg!(test) { 20 } else { 500 };
-const RETRY_FACTOR: u64 = 4;
-const RETRY_MAX_MS: u64 = 30_000;
 /// What a consumer may ask for by `Retry-After`.
 const RETRY_AFTER_MAX_MS: u64 = 300_000;
-/// A consumer that is away is asked again within this, then within twice as much, and so on.
-const AWAY_FIRST_MS: u64 = 100;
-const AWAY_MAX_MS: u64 = 2_000;
 /// What is kept of an error.
 const ERROR_BYTES: usize = 512;
 
@@ -493,24 +487,6 @@ impl Consumer {
     pub fn can_give(&self, now_ms: u64) -> bool {
         !self.ready.is_empty() && self.tokens.len() < self.width(now_ms)
     }
-}
-
-/// Exponential, half of it jitter: many who failed together do not come back together, and none comes back at once.
-/// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>
-fn retry_pause(failures: u32, random: f64) -> u64 {
-    let factor = RETRY_FACTOR.saturating_pow(failures.saturating_sub(1));
-    let bound_ms = RETRY_FIRST_MS.saturating_mul(factor).min(RETRY_MAX_MS);
-    bound_ms / 2 + jitter(bound_ms / 2, random)
-}
-
-/// Exponential with full jitter.
-fn away_pause(times: u32, random: f64) -> u64 {
-    let doublings = times.saturating_sub(1).min(20);
-    jitter((AWAY_FIRST_MS << doublings).min(AWAY_MAX_MS), random)
-}
-
-fn jitter(bound_ms: u64, random: f64) -> u64 {
-    (bound_ms as f64 * random.clamp(0.0, 1.0)) as u64
 }
 
 fn shortened(text: &str) -> String {

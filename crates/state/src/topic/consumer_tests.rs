@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::pauses::{AWAY_MAX_MS, RETRY_FIRST_MS};
 use super::*;
 
 const LIMITS: Limits = Limits {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Consumer, Position, RETRY_AFTER_MAX_MS, State, retry_pause};
+use super::pauses::retry_pause;
+use super::{Consumer, Position, RETRY_AFTER_MAX_MS, State};
 
 /// A failed attempt, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
