@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use model::signals::Event;
 
@@ -50,17 +50,23 @@ pub struct Appended {
     pub disk_failed: Option<io::Error>,
 }
 
-/// The log. Shared by reference; every call is short.
+/// The log. Shared by reference. What is in memory is told while the disk stands still: only [`append`](EventLog::append) waits for it.
 pub struct EventLog {
-    state: Mutex<State>,
+    memory: Mutex<Memory>,
+    disk: Mutex<Disk>,
 }
 
-struct State {
-    appender: Appender,
+/// Locked for moments.
+struct Memory {
     tail: VecDeque<Event>,
-    memory_events: usize,
+    most: usize,
     last: u64,
-    /// The last event that is on disk.
+}
+
+/// Locked for as long as the disk takes.
+struct Disk {
+    appender: Appender,
+    /// The last event that is on it.
     written: u64,
     failing: bool,
 }
@@ -75,32 +81,28 @@ impl EventLog {
         let appender = Appender::open(folder, EXTENSION, options.disk).map_err(failed)?;
         let tail = read_tail(folder, options.memory_events).map_err(failed)?;
         let last = tail.back().map_or(0, |event| event.sequence);
-        let state = State {
-            appender,
-            tail,
-            memory_events: options.memory_events,
-            last,
-            written: last,
-            failing: false,
-        };
         Ok(Self {
-            state: Mutex::new(state),
+            memory: Mutex::new(Memory {
+                tail,
+                most: options.memory_events,
+                last,
+            }),
+            disk: Mutex::new(Disk {
+                appender,
+                written: last,
+                failing: false,
+            }),
         })
     }
 
-    /// Adds an event; its `sequence` is given here.
-    pub fn append(&self, mut event: Event) -> Appended {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.last += 1;
-        event.sequence = state.last;
-        state.tail.push_back(event);
-        while state.tail.len() > state.memory_events {
-            state.tail.pop_front();
-        }
-        let disk_failed = state.write_missing();
+    /// Adds an event; its `sequence` is given here. Readers see it at once; the call returns when the disk has it or has refused it.
+    pub fn append(&self, event: Event) -> Appended {
+        let sequence = self.memory().push(event);
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = self.since(disk.written);
         Appended {
-            sequence: state.last,
-            disk_failed,
+            sequence,
+            disk_failed: disk.write(&missing),
         }
     }
 
@@ -108,29 +110,39 @@ impl EventLog {
     ///
     /// When the first one's number is not `sequence + 1`, those between were dropped to hold the bound.
     pub fn since(&self, sequence: u64) -> Vec<Event> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = state
+        let memory = self.memory();
+        let start = memory
             .tail
             .partition_point(|event| event.sequence <= sequence);
-        state.tail.range(start..).cloned().collect()
+        memory.tail.range(start..).cloned().collect()
     }
 
     /// The number of the newest event; 0 before the first.
     pub fn last(&self) -> u64 {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .last
+        self.memory().last
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    /// Writes what is in memory and not on disk. The error is told when it is the first of a row.
-    fn write_missing(&mut self) -> Option<io::Error> {
-        let start = self
-            .tail
-            .partition_point(|event| event.sequence <= self.written);
-        for event in self.tail.range(start..) {
+impl Memory {
+    fn push(&mut self, mut event: Event) -> u64 {
+        self.last += 1;
+        event.sequence = self.last;
+        self.tail.push_back(event);
+        while self.tail.len() > self.most {
+            self.tail.pop_front();
+        }
+        self.last
+    }
+}
+
+impl Disk {
+    /// Writes what it does not have yet. The error is told when it is the first of a row.
+    fn write(&mut self, missing: &[Event]) -> Option<io::Error> {
+        for event in missing {
             // Plain data: it has no map with keys that are not text, so it can't fail.
             let Ok(mut record) = serde_json::to_vec(event) else {
                 continue;
@@ -163,4 +175,55 @@ fn read_tail(folder: &Path, most: usize) -> io::Result<VecDeque<Event>> {
         }
     }
     Ok(tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use model::control::Reason;
+    use model::signals::Level;
+
+    use super::*;
+
+    fn event(text: &str) -> Event {
+        Event {
+            sequence: 0,
+            at: jiff::Timestamp::UNIX_EPOCH,
+            level: Level::Info,
+            project: None,
+            node: None,
+            subject: text.to_owned(),
+            reason: Reason::new("test", text),
+        }
+    }
+
+    #[test]
+    fn a_disk_that_stands_still_stops_no_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = EventLog::open(folder.path(), Options::default()).unwrap();
+        log.append(event("first"));
+        // What a write holds for as long as it takes.
+        let standing = log.disk.lock().unwrap();
+        std::thread::scope(|threads| {
+            let (said, seen) = channel();
+            let log = &log;
+            threads.spawn(move || log.append(event("second")));
+            threads.spawn(move || {
+                while log.last() < 2 {
+                    std::thread::yield_now();
+                }
+                said.send(log.since(1)).unwrap();
+            });
+            let told = seen.recv_timeout(Duration::from_secs(10));
+            drop(standing);
+            let subjects =
+                told.map(|events| events.iter().map(|e| e.subject.clone()).collect::<Vec<_>>());
+            assert_eq!(subjects.as_deref(), Ok(&["second".to_owned()][..]));
+        });
+        drop(log);
+        let again = EventLog::open(folder.path(), Options::default()).unwrap();
+        assert_eq!(again.since(0).len(), 2, "both are on disk");
+    }
 }
