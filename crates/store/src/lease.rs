@@ -62,7 +62,8 @@ impl Deadlines {
     pub(crate) fn start(&self, lease: LeaseId, time_to_live: Duration, now: Duration) {
         let deadline = Deadline {
             time_to_live,
-            end: now + time_to_live,
+            // A lease longer than time itself ends never.
+            end: now.saturating_add(time_to_live),
             ending: false,
         };
         self.with(|leases| leases.insert(lease, deadline));
@@ -71,7 +72,7 @@ impl Deadlines {
     pub(crate) fn keep_alive(&self, lease: LeaseId, now: Duration) -> Result<(), Error> {
         self.with(|leases| match leases.get_mut(&lease) {
             Some(deadline) if !deadline.ending && now < deadline.end => {
-                deadline.end = now + deadline.time_to_live;
+                deadline.end = now.saturating_add(deadline.time_to_live);
                 Ok(())
             }
             _ => Err(Error::LeaseUnknown(lease)),
@@ -124,5 +125,20 @@ impl Deadlines {
 
     fn with<T>(&self, work: impl FnOnce(&mut HashMap<LeaseId, Deadline>) -> T) -> T {
         work(&mut self.leases.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_longer_than_time_ends_never() {
+        let (deadlines, lease) = (Deadlines::default(), LeaseId(1));
+        let now = Duration::from_secs(1_000_000);
+        deadlines.start(lease, Duration::MAX, now);
+        deadlines.keep_alive(lease, now * 2).unwrap();
+        deadlines.check(lease, now * 1000).unwrap();
+        assert!(deadlines.end_due(now * 1000).is_empty());
     }
 }
