@@ -236,6 +236,11 @@ impl Record {
         self.check(Kind::Admin, hash, now)
     }
 
+    /// Whether this is the record of a join token that is still good: for whom is not asked.
+    pub fn admits_some_node(&self, token: &JoinToken, now: Timestamp) -> Result<(), Error> {
+        self.check(Kind::Join, token.hash(), now)
+    }
+
     /// Whether this is the record of a join token, which is still good for `node`.
     pub fn admits_node(
         &self,

@@ -1,7 +1,9 @@
 //! What each operation asks for, in the words of the boundary.
 
+use api::operations::Operation;
 use api::problem::Problem;
 use boundary::authorize::{Action, NodeWants, Placed, Verb};
+use http::Method;
 use model::boundary::Principal;
 use model::ids::Digest;
 
@@ -100,6 +102,14 @@ pub fn words(operation: &str) -> &'static str {
         "tunnel" => "open a node's tunnel",
         _ => "do this",
     }
+}
+
+/// Operations that change something, and so go on when who asked is gone. What a node says of itself is none, and what somebody runs in an
+/// instance ends with their connection.
+pub fn changes(operation: &Operation) -> bool {
+    let id = operation.id;
+    operation.method != Method::GET
+        && !matches!(id, "heartbeat" | "renew" | "serviceCertificate" | "exec")
 }
 
 /// Operations whose refusal is worth a line in the audit log.

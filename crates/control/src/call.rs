@@ -2,27 +2,32 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::time::Duration;
 
+use api::operations::Operation;
 use api::problem::{self, Problem};
 use api::wire::Kind;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{Query, RawPathParams};
 use axum::response::Response;
 use axum::{RequestExt, http::Request};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use model::boundary::Principal;
 use model::ids::{NodeName, ProjectName, ResourceId, ResourceName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use store::Revision;
+use tokio::time::Instant;
 
 use crate::world::Stored;
 
-/// Longest JSON body: some hundred services at the longest specs, or as many secrets.
-const JSON_MAX_BYTES: usize = 8 << 20;
+/// A body has this long, and in addition as long as its bytes take at [`BODY_MIN_RATE`].
+const BODY_GRACE: Duration = Duration::from_secs(10);
+/// Bytes per second below which a body is given up: a slow modem's.
+const BODY_MIN_RATE: u32 = 4 << 10;
 
 pub type Answer = Result<Response, Problem>;
 
@@ -32,12 +37,18 @@ pub struct Call {
     /// What the path's pattern names, decoded.
     segments: RawPathParams,
     pub query: BTreeMap<String, String>,
+    /// Longest body of the operation, in bytes.
+    body_max_bytes: usize,
     /// With its body, its upgrade and what the acceptor knows of the peer.
     pub request: Request<Body>,
 }
 
 impl Call {
-    pub async fn new(principal: Principal, mut request: Request<Body>) -> Result<Self, Problem> {
+    pub async fn new(
+        principal: Principal,
+        operation: &Operation,
+        mut request: Request<Body>,
+    ) -> Result<Self, Problem> {
         let segments: RawPathParams = request
             .extract_parts()
             .await
@@ -48,6 +59,7 @@ impl Call {
             principal,
             segments,
             query: query.0,
+            body_max_bytes: operation.body_max_bytes,
             request,
         })
     }
@@ -112,24 +124,13 @@ impl Call {
         std::mem::take(self.request.body_mut())
     }
 
-    /// The body, whole, if it is no longer than that.
-    pub async fn bytes(&mut self, most: usize) -> Result<Bytes, Problem> {
-        let body = Limited::new(self.takes_body(), most);
-        match body.collect().await {
-            Ok(whole) => Ok(whole.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(Problem::new(
-                413,
-                "too-large",
-                format!("the body is longer than {most} bytes"),
-            )),
-            Err(error) => Err(Problem::invalid(format!(
-                "the body did not come whole: {error}"
-            ))),
-        }
+    /// The body, whole, if it is no longer than the operation's may be and comes in time.
+    pub async fn bytes(&mut self) -> Result<Bytes, Problem> {
+        read(self.takes_body(), self.body_max_bytes).await
     }
 
     pub async fn json<T: DeserializeOwned>(&mut self) -> Result<T, Problem> {
-        let bytes = self.bytes(JSON_MAX_BYTES).await?;
+        let bytes = self.bytes().await?;
         parse_json(&bytes)
     }
 
@@ -157,6 +158,50 @@ impl Call {
                 .remedy("pass the ETag that a GET answered, unchanged")
         })
     }
+}
+
+/// Reads a body within a bound of its length and of its time.
+async fn read(mut body: Body, max_bytes: usize) -> Result<Bytes, Problem> {
+    let begun = Instant::now();
+    let (mut chunks, mut length) = (Vec::new(), 0);
+    if body.size_hint().lower() > max_bytes as u64 {
+        return Err(too_long(max_bytes));
+    }
+    loop {
+        let seconds = u32::try_from(length).unwrap_or(u32::MAX) / BODY_MIN_RATE;
+        let end = begun + BODY_GRACE + Duration::from_secs(seconds.into());
+        let frame = tokio::time::timeout_at(end, body.frame()).await;
+        let Some(frame) = frame.map_err(|_| too_slow(length))? else {
+            break;
+        };
+        let frame = frame
+            .map_err(|error| Problem::invalid(format!("the body did not come whole: {error}")))?;
+        if let Ok(chunk) = frame.into_data() {
+            length += chunk.len();
+            if length > max_bytes {
+                return Err(too_long(max_bytes));
+            }
+            chunks.push(chunk);
+        }
+    }
+    Ok(match chunks.len() {
+        0 | 1 => chunks.pop().unwrap_or_default(),
+        _ => chunks.concat().into(),
+    })
+}
+
+fn too_long(max_bytes: usize) -> Problem {
+    let title = format!("the body is longer than {max_bytes} bytes");
+    Problem::new(413, "too-large", title)
+}
+
+fn too_slow(length: usize) -> Problem {
+    let title = format!("the body comes too slowly: {length} bytes so far");
+    let remedy = format!(
+        "a body has {} s, and a second more for each {BODY_MIN_RATE} bytes of it",
+        BODY_GRACE.as_secs()
+    );
+    Problem::new(408, "too-slow", title).remedy(remedy)
 }
 
 pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
@@ -244,4 +289,46 @@ fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Body>)
         .headers_mut()
         .insert(header::CONTENT_TYPE, content_type);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(chunks: Vec<&'static [u8]>, every: Duration) -> Body {
+        let chunks = futures_util::stream::iter(chunks).then(move |chunk| async move {
+            tokio::time::sleep(every).await;
+            Ok::<_, std::convert::Infallible>(Bytes::from_static(chunk))
+        });
+        Body::from_stream(chunks)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_read_within_its_bounds() {
+        static CHUNK: [u8; 4096] = [0; 4096];
+        let second = Duration::from_secs(1);
+        let table = [
+            (vec![], second, Ok(0)),
+            (vec![&CHUNK[..]; 4], second, Ok(16_384)),
+            (vec![&CHUNK[..]; 5], Duration::ZERO, Err(413)),
+            // Two bytes a second: given up after ten.
+            (vec![&CHUNK[..2]; 100], second, Err(408)),
+            (vec![&CHUNK[..1]; 1], 20 * second, Err(408)),
+        ];
+        for (chunks, every, expect) in table {
+            let case = format!("{} chunks every {every:?}", chunks.len());
+            let begun = Instant::now();
+            let read = read(body(chunks, every), 16_384).await;
+            let read = read.map(|bytes| bytes.len());
+            assert_eq!(read.map_err(|problem| problem.status), expect, "{case}");
+            assert!(
+                begun.elapsed() <= 11 * second,
+                "{case}: {:?}",
+                begun.elapsed()
+            );
+        }
+        // What says that it is too long is not read at all.
+        let told = read(Body::from(vec![0; 20_000]), 16_384).await;
+        assert_eq!(told.unwrap_err().status, 413);
+    }
 }

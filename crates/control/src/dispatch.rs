@@ -15,7 +15,7 @@ use boundary::authorize::authorize;
 use boundary::token::Token;
 use futures_util::FutureExt;
 use http::{Method, Request, header};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use model::boundary::{Principal, SpiffeId};
 
 use crate::actions;
@@ -23,6 +23,7 @@ use crate::call::{self, Answer, Call};
 use crate::handlers;
 use crate::idempotency;
 use crate::problems;
+use crate::seats::Seat;
 use crate::state::Server;
 
 /// A body beyond this is left unread when its request is refused.
@@ -32,10 +33,12 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 pub type Handler = fn(Arc<Server>, Call) -> Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// What the acceptor knows of the other side.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Peer {
     /// Of its certificate, which was checked.
     pub id: Option<SpiffeId>,
+    /// The connection's own.
+    pub seat: Arc<Seat>,
 }
 
 /// Every operation of the API with its handler.
@@ -122,13 +125,13 @@ fn route(server: &Arc<Server>, place: &Place) -> Option<MethodRouter> {
         if let Some(kind) = kind {
             request.extensions_mut().insert(kind);
         }
-        async move { answer(server, &operation, handler, request).await }
+        async move { answer(server, operation, handler, request).await }
     }))
 }
 
 async fn answer(
     server: Arc<Server>,
-    operation: &Operation,
+    operation: Arc<Operation>,
     handler: Handler,
     request: Request<Body>,
 ) -> Response {
@@ -136,20 +139,21 @@ async fn answer(
     answered.unwrap_or_else(|problem| call::refused(&problem))
 }
 
+/// Who asks, and whether they may, before anything of the body is read.
 async fn handle(
     server: Arc<Server>,
-    operation: &Operation,
+    operation: Arc<Operation>,
     handler: Handler,
     request: Request<Body>,
 ) -> Answer {
     let principal = match principal(&server, &request) {
         Ok(principal) => principal,
         Err(problem) => {
-            discard(request.into_body()).await;
+            discard(&server, request.into_body()).await;
             return Err(problem);
         }
     };
-    let mut call = Call::new(principal, request).await?;
+    let call = Call::new(principal, &operation, request).await?;
     let action = actions::of(&server, operation.id, &call)?;
     if let Err(refusal) = authorize(&call.principal, &action) {
         let refusal = refusal.in_words(&call.principal, actions::words(operation.id));
@@ -162,18 +166,44 @@ async fn handle(
                 refusal.reason.message.clone(),
             );
         }
-        discard(call.request.into_body()).await;
+        discard(&server, call.request.into_body()).await;
         return Err(problems::of_refusal(&refusal));
     }
+    match actions::changes(&operation) {
+        true => to_its_end(server, move |server| run(server, operation, handler, call)).await,
+        false => run(server, operation, handler, call).await,
+    }
+}
+
+/// A change that was begun is done, kept and remembered whether or not who asked for it still waits.
+async fn to_its_end<F>(server: Arc<Server>, work: impl FnOnce(Arc<Server>) -> F) -> Answer
+where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let permit = server.gates.changes.clone().try_acquire_owned();
+    let permit = permit.map_err(|_| {
+        Problem::unavailable("busy", "too many changes are under way")
+            .remedy("repeat it in a moment")
+    })?;
+    let work = work(server);
+    let done = tokio::spawn(async move {
+        let _permit = permit;
+        work.await
+    });
+    done.await
+        .unwrap_or_else(|panic| Err(Problem::internal(panic.to_string())))
+}
+
+async fn run(
+    server: Arc<Server>,
+    operation: Arc<Operation>,
+    handler: Handler,
+    call: Call,
+) -> Answer {
     let is_change = operation.method != Method::GET && actions::is_change(operation.id);
     let change = is_change.then(|| (call.principal.name(), call.request.uri().path().to_owned()));
     let answered = match operation.keyed {
-        true => {
-            idempotency::once(&server, &mut call)
-                .await?
-                .run(server.clone(), handler, call)
-                .await
-        }
+        true => idempotency::once(server.clone(), handler, call).await,
         false => handler(server.clone(), call).await,
     };
     if let (Err(problem), Some((by, path))) = (&answered, change) {
@@ -183,9 +213,20 @@ async fn handle(
 }
 
 /// Takes a small body off the wire before a refusal: over HTTP/2 an answer to a request that is still being sent resets its stream, which
-/// some clients take for a failure and never read the answer.
-async fn discard(body: Body) {
-    let whole = Limited::new(body, DISCARDED_MAX_BYTES).collect();
+/// some clients take for a failure and never read the answer. Where many are refused at once, only some are given this.
+async fn discard(server: &Server, mut body: Body) {
+    let Ok(_permit) = server.gates.discards.try_acquire() else {
+        return;
+    };
+    let whole = async {
+        let mut length = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            length += frame.data_ref().map_or(0, bytes::Bytes::len);
+            if length > DISCARDED_MAX_BYTES {
+                return;
+            }
+        }
+    };
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, whole).await;
 }
 
@@ -212,6 +253,9 @@ fn principal(server: &Server, request: &Request<Body>) -> Result<Principal, Prob
         record.admits_hash(hash, now).ok()?;
         Some(record.name.clone())
     });
+    if let (Some(_), Some(peer)) = (&name, peer) {
+        peer.seat.prove();
+    }
     Ok(
         name.map_or(Principal::Anonymous, |name| Principal::Administrator {
             name,

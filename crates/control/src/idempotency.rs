@@ -15,19 +15,10 @@ use crate::records::{IdempotencyRecord, Key};
 use crate::state::Server;
 
 const HEADER: &str = "idempotency-key";
-const BODY_MAX_BYTES: usize = 8 << 20;
 const KEY_MAX_LENGTH: usize = 255;
 
-/// What a keyed request came to before its handler.
-pub enum Once {
-    /// It was answered before.
-    Answered(Response),
-    /// It is to be done now; others with its key wait outside.
-    Now(Running),
-}
-
-/// Holds the key while the request is answered.
-pub struct Running {
+/// Holds the key while the request is done. It is free again once what was done is stored, or nothing was.
+struct Running {
     server: Arc<Server>,
     key: String,
 }
@@ -35,15 +26,6 @@ pub struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.server.with(|shared| shared.running.remove(&self.key));
-    }
-}
-
-impl Once {
-    pub async fn run(self, server: Arc<Server>, handler: Handler, call: Call) -> Answer {
-        match self {
-            Self::Answered(response) => Ok(response),
-            Self::Now(_running) => handler(server, call).await,
-        }
     }
 }
 
@@ -55,7 +37,8 @@ pub struct Remember {
 }
 
 impl Remember {
-    /// Adds the answer to the transaction that makes it true.
+    /// Adds the answer to the transaction that makes it true. That one is done only if nothing was done under the key before, whatever was
+    /// known of it when the request came.
     pub fn add(&self, draft: &mut Draft, at: jiff::Timestamp, answer: &impl Serialize) {
         let answer = serde_json::to_value(answer).expect("wire types are plain data");
         let record = IdempotencyRecord {
@@ -63,48 +46,60 @@ impl Remember {
             at,
             answer,
         };
-        draft.put_anyway(Key::Idempotency(self.key.clone()), &record);
+        draft.put::<IdempotencyRecord>(Key::Idempotency(self.key.clone()), None, &record);
+    }
+
+    /// The answer that is stored under the key.
+    fn known(&self, server: &Server) -> Result<Option<Response>, Problem> {
+        let known = server.look(|world| world.idempotency.get(&self.key).cloned());
+        let Some(known) = known else {
+            return Ok(None);
+        };
+        if known.request != self.request {
+            let title = "this Idempotency-Key was used for another request";
+            return Err(Problem::new(422, "key-reused", title)
+                .remedy("use a fresh key for each new request"));
+        }
+        let mut answer = known.value.answer;
+        if let Some(revision) = answer.get_mut("revision") {
+            *revision = known.modified.to_string().into();
+        }
+        Ok(Some(call::json(&answer)))
     }
 }
 
-/// Looks whether the key was seen; if not, takes it for this request.
-pub async fn once(server: &Arc<Server>, call: &mut Call) -> Result<Once, Problem> {
-    let key = key(call)?;
-    let body = call.bytes(BODY_MAX_BYTES).await?;
-    let request = fingerprint(call, &body);
-    *call.request.body_mut() = Body::from(body);
-    let known = server.with(|shared| match shared.world.idempotency.get(&key) {
-        Some(known) => Ok(Some(known.clone())),
-        None if shared.running.insert(key.clone()) => Ok(None),
-        None => Err(Problem::conflict(
-            "still-running",
-            "a request with this Idempotency-Key is still being answered",
-        )
-        .remedy("repeat it in a moment")),
-    })?;
-    let Some(known) = known else {
-        call.request.extensions_mut().insert(Remember {
-            key: key.clone(),
-            request,
-        });
-        return Ok(Once::Now(Running {
-            server: server.clone(),
-            key,
-        }));
+/// Does what is asked unless it was done under this key.
+pub async fn once(server: Arc<Server>, handler: Handler, mut call: Call) -> Answer {
+    let key = key(&call)?;
+    let body = call.bytes().await?;
+    let remember = Remember {
+        request: fingerprint(&call, &body),
+        key,
     };
-    if known.request != request {
-        return Err(Problem::new(
-            422,
-            "key-reused",
-            "this Idempotency-Key was used for another request",
-        )
-        .remedy("use a fresh key for each new request"));
+    *call.request.body_mut() = Body::from(body);
+    if let Some(answer) = remember.known(&server)? {
+        return Ok(answer);
     }
-    let mut answer = known.value.answer;
-    if let Some(revision) = answer.get_mut("revision") {
-        *revision = known.modified.to_string().into();
+    let _running = take(&server, &remember.key)?;
+    call.request.extensions_mut().insert(remember.clone());
+    let answered = handler(server.clone(), call).await;
+    match answered {
+        // It was done by an earlier try whose outcome was not known when this one began.
+        Err(problem) => remember.known(&server)?.ok_or(problem),
+        done => done,
     }
-    Ok(Once::Answered(call::json(&answer)))
+}
+
+fn take(server: &Arc<Server>, key: &str) -> Result<Running, Problem> {
+    let is_free = server.with(|shared| shared.running.insert(key.to_owned()));
+    if !is_free {
+        let title = "a request with this Idempotency-Key is still being answered";
+        return Err(Problem::conflict("still-running", title).remedy("repeat it in a moment"));
+    }
+    Ok(Running {
+        server: server.clone(),
+        key: key.to_owned(),
+    })
 }
 
 /// The principal's own: keys of others are none of ours.

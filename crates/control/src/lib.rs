@@ -17,7 +17,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`server`] | starts and runs a server |
-//! | `listen` | connections: plain, TLS, HTTP/1.1, HTTP/2 |
+//! | `listen`, `seats` | connections: plain, TLS, HTTP/1.1, HTTP/2; how many of whom, and how long |
 //! | `dispatch`, `actions`, `idempotency`, `call` | from a request to its handler, by way of principal and permission |
 //! | `problems` | what goes wrong inside, for those outside |
 //! | `handlers` | the operations of the API |
@@ -51,6 +51,7 @@ mod mirror;
 mod observed;
 mod problems;
 mod records;
+mod seats;
 pub mod server;
 mod state;
 #[cfg(test)]

@@ -1,35 +1,39 @@
-//! Takes connections: plain on loopback, TLS elsewhere and for nodes; HTTP/1.1 and HTTP/2 on both.
+//! Takes connections: TLS, and on loopback plain ones as well; HTTP/1.1 and HTTP/2 on both.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use boundary::authority::{self, Authority, Terms};
 use boundary::tls::{self, ClientAuth, Expect};
 use http::Request;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use model::boundary::{Holder, SpiffeId};
 use model::traffic::Identity;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
 use crate::clock::Clock;
 use crate::dispatch::Peer;
+use crate::seats::{self, Answering, Client, Seat, Seats};
 
-/// Connections of one listener at a time.
-const CONNECTIONS_MOST: usize = 20_000;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 const STREAMS_MOST: u32 = 1_000;
+/// Longest head over HTTP/1.1, and what is read ahead of a body.
+const HEAD_MAX_BYTES: usize = 64 << 10;
 /// What is being answered when the server ends has this long.
 const ENDING_GRACE: Duration = Duration::from_millis(500);
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -131,34 +135,47 @@ fn config(
     Ok(config)
 }
 
+/// What a listener speaks.
+#[derive(Clone)]
+pub enum Speaks {
+    Tls(Arc<Certificate>),
+    /// Both, told apart by the first byte: 22 begins a TLS record (RFC 8446 5.1) and no request.
+    Either(Arc<Certificate>),
+}
+
+/// The first byte of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 22;
+
 /// Serves one listener until the server ends.
 pub async fn serve(
     listener: TcpListener,
-    certificate: Option<Arc<Certificate>>,
+    speaks: Speaks,
     router: Router,
     mut ending: watch::Receiver<bool>,
 ) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MOST));
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let descriptors = descriptors.map_or(usize::MAX, |most| {
+        usize::try_from(most).unwrap_or(usize::MAX)
+    });
+    let seats = Seats::new(seats::Limits::within(descriptors));
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = ending.wait_for(|ending| *ending) => return,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, address)) => {
                 let connection = Connection {
                     router: router.clone(),
                     ending: ending.clone(),
-                    _permit: permit,
+                    seat: Arc::new(seats.take(Client::of(address.ip()))),
                 };
-                tokio::spawn(connection.take(stream, certificate.clone()));
+                tokio::spawn(connection.take(stream, speaks.clone()));
             }
             Err(error) => {
                 // Too many open files: others must end first.
                 tracing::warn!(%error, "a connection could not be taken");
+                seats.close_one();
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
@@ -168,37 +185,33 @@ pub async fn serve(
 struct Connection {
     router: Router,
     ending: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    seat: Arc<Seat>,
 }
 
 impl Connection {
-    async fn take(self, stream: TcpStream, certificate: Option<Arc<Certificate>>) {
+    async fn take(self, stream: TcpStream, speaks: Speaks) {
         let _ = stream.set_nodelay(true);
-        let Some(certificate) = certificate else {
-            return self.serve(stream, Peer { id: None }).await;
+        let seat = self.seat.clone();
+        let begun = tokio::select! {
+            begun = begin(stream, speaks, &seat) => begun,
+            _ = seat.over() => return,
         };
-        let acceptor = TlsAcceptor::from(certificate.current());
-        match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                let id = tls::peer_id(chain).ok();
-                self.serve(stream, Peer { id }).await;
-            }
-            Ok(Err(error)) => tracing::debug!(%error, "a handshake failed"),
-            Err(_) => tracing::debug!("a handshake took too long"),
+        match begun {
+            Ok((stream, peer)) => self.serve(stream, peer).await,
+            Err(error) => tracing::debug!(%error, "a handshake failed"),
         }
     }
 
-    async fn serve(
-        mut self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        peer: Peer,
-    ) {
-        let router = self.router.clone();
+    async fn serve(mut self, stream: Stream, peer: Peer) {
+        let (router, seat) = (self.router.clone(), self.seat.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(peer.clone());
-            router.clone().oneshot(request)
+            let (router, answering) = (router.clone(), seat.answer());
+            async move {
+                let answer = router.oneshot(request).await?;
+                Ok::<_, std::convert::Infallible>(answer.map(|body| Answer { body, answering }))
+            }
         });
         let builder = builder();
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -206,6 +219,7 @@ impl Connection {
         let ended = tokio::select! {
             ended = connection.as_mut() => Some(ended),
             () = ends(&mut self.ending) => None,
+            _ = self.seat.over() => None,
         };
         match ended {
             Some(Ok(())) => {}
@@ -215,6 +229,132 @@ impl Connection {
                 let _ = tokio::time::timeout(ENDING_GRACE, connection).await;
             }
         }
+    }
+}
+
+/// Until requests can be read. The caller bounds how long it takes.
+async fn begin(stream: TcpStream, speaks: Speaks, seat: &Arc<Seat>) -> io::Result<(Stream, Peer)> {
+    let (certificate, is_plain) = match speaks {
+        Speaks::Tls(certificate) => (certificate, false),
+        Speaks::Either(certificate) => {
+            let mut first = [0];
+            let count = stream.peek(&mut first).await?;
+            (certificate, count == 1 && first[0] != TLS_HANDSHAKE)
+        }
+    };
+    let seat = seat.clone();
+    if is_plain {
+        let peer = Peer {
+            id: None,
+            seat: seat.clone(),
+        };
+        return Ok((
+            Stream {
+                io: Box::new(stream),
+                seat,
+            },
+            peer,
+        ));
+    }
+    let acceptor = TlsAcceptor::from(certificate.current());
+    let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
+    let stream = accepted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let id = tls::peer_id(chain).ok();
+    if id.is_some() {
+        seat.prove();
+    }
+    let peer = Peer {
+        id,
+        seat: seat.clone(),
+    };
+    Ok((
+        Stream {
+            io: Box::new(stream),
+            seat,
+        },
+        peer,
+    ))
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// A connection's bytes. It keeps the seat, as a tunnel also after its requests have ended, and tells it when something is read.
+struct Stream {
+    io: Box<dyn Io>,
+    seat: Arc<Seat>,
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.seat.hear();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+/// An answer's body: while it goes on, as a watch does, its connection is not silent.
+struct Answer {
+    body: Body,
+    #[expect(dead_code, reason = "what counts is that it lives")]
+    answering: Answering,
+}
+
+impl HttpBody for Answer {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -228,6 +368,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
+        .max_buf_size(HEAD_MAX_BYTES)
         .header_read_timeout(HEADER_TIMEOUT);
     builder
         .http2()
@@ -236,9 +377,4 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
     builder
-}
-
-/// What a listener without a certificate may be bound to.
-pub fn needs_tls(address: &SocketAddr) -> bool {
-    !address.ip().is_loopback()
 }

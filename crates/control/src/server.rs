@@ -38,11 +38,11 @@ use crate::dispatch;
 use crate::draft::Draft;
 use crate::events::Recorder;
 use crate::leader::Leader;
-use crate::listen::{self, Certificate};
+use crate::listen::{self, Certificate, Speaks};
 use crate::mirror;
 use crate::observed::Observed;
 use crate::records::{AUTHORITY, Key, LEADER, LeaderRecord, decode, encode};
-use crate::state::{CommitError, Leadership, Server, Shared, Turns};
+use crate::state::{CommitError, Gates, Leadership, Server, Shared, Turns};
 use crate::tunnel::Tunnels;
 use crate::world::World;
 
@@ -145,7 +145,10 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         &server.clock,
     )?);
     let router = dispatch::router(&server);
-    let api_certificate = listen::needs_tls(&addresses[0]).then(|| certificate.clone());
+    let speaks = match addresses[0].ip().is_loopback() {
+        true => Speaks::Either(certificate.clone()),
+        false => Speaks::Tls(certificate.clone()),
+    };
     let tasks = [
         tokio::spawn(mirror::run(server.clone())),
         tokio::spawn(Leader::new(server.clone()).run()),
@@ -156,8 +159,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     write_client_file(&server, &options.client_file, addresses).await?;
     let serving = async {
         tokio::join!(
-            listen::serve(api, api_certificate, router.clone(), server.ending.clone()),
-            listen::serve(nodes, Some(certificate), router, server.ending.clone()),
+            listen::serve(api, speaks, router.clone(), server.ending.clone()),
+            listen::serve(
+                nodes,
+                Speaks::Tls(certificate),
+                router,
+                server.ending.clone()
+            ),
         )
     };
     tokio::select! {
@@ -257,6 +265,7 @@ async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
         },
         shared: Mutex::new(shared(world, nodes)),
         changing: tokio::sync::Mutex::default(),
+        gates: Gates::default(),
         changed: Notify::new(),
         turns: Turns::default(),
         mirrored: watch::Sender::new(revision),

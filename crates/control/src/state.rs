@@ -18,7 +18,7 @@ use model::control::{NodeDesired, Reason};
 use model::ids::{Epoch, NodeName};
 use model::signals::Level;
 use store::{Condition, Revision, Store, Transaction};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::artifacts::Artifacts;
 use crate::auditor::Auditor;
@@ -57,6 +57,7 @@ pub struct Server {
     pub shared: Mutex<Shared>,
     /// Changes that people ask for are planned and written one after the other: none has to start over for another.
     pub changing: tokio::sync::Mutex<()>,
+    pub gates: Gates,
     /// Wakes the leader.
     pub changed: Notify,
     pub turns: Turns,
@@ -80,6 +81,26 @@ pub struct Shared {
     pub node_outputs: Vec<plan::nodes::Output>,
     /// The leader has looked at the world once.
     pub ready: bool,
+}
+
+/// How many do something at once. Who finds one shut is refused, or does without.
+pub struct Gates {
+    /// Changes that go on whether or not who asked still waits.
+    pub changes: Arc<Semaphore>,
+    /// Machines let in: each costs a signature.
+    pub joins: Semaphore,
+    /// Refused requests whose body is taken off the wire.
+    pub discards: Semaphore,
+}
+
+impl Default for Gates {
+    fn default() -> Self {
+        Self {
+            changes: Arc::new(Semaphore::new(1024)),
+            joins: Semaphore::new(4),
+            discards: Semaphore::new(64),
+        }
+    }
 }
 
 /// Counts the leader's turns, so that who asks what it should run is told what a turn begun later has decided.

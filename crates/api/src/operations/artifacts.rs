@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::{Operation, Shape, json_of, operation};
+use super::{Operation, Shape, json_of, operation, up_to};
 use crate::wire;
 
 pub(super) fn all() -> Vec<Operation> {
@@ -15,13 +15,16 @@ pub(super) fn all() -> Vec<Operation> {
             json_of::<wire::UploadState>(),
             "Begin or resume an upload",
         ),
-        operation(
-            "uploadChunk",
-            Method::PATCH,
-            "/v1/artifacts/{digest}",
-            Shape::Bytes,
-            json_of::<wire::UploadState>(),
-            "Bytes at `?offset=N`, at most 1 MiB",
+        up_to(
+            wire::CHUNK_MAX_BYTES,
+            operation(
+                "uploadChunk",
+                Method::PATCH,
+                "/v1/artifacts/{digest}",
+                Shape::Bytes,
+                json_of::<wire::UploadState>(),
+                "Bytes at `?offset=N`, at most 1 MiB",
+            ),
         ),
         operation(
             "getArtifact",

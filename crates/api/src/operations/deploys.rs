@@ -2,18 +2,24 @@
 
 use http::Method;
 
-use super::{Operation, Shape, json_of, keyed, operation};
+use super::{Operation, Shape, json_of, keyed, operation, up_to};
 use crate::wire;
+
+/// Some hundred services at the longest specs, or as many secrets.
+const APPLY_MAX_BYTES: usize = 8 << 20;
 
 pub(super) fn all() -> Vec<Operation> {
     vec![
-        keyed(operation(
-            "apply",
-            Method::POST,
-            "/v1/projects/{project}/apply",
-            json_of::<wire::Apply>(),
-            json_of::<wire::Applied>(),
-            "Make many resources true in one step; `?dry_run=true` only says what it would do; `?deploy=ID` by who holds the deploy",
+        keyed(up_to(
+            APPLY_MAX_BYTES,
+            operation(
+                "apply",
+                Method::POST,
+                "/v1/projects/{project}/apply",
+                json_of::<wire::Apply>(),
+                json_of::<wire::Applied>(),
+                "Make many resources true in one step; `?dry_run=true` only says what it would do; `?deploy=ID` by who holds the deploy",
+            ),
         )),
         operation(
             "holdDeploy",

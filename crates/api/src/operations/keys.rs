@@ -2,8 +2,10 @@
 
 use http::Method;
 
-use super::{Operation, Shape, json_of, operation};
+use super::{Operation, Shape, json_of, operation, up_to};
 use crate::wire;
+
+const KEY_MAX_BYTES: usize = 64 << 10;
 
 pub(super) fn all() -> Vec<Operation> {
     vec![
@@ -23,13 +25,16 @@ pub(super) fn all() -> Vec<Operation> {
             Shape::Bytes,
             "A key's value; its revision is the ETag",
         ),
-        operation(
-            "putKey",
-            Method::PUT,
-            "/v1/projects/{project}/keys/{*name}",
-            Shape::Bytes,
-            json_of::<wire::KeyWritten>(),
-            "Give a key a value of at most 64 KiB; `If-Match` and `If-None-Match: *` make it conditional",
+        up_to(
+            KEY_MAX_BYTES,
+            operation(
+                "putKey",
+                Method::PUT,
+                "/v1/projects/{project}/keys/{*name}",
+                Shape::Bytes,
+                json_of::<wire::KeyWritten>(),
+                "Give a key a value of at most 64 KiB; `If-Match` and `If-None-Match: *` make it conditional",
+            ),
         ),
         operation(
             "deleteKey",

@@ -30,7 +30,15 @@ pub struct Operation {
     pub answers: Shape,
     /// Whether a POST must carry an `Idempotency-Key`.
     pub keyed: bool,
+    /// Longest body in bytes. What is longer is refused with 413 before the rest of it is read. No bound of a body that is passed on as it
+    /// comes ([`Shape::Frames`]).
+    pub body_max_bytes: usize,
 }
+
+/// Longest body where none is asked for, of what asks for a certificate, and of a join. A signing request has some 500 bytes.
+pub const SMALL_BODY_MAX_BYTES: usize = 16 << 10;
+/// Longest body of JSON where the operation says nothing else.
+const JSON_MAX_BYTES: usize = 64 << 10;
 
 /// What a body holds.
 pub enum Shape {
@@ -80,6 +88,10 @@ fn operation(
     answers: Shape,
     summary: &'static str,
 ) -> Operation {
+    let body_max_bytes = match asks {
+        Shape::Json(_) => JSON_MAX_BYTES,
+        _ => SMALL_BODY_MAX_BYTES,
+    };
     Operation {
         id,
         method,
@@ -88,6 +100,15 @@ fn operation(
         asks,
         answers,
         keyed: false,
+        body_max_bytes,
+    }
+}
+
+/// With another bound of its body.
+fn up_to(body_max_bytes: usize, operation: Operation) -> Operation {
+    Operation {
+        body_max_bytes,
+        ..operation
     }
 }
 

@@ -3,8 +3,11 @@
 use http::Method;
 use model::control::{Heartbeat, HeartbeatAnswer, NodeDesired};
 
-use super::{Operation, Shape, json_of, lines_of, operation};
+use super::{Operation, SMALL_BODY_MAX_BYTES, Shape, json_of, lines_of, operation, up_to};
 use crate::wire;
+
+/// A whole report: some 400 bytes for each instance of the fullest node.
+const HEARTBEAT_MAX_BYTES: usize = 8 << 20;
 
 pub(super) fn for_people() -> Vec<Operation> {
     vec![
@@ -62,29 +65,38 @@ pub(super) fn for_people() -> Vec<Operation> {
 /// What a node is, and may know.
 pub(super) fn identity() -> Vec<Operation> {
     vec![
-        operation(
-            "join",
-            Method::POST,
-            "/v1/join",
-            json_of::<wire::Join>(),
-            json_of::<wire::Joined>(),
-            "Become a node, with a join token",
+        up_to(
+            SMALL_BODY_MAX_BYTES,
+            operation(
+                "join",
+                Method::POST,
+                "/v1/join",
+                json_of::<wire::Join>(),
+                json_of::<wire::Joined>(),
+                "Become a node, with a join token",
+            ),
         ),
-        operation(
-            "renew",
-            Method::POST,
-            "/v1/nodes/{node}/renew",
-            json_of::<wire::CertificateRequest>(),
-            json_of::<wire::Joined>(),
-            "A fresh certificate for the node itself",
+        up_to(
+            SMALL_BODY_MAX_BYTES,
+            operation(
+                "renew",
+                Method::POST,
+                "/v1/nodes/{node}/renew",
+                json_of::<wire::CertificateRequest>(),
+                json_of::<wire::Joined>(),
+                "A fresh certificate for the node itself",
+            ),
         ),
-        operation(
-            "serviceCertificate",
-            Method::POST,
-            "/v1/nodes/{node}/certificates/{project}/{service}",
-            json_of::<wire::CertificateRequest>(),
-            json_of::<wire::CertificateAnswer>(),
-            "A certificate for a service placed there",
+        up_to(
+            SMALL_BODY_MAX_BYTES,
+            operation(
+                "serviceCertificate",
+                Method::POST,
+                "/v1/nodes/{node}/certificates/{project}/{service}",
+                json_of::<wire::CertificateRequest>(),
+                json_of::<wire::CertificateAnswer>(),
+                "A certificate for a service placed there",
+            ),
         ),
         operation(
             "secretValues",
@@ -100,13 +112,16 @@ pub(super) fn identity() -> Vec<Operation> {
 /// What a node sees, and should do.
 pub(super) fn desired() -> Vec<Operation> {
     vec![
-        operation(
-            "heartbeat",
-            Method::POST,
-            "/v1/nodes/{node}/heartbeat",
-            json_of::<Heartbeat>(),
-            json_of::<HeartbeatAnswer>(),
-            "What the node sees; renews its lease",
+        up_to(
+            HEARTBEAT_MAX_BYTES,
+            operation(
+                "heartbeat",
+                Method::POST,
+                "/v1/nodes/{node}/heartbeat",
+                json_of::<Heartbeat>(),
+                json_of::<HeartbeatAnswer>(),
+                "What the node sees; renews its lease",
+            ),
         ),
         operation(
             "desired",

@@ -4,8 +4,12 @@ use http::Method;
 use model::compute::Service;
 use serde_json::Value;
 
-use super::{Operation, Shape, json_of, operation};
+use super::{Operation, Shape, json_of, operation, up_to};
 use crate::wire;
+
+const SERVICE_MAX_BYTES: usize = 1 << 20;
+/// The longest value, 64 KiB, as base64.
+const SECRET_MAX_BYTES: usize = 128 << 10;
 
 pub(super) fn all() -> Vec<Operation> {
     vec![
@@ -25,13 +29,16 @@ pub(super) fn all() -> Vec<Operation> {
             json_of::<Value>(),
             "One resource; its revision is the ETag",
         ),
-        operation(
-            "putService",
-            Method::PUT,
-            "/v1/projects/{project}/services/{name}",
-            json_of::<Service>(),
-            json_of::<wire::Applied>(),
-            "Apply one service; `If-Match` makes it conditional",
+        up_to(
+            SERVICE_MAX_BYTES,
+            operation(
+                "putService",
+                Method::PUT,
+                "/v1/projects/{project}/services/{name}",
+                json_of::<Service>(),
+                json_of::<wire::Applied>(),
+                "Apply one service; `If-Match` makes it conditional",
+            ),
         ),
         operation(
             "deleteResource",
@@ -41,13 +48,16 @@ pub(super) fn all() -> Vec<Operation> {
             json_of::<Vec<wire::Change>>(),
             "Remove a resource; data stays without `?delete_data=true`",
         ),
-        operation(
-            "setSecret",
-            Method::PUT,
-            "/v1/projects/{project}/secrets/{name}/value",
-            json_of::<wire::SecretValue>(),
-            json_of::<wire::SecretView>(),
-            "Give a secret a value",
+        up_to(
+            SECRET_MAX_BYTES,
+            operation(
+                "setSecret",
+                Method::PUT,
+                "/v1/projects/{project}/secrets/{name}/value",
+                json_of::<wire::SecretValue>(),
+                json_of::<wire::SecretView>(),
+                "Give a secret a value",
+            ),
         ),
     ]
 }

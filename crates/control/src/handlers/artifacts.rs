@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use api::problem::Problem;
-use api::wire::{BeginUpload, CHUNK_MAX_BYTES};
+use api::wire::BeginUpload;
 use axum::response::Response;
 use http::{HeaderValue, header};
 use model::ids::Digest;
@@ -25,7 +25,7 @@ pub async fn chunk(server: Arc<Server>, mut call: Call) -> Answer {
     if offset == u64::MAX {
         return Err(Problem::invalid("a chunk needs `?offset=N`: where it goes"));
     }
-    let chunk = call.bytes(CHUNK_MAX_BYTES).await?;
+    let chunk = call.bytes().await?;
     let now = server.clock.now().instant;
     let state = server.artifacts.append(digest, offset, chunk, now).await?;
     if state.complete {

@@ -23,8 +23,6 @@ use crate::problems;
 use crate::state::Server;
 use crate::views;
 
-/// Longest body of a request.
-const ASKED_MAX_BYTES: usize = 1 << 20;
 /// Longest answer: a message of the longest data, whose every byte JSON writes as six at worst.
 const ANSWERED_MAX_BYTES: usize = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -39,7 +37,7 @@ pub async fn ask(server: Arc<Server>, call: Call) -> Answer {
 }
 
 pub async fn tell(server: Arc<Server>, mut call: Call) -> Answer {
-    let body = call.bytes(ASKED_MAX_BYTES).await?;
+    let body = call.bytes().await?;
     let (id, request) = request(&server, &call, Method::POST, body)?;
     let answered = answer(&server, request).await?;
     // The path alone: a body may hold what is nobody's business.

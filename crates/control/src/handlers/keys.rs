@@ -16,7 +16,6 @@ use crate::problems;
 use crate::records::KEYS;
 use crate::state::{CommitError, Server};
 
-const VALUE_MAX_BYTES: usize = 64 << 10;
 const NAME_MAX_LENGTH: usize = 200;
 /// Of one page: with the longest values it holds 16 MiB for a moment.
 const PAGE: usize = 256;
@@ -70,7 +69,7 @@ pub async fn put(server: Arc<Server>, mut call: Call) -> Answer {
     if call.if_none_match()? {
         conditions.push(Condition::Absent { key: place.clone() });
     }
-    let value = call.bytes(VALUE_MAX_BYTES).await?;
+    let value = call.bytes().await?;
     let mut transaction = Transaction::new().put(place, value);
     transaction.conditions = conditions;
     match server.write(transaction).await {

@@ -2,6 +2,7 @@
 
 mod about;
 mod artifacts;
+mod brake;
 mod deploys;
 mod engines;
 mod instances;
@@ -68,7 +69,7 @@ pub fn of(operation: &str) -> Option<Handler> {
         "listNodes" => handler!(nodes::list),
         "cordon" => handler!(nodes::cordon),
         "removeNode" => handler!(leaving::remove),
-        "releaseBrake" => handler!(nodes::release_brake),
+        "releaseBrake" => handler!(brake::release),
         "explainNode" => handler!(nodes::explain),
         "makeJoinToken" => handler!(nodes::make_join_token),
         "join" => handler!(nodes::join),

@@ -100,38 +100,6 @@ pub async fn cordon(server: Arc<Server>, mut call: Call) -> Answer {
     Ok(call::json(&view.ok_or_else(|| missing(&server, &name))?))
 }
 
-/// An operator knows what the leader can't: that the nodes that vanished at once are gone. Repeated, it does nothing.
-pub async fn release_brake(server: Arc<Server>, call: Call) -> Answer {
-    if server.leadership.is_fenced() {
-        return Err(problems::fenced());
-    }
-    let now = server.clock.now();
-    let given_up: Vec<NodeName> = server.with(|shared| {
-        let brake = shared.nodes.brake().into_iter();
-        let missing = brake
-            .flat_map(|brake| brake.missing.iter().cloned())
-            .collect();
-        let outputs = nodes::step(&mut shared.nodes, Input::ReleaseBrake, now);
-        shared.node_outputs.extend(outputs);
-        missing
-    });
-    server.changed.notify_one();
-    if !given_up.is_empty() {
-        let gone = given_up
-            .iter()
-            .map(|node| format!("node {node} is given up"));
-        server
-            .audited(
-                call.principal.name(),
-                "brake.release",
-                "nodes",
-                gone.collect(),
-            )
-            .await;
-    }
-    Ok(call::json(&wire::BrakeReleased { given_up }))
-}
-
 pub async fn make_join_token(server: Arc<Server>, mut call: Call) -> Answer {
     let ask: MakeJoinToken = call.json().await?;
     if !TOKEN_SECONDS.contains(&ask.valid_seconds) {
@@ -172,9 +140,12 @@ pub async fn make_join_token(server: Arc<Server>, mut call: Call) -> Answer {
 
 /// Lets a machine in: with a join token, or again with the certificate it has.
 pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
-    let ask: Join = call.json().await?;
     let token = token(&call);
     let now = server.now();
+    let ask = asked(&server, &mut call, token.as_ref(), now).await?;
+    let Ok(_permit) = server.gates.joins.acquire().await else {
+        return Err(Problem::unavailable("ending", "this server ends"));
+    };
     let chain = issue(&server, &ask.request, Holder::Node(ask.name.clone()))?;
     let (was_there, _) = server
         .change(|world: &World| {
@@ -223,9 +194,48 @@ pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
     Ok(call::json(&joined(&server, chain)))
 }
 
+/// What is asked for, by who may. Of who has no token that is good not even the body is read.
+async fn asked(
+    server: &Server,
+    call: &mut Call,
+    token: Option<&JoinToken>,
+    now: jiff::Timestamp,
+) -> Result<Join, Problem> {
+    server.look(|world| shown(world, &call.principal, token, now).map(drop))?;
+    let ask: Join = call.json().await?;
+    server.look(|world| {
+        let is_known = world.nodes.contains_key(&ask.name);
+        admits(world, &call.principal, token, &ask.name, is_known, now).map(drop)
+    })?;
+    Ok(ask)
+}
+
 fn token(call: &Call) -> Option<JoinToken> {
     let value = call.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
     value.strip_prefix("Bearer ")?.parse().ok()
+}
+
+fn refuse_join(why: impl std::fmt::Display) -> Problem {
+    Problem::new(401, "join-refused", why.to_string())
+        .remedy("make a fresh join token and start the agent with it")
+}
+
+/// The record of the join token that is shown. An administrator needs none.
+fn shown<'w>(
+    world: &'w World,
+    principal: &Principal,
+    token: Option<&JoinToken>,
+    now: jiff::Timestamp,
+) -> Result<Option<&'w Record>, Problem> {
+    if matches!(principal, Principal::Administrator { .. }) {
+        return Ok(None);
+    }
+    let token = token.ok_or_else(|| refuse_join("to join, show a join token"))?;
+    let record = world.tokens.get(&token.hash());
+    let unknown = "the join token is not known here, or was used already";
+    let record = record.ok_or_else(|| refuse_join(unknown))?;
+    record.admits_some_node(token, now).map_err(refuse_join)?;
+    Ok(Some(&record.value))
 }
 
 /// Whether it may join under this name. Answers the token's record if it is good for one time only.
@@ -237,21 +247,10 @@ fn admits(
     is_known: bool,
     now: jiff::Timestamp,
 ) -> Result<Option<Record>, Problem> {
-    if matches!(principal, Principal::Administrator { .. }) {
+    let (Some(record), Some(token)) = (shown(world, principal, token, now)?, token) else {
         return Ok(None);
-    }
-    let refuse = |why: String| {
-        Problem::new(401, "join-refused", why)
-            .remedy("make a fresh join token and start the agent with it")
     };
-    let token = token.ok_or_else(|| refuse("to join, show a join token".to_owned()))?;
-    let record = world.tokens.get(&token.hash());
-    let record = record.ok_or_else(|| {
-        refuse("the join token is not known here, or was used already".to_owned())
-    })?;
-    record
-        .admits_node(token, name, now)
-        .map_err(|error| refuse(error.to_string()))?;
+    record.admits_node(token, name, now).map_err(refuse_join)?;
     if is_known && record.node.is_none() {
         return Err(
             Problem::conflict("node-exists", format!("a node {name} is there already")).remedy(
@@ -259,7 +258,7 @@ fn admits(
             ),
         );
     }
-    Ok(record.node.is_some().then(|| record.value.clone()))
+    Ok(record.node.is_some().then(|| record.clone()))
 }
 
 fn record(ask: &Join, known: Option<&NodeRecord>, now: jiff::Timestamp) -> NodeRecord {

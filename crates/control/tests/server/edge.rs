@@ -1,0 +1,237 @@
+//! The API's edge: callers that leave, keys that are repeated, floods. What one client does costs no other.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::client::{Client, Transport};
+use futures_util::StreamExt;
+use futures_util::stream;
+use model::ids::ReleaseNumber;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::cloud::*;
+use crate::held::{Disk, Held};
+
+async fn held_cloud(directory: &std::path::Path) -> (Cloud, Held) {
+    let held = Held::default();
+    let memory = Memory::Other(Arc::new(held.clone()));
+    let cloud = Cloud::start_with(directory, memory, any(), any()).await;
+    (cloud, held)
+}
+
+/// A client on a connection of its own.
+fn fresh(cloud: &Cloud) -> Client {
+    Client::new(
+        Transport::Tcp(cloud.file.api),
+        Some(cloud.file.token.clone()),
+    )
+}
+
+async fn releases(cloud: &Cloud) -> usize {
+    let all = cloud.client.releases(&project(), &name("web")).await;
+    all.unwrap().items.len()
+}
+
+#[tokio::test]
+async fn a_change_goes_on_though_its_caller_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cloud, held) = held_cloud(directory.path()).await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    held.set(Disk::Stands("scale/"));
+    let client = fresh(&cloud);
+    let asked = tokio::spawn(async move { client.scale(&project(), &name("web"), 3).await });
+    until("the change is being written", || async {
+        (held.waiting() > 0).then_some(())
+    })
+    .await;
+    asked.abort();
+    assert!(asked.await.unwrap_err().is_cancelled());
+    // The server has seen that the connection ended before the disk works again.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    held.set(Disk::Works);
+    let record = until("the change and its record", || async {
+        let records = cloud.client.audit(50).await.unwrap().items;
+        records.into_iter().find(|record| record.action == "scale")
+    })
+    .await;
+    assert_eq!(record.detail, ["replicas: 1 → 3"]);
+    let status = cloud.client.status(&project()).await.unwrap();
+    assert_eq!(status.services[0].wanted, 3);
+}
+
+#[tokio::test]
+async fn a_key_is_kept_until_its_outcome_is_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cloud, held) = held_cloud(directory.path()).await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    held.set(Disk::Stands("idempotency/"));
+    let client = fresh(&cloud);
+    let first =
+        tokio::spawn(async move { client.restart(&project(), &name("web"), "one-key").await });
+    until("the restart is being written", || async {
+        (held.waiting() > 0).then_some(())
+    })
+    .await;
+    first.abort();
+    let _ = first.await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let shop = project();
+    let again = || async { cloud.client.restart(&shop, &name("web"), "one-key").await };
+    assert_eq!(code(again().await), "still-running");
+    held.set(Disk::Works);
+    let answered = until("the outcome of the first", || async { again().await.ok() }).await;
+    assert_eq!(answered.release, ReleaseNumber(2));
+    assert_eq!(releases(&cloud).await, 2);
+    assert_eq!(again().await.unwrap().release, ReleaseNumber(2));
+    assert_eq!(releases(&cloud).await, 2);
+}
+
+#[tokio::test]
+async fn a_key_under_which_nothing_was_done_is_free() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cloud, held) = held_cloud(directory.path()).await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    let (client, shop, web) = (&cloud.client, project(), name("web"));
+    held.set(Disk::Refuses("idempotency/"));
+    let refused = client.restart(&shop, &web, "one-key").await;
+    assert_eq!(code(refused), "store-unavailable");
+    held.set(Disk::Works);
+    client.restart(&shop, &web, "one-key").await.unwrap();
+    assert_eq!(releases(&cloud).await, 2);
+}
+
+/// Bytes of memory that this process has.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = text.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+fn raise_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+}
+
+/// The status that a request without a token is answered, sent as fast as it goes.
+async fn shout(address: SocketAddr, head: String, length: usize) -> u16 {
+    static CHUNK: [u8; 64 << 10] = [b' '; 64 << 10];
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut reader, mut writer) = stream.into_split();
+    let sending = tokio::spawn(async move {
+        writer.write_all(head.as_bytes()).await?;
+        for _ in 0..length / CHUNK.len() {
+            writer.write_all(&CHUNK).await?;
+        }
+        // It stays open: who is answered may still have something to send.
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        Ok::<_, std::io::Error>(())
+    });
+    let mut status = [0; 12];
+    let read = tokio::time::timeout(Duration::from_secs(20), reader.read_exact(&mut status)).await;
+    sending.abort();
+    match read {
+        Ok(Ok(_)) => String::from_utf8_lossy(&status[9..]).parse().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+#[tokio::test]
+async fn who_shows_no_token_gets_no_memory() {
+    raise_descriptors();
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let body = 8 << 20;
+    let heads = [
+        ("POST", "/v1/join", 401),
+        ("POST", "/v1/projects/shop/apply", 401),
+        ("PUT", "/v1/projects/shop/secrets/a/value", 401),
+    ];
+    let before = resident();
+    let mut most = before;
+    for (method, path, expect) in heads {
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: a\r\ncontent-length: {body}\r\n\r\n");
+        let all = (0..120).map(|_| shout(cloud.file.api, head.clone(), body));
+        let mut all = stream::iter(all).buffer_unordered(120);
+        let owner = fresh(&cloud);
+        let mut asked = 0;
+        while let Some(status) = all.next().await {
+            // A client that still sends may see its connection reset rather than the answer.
+            assert!(status == expect || status == 0, "{path}: {status}");
+            most = most.max(resident());
+            asked += 1;
+            if asked % 20 == 0 {
+                owner.projects().await.unwrap();
+            }
+        }
+    }
+    let grown = (most - before) >> 20;
+    println!("3 x 120 bodies of 8 MiB without a token: {grown} MiB more resident");
+    assert!(grown < 64, "{grown} MiB");
+}
+
+#[tokio::test]
+async fn silent_connections_keep_nobody_out() {
+    const SILENT: usize = 4_000;
+    raise_descriptors();
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    let before = resident();
+    let mut silent = Vec::new();
+    let mut slowest = Duration::ZERO;
+    for index in 0..SILENT {
+        for address in [cloud.file.api, cloud.file.nodes] {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        // Some begin a request and never end it.
+        if index % 3 == 0 {
+            let last = silent.len() - 2;
+            let _ = silent[last].write_all(b"PRI * HT").await;
+        }
+        if index % 400 == 399 {
+            let begun = Instant::now();
+            fresh(&cloud).projects().await.unwrap();
+            let again = client_as(&node.identity, &node.authority, node.server);
+            again.whoami().await.unwrap();
+            slowest = slowest.max(begun.elapsed());
+        }
+    }
+    let grown = (resident().saturating_sub(before)) >> 20;
+    println!(
+        "{} silent connections: {grown} MiB more resident (both ends), the owner's slowest command {slowest:?}",
+        silent.len()
+    );
+    assert!(grown < 200, "{grown} MiB");
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    assert!(cloud.client.health().await.unwrap().ready);
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let begins: [(SocketAddr, &[u8]); 5] = [
+        (cloud.file.api, b""),
+        (cloud.file.api, b"PRI * HT"),
+        (cloud.file.api, b"GET /v1/health HTTP/1.1\r\nhost:"),
+        (cloud.file.api, b"\x16\x03\x01"),
+        (cloud.file.nodes, b""),
+    ];
+    let closed = begins.map(|(address, begin)| async move {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(begin).await.unwrap();
+        let begun = Instant::now();
+        // What it may be told before the end is not looked at.
+        let mut told = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut told));
+        assert!(ended.await.is_ok(), "{:?}", String::from_utf8_lossy(begin));
+        begun.elapsed()
+    });
+    for after in futures_util::future::join_all(closed).await {
+        assert!(after < Duration::from_secs(20), "{after:?}");
+    }
+}
