@@ -9,7 +9,9 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::gate::Pass;
+use super::held::{Held, Taken};
 use super::instances::Lease;
+use super::window::Seat;
 use crate::load::InFlight;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -24,6 +26,10 @@ pub enum RequestBody {
     Once(Incoming),
     /// Passed on as it comes and kept meanwhile.
     Kept(Replay),
+    /// On its way through the mesh, of which most waits until it is taken.
+    Held(Box<Held>),
+    /// Come through the mesh; its caller waits until it is read.
+    Taken(Taken),
 }
 
 impl Body for RequestBody {
@@ -38,6 +44,8 @@ impl Body for RequestBody {
             Self::Empty => Poll::Ready(None),
             Self::Once(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
             Self::Kept(replay) => replay.poll(cx),
+            Self::Held(held) => held.poll(cx),
+            Self::Taken(taken) => taken.poll(cx),
         }
     }
 
@@ -46,6 +54,8 @@ impl Body for RequestBody {
             Self::Empty => true,
             Self::Once(incoming) => incoming.is_end_stream(),
             Self::Kept(replay) => replay.is_end(),
+            Self::Held(held) => held.is_end(),
+            Self::Taken(taken) => taken.body().is_end_stream(),
         }
     }
 
@@ -54,6 +64,8 @@ impl Body for RequestBody {
             Self::Empty => SizeHint::with_exact(0),
             Self::Once(incoming) => incoming.size_hint(),
             Self::Kept(replay) => replay.hint,
+            Self::Held(held) => held.hint(),
+            Self::Taken(taken) => taken.body().size_hint(),
         }
     }
 }
@@ -220,6 +232,9 @@ pub struct Guards {
     pub pass: Option<Pass>,
     /// The connection to the instance, for the next request.
     pub lease: Option<Lease>,
+    /// Room for what the client has not taken yet.
+    #[expect(dead_code, reason = "held for what its drop does")]
+    pub seat: Option<Seat>,
 }
 
 impl ResponseBody {

@@ -2,7 +2,7 @@
 //! the same node.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method, StatusCode, Uri, Version};
 use hyper::body::Incoming;
@@ -17,11 +17,13 @@ use tokio_rustls::TlsAcceptor;
 use super::body::{Guards, RequestBody, ResponseBody};
 use super::failure::Failure;
 use super::gate::Pass;
+use super::held::{Taken, Tickets};
 use super::instances;
-use super::peers::CONNECTION_WINDOW;
+use super::peers;
 use super::tls;
 use super::tunnel::{self, Io};
 use super::view::{Caller, Local, View};
+use super::window::{MOST_WINDOW, Width};
 use super::wire;
 use super::worker::Worker;
 use crate::problem::{Code, Problem};
@@ -31,10 +33,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A caller that is gone must not keep its requests in flight for ever.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(5);
-/// How much of a request's body comes before the gate has let it in: less than a caller keeps to send it elsewhere.
-const REQUEST_WINDOW: u32 = 48 * 1024;
-/// Also bounds how many may be given up at once: callers are trusted to, when their own clients leave.
-const MOST_STREAMS: u32 = 16_384;
 
 /// Which instance a request is meant for.
 pub struct Address<'a> {
@@ -97,7 +95,7 @@ pub async fn call(
     let guards = Guards {
         pass: Some(pass),
         lease: Some(lease),
-        in_flight: None,
+        ..Guards::default()
     };
     Ok(Response::from_parts(
         parts,
@@ -127,106 +125,145 @@ fn origin_form(uri: &Uri) -> Uri {
 
 /// One connection of another proxy.
 pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
-    let acceptor = TlsAcceptor::from(worker.view().tls.server.clone());
+    // A peer that is gone by now is noticed in the handshake.
+    let _ = peers::prepare(&stream);
+    let (acceptor, own_end) = {
+        let view = worker.view();
+        (
+            TlsAcceptor::from(view.tls.server.clone()),
+            view.tls.server_end,
+        )
+    };
     let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
     let stream = match accepted {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "a peer was not let in"),
         Err(_) => return tracing::debug!("a peer did not finish its handshake"),
     };
-    let id = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| chain.first())
-        .and_then(tls::spiffe_id);
+    let peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let life = tls::Life::new(SystemTime::now(), own_end, peer);
+    let id = peer.first().and_then(tls::spiffe_id);
     let Some(caller) = id.and_then(|id| worker.view().caller(id)) else {
         return tracing::debug!("a peer's certificate names no caller of this cluster");
     };
-    let caller = Arc::new(caller);
-    let service = {
-        let worker = worker.clone();
-        service_fn(move |request| {
-            let (worker, caller) = (worker.clone(), caller.clone());
-            async move { Ok::<_, std::convert::Infallible>(answer(&worker, &caller, request).await) }
-        })
-    };
+    let width = Width::of(stream.get_ref().1.alpn_protocol());
+    let peer = Arc::new(Peer {
+        worker: worker.clone(),
+        caller,
+        tickets: Arc::default(),
+    });
+    let service = service_fn(move |request| {
+        let peer = peer.clone();
+        async move { Ok::<_, std::convert::Infallible>(peer.answer(request).await) }
+    });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(SILENCE)
-        .initial_stream_window_size(REQUEST_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MOST_STREAMS)
-        .max_pending_accept_reset_streams(MOST_STREAMS as usize)
-        .max_local_error_reset_streams(MOST_STREAMS as usize)
+        .initial_stream_window_size(width.window())
+        .initial_connection_window_size(MOST_WINDOW)
+        .max_concurrent_streams(width.streams())
+        // As many may be given up at once: callers are trusted to, when their own clients leave.
+        .max_pending_accept_reset_streams(width.streams() as usize)
+        .max_local_error_reset_streams(width.streams() as usize)
         .max_header_list_size(2 * wire::MOST_HEADER_BYTES as u32)
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let ending = async {
+        tokio::select! {
+            () = worker.stopping() => {}
+            () = life.until_notice() => {}
+        }
+    };
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = ending => connection.as_mut().graceful_shutdown(),
+    }
     tokio::select! {
         _ = connection.as_mut() => {}
-        () = worker.stopping() => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
-        }
+        () = life.until_end() => tracing::debug!("a peer's connection ended with its certificate"),
     }
 }
 
-async fn answer(
-    worker: &Arc<Worker>,
-    caller: &Caller,
-    mut request: Request<Incoming>,
-) -> Response<ResponseBody> {
-    let view = worker.view();
-    let Some((service, instance, epoch)) = target(request.headers()) else {
-        return failed(Failure::not_begun("the request names no instance"));
-    };
-    let to = Address {
-        service: &service,
-        instance: &instance,
-        epoch,
-        insist: request.headers().contains_key(wire::INSIST),
-    };
-    let result = if request.method() == Method::CONNECT {
-        Box::pin(tunnel_to_instance(&view, caller, &to, &mut request)).await
-    } else {
-        pass_on(worker, &view, caller, &to, request).await
-    };
-    result.unwrap_or_else(|failure| {
-        if let Failure::Refused { reason } = &failure {
-            worker
-                .reports()
-                .call_refused(caller.to_string(), service.clone(), reason.clone());
-        }
-        failed(failure)
-    })
+/// Who calls on one connection.
+struct Peer {
+    worker: Arc<Worker>,
+    caller: Caller,
+    tickets: Arc<Tickets>,
 }
 
-async fn pass_on(
-    worker: &Worker,
-    view: &View,
-    caller: &Caller,
-    to: &Address<'_>,
-    request: Request<Incoming>,
-) -> Result<Response<ResponseBody>, Failure> {
-    let (mut parts, incoming) = request.into_parts();
-    for name in [wire::SERVICE, wire::INSTANCE, wire::EPOCH, wire::INSIST] {
-        parts.headers.remove(name);
+impl Peer {
+    async fn answer(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
+        if let Some(ticket) = Tickets::asked_for(request.headers()) {
+            return self.is_taken(ticket).await;
+        }
+        let view = self.worker.view();
+        let Some((service, instance, epoch)) = target(request.headers()) else {
+            return failed(Failure::not_begun("the request names no instance"));
+        };
+        let to = Address {
+            service: &service,
+            instance: &instance,
+            epoch,
+            insist: request.headers().contains_key(wire::INSIST),
+        };
+        let result = if request.method() == Method::CONNECT {
+            Box::pin(tunnel_to_instance(&view, &self.caller, &to, &mut request)).await
+        } else {
+            self.pass_on(&view, &to, request).await
+        };
+        result.unwrap_or_else(|failure| {
+            if let Failure::Refused { reason } = &failure {
+                self.worker.reports().call_refused(
+                    self.caller.to_string(),
+                    service.clone(),
+                    reason.clone(),
+                );
+            }
+            failed(failure)
+        })
     }
-    let once = parts.headers.remove(wire::ONCE).is_some();
-    let has_key = parts.headers.contains_key(wire::IDEMPOTENCY_KEY);
-    let head = Head {
-        idempotent: !once && is_idempotent(&parts.method, has_key),
-        method: &parts.method,
-        uri: &parts.uri,
-        headers: parts.headers,
-    };
-    let body = match hyper::body::Body::is_end_stream(&incoming) {
-        true => RequestBody::Empty,
-        false => RequestBody::Once(incoming),
-    };
-    call(worker, view, caller, to, head, body).await
+
+    async fn is_taken(&self, ticket: u64) -> Response<ResponseBody> {
+        if self.tickets.is_taken(ticket).await {
+            return Response::new(ResponseBody::empty());
+        }
+        failed(Failure::not_begun("the body was not taken"))
+    }
+
+    async fn pass_on(
+        &self,
+        view: &View,
+        to: &Address<'_>,
+        request: Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let (mut parts, incoming) = request.into_parts();
+        let ticket = self.tickets.ticket(&parts.headers);
+        for name in [
+            wire::SERVICE,
+            wire::INSTANCE,
+            wire::EPOCH,
+            wire::INSIST,
+            wire::TICKET,
+        ] {
+            parts.headers.remove(name);
+        }
+        let once = parts.headers.remove(wire::ONCE).is_some();
+        let has_key = parts.headers.contains_key(wire::IDEMPOTENCY_KEY);
+        let head = Head {
+            idempotent: !once && is_idempotent(&parts.method, has_key),
+            method: &parts.method,
+            uri: &parts.uri,
+            headers: parts.headers,
+        };
+        let body = match (hyper::body::Body::is_end_stream(&incoming), ticket) {
+            (true, _) => RequestBody::Empty,
+            (false, None) => RequestBody::Once(incoming),
+            (false, Some(ticket)) => RequestBody::Taken(Taken::new(incoming, ticket)),
+        };
+        call(&self.worker, view, &self.caller, to, head, body).await
+    }
 }
 
 /// A connection as one stream: its bytes go to the instance until both sides have ended.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::body::{Guards, Kept, RequestBody, ResponseBody};
 use super::callee::{self, Head};
 use super::failure::{Failure, chain};
-use super::peers::Use;
+use super::held;
 use super::search::{Chosen, Search};
 use super::view::{Caller, Place, Target};
 use super::wire;
@@ -209,10 +209,9 @@ impl Attempt<'_> {
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, Failure> {
         let caller = self.errand.caller.service();
-        let mut sender = self
-            .worker
-            .peers
-            .connection(&chosen.view, caller, target, Use::Requests)
+        let peers = &self.worker.peers;
+        let (mut sender, seat) = peers
+            .for_request(&chosen.view, caller, target, &chosen.destination.shared)
             .await?;
         let head = self.head();
         let mut request = Request::new(body);
@@ -224,11 +223,16 @@ impl Attempt<'_> {
             let headers = request.headers_mut();
             headers.insert(wire::ONCE, HeaderValue::from_static("1"));
         }
+        held::hold(&mut request, &sender, peers.ticket());
         let response = send_over_the_mesh(&mut sender, request).await?;
         let (parts, incoming) = response.into_parts();
+        let guards = Guards {
+            seat,
+            ..Guards::default()
+        };
         Ok(Response::from_parts(
             parts,
-            ResponseBody::incoming(incoming, Guards::default()),
+            ResponseBody::incoming(incoming, guards),
         ))
     }
 

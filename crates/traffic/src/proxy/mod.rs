@@ -12,7 +12,7 @@
 //! pools. It lives across restarts of the agent and starts on the last snapshot that it kept on disk.
 //!
 //! Modules by the way of a request: [`sockets`] → [`worker`] → [`entrance`] → [`search`] → [`forward`], [`tunnel`] → [`peers`] → [`callee`] → [`gate`] →
-//! [`instances`] → [`stream`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`failure`].
+//! [`instances`] → [`stream`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`held`], [`failure`]. Bounds: [`window`].
 
 mod applier;
 mod body;
@@ -24,6 +24,7 @@ mod entrance;
 mod failure;
 mod forward;
 mod gate;
+mod held;
 mod instances;
 mod peers;
 mod refusal;
@@ -34,6 +35,7 @@ mod stream;
 mod tls;
 mod tunnel;
 mod view;
+mod window;
 mod wire;
 mod worker;
 

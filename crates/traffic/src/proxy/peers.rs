@@ -1,4 +1,5 @@
-//! Connections to other proxies: HTTP/2 over mutual TLS, one for each calling identity, peer and use, per worker.
+//! Connections to other proxies: HTTP/2 over mutual TLS, one for each calling identity, peer and use, per worker. How far a sender may be ahead
+//! of its reader is said in [`super::window`].
 //!
 //! A peer is pinged while requests wait on it; when it is silent for two intervals the connection is dropped and all that waited on
 //! it learn at once. A peer that could not be reached is not dialled again for a moment, so that requests do not queue up behind
@@ -6,8 +7,9 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -15,45 +17,56 @@ use model::ids::{NodeName, ResourceId};
 use model::timing::{
     PEER_CONNECT_TIMEOUT, PEER_PING_EVERY, PEER_SILENCE, TUNNEL_PING_EVERY, TUNNEL_SILENCE,
 };
-use rustls::ClientConfig;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::body::RequestBody;
 use super::failure::{Failure, chain};
-use super::tls::server_name;
-use super::view::{Target, View};
+use super::tls::{ClientIdentity, Life, server_name};
+use super::view::{Shared, Target, View};
+use super::window::{MOST_WINDOW, Room, Seat, Width};
 use super::wire::MOST_HEADER_BYTES;
 
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
 /// Larger reads pass the buffer by.
 const FIRST_BYTES: usize = 1024;
-const STREAM_WINDOW: u32 = 256 * 1024;
-pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// What the kernel holds of us unsent: a ping must not wait behind megabytes.
+const UNSENT_BYTES: u32 = 128 * 1024;
 
 type Sender = SendRequest<RequestBody>;
 
 /// What a connection carries. Long-lived bytes and requests share none: they ask for other patience.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
-    Requests,
+enum Use {
+    /// Those that have a seat.
+    Wide,
+    Narrow,
     Tunnels,
 }
 
 impl Use {
     fn pings(self) -> (Duration, Duration) {
         match self {
-            Self::Requests => (PEER_PING_EVERY, PEER_SILENCE),
+            Self::Wide | Self::Narrow => (PEER_PING_EVERY, PEER_SILENCE),
             Self::Tunnels => (TUNNEL_PING_EVERY, TUNNEL_SILENCE),
+        }
+    }
+
+    fn width(self, round_trip: Duration) -> Width {
+        match self {
+            Self::Wide => Width::filling(round_trip),
+            Self::Narrow => Width::Narrow,
+            Self::Tunnels => Width::Tunnels,
         }
     }
 }
 
-#[derive(Default)]
 pub struct Peers {
     /// By mesh port; behind each the few identities that call it, searched one by one.
     peers: Mutex<HashMap<SocketAddr, Vec<Known>>>,
+    room: Arc<Room>,
+    tickets: AtomicU64,
 }
 
 struct Known {
@@ -76,21 +89,63 @@ struct State {
     failed: Option<(Instant, String)>,
 }
 
+#[derive(Clone)]
 struct Connection {
     sender: Sender,
+    width: Width,
     /// What it was made with: a renewed certificate asks for a new connection.
-    identity: Arc<ClientConfig>,
+    identity: Arc<ClientIdentity>,
 }
 
 impl Peers {
+    /// `room`: for the streams of all workers.
+    pub fn new(room: Arc<Room>) -> Self {
+        Self {
+            peers: Mutex::default(),
+            room,
+            tickets: AtomicU64::new(0),
+        }
+    }
+
+    /// A connection for one request to `service`: a wide one and a seat, or a narrow one when there is no room.
+    pub async fn for_request(
+        &self,
+        view: &View,
+        caller: Option<&ResourceId>,
+        target: &Target,
+        service: &Arc<Shared>,
+    ) -> Result<(Sender, Option<Seat>), Failure> {
+        let wide = self.connection(view, caller, target, Use::Wide).await?;
+        if let Some(seat) = self.room.take(wide.width, service) {
+            return Ok((wide.sender, Some(seat)));
+        }
+        let narrow = self.connection(view, caller, target, Use::Narrow).await?;
+        Ok((narrow.sender, None))
+    }
+
+    pub async fn for_tunnel(
+        &self,
+        view: &View,
+        caller: Option<&ResourceId>,
+        target: &Target,
+    ) -> Result<Sender, Failure> {
+        let connection = self.connection(view, caller, target, Use::Tunnels).await?;
+        Ok(connection.sender)
+    }
+
+    /// A number that no other request has.
+    pub fn ticket(&self) -> u64 {
+        self.tickets.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// A connection to the proxy of `target`, made as `caller`; dialled when there is none.
-    pub async fn connection(
+    async fn connection(
         &self,
         view: &View,
         caller: Option<&ResourceId>,
         target: &Target,
         carries: Use,
-    ) -> Result<Sender, Failure> {
+    ) -> Result<Connection, Failure> {
         let Some(identity) = view.tls.client(caller) else {
             return Err(Failure::not_begun(
                 "this node holds no certificate of the caller",
@@ -106,7 +161,7 @@ impl Peers {
         }
         // Rare, and large: kept out of the future of every request.
         let dialled = Box::pin(dial(identity, target, carries)).await;
-        peer.keep(identity, dialled)
+        peer.keep(dialled)
     }
 
     fn peer(&self, caller: Option<&ResourceId>, target: &Target, carries: Use) -> Arc<Peer> {
@@ -128,10 +183,15 @@ impl Peers {
         peer
     }
 
-    /// Forgets peers that are no longer in any road.
+    /// Forgets peers that are no longer in any road, and callers that have left.
     pub fn tidy(&self, view: &View) {
-        let known = view.mesh_addresses();
-        self.lock().retain(|mesh, _| known.contains(mesh));
+        let peers = view.mesh_peers();
+        self.lock().retain(|mesh, known| {
+            known.retain(|it| {
+                peers.contains(&(*mesh, &it.node)) && view.tls.client(it.caller.as_ref()).is_some()
+            });
+            !known.is_empty()
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Vec<Known>>> {
@@ -141,11 +201,11 @@ impl Peers {
 
 impl Peer {
     /// `None`: one must dial.
-    fn usable(&self, identity: &Arc<ClientConfig>) -> Option<Result<Sender, Failure>> {
+    fn usable(&self, identity: &Arc<ClientIdentity>) -> Option<Result<Connection, Failure>> {
         let mut state = self.lock();
         if let Some(connection) = &state.connection {
             if !connection.sender.is_closed() && Arc::ptr_eq(&connection.identity, identity) {
-                return Some(Ok(connection.sender.clone()));
+                return Some(Ok(connection.clone()));
             }
             state.connection = None;
         }
@@ -157,20 +217,13 @@ impl Peer {
         }
     }
 
-    fn keep(
-        &self,
-        identity: &Arc<ClientConfig>,
-        dialled: Result<Sender, String>,
-    ) -> Result<Sender, Failure> {
+    fn keep(&self, dialled: Result<Connection, String>) -> Result<Connection, Failure> {
         let mut state = self.lock();
         match dialled {
-            Ok(sender) => {
+            Ok(connection) => {
                 state.failed = None;
-                state.connection = Some(Connection {
-                    sender: sender.clone(),
-                    identity: identity.clone(),
-                });
-                Ok(sender)
+                state.connection = Some(connection.clone());
+                Ok(connection)
             }
             Err(reason) => {
                 state.failed = Some((Instant::now(), reason.clone()));
@@ -185,13 +238,13 @@ impl Peer {
 }
 
 async fn dial(
-    identity: &Arc<ClientConfig>,
+    identity: &Arc<ClientIdentity>,
     target: &Target,
     carries: Use,
-) -> Result<Sender, String> {
+) -> Result<Connection, String> {
     let node = &target.node;
     match tokio::time::timeout(PEER_CONNECT_TIMEOUT, handshake(identity, target, carries)).await {
-        Ok(Ok(sender)) => Ok(sender),
+        Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) => Err(format!(
             "the proxy of node {node} can't be reached: {error}"
         )),
@@ -200,20 +253,24 @@ async fn dial(
 }
 
 async fn handshake(
-    identity: &Arc<ClientConfig>,
+    identity: &Arc<ClientIdentity>,
     target: &Target,
     carries: Use,
-) -> Result<Sender, String> {
+) -> Result<Connection, String> {
+    let dialled = Instant::now();
     let stream = TcpStream::connect(target.mesh)
         .await
         .map_err(|error| error.to_string())?;
-    stream
-        .set_nodelay(true)
-        .map_err(|error| error.to_string())?;
-    let stream = TlsConnector::from(identity.clone())
+    let width = carries.width(dialled.elapsed());
+    prepare(&stream).map_err(|error| error.to_string())?;
+    let mut config = (*identity.config).clone();
+    config.alpn_protocols = vec![width.protocol()];
+    let stream = TlsConnector::from(Arc::new(config))
         .connect(server_name(&target.node), stream)
         .await
         .map_err(|error| error.to_string())?;
+    let peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let life = Life::new(SystemTime::now(), identity.end, peer);
     // The peer judges our certificate after our own part of the handshake. Its first bytes say that it let us in; without
     // them a request that it refuses to read would look as if it might have begun.
     let mut stream = BufReader::with_capacity(FIRST_BYTES, stream);
@@ -227,15 +284,28 @@ async fn handshake(
         .keep_alive_interval(every)
         .keep_alive_timeout(silence)
         .keep_alive_while_idle(false)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(width.window())
+        .initial_connection_window_size(MOST_WINDOW)
         .max_header_list_size(2 * MOST_HEADER_BYTES as u32)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| chain(&error))?;
     tokio::spawn(async move {
-        // Its errors reach the requests that wait.
-        let _ = connection.await;
+        // Its errors reach the requests that wait. The peer closes it to new ones a while before its end, and a new one is made then.
+        tokio::select! {
+            _ = connection => {}
+            () = life.until_end() => {}
+        }
     });
-    Ok(sender)
+    Ok(Connection {
+        sender,
+        width,
+        identity: identity.clone(),
+    })
+}
+
+/// A socket between two proxies: what is written leaves at once, and little of it waits in the kernel.
+pub fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES)
 }

@@ -2,17 +2,22 @@
 //!
 //! A proxy answers as its node and calls as the service that calls, or, as a gateway, as its node. The name of the expected
 //! peer is checked with the chain; what the peer may call is checked for each request, elsewhere.
+//!
+//! No session is resumed, by neither side: a resumed one would not look at certificates again. For the same reason a connection ends when
+//! the first certificate of either side does ([`Life`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use model::boundary::{Holder, SpiffeId};
 use model::ids::{NodeName, ResourceId};
 use model::traffic::{Identity, Trust};
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
     SignatureScheme,
@@ -21,7 +26,13 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-const PROTOCOL: &[u8] = b"h2";
+use super::window::Width;
+
+/// This long before a certificate ends, no new stream begins on a connection made with it. A connection that lives shorter than ten times this
+/// is closed to new streams after nine tenths of its life.
+const NOTICE_MOST: Duration = Duration::from_secs(60);
+/// The clock is looked at again this often: it may be set, and the timers of a machine stand still while it sleeps.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -47,8 +58,70 @@ pub enum Error {
 pub struct Tls {
     trust: Trust,
     pub server: Arc<ServerConfig>,
-    node: Arc<ClientConfig>,
-    services: HashMap<ResourceId, Arc<ClientConfig>>,
+    /// When the node's own certificate ends.
+    pub server_end: SystemTime,
+    node: Arc<ClientIdentity>,
+    services: HashMap<ResourceId, Arc<ClientIdentity>>,
+}
+
+/// What calls are made with.
+pub struct ClientIdentity {
+    pub config: Arc<ClientConfig>,
+    /// When its certificate ends.
+    pub end: SystemTime,
+}
+
+/// How long a connection may live: as long as the certificates of both sides.
+///
+/// ```text
+///   made ──────────── notice ── end
+///   new streams begin │ none    │ what is left is cut
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    notice: SystemTime,
+    end: SystemTime,
+}
+
+impl Life {
+    /// `own_end`: of our certificate. A peer whose certificate can't be read has no life at all.
+    pub fn new(made: SystemTime, own_end: SystemTime, peer: &[CertificateDer<'_>]) -> Self {
+        let end = own_end.min(end_of(peer).unwrap_or(made));
+        let left = end.duration_since(made).unwrap_or_default();
+        Self {
+            notice: end - NOTICE_MOST.min(left / 10),
+            end,
+        }
+    }
+
+    /// No new stream begins from here on; the peer is told.
+    pub async fn until_notice(self) {
+        until(self.notice).await;
+    }
+
+    /// What is left is cut.
+    pub async fn until_end(self) {
+        until(self.end).await;
+    }
+}
+
+async fn until(moment: SystemTime) {
+    while let Ok(left) = moment.duration_since(SystemTime::now())
+        && !left.is_zero()
+    {
+        tokio::time::sleep(left.min(LOOK_AT_CLOCK)).await;
+    }
+}
+
+/// When the first of a chain's certificates ends; `None` when one can't be read, or there is none.
+fn end_of(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+    let end = |certificate: &CertificateDer<'_>| {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    };
+    let ends: Option<Vec<SystemTime>> = chain.iter().map(end).collect();
+    ends?.into_iter().min()
 }
 
 impl Tls {
@@ -62,7 +135,7 @@ impl Tls {
             Some(old) => (old.server.clone(), old.node.clone()),
             None => (
                 server_config(&roots, &trust.node)?,
-                client_config(&roots, trust, &trust.node, "the node's certificate")?,
+                client_identity(&roots, trust, &trust.node, "the node's certificate")?,
             ),
         };
         let mut services = HashMap::new();
@@ -72,7 +145,7 @@ impl Tls {
                 .and_then(|old| old.services.get(service));
             let config = match kept {
                 Some(config) => config.clone(),
-                None => client_config(
+                None => client_identity(
                     &roots,
                     trust,
                     identity,
@@ -84,13 +157,14 @@ impl Tls {
         Ok(Self {
             trust: trust.clone(),
             server,
+            server_end: node.end,
             node,
             services,
         })
     }
 
     /// What a call is made with: as the service, or as the node when a gateway calls.
-    pub fn client(&self, caller: Option<&ResourceId>) -> Option<&Arc<ClientConfig>> {
+    pub fn client(&self, caller: Option<&ResourceId>) -> Option<&Arc<ClientIdentity>> {
         match caller {
             None => Some(&self.node),
             Some(service) => self.services.get(service),
@@ -178,17 +252,23 @@ fn server_config(roots: &Arc<RootCertStore>, node: &Identity) -> Result<Arc<Serv
         .with_client_cert_verifier(verifier)
         .with_single_cert(certificates(&node.certificate, whose)?, key(node, whose)?)
         .map_err(tls)?;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
+    config.alpn_protocols = Width::ALL.map(Width::protocol).to_vec();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 
-fn client_config(
+fn client_identity(
     roots: &Arc<RootCertStore>,
     trust: &Trust,
     identity: &Identity,
     whose: &str,
-) -> Result<Arc<ClientConfig>, Error> {
+) -> Result<Arc<ClientIdentity>, Error> {
     let provider = provider();
+    let chain = certificates(&identity.certificate, whose)?;
+    let end = end_of(&chain).ok_or_else(|| Error::Empty {
+        whose: whose.to_owned(),
+    })?;
     let verifier = NodeVerifier {
         cluster: trust.cluster.clone(),
         roots: roots.clone(),
@@ -203,14 +283,14 @@ fn client_config(
         .map_err(tls)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_auth_cert(
-            certificates(&identity.certificate, whose)?,
-            key(identity, whose)?,
-        )
+        .with_client_auth_cert(chain, key(identity, whose)?)
         .map_err(tls)?;
-    config.alpn_protocols = vec![PROTOCOL.to_vec()];
     config.enable_sni = false;
-    Ok(Arc::new(config))
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(ClientIdentity {
+        config: Arc::new(config),
+        end,
+    }))
 }
 
 /// Believes the authority, and of those whom it vouches for only the node that was meant.
@@ -274,5 +354,98 @@ impl ServerCertVerifier for NodeVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+    use rustls::{ClientConnection, HandshakeKind, ServerConnection};
+
+    use super::*;
+
+    fn trust() -> Trust {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let mut params = CertificateParams::default();
+        let name = "spiffe://c1/node/a".try_into().unwrap();
+        params.subject_alt_names = vec![SanType::URI(name)];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &authority).unwrap();
+        Trust {
+            cluster: "c1".to_owned(),
+            authority: authority.pem(),
+            node: Identity {
+                certificate: certificate.pem(),
+                key: key.serialize_pem(),
+            },
+            services: Default::default(),
+        }
+    }
+
+    /// How the second handshake between the two went.
+    fn second_handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> HandshakeKind {
+        let mut kind = None;
+        for _ in 0..2 {
+            let name = server_name(&"a".parse().unwrap());
+            let mut client = ClientConnection::new(client.clone(), name).unwrap();
+            let mut server = ServerConnection::new(server.clone()).unwrap();
+            let mut bytes = Vec::new();
+            while client.is_handshaking() || server.is_handshaking() || server.wants_write() {
+                bytes.clear();
+                client.write_tls(&mut bytes).unwrap();
+                server.read_tls(&mut bytes.as_slice()).unwrap();
+                server.process_new_packets().unwrap();
+                bytes.clear();
+                server.write_tls(&mut bytes).unwrap();
+                client.read_tls(&mut bytes.as_slice()).unwrap();
+                client.process_new_packets().unwrap();
+            }
+            kind = client.handshake_kind();
+        }
+        kind.unwrap()
+    }
+
+    #[test]
+    fn no_side_resumes_a_session() {
+        let tls = Tls::new(&trust(), None).unwrap();
+        let client = tls.client(None).unwrap().config.clone();
+        let mut willing_client = (*client).clone();
+        willing_client.resumption = Resumption::in_memory_sessions(8);
+        let willing_client = Arc::new(willing_client);
+        let mut willing_server = (*tls.server).clone();
+        willing_server.session_storage = rustls::server::ServerSessionMemoryCache::new(8);
+        willing_server.send_tls13_tickets = 2;
+        let willing_server = Arc::new(willing_server);
+        for (client, server, expected) in [
+            (&willing_client, &willing_server, HandshakeKind::Resumed),
+            (&willing_client, &tls.server, HandshakeKind::Full),
+            (&client, &willing_server, HandshakeKind::Full),
+        ] {
+            assert_eq!(second_handshake(client, server), expected);
+        }
+    }
+
+    #[test]
+    fn a_connection_lives_as_long_as_the_first_certificate_to_end() {
+        let tls = Tls::new(&trust(), None).unwrap();
+        let own = certificates(&tls.trust.node.certificate, "a").unwrap();
+        let end = end_of(&own).unwrap();
+        let seconds = Duration::from_secs;
+        for (made, own_end, peer, expected) in [
+            // A long life: a minute's notice.
+            (end - seconds(7200), end, &own[..], (60, 0)),
+            (end - seconds(7200), end - seconds(30), &own, (90, 30)),
+            // A short one: a tenth of it.
+            (end - seconds(100), end, &own, (10, 0)),
+            // Over already, or not to be known.
+            (end + seconds(5), end, &own, (0, 0)),
+            (end - seconds(50), end, &[], (50, 50)),
+        ] {
+            let life = Life::new(made, own_end, peer);
+            let (notice, cut) = (end - seconds(expected.0), end - seconds(expected.1));
+            assert_eq!((life.notice, life.end), (notice, cut));
+        }
     }
 }

@@ -24,7 +24,6 @@ use super::failure::{Failure, chain};
 use super::forward::{self, Errand, address_to, out_of_time, send_over_the_mesh};
 use super::gate::Pass;
 use super::instances;
-use super::peers::Use;
 use super::search::{Chosen, Search};
 use super::stream::Stream;
 use super::view::{Caller, Place, Target};
@@ -134,7 +133,7 @@ async fn over_the_mesh(
 ) -> Result<Io, Failure> {
     let mut sender = worker
         .peers
-        .connection(&chosen.view, caller.service(), target, Use::Tunnels)
+        .for_tunnel(&chosen.view, caller.service(), target)
         .await?;
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::CONNECT;
@@ -180,7 +179,7 @@ pub async fn upgrade(
         let guards = Guards {
             in_flight: Some(in_flight),
             pass,
-            lease: None,
+            ..Guards::default()
         };
         return Response::from_parts(parts, ResponseBody::incoming(incoming, guards));
     }

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use http::HeaderValue;
 use model::boundary::{Holder, SpiffeId};
@@ -100,6 +100,8 @@ pub struct Shared {
     pub waiting: AtomicU32,
     /// Of these, the ones that wait because there is no endpoint at all.
     wanting: AtomicU32,
+    /// What wide streams to it may hold unread ([`super::window`]).
+    pub wide_bytes: AtomicU64,
     /// Signalled when a snapshot comes.
     pub arrived: Notify,
 }
@@ -366,13 +368,13 @@ fn header(text: &impl std::fmt::Display) -> HeaderValue {
 }
 
 impl View {
-    /// The mesh ports of all peers in the road.
-    pub fn mesh_addresses(&self) -> HashSet<SocketAddr> {
+    /// The mesh ports of all peers in the road, and the nodes behind them.
+    pub fn mesh_peers(&self) -> HashSet<(SocketAddr, &NodeName)> {
         self.destinations
             .values()
             .flat_map(|destination| &destination.endpoints)
             .filter_map(|endpoint| match &endpoint.place {
-                Place::Instance(target) => Some(target.mesh),
+                Place::Instance(target) => Some((target.mesh, &target.node)),
                 Place::External(_) => None,
             })
             .collect()

@@ -27,6 +27,10 @@ pub const BROKEN: HeaderName = HeaderName::from_static("mainland-broken");
 /// In an answer: the caller may not call, and which need is missing.
 pub const REFUSED: HeaderName = HeaderName::from_static("mainland-refused");
 
+/// A number for a request with a long body, and the question whether the body of that request is taken ([`super::held`]).
+pub const TICKET: HeaderName = HeaderName::from_static("mainland-ticket");
+pub const IS_TAKEN: HeaderName = HeaderName::from_static("mainland-is-taken");
+
 /// Makes any method safe to repeat.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 

@@ -18,6 +18,7 @@ use super::instances::Instances;
 use super::peers::Peers;
 use super::reports::Reports;
 use super::view::View;
+use super::window::Room;
 use super::{callee, entrance, refusal};
 use crate::load;
 
@@ -36,6 +37,8 @@ pub struct Common {
     taken: Vec<AtomicU64>,
     taken_changed: Notify,
     pub reports: Arc<Reports>,
+    /// For what the streams of the mesh hold unread.
+    room: Arc<Room>,
     started: std::time::Instant,
 }
 
@@ -48,6 +51,7 @@ impl Common {
             taken: (0..workers).map(|_| AtomicU64::new(0)).collect(),
             taken_changed: Notify::new(),
             reports: Reports::new(),
+            room: Arc::default(),
             started: std::time::Instant::now(),
         })
     }
@@ -135,11 +139,12 @@ pub fn run(common: Arc<Common>, index: usize, seed: u64) -> std::io::Result<()> 
         .enable_all()
         .build()?;
     let (alive, ended) = mpsc::channel(1);
+    let room = common.room.clone();
     let worker = Arc::new(Worker {
         index,
         common,
         instances: Arc::default(),
-        peers: Peers::default(),
+        peers: Peers::new(room),
         random: Mutex::new(SmallRng::seed_from_u64(seed)),
         room: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
         alive,

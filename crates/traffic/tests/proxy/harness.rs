@@ -62,7 +62,19 @@ impl Authority {
     }
 
     pub fn identity_in(&self, cluster: &str, name: &str) -> Identity {
+        self.identity_from(CertificateParams::default(), cluster, name)
+    }
+
+    /// One that ends `seconds` from now, counted in whole seconds.
+    pub fn identity_for(&self, name: &str, seconds: u64) -> Identity {
         let mut params = CertificateParams::default();
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+        let end = Duration::from_secs(now.as_secs() + seconds);
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + end;
+        self.identity_from(params, CLUSTER, name)
+    }
+
+    fn identity_from(&self, mut params: CertificateParams, cluster: &str, name: &str) -> Identity {
         let uri = format!("spiffe://{cluster}/{name}");
         params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
         params.extended_key_usages = vec![
@@ -401,6 +413,15 @@ impl Instance {
         }
     }
 
+    /// The kernel takes its connections; nobody reads them.
+    pub fn nobody_reads(listener: &TcpListener) -> Self {
+        Self {
+            address: listener.local_addr().unwrap(),
+            requests: Arc::default(),
+            open: Arc::default(),
+        }
+    }
+
     /// Closes all connections, as servers do with those that have been idle for too long.
     pub fn hang_up(&self) {
         for stream in self.open.lock().unwrap().drain(..) {
@@ -619,14 +640,13 @@ fn silent_config(authority: &Authority, node: &str) -> rustls::ServerConfig {
         .unwrap();
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+    // It takes whatever application protocol it is offered.
+    rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config
+        .unwrap()
 }
 
 /// An instance that speaks no HTTP: it reads to the end, then answers what it read, backwards.

@@ -1,5 +1,6 @@
 //! The proxy as its neighbours see it: real sockets, certificates of an authority, clients and instances that speak by hand.
 
+mod bounds;
 mod harness;
 
 use std::io::Write;

@@ -1,0 +1,196 @@
+//! How much of a stream may be under way unread, on a connection between two proxies.
+//!
+//! What a reader does not take stays here, up to its stream's window. All streams together must never fill the window of their connection:
+//! then one slow reader would stop the others. So the connection's window is as large as HTTP/2 allows, and streams are bounded one by one:
+//!
+//! | width | window of a stream | streams at a time | for |
+//! |---|---|---|---|
+//! | narrow | 64 KiB | 16,384 | requests that find no room among the wide |
+//! | tunnels | 128 KiB | 8,192 | TCP and upgrades |
+//! | wide | what fills the path, 512 KiB to 8 MiB | as many as [`Room`] has room for | other requests |
+//!
+//! A path of 40 ms is filled by 8 MiB at 200 MB/s; on one machine 512 KiB are enough. Who dials measures, and names the width by the
+//! application protocol of the handshake, so that both sides use the same one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::view::Shared;
+
+/// RFC 9113, 6.9.1.
+pub const MOST_WINDOW: u32 = (1 << 31) - 1;
+const NARROW_WINDOW: u32 = 64 * 1024;
+const NARROW_STREAMS: u32 = 16_384;
+const TUNNEL_WINDOW: u32 = 128 * 1024;
+const TUNNEL_STREAMS: u32 = 8_192;
+/// As powers of two.
+const LEAST_WIDE: u8 = 19;
+const MOST_WIDE: u8 = 23;
+/// What one stream on an idle path should reach. Bytes per second.
+const WIDE_RATE: u64 = 200_000_000;
+/// Bytes that all wide streams of this proxy may hold unread.
+const ROOM_BYTES: u64 = 128 * 1024 * 1024;
+/// Of these, what the streams to one service may: its slow readers leave room for the others.
+const ROOM_BYTES_OF_ONE: u64 = ROOM_BYTES / 4;
+
+// However many streams are unread, their connection's window is not used up.
+const _: () = assert!(NARROW_WINDOW as u64 * (NARROW_STREAMS as u64) < MOST_WINDOW as u64);
+const _: () = assert!(TUNNEL_WINDOW as u64 * (TUNNEL_STREAMS as u64) < MOST_WINDOW as u64);
+const _: () = assert!(1_u64 << MOST_WIDE <= ROOM_BYTES_OF_ONE && ROOM_BYTES < MOST_WINDOW as u64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Width {
+    Narrow,
+    Tunnels,
+    /// The window of a stream as a power of two.
+    Wide(u8),
+}
+
+impl Width {
+    pub const ALL: [Self; 7] = [
+        Self::Narrow,
+        Self::Tunnels,
+        Self::Wide(LEAST_WIDE),
+        Self::Wide(LEAST_WIDE + 1),
+        Self::Wide(LEAST_WIDE + 2),
+        Self::Wide(LEAST_WIDE + 3),
+        Self::Wide(MOST_WIDE),
+    ];
+
+    /// What fills a path where an answer takes `round_trip`.
+    pub fn filling(round_trip: Duration) -> Self {
+        let bytes = WIDE_RATE.saturating_mul(round_trip.as_micros() as u64) / 1_000_000;
+        let power = bytes.next_power_of_two().trailing_zeros() as u8;
+        Self::Wide(power.clamp(LEAST_WIDE, MOST_WIDE))
+    }
+
+    /// Bytes of one stream, either way.
+    pub fn window(self) -> u32 {
+        match self {
+            Self::Narrow => NARROW_WINDOW,
+            Self::Tunnels => TUNNEL_WINDOW,
+            Self::Wide(power) => 1 << power,
+        }
+    }
+
+    /// Streams of one connection.
+    pub fn streams(self) -> u32 {
+        match self {
+            Self::Narrow => NARROW_STREAMS,
+            Self::Tunnels => TUNNEL_STREAMS,
+            Self::Wide(_) => MOST_WINDOW / self.window(),
+        }
+    }
+
+    /// The name of the application protocol (ALPN): always HTTP/2.
+    pub fn protocol(self) -> Vec<u8> {
+        match self {
+            Self::Narrow => b"h2".to_vec(),
+            Self::Tunnels => b"mainland-tunnels".to_vec(),
+            Self::Wide(power) => format!("mainland-wide-{power}").into_bytes(),
+        }
+    }
+
+    /// Of a handshake that has ended. One that names nothing that is known here is narrow.
+    pub fn of(protocol: Option<&[u8]>) -> Self {
+        let same = |it: &Self| protocol == Some(it.protocol().as_slice());
+        Self::ALL.into_iter().find(same).unwrap_or(Self::Narrow)
+    }
+}
+
+/// The room for wide streams.
+#[derive(Default)]
+pub struct Room(Arc<AtomicU64>);
+
+impl Room {
+    /// A seat for one stream to a service; `None`: there is no room, and the stream is to be narrow.
+    pub fn take(&self, width: Width, service: &Arc<Shared>) -> Option<Seat> {
+        let bytes = u64::from(width.window());
+        if !reserve(&service.wide_bytes, bytes, ROOM_BYTES_OF_ONE) {
+            return None;
+        }
+        if !reserve(&self.0, bytes, ROOM_BYTES) {
+            service.wide_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return None;
+        }
+        Some(Seat {
+            all: self.0.clone(),
+            service: service.clone(),
+            bytes,
+        })
+    }
+}
+
+fn reserve(taken: &AtomicU64, bytes: u64, most: u64) -> bool {
+    let before = taken.fetch_add(bytes, Ordering::Relaxed);
+    let fits = before + bytes <= most;
+    if !fits {
+        taken.fetch_sub(bytes, Ordering::Relaxed);
+    }
+    fits
+}
+
+/// A place among the wide streams, until it is dropped.
+pub struct Seat {
+    all: Arc<AtomicU64>,
+    service: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.service
+            .wide_bytes
+            .fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_path_has_wider_streams() {
+        for (micros, power) in [
+            (0, 19),
+            (80, 19),
+            (2_500, 19),
+            (5_000, 20),
+            (20_000, 22),
+            (40_000, 23),
+            (900_000, 23),
+        ] {
+            let width = Width::filling(Duration::from_micros(micros));
+            assert_eq!(width, Width::Wide(power), "{micros} µs");
+        }
+    }
+
+    #[test]
+    fn both_sides_know_the_width_by_its_protocol() {
+        for width in Width::ALL {
+            assert_eq!(Width::of(Some(&width.protocol())), width);
+        }
+        assert_eq!(Width::of(Some(b"mainland-wide-31")), Width::Narrow);
+        assert_eq!(Width::of(None), Width::Narrow);
+    }
+
+    #[test]
+    fn the_readers_of_one_service_leave_room_for_the_others() {
+        let room = Room::default();
+        let (one, other) = (Arc::<Shared>::default(), Arc::<Shared>::default());
+        let width = Width::Wide(MOST_WIDE);
+        let taken: Vec<_> = std::iter::from_fn(|| room.take(width, &one)).collect();
+        assert_eq!(taken.len(), 4);
+        let others: Vec<_> = std::iter::from_fn(|| room.take(width, &other)).collect();
+        assert_eq!(others.len(), 4);
+        drop(taken);
+        assert!(room.take(width, &one).is_some());
+        let services: Vec<_> = (0..9).map(|_| Arc::<Shared>::default()).collect();
+        let all = services
+            .iter()
+            .flat_map(|it| std::iter::from_fn(|| room.take(width, it)));
+        assert_eq!(all.collect::<Vec<_>>().len(), 12, "and 4 are taken");
+    }
+}
