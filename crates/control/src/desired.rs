@@ -26,7 +26,7 @@ impl<'w> Seen<'w> {
     pub fn of(entry: &'w Entry) -> Self {
         let record = entry.record.as_ref();
         let current = record.and_then(|record| record.current.as_ref());
-        let counts_as = |release| current.map_or(release, |current| current.counts_as(release));
+        let counts_as = |release| entry.counts_as(release);
         let mut releases: BTreeMap<_, _> = entry
             .releases
             .iter()

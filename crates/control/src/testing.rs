@@ -37,5 +37,6 @@ pub fn release(number: ReleaseNumber) -> Release {
         origin: ReleaseOrigin::Apply,
         diff: Vec::new(),
         failed: false,
+        same_as: None,
     }
 }

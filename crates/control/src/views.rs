@@ -8,14 +8,14 @@ mod status;
 use api::wire::{InstanceView, Kind, SecretView};
 use model::compute::{InstanceReport, InstanceState, Pending, Placement, Purpose, Wanted};
 use model::control::Reason;
-use model::ids::{InstanceId, InstanceName, ProjectName, ReleaseNumber, ResourceId, ResourceName};
+use model::ids::{InstanceId, InstanceName, ProjectName, ResourceId, ResourceName};
 use plan::Now;
 use plan::service::Sight;
 use serde_json::{Value, json};
 use store::Revision;
 
 use crate::handlers::rollout_of;
-use crate::records::{Current, SecretRecord, ServiceRecord};
+use crate::records::SecretRecord;
 use crate::state::Shared;
 use crate::world::{Entry, Stored, World};
 
@@ -138,15 +138,6 @@ fn number(instance: &InstanceName) -> u64 {
     number.and_then(Result::ok).unwrap_or(u64::MAX)
 }
 
-/// The number that a person takes it for: what needed no restart is of the newest release.
-fn version(entry: &Entry, release: ReleaseNumber) -> ReleaseNumber {
-    let current = entry
-        .record
-        .as_ref()
-        .and_then(|record: &Stored<ServiceRecord>| record.current.as_ref());
-    current.map_or(release, |current: &Current| current.counts_as(release))
-}
-
 fn pending(id: &ResourceId, entry: &Entry, pending: &Pending) -> InstanceView {
     InstanceView {
         name: pending.instance.clone(),
@@ -158,7 +149,7 @@ fn pending(id: &ResourceId, entry: &Entry, pending: &Pending) -> InstanceView {
         pid: None,
         address: None,
         restarts: 0,
-        version: version(entry, pending.release),
+        version: entry.counts_as(pending.release),
         purpose: Purpose::Serve,
         project: id.project.clone(),
         started_at: None,
@@ -198,7 +189,7 @@ fn placed(
         pid: told.and_then(|report| report.pid),
         address: told.and_then(|report| report.address.clone()),
         restarts: report.map_or(0, |report| report.restarts),
-        version: version(entry, placement.release),
+        version: entry.counts_as(placement.release),
         purpose: placement.purpose,
         project: id.project.clone(),
         started_at: report.and_then(|report| report.started_at),

@@ -13,7 +13,7 @@ use model::traffic::Route;
 use store::{Event, Record, Revision};
 
 use crate::records::{
-    self, DeployRecord, ForgetRecord, IdempotencyRecord, Key, LeaderRecord, NameRecord,
+    self, Current, DeployRecord, ForgetRecord, IdempotencyRecord, Key, LeaderRecord, NameRecord,
     SecretRecord, ServiceRecord, UidRecord, Unreadable,
 };
 
@@ -63,6 +63,31 @@ impl Entry {
     pub fn copies_of(&self, spec: &Service) -> u32 {
         let scale = self.scale.as_ref();
         scale.map_or(spec.replicas, |scale| scale.replicas)
+    }
+
+    /// The oldest release whose instances need no restart to run `release`.
+    pub fn oldest_same(&self, release: ReleaseNumber) -> ReleaseNumber {
+        let known = self.releases.get(&release);
+        known
+            .and_then(|known| known.same_as)
+            .unwrap_or_else(|| match self.current() {
+                Some(current) if current.number == release => current.same_since,
+                _ => release,
+            })
+    }
+
+    /// The number under which an instance of `release` counts: that of the newest release that it needs no restart to be.
+    pub fn counts_as(&self, release: ReleaseNumber) -> ReleaseNumber {
+        let oldest = self.oldest_same(release);
+        let mut newest_first = self.releases.keys().rev();
+        let newest = newest_first.find(|number| self.oldest_same(**number) == oldest);
+        let counts = newest.copied().unwrap_or(release).max(release);
+        self.current()
+            .map_or(counts, |current| current.counts_as(counts))
+    }
+
+    fn current(&self) -> Option<&Current> {
+        self.record.as_ref()?.current.as_ref()
     }
 
     pub fn group(&self) -> PlacementGroup {

@@ -3,7 +3,7 @@
 use api::problem::Problem;
 use api::wire::Released;
 use model::compute::{Release, ReleaseOrigin};
-use model::control::RolloutPhase;
+use model::control::{Rollout, RolloutPhase};
 use model::ids::{ReleaseNumber, ResourceId};
 
 use super::Author;
@@ -38,7 +38,7 @@ pub fn restart(
     Ok(drafted(id, entry, record, made, next))
 }
 
-/// The spec of an earlier release again, with the secrets of now.
+/// The spec of an earlier release again, with the secrets of now. Where copies of it serve, they go on; where it is what serves, nothing is done.
 pub fn rollback(
     world: &World,
     id: &ResourceId,
@@ -46,14 +46,18 @@ pub fn rollback(
     author: &Author,
 ) -> Result<(Draft, Released), Problem> {
     let (entry, record, current) = released(world, id)?;
-    let to = match to {
-        Some(to) => to,
-        None => before_current(entry, current).ok_or_else(|| {
-            Problem::conflict(
+    let to = match to.or_else(|| before_current(entry, record, current)) {
+        Some(to) => original(entry, to),
+        None if current.rolled_back_to.is_some() && is_done(entry, current) => {
+            let why = "there is no earlier good one to return to";
+            return Ok(nothing_to_do(id, record, current, why));
+        }
+        None => {
+            return Err(Problem::conflict(
                 "no-earlier-release",
                 format!("{id} has no earlier release to return to"),
-            )
-        })?,
+            ));
+        }
     };
     let target = entry.releases.get(&to).ok_or_else(|| {
         Problem::not_found(format!("release {to} of {id}")).remedy(format!(
@@ -61,9 +65,17 @@ pub fn rollback(
             id.name
         ))
     })?;
+    if is_done(entry, current) && target.spec == record.spec {
+        return Ok(nothing_to_do(
+            id,
+            record,
+            current,
+            "it is the version that runs",
+        ));
+    }
     let number = next_release(entry);
     let diff = changes::diff(&record.spec, &target.spec);
-    let made = release(
+    let mut made = release(
         id,
         number,
         &target.spec,
@@ -71,12 +83,36 @@ pub fn rollback(
         ReleaseOrigin::Rollback { to },
         diff,
     );
+    let serves = serving(entry, current)
+        .filter(|from| !changes::restarts(&entry.releases[from].spec, &target.spec));
+    made.same_as = serves.map(|from| entry.oldest_same(from));
     let next = Current {
         number,
         same_since: number,
         rolled_back_to: Some(to),
     };
-    Ok(drafted(id, entry, record, made, next))
+    let (draft, mut released) = drafted(id, entry, record, made, next);
+    if let Some(from) = serves {
+        released.consequence =
+            format!("nothing rolls: the copies of release {from} run that version and go on");
+    }
+    Ok((draft, released))
+}
+
+fn nothing_to_do(
+    id: &ResourceId,
+    record: &Stored<ServiceRecord>,
+    current: &Current,
+    why: &str,
+) -> (Draft, Released) {
+    let mut draft = Draft::new();
+    draft.only_if(Key::Service(id.clone()), Some(record));
+    let released = Released {
+        service: id.name.clone(),
+        release: current.number,
+        consequence: format!("nothing to do: {why}"),
+    };
+    (draft, released)
 }
 
 fn released<'w>(
@@ -95,22 +131,52 @@ fn released<'w>(
     Ok((entry, record, current))
 }
 
-/// What served before: what the rollout fell back to or came from, else the release before that was not judged bad.
-fn before_current(entry: &Entry, current: &Current) -> Option<ReleaseNumber> {
-    let rollout = entry
-        .rollout
-        .as_ref()
-        .filter(|rollout| rollout.to == current.number);
-    let came_from = rollout
+/// The rollout of the current release, where one was begun.
+fn rollout_of<'e>(entry: &'e Entry, current: &Current) -> Option<&'e Rollout> {
+    let rollout = entry.rollout.as_ref().map(|rollout| &rollout.value);
+    rollout.filter(|rollout| rollout.to == current.number)
+}
+
+fn is_done(entry: &Entry, current: &Current) -> bool {
+    rollout_of(entry, current).is_some_and(|rollout| rollout.phase == RolloutPhase::Done)
+}
+
+/// What serves instead of a current release that is not rolled out, or was judged bad.
+fn serving(entry: &Entry, current: &Current) -> Option<ReleaseNumber> {
+    rollout_of(entry, current)
+        .filter(|rollout| rollout.phase != RolloutPhase::Done)
         .and_then(|rollout| rollout.from)
-        .filter(|from| entry.releases.contains_key(from));
-    let before = || {
-        let mut earlier = entry.releases.range(..current.same_since).rev();
+        .filter(|from| entry.releases.contains_key(from))
+}
+
+/// What serves instead of the current one; else the newest that says something else and was not judged bad. Releases that somebody left by a
+/// rollback are none to return to: who rolls back twice goes further back.
+fn before_current(
+    entry: &Entry,
+    record: &ServiceRecord,
+    current: &Current,
+) -> Option<ReleaseNumber> {
+    serving(entry, current).or_else(|| {
+        let before = current.rolled_back_to.unwrap_or(current.number);
+        let mut earlier = entry.releases.range(..before).rev();
         earlier
-            .find(|(_, release)| !release.failed)
+            .find(|(_, release)| !release.failed && release.spec != record.spec)
             .map(|(number, _)| *number)
-    };
-    came_from.or_else(before)
+    })
+}
+
+/// The release that a rollback made anew, where it is kept: what was left since is left by this one too.
+fn original(entry: &Entry, release: ReleaseNumber) -> ReleaseNumber {
+    let mut found = release;
+    // Each is older than the one before.
+    while let Some(ReleaseOrigin::Rollback { to }) =
+        entry.releases.get(&found).map(|known| known.origin.clone())
+        && entry.releases.contains_key(&to)
+        && to < found
+    {
+        found = to;
+    }
+    found
 }
 
 fn drafted(

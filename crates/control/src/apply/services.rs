@@ -261,7 +261,11 @@ impl Planner<'_> {
         }
         self.give_uid(id, entry, draft)?;
         let number = next_release(entry);
-        let made = release(
+        let same = record
+            .current
+            .as_ref()
+            .filter(|_| !changes::restarts(&record.spec, spec));
+        let mut made = release(
             id,
             number,
             spec,
@@ -269,11 +273,8 @@ impl Planner<'_> {
             ReleaseOrigin::Apply,
             diff.to_vec(),
         );
+        made.same_as = same.map(|current| entry.oldest_same(current.number));
         draft.put_anyway(Key::Release(id.clone(), number), &made);
-        let same = record
-            .current
-            .as_ref()
-            .filter(|_| !changes::restarts(&record.spec, spec));
         Ok(Some(Current {
             number,
             same_since: same.map_or(number, |current| current.same_since),
@@ -308,9 +309,10 @@ impl Planner<'_> {
         else {
             return Ok(());
         };
-        let left = entry.releases.range(to.next()..current.same_since);
+        let left = entry.releases.range(to.next()..current.number);
         let Some((undone, _)) = left
             .rev()
+            .filter(|(number, _)| entry.counts_as(**number) != current.number)
             .find(|(_, release)| !changes::restarts(&release.spec, spec))
         else {
             return Ok(());
@@ -441,6 +443,7 @@ pub(super) fn release(
         origin,
         diff,
         failed: false,
+        same_as: None,
     }
 }
 

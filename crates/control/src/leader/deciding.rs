@@ -250,7 +250,12 @@ impl Leader {
 
 /// The applied release that what is to run came with. Restarts run the same once more; what was rolled back to had its turn.
 fn applied(entry: &Entry) -> Option<ReleaseNumber> {
-    let mut number = entry.live()?.current.as_ref()?.same_since;
+    let current = entry.live()?.current.as_ref()?;
+    let newest = entry.releases.get(&current.number)?;
+    if matches!(newest.origin, ReleaseOrigin::Rollback { .. }) {
+        return None;
+    }
+    let mut number = current.same_since;
     loop {
         match entry.releases.get(&number)?.origin {
             ReleaseOrigin::Apply => return Some(number),

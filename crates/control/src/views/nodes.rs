@@ -6,7 +6,6 @@ use api::wire::{NodeState, NodeView};
 use model::control::{Capacity, NodeRecord, Standing};
 use model::ids::NodeName;
 use model::timing::SILENT_AFTER;
-use model::units::{Bytes, MilliCpu};
 use plan::Now;
 
 use crate::desired::Seen;
@@ -73,8 +72,8 @@ fn used(world: &World) -> BTreeMap<NodeName, Capacity> {
                 continue;
             };
             let there = used.entry(placement.node.clone()).or_default();
-            there.cpu = MilliCpu(there.cpu.0 + spec.cpu.0);
-            there.memory = Bytes(there.memory.0 + spec.memory.0);
+            there.cpu = there.cpu.saturating_add(spec.cpu);
+            there.memory = there.memory.saturating_add(spec.memory);
         }
     }
     used

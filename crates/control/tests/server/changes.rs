@@ -321,6 +321,118 @@ async fn rollback_restart_and_what_would_undo_it() {
     );
 }
 
+fn names_of(copies: &[wire::InstanceView]) -> Vec<String> {
+    copies.iter().map(|copy| copy.name.to_string()).collect()
+}
+
+impl Cloud {
+    async fn roll_back(&self, service: &str) -> (u64, String) {
+        let ask = Rollback::default();
+        let back = self
+            .client
+            .rollback(&project(), &name(service), &ask, &key())
+            .await
+            .unwrap();
+        (back.release.0, back.consequence)
+    }
+
+    async fn phase_of(&self, service: &str, release: u64, phase: RolloutPhase) {
+        crate::cloud::until("the rollout", || async {
+            let rollout = self.client.rollout(&project(), &name(service)).await.ok()?;
+            (rollout.to.0 == release && rollout.phase == phase).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_rollback_after_a_failed_release_rolls_nothing_and_a_second_goes_further_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _nodes = cloud.three_nodes().await;
+    let spec = |value: &str| with_env(service(2), "V", value);
+    let mut slower = spec("2");
+    slower.traffic.max_in_flight = 7;
+    // The third says something else of traffic only, so that its copies are those of the second.
+    for (release, spec) in [spec("1"), spec("2"), slower].into_iter().enumerate() {
+        cloud.apply(&apply_of(&[("web", spec)])).await;
+        let release = release as u64 + 1;
+        cloud.phase_of("web", release, RolloutPhase::Done).await;
+    }
+    let serving = names_of(&cloud.ready("web", 2).await);
+    let bad = with_env(spec("4"), "BROKEN", "yes");
+    cloud.apply(&apply_of(&[("web", bad.clone())])).await;
+    cloud.phase_of("web", 4, RolloutPhase::Failed).await;
+
+    let (release, consequence) = cloud.roll_back("web").await;
+    assert_eq!(release, 5);
+    assert!(consequence.starts_with("nothing rolls"), "{consequence}");
+    cloud.phase_of("web", 5, RolloutPhase::Done).await;
+    let copies = cloud.ready("web", 2).await;
+    assert_eq!(names_of(&copies), serving);
+    assert!(copies.iter().all(|copy| copy.version == ReleaseNumber(5)));
+    // What was left is not come back to by the file that still says it.
+    let again = cloud
+        .client
+        .apply(&project(), &apply_of(&[("web", bad)]), false, &key())
+        .await;
+    assert_eq!(code(again), "would-undo-rollback");
+
+    let (release, _) = cloud.roll_back("web").await;
+    cloud.phase_of("web", release, RolloutPhase::Done).await;
+    let now = cloud
+        .client
+        .service(&project(), &name("web"))
+        .await
+        .unwrap();
+    assert_eq!(now, spec("2"), "the one before, and not the bad one");
+    cloud.roll_back("web").await;
+    let now = cloud
+        .client
+        .service(&project(), &name("web"))
+        .await
+        .unwrap();
+    assert_eq!(now, spec("1"));
+    let (before, _) = (7, cloud.phase_of("web", 7, RolloutPhase::Done).await);
+    let serving = names_of(&cloud.ready("web", 2).await);
+    let (release, consequence) = cloud.roll_back("web").await;
+    assert_eq!(release, before);
+    assert!(consequence.starts_with("nothing to do"), "{consequence}");
+    assert_eq!(names_of(&cloud.ready("web", 2).await), serving);
+}
+
+/// Nobody judged it bad, but somebody left it.
+#[tokio::test]
+async fn a_second_rollback_does_not_return_to_what_the_first_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _nodes = cloud.three_nodes().await;
+    for release in [1, 2] {
+        let spec = with_env(service(2), "V", &release.to_string());
+        cloud.apply(&apply_of(&[("web", spec)])).await;
+        cloud.phase_of("web", release, RolloutPhase::Done).await;
+    }
+    assert_eq!(cloud.roll_back("web").await.0, 3);
+    cloud.phase_of("web", 3, RolloutPhase::Done).await;
+    let (release, consequence) = cloud.roll_back("web").await;
+    assert_eq!(release, 3, "{consequence}");
+    let now = cloud
+        .client
+        .service(&project(), &name("web"))
+        .await
+        .unwrap();
+    assert_eq!(now, with_env(service(2), "V", "1"));
+    // By name it can be had.
+    let ask = Rollback {
+        to: Some(ReleaseNumber(2)),
+    };
+    let back = cloud
+        .client
+        .rollback(&project(), &name("web"), &ask, &key())
+        .await;
+    assert_eq!(back.unwrap().release, ReleaseNumber(4));
+}
+
 #[tokio::test]
 async fn conditions_hold_or_nothing_is_done() {
     let directory = tempfile::tempdir().unwrap();

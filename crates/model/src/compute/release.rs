@@ -22,6 +22,9 @@ pub struct Release {
     /// Its rollout was judged bad, and no later look took that back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub failed: bool,
+    /// The oldest release whose instances need no restart to run this one. `None`: itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_as: Option<ReleaseNumber>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
