@@ -313,6 +313,26 @@ pub struct RolloutOptions {
     pub unavailable: u32,
     /// A new instance not ready after this stops the rollout, with the old version serving.
     pub ready_within: Span,
+    /// One new instance must stay ready this long, and no new one end meanwhile, before an old one is told to leave and before the rollout is
+    /// done. Each further one must stay ready [`Self::SETTLED_AFTER`] of it.
+    #[serde(default = "RolloutOptions::default_ready_for")]
+    pub ready_for: Span,
+}
+
+impl RolloutOptions {
+    /// What ends by itself soon after it answered mostly does so in the first instance already: those that follow are watched this long.
+    pub const SETTLED_AFTER: Span = Span::seconds(1);
+
+    /// More than Kubernetes' `minReadySeconds` (0), less than Nomad's `min_healthy_time` (10 s): what ends within the first seconds is caught with
+    /// the old version serving, and one waits once for a rollout, not once for each of its instances.
+    pub const fn default_ready_for() -> Span {
+        Span::seconds(6)
+    }
+
+    /// How long a further new instance must stay ready.
+    pub fn settled_after(self) -> Span {
+        self.ready_for.min(Self::SETTLED_AFTER)
+    }
 }
 
 impl Default for RolloutOptions {
@@ -321,6 +341,7 @@ impl Default for RolloutOptions {
             surge: 1,
             unavailable: 0,
             ready_within: Span::seconds(60),
+            ready_for: Self::default_ready_for(),
         }
     }
 }

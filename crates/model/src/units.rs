@@ -37,6 +37,28 @@ impl Bytes {
     }
 }
 
+macro_rules! bounded_arithmetic {
+    ($name:ident) => {
+        /// There is no plain `-` and no `+`: a quantity is never less than nothing, nor does it begin anew at its end.
+        impl $name {
+            pub const fn saturating_add(self, more: Self) -> Self {
+                Self(self.0.saturating_add(more.0))
+            }
+
+            pub const fn saturating_sub(self, less: Self) -> Self {
+                Self(self.0.saturating_sub(less.0))
+            }
+
+            pub const fn saturating_mul(self, times: u64) -> Self {
+                Self(self.0.saturating_mul(times))
+            }
+        }
+    };
+}
+
+bounded_arithmetic!(Bytes);
+bounded_arithmetic!(MilliCpu);
+
 impl FromStr for Bytes {
     type Err = QuantityError;
     fn from_str(text: &str) -> Result<Self, QuantityError> {

@@ -307,6 +307,14 @@ fn new_copy(
             what: "epoch",
         });
     }
+    let has = nodes.get(&new.node).map(|node| node.capacity.cpu);
+    if has.is_some_and(|has| has < spec.cpu) {
+        violations.push(Violation::OverCpu {
+            service: service.clone(),
+            instance: instance.clone(),
+            node: new.node.clone(),
+        });
+    }
     let holder = before
         .placements
         .iter()

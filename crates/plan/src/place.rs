@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use model::compute::{Service, Spread, SpreadBy};
 use model::control::{Capacity, Reason};
 use model::ids::{InstanceName, NodeName, ResourceId};
+use model::units::MilliCpu;
 
 pub use cluster::Cluster;
 use cluster::{Copies, Node};
@@ -28,8 +29,22 @@ pub const WATERMARK_PERCENT: u64 = 80;
 pub enum Ceiling {
     /// [`WATERMARK_PERCENT`] of memory and CPU.
     Watermark,
-    /// All memory; CPU, being a weight, is no bar. For what replaces a loss, and for the one copy too many of a rolling change.
+    /// All memory; CPU, being a weight, is given out more than once, but to no copy that asks for more than the whole node has. For what replaces a
+    /// loss, and for the one copy too many of a rolling change.
     Full,
+    /// All memory; CPU as far as it is below the watermark once the copies of [`Request::going`] on the node are gone, each of which frees this
+    /// much. For the one copy too many of a rolling change that asks for more than the copies it replaces.
+    Surge { freed: MilliCpu },
+}
+
+impl Ceiling {
+    /// As the index knows it: what a surge frees is a matter of the service.
+    fn indexed(self) -> Self {
+        match self {
+            Self::Watermark => Self::Watermark,
+            Self::Full | Self::Surge { .. } => Self::Full,
+        }
+    }
 }
 
 /// What an instance asks of its node.
@@ -71,6 +86,24 @@ pub fn size_of(service: &Service) -> Capacity {
     }
 }
 
+fn holds(free: Capacity, size: Capacity) -> bool {
+    free.memory >= size.memory && free.cpu >= size.cpu
+}
+
+/// Why the home of a slot's volumes could not run a copy of this size in place of one of that size; `None`: it could, or is not there.
+pub fn refusal_in_place(
+    cluster: &Cluster,
+    home: &NodeName,
+    size: Capacity,
+    before: Capacity,
+) -> Option<Reason> {
+    let index = cluster.node_index.get(home)?;
+    let node = &cluster.nodes[*index];
+    let mut free = node.free(Ceiling::Full);
+    free.memory = free.memory.saturating_add(before.memory);
+    (node.stands() && !holds(free, size)).then(|| reason::home_is_full(home, size, free))
+}
+
 /// Chooses the node and takes the room.
 pub fn place(cluster: &mut Cluster, request: &Request<'_>) -> Result<Placed, Refused> {
     let (node, reason) = match request.home {
@@ -84,7 +117,7 @@ pub fn place(cluster: &mut Cluster, request: &Request<'_>) -> Result<Placed, Ref
 
 /// The node that [`place`] would choose, where no home says it; nothing is taken, and a refusal costs no search for its reasons.
 pub fn find(cluster: &mut Cluster, request: &Request<'_>) -> Option<NodeName> {
-    let pool = cluster.pool(request.labels, request.ceiling);
+    let pool = cluster.pool(request.labels, request.ceiling.indexed());
     let node = Search::new(cluster, pool, request).best()?;
     Some(cluster.nodes[node].record.name.clone())
 }
@@ -105,14 +138,15 @@ impl Cluster {
             return refused(self.without_home(home));
         };
         let node = &self.nodes[index];
-        if node.free(Ceiling::Full).memory < request.size.memory {
-            return refused(reason::home_is_full(home, request.size));
+        let free = node.free(Ceiling::Full);
+        if !holds(free, request.size) {
+            return refused(reason::home_is_full(home, request.size, free));
         }
         Ok((index, reason::at_home(home)))
     }
 
     fn choose(&mut self, request: &Request<'_>) -> Result<(NodeIndex, Reason), Refused> {
-        let pool = self.pool(request.labels, request.ceiling);
+        let pool = self.pool(request.labels, request.ceiling.indexed());
         let search = Search::new(self, pool, request);
         match search.best() {
             Some(node) => Ok((node, search.reason(node))),
@@ -236,7 +270,13 @@ impl<'a> Search<'a> {
     }
 
     fn has_cpu(&self, node: NodeIndex) -> bool {
-        self.cluster.nodes[node].free(self.pool.ceiling).cpu >= self.request.size.cpu
+        self.free(node).cpu >= self.request.size.cpu
+    }
+
+    /// What of the node may be taken by this request.
+    fn free(&self, node: NodeIndex) -> Capacity {
+        let going = self.going.iter().filter(|going| **going == node).count();
+        self.cluster.nodes[node].free_for(self.request.ceiling, going)
     }
 
     fn avoids(&self, node: NodeIndex) -> bool {

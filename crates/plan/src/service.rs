@@ -13,7 +13,8 @@
 //! ```
 //!
 //! What is certain of every step:
-//! * a ready copy is told to leave only while at least `replicas - unavailable` others are ready;
+//! * a ready copy is told to leave only while at least `replicas - unavailable` others are ready; new ones count once their release has proved
+//!   itself (see [`trial`]);
 //! * a copy with volumes is placed only when the one before it in its slot is gone, and only at the slot's home;
 //! * instance numbers and epochs only grow;
 //! * nothing leaves while a node with copies of the service is silent, since what is ready there is then not known.
@@ -24,6 +25,7 @@ mod judge;
 mod placing;
 mod prepare;
 mod slots;
+mod trial;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -110,6 +112,7 @@ pub fn step(
         group: view.group.clone(),
         pending: Vec::new(),
         refusal: None,
+        on_trial: BTreeSet::new(),
         events: Vec::new(),
     };
     step.drop_lost();
@@ -123,6 +126,7 @@ pub fn step(
     };
     let rollout = judge::judge(&step, memory, target);
     let mut wake = judge::wake(&step, memory, &rollout);
+    step.on_trial = trial::on_trial(&step, memory, &rollout);
     step.tell(view.rollout, &rollout);
     prepare::act(&mut step, &rollout, memory);
     if let Some(active) = judge::active(&step, &rollout) {
@@ -157,6 +161,8 @@ struct Step<'a> {
     pending: Vec<Pending>,
     /// What was refused in this step, which is not tried again for the next copy.
     refusal: Option<Refusal>,
+    /// New copies that don't count yet beside the old ones.
+    on_trial: BTreeSet<InstanceName>,
     events: Vec<(Level, String, Reason)>,
 }
 
@@ -180,6 +186,11 @@ impl<'a> Step<'a> {
         let ready =
             |report: &InstanceReport| report.ready || report.state == InstanceState::Finished;
         placement.wanted == Wanted::Run && self.report(placement).is_some_and(ready)
+    }
+
+    /// It is ready, and may be counted on.
+    fn counts(&self, placement: &Placement) -> bool {
+        self.is_ready(placement) && !self.on_trial.contains(&placement.instance)
     }
 
     /// It is ready, or it runs and was.

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use model::compute::{InstanceReport, InstanceState, OnPartition, Placement, Service, Work};
+use model::compute::{
+    InstanceReport, InstanceState, OnPartition, Placement, RolloutOptions, Service, Work,
+};
 use model::control::{Capacity, NodeRecord, NodeRole, Reason, Standing};
 use model::ids::{
     InstanceId, NodeName, ProjectName, RegionName, ResourceId, ResourceName, ZoneName,
 };
 use model::state::Volume;
-use model::units::{Bytes, MilliCpu};
+use model::units::{Bytes, MilliCpu, Span};
 
 pub fn project() -> ProjectName {
     ProjectName::new("store").unwrap()
@@ -31,6 +33,11 @@ pub fn service(replicas: u32) -> Service {
     Service {
         replicas,
         memory: Bytes::mebibytes(100),
+        // Most tests are about something else than how long what is new is watched.
+        rollout: RolloutOptions {
+            ready_for: Span::seconds(0),
+            ..RolloutOptions::default()
+        },
         ..Service::of(work)
     }
 }

@@ -47,6 +47,7 @@ pub fn service(replicas: u32) -> Service {
         memory: Bytes::mebibytes(100),
         rollout: RolloutOptions {
             ready_within: Span::milliseconds(1500),
+            ready_for: Span::seconds(0),
             ..RolloutOptions::default()
         },
         ..Service::of(work)

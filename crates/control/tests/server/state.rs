@@ -23,6 +23,7 @@ fn engine(engine: Engine) -> Service {
             surge: 0,
             unavailable: 1,
             ready_within: Span::milliseconds(1500),
+            ready_for: Span::seconds(0),
         },
         ..service(1)
     }

@@ -287,6 +287,9 @@ impl Reader<'_> {
             ready_within: given
                 .and_then(|rollout| rollout.parsed("ready_within"))
                 .unwrap_or(RolloutOptions::default().ready_within),
+            ready_for: given
+                .and_then(|rollout| rollout.parsed("ready_for"))
+                .unwrap_or(RolloutOptions::default_ready_for()),
         }
     }
 }

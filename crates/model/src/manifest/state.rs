@@ -147,6 +147,8 @@ fn engine_service(node: &Node, engine: Engine) -> Service {
             surge: 0,
             unavailable: 1,
             ready_within: READY_WITHIN,
+            // Its one copy is replaced in place: nothing is held back by watching it longer.
+            ready_for: RolloutOptions::SETTLED_AFTER,
         },
         grace: GRACE,
         labels: text_map(node.get("labels")),

@@ -123,6 +123,14 @@ pub enum Violation {
         service: ResourceId,
         instance: InstanceName,
     },
+    #[error(
+        "{service}: {instance} was placed on {node}, which has less CPU in all than it asks for"
+    )]
+    OverCpu {
+        service: ResourceId,
+        instance: InstanceName,
+        node: NodeName,
+    },
     #[error("{service}: {instance} was placed on {node}, which is cordoned")]
     PlacedOnCordoned {
         service: ResourceId,

@@ -388,37 +388,52 @@ impl Node {
     pub(super) fn free(&self, ceiling: Ceiling) -> Capacity {
         free(self.record.capacity, self.used, ceiling)
     }
+
+    /// Where so many copies on it are about to go.
+    pub(super) fn free_for(&self, ceiling: Ceiling, going: usize) -> Capacity {
+        let free = self.free(ceiling);
+        let Ceiling::Surge { freed } = ceiling else {
+            return free;
+        };
+        let going = u64::try_from(going).unwrap_or(u64::MAX);
+        let used = self.used.cpu.saturating_sub(freed.saturating_mul(going));
+        Capacity {
+            cpu: MilliCpu(below_watermark(self.record.capacity.cpu.0, used.0)),
+            ..free
+        }
+    }
 }
 
 /// What may still be taken of a node. Nothing, rather than less than nothing, where it holds more than the ceiling.
 pub(super) fn free(capacity: Capacity, used: Capacity, ceiling: Ceiling) -> Capacity {
-    let below = |whole: u64, used: u64| {
-        let most = u128::from(whole) * u128::from(WATERMARK_PERCENT) / 100;
-        u64::try_from(most).unwrap_or(u64::MAX).saturating_sub(used)
-    };
     match ceiling {
         Ceiling::Watermark => Capacity {
-            cpu: MilliCpu(below(capacity.cpu.0, used.cpu.0)),
-            memory: Bytes(below(capacity.memory.0, used.memory.0)),
+            cpu: MilliCpu(below_watermark(capacity.cpu.0, used.cpu.0)),
+            memory: Bytes(below_watermark(capacity.memory.0, used.memory.0)),
         },
-        Ceiling::Full => Capacity {
-            cpu: MilliCpu(u64::MAX),
-            memory: Bytes(capacity.memory.0.saturating_sub(used.memory.0)),
+        Ceiling::Full | Ceiling::Surge { .. } => Capacity {
+            cpu: capacity.cpu,
+            memory: capacity.memory.saturating_sub(used.memory),
         },
     }
 }
 
+fn below_watermark(whole: u64, used: u64) -> u64 {
+    let most = u128::from(whole) * u128::from(WATERMARK_PERCENT) / 100;
+    u64::try_from(most).unwrap_or(u64::MAX).saturating_sub(used)
+}
+
 fn plus(used: Capacity, size: Capacity) -> Capacity {
     Capacity {
-        cpu: MilliCpu(used.cpu.0.saturating_add(size.cpu.0)),
-        memory: Bytes(used.memory.0.saturating_add(size.memory.0)),
+        cpu: used.cpu.saturating_add(size.cpu),
+        memory: used.memory.saturating_add(size.memory),
     }
 }
 
 fn minus(used: Capacity, size: Capacity) -> Capacity {
     Capacity {
-        cpu: MilliCpu(used.cpu.0.saturating_sub(size.cpu.0)),
-        memory: Bytes(used.memory.0.saturating_sub(size.memory.0)),
+        cpu: used.cpu.saturating_sub(size.cpu),
+        memory: used.memory.saturating_sub(size.memory),
     }
 }
 

@@ -22,11 +22,18 @@ pub(super) fn volume_on_removed_node(home: &NodeName) -> Reason {
     Reason::new("volume-on-removed-node", message)
 }
 
-pub(super) fn home_is_full(home: &NodeName, size: Capacity) -> Reason {
-    let message = format!(
-        "its volume is on node {home}, which has less than {} of memory free",
-        size.memory
-    );
+pub(super) fn home_is_full(home: &NodeName, size: Capacity, free: Capacity) -> Reason {
+    let message = match free.memory < size.memory {
+        true => format!(
+            "its volume is on node {home}, which has less than {} of memory free ({})",
+            size.memory,
+            whole_mebibytes(free.memory)
+        ),
+        false => format!(
+            "its volume is on node {home}, which has cpu {} in all, and it asks for {}",
+            free.cpu, size.cpu
+        ),
+    };
     Reason::new("home-full", message)
 }
 
@@ -133,8 +140,9 @@ impl Search<'_> {
     /// What it asks for beside the most that any node has left, and what may be done.
     fn asked_and_left(&self) -> String {
         let size = self.request.size;
-        let candidates = self.cluster.nodes.iter().filter(|node| node.is_candidate());
-        let free = candidates.map(|node| node.free(self.request.ceiling));
+        let nodes = 0..self.cluster.nodes.len();
+        let candidates = nodes.filter(|node| self.cluster.nodes[*node].is_candidate());
+        let free = candidates.map(|node| self.free(node));
         let most = free.fold(Capacity::default(), |most, free| Capacity {
             cpu: most.cpu.max(free.cpu),
             memory: most.memory.max(free.memory),
@@ -169,7 +177,7 @@ impl Search<'_> {
     /// Why this node was no choice; `None` for one that left the cluster, and for an edge, which never is one.
     fn cause(&self, index: NodeIndex) -> Option<(&'static str, Cow<'static, str>)> {
         let node = &self.cluster.nodes[index];
-        let free = node.free(self.request.ceiling);
+        let free = self.free(index);
         let size = self.request.size;
         if node.gone || node.record.role == NodeRole::Edge {
             return None;
@@ -184,9 +192,7 @@ impl Search<'_> {
             () if node.record.standing == Standing::Lost => ("node-lost", "lost"),
             () if node.record.cordoned => ("cordoned", "cordoned"),
             () if free.memory < size.memory => ("no-room", memory_cause(self.request.ceiling)),
-            () if free.cpu < size.cpu => {
-                ("no-room", "not enough CPU below the 80 % that is given out")
-            }
+            () if free.cpu < size.cpu => ("no-room", cpu_cause(self.request.ceiling)),
             () if self.avoids(index) => ("not-started", "could not start it a moment ago"),
             () => ("spread", "one more there would break the required spread"),
         };
@@ -206,7 +212,16 @@ fn without((name, value): (&String, &String)) -> String {
 fn memory_cause(ceiling: Ceiling) -> &'static str {
     match ceiling {
         Ceiling::Watermark => "not enough memory below the 80 % that is given out",
-        Ceiling::Full => "not enough memory",
+        Ceiling::Full | Ceiling::Surge { .. } => "not enough memory",
+    }
+}
+
+fn cpu_cause(ceiling: Ceiling) -> &'static str {
+    match ceiling {
+        Ceiling::Watermark | Ceiling::Surge { .. } => {
+            "not enough CPU below the 80 % that is given out"
+        }
+        Ceiling::Full => "less CPU in all than it asks for",
     }
 }
 

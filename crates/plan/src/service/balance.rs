@@ -232,7 +232,13 @@ fn is_well(step: &Step<'_>, rollout: &Rollout, active: ReleaseNumber) -> bool {
         let as_it_was = placement.release == active && placement.replaces.is_none();
         wanted && as_it_was && step.report(placement).is_some_and(ready)
     };
-    rollout.phase == RolloutPhase::Done
+    // A release that was judged bad leaves the one before at rest.
+    let at_rest = match rollout.phase {
+        RolloutPhase::Done => true,
+        RolloutPhase::Failed => rollout.from == Some(active),
+        RolloutPhase::Rolling | RolloutPhase::Paused => false,
+    };
+    at_rest
         && step.spec(active).on_partition == OnPartition::Keep
         && step.group.placements.len() == step.view.replicas as usize
         && step.group.placements.iter().all(serves)

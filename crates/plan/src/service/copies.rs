@@ -103,12 +103,25 @@ fn place_missing(step: &mut Step<'_>, active: ReleaseNumber, bounds: Bounds, mem
             instead_of: None,
         };
         if there >= bounds.wanted {
-            // One too many for a moment: it may use what is kept free for losses.
-            wish.ceiling = Ceiling::Full;
+            wish.ceiling = ceiling_of_surge(step, active);
         }
         step.place(&wish);
         new += 1;
         there += 1;
+    }
+}
+
+/// One too many for a moment: it may use what is kept free for losses. What is to stay is another matter: one that asks for more CPU than those it
+/// replaces must find it once they are gone.
+fn ceiling_of_surge(step: &Step<'_>, active: ReleaseNumber) -> Ceiling {
+    let old = step.copies().filter(|old| old.release != active);
+    let freed = old.filter_map(|old| step.view.releases.get(&old.release));
+    let freed = freed.map(|old| old.cpu).min();
+    match freed {
+        Some(freed) if freed < step.spec(active).cpu && !step.cluster.has_lost_workers() => {
+            Ceiling::Surge { freed }
+        }
+        _ => Ceiling::Full,
     }
 }
 
@@ -228,13 +241,18 @@ fn remove(
 
 /// Whether without it as many are ready as the bounds ask.
 pub(super) fn may_go(step: &Step<'_>, bounds: Bounds, going: &Placement) -> bool {
-    let count = |of: &dyn Fn(&Placement) -> bool| step.running().filter(|one| of(one)).count();
-    match going {
-        going if step.is_ready(going) => count(&|one| step.is_ready(one)) > bounds.fewest_ready,
+    let others = || {
+        let others = step.running();
+        others
+            .filter(|one| one.instance != going.instance && !step.on_trial.contains(&one.instance))
+    };
+    let left = match going {
+        going if step.is_ready(going) => others().filter(|one| step.is_ready(one)).count(),
         // Callers have nobody better than one that falters under load, until somebody is ready in its place.
-        going if step.serves(going) => count(&|one| step.serves(one)) > bounds.fewest_ready,
-        _ => true,
-    }
+        going if step.serves(going) => others().filter(|one| step.serves(one)).count(),
+        _ => return true,
+    };
+    left >= bounds.fewest_ready
 }
 
 fn names<'p>(placements: impl Iterator<Item = &'p Placement>) -> Vec<InstanceName> {

@@ -1,6 +1,6 @@
 //! Whether a rollout is under way, done or bad.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use model::compute::{ExitHow, Placement, Wanted};
@@ -9,7 +9,8 @@ use model::ids::{InstanceName, NodeName, ReleaseNumber};
 use model::signals::Level;
 
 use super::balance::Balance;
-use super::{Step, prepare};
+use super::trial::{self, Trial};
+use super::{Step, copies, earlier, prepare};
 use crate::Instant;
 use crate::backoff;
 
@@ -24,6 +25,7 @@ pub struct Memory {
     pub(super) moves: u32,
     pub(super) next_move: Instant,
     pub(super) balance: Balance,
+    pub(super) trial: Trial,
 }
 
 /// The closest that a rollout came, and when.
@@ -49,6 +51,15 @@ impl Memory {
     pub(super) fn hold_rollout(&mut self, now: Instant) {
         if let Some(mark) = &mut self.mark {
             mark.since = now;
+        }
+    }
+
+    /// Follows the new copies for as long as a rollout hangs on them.
+    fn watch(&mut self, step: &Step<'_>, rollout: &Rollout) {
+        match rollout.phase {
+            RolloutPhase::Done => self.trial = Trial::default(),
+            RolloutPhase::Failed if rollout.from.is_some() => self.trial = Trial::default(),
+            _ => self.trial.watch(step, rollout.to),
         }
     }
 
@@ -96,7 +107,8 @@ pub(super) fn judge(step: &Step<'_>, memory: &mut Memory, target: ReleaseNumber)
     rollout.from = rollout
         .from
         .filter(|from| step.view.releases.contains_key(from));
-    let count = Count::of(step, target);
+    memory.watch(step, &rollout);
+    let count = Count::of(step, memory, target);
     let closer = memory.mark(target, count.ready, count.old, step.now.instant);
     match rollout.phase {
         RolloutPhase::Done => {}
@@ -105,24 +117,23 @@ pub(super) fn judge(step: &Step<'_>, memory: &mut Memory, target: ReleaseNumber)
         RolloutPhase::Rolling if prepare::is_due(step, &rollout) => {
             prepare::judge(step, memory, &mut rollout);
         }
-        RolloutPhase::Rolling | RolloutPhase::Failed if count.is_complete() => {
-            let message = format!("release {target} serves with {} ready", count.ready);
-            change(
-                &mut rollout,
-                RolloutPhase::Done,
-                Reason::new("rolled-out", message),
-                step.now.at,
-            );
+        RolloutPhase::Rolling | RolloutPhase::Failed
+            if count.is_complete() && trial::is_proven(step, memory, &rollout) =>
+        {
+            let reason = Reason::new("rolled-out", count.in_words(target));
+            change(&mut rollout, RolloutPhase::Done, reason, step.now.at);
         }
         RolloutPhase::Failed => {}
+        // How it goes is not known before one of the nodes is back: that is no delay of the release's.
+        RolloutPhase::Rolling if count.waits_for_nodes() => memory.hold_rollout(step.now.instant),
         RolloutPhase::Rolling => {
             if closer {
                 rollout.progressed_at = step.now.at;
             }
-            if is_overdue(step, memory, target) || is_looping(step, &rollout) {
-                let reason = why_bad(step, &rollout);
+            if let Some(fault) = fault(step, memory, target) {
+                let reason = why_bad(step, &rollout, fault);
                 change(&mut rollout, RolloutPhase::Failed, reason, step.now.at);
-                rollout.culprit = unready(step, target).map(|new| Culprit {
+                rollout.culprit = fault.copy().map(|new| Culprit {
                     instance: new.instance.clone(),
                     node: new.node.clone(),
                 });
@@ -137,13 +148,15 @@ pub(super) fn wake(step: &Step<'_>, memory: &Memory, rollout: &Rollout) -> Optio
     if prepare::is_due(step, rollout) {
         return prepare::deadline(step, memory, rollout);
     }
+    if rollout.phase == RolloutPhase::Done {
+        return None;
+    }
+    let within = step.spec(rollout.to).rollout.ready_within.duration();
     let mark = memory
         .mark
-        .filter(|_| rollout.phase == RolloutPhase::Rolling)?;
-    Some(
-        mark.since
-            .after(step.spec(rollout.to).rollout.ready_within.duration()),
-    )
+        .filter(|_| rollout.phase == RolloutPhase::Rolling);
+    let late = mark.map(|mark| mark.since.after(within));
+    earlier(late, trial::wake(step, memory, rollout))
 }
 
 pub(super) fn change(rollout: &mut Rollout, phase: RolloutPhase, reason: Reason, at: Timestamp) {
@@ -154,9 +167,10 @@ pub(super) fn change(rollout: &mut Rollout, phase: RolloutPhase, reason: Reason,
 }
 
 fn begin(step: &Step<'_>, to: ReleaseNumber) -> Rollout {
-    let from = last_good(step);
+    let from = last_good(step).filter(|from| step.view.releases.contains_key(from));
     let message = match from {
         Some(from) => format!("release {from} is replaced by release {to}"),
+        None if step.view.rollout.is_some() => format!("release {to} is rolled out"),
         None => format!("release {to} is the first"),
     };
     let mut rollout = Rollout {
@@ -200,15 +214,19 @@ fn last_good(step: &Step<'_>) -> Option<ReleaseNumber> {
 
 /// How far a rollout is.
 struct Count {
+    /// Of the new release, for long enough.
     ready: usize,
+    /// Copies whose node can run them.
     wanted: usize,
+    /// Copies that wait for a lost node with their volume.
+    held: usize,
     /// Copies of other releases that are still there, leaving or not.
     old: usize,
     old_running: usize,
 }
 
 impl Count {
-    fn of(step: &Step<'_>, to: ReleaseNumber) -> Self {
+    fn of(step: &Step<'_>, memory: &Memory, to: ReleaseNumber) -> Self {
         let held = step
             .running()
             .filter(|placement| step.is_held(placement))
@@ -216,72 +234,132 @@ impl Count {
         let is_old = |placement: &&Placement| placement.release != to && !step.is_held(placement);
         let ready = step
             .running()
-            .filter(|new| new.release == to && step.is_ready(new))
+            .filter(|new| new.release == to && trial::is_settled(step, memory, new))
             .count();
         Self {
             ready,
             wanted: (step.view.replicas as usize).saturating_sub(held),
+            held,
             old: step.copies().filter(is_old).count(),
             old_running: step.running().filter(is_old).count(),
         }
     }
 
     fn is_complete(&self) -> bool {
-        self.ready >= self.wanted && self.old_running == 0
+        self.ready >= self.wanted && self.old_running == 0 && !self.waits_for_nodes()
+    }
+
+    /// None of its copies can run before a lost node is back.
+    fn waits_for_nodes(&self) -> bool {
+        self.held > 0 && self.wanted == 0
+    }
+
+    fn in_words(&self, to: ReleaseNumber) -> String {
+        let held = match self.held {
+            0 => String::new(),
+            1 => "; 1 waits for its lost node".to_owned(),
+            held => format!("; {held} wait for their lost nodes"),
+        };
+        format!("release {to} serves with {} ready{held}", self.ready)
     }
 }
 
-/// Nothing came closer for as long as a new instance may take.
-fn is_overdue(step: &Step<'_>, memory: &Memory, to: ReleaseNumber) -> bool {
+/// What speaks against a release.
+#[derive(Clone, Copy)]
+enum Fault<'s> {
+    /// It ends again and again.
+    Loops(&'s Placement),
+    /// It can't be started, here nor on another node that was tried.
+    NotStarted(&'s Placement),
+    /// Nothing came closer for as long as a new instance may take: the one that is not ready.
+    Late(&'s Placement),
+    NoPlace,
+}
+
+impl<'s> Fault<'s> {
+    fn copy(self) -> Option<&'s Placement> {
+        match self {
+            Self::Loops(copy) | Self::NotStarted(copy) | Self::Late(copy) => Some(copy),
+            Self::NoPlace => None,
+        }
+    }
+}
+
+fn fault<'s>(step: &'s Step<'_>, memory: &Memory, to: ReleaseNumber) -> Option<Fault<'s>> {
+    let loops = || unready(step, to).find(|new| loops(step, new));
+    let not_started = || not_started(step, memory, to);
     let within = step.spec(to).rollout.ready_within.duration();
-    let late = memory
-        .mark
-        .is_some_and(|mark| step.now.instant.since(mark.since) >= within);
-    late && (unready(step, to).is_some() || !step.view.group.pending.is_empty())
+    let mark = memory.mark;
+    let is_late = mark.is_some_and(|mark| step.now.instant.since(mark.since) >= within);
+    let late = || unready(step, to).next().map(Fault::Late);
+    let no_place = || (!step.view.group.pending.is_empty()).then_some(Fault::NoPlace);
+    loops()
+        .map(Fault::Loops)
+        .or_else(|| not_started().map(Fault::NotStarted))
+        .or_else(|| is_late.then(|| late().or_else(no_place)).flatten())
 }
 
-/// A new instance ends again and again, and there is something to fall back to: more time would not mend it. One that could not be started may
-/// be its node's fault, and is tried elsewhere first.
-fn is_looping(step: &Step<'_>, rollout: &Rollout) -> bool {
-    let report = unready(step, rollout.to).and_then(|new| step.report(new));
-    rollout.from.is_some()
-        && report.is_some_and(|report| {
-            let exit = report.last_exit.as_ref().map(|exit| &exit.how);
-            let loops = |reason: &Reason| reason.code == backoff::CRASH_LOOP;
-            report.reason.as_ref().is_some_and(loops)
-                && !matches!(exit, Some(ExitHow::NotStarted { .. }))
-        })
+/// It ends again and again: more time would not mend it.
+fn loops(step: &Step<'_>, new: &Placement) -> bool {
+    step.report(new).is_some_and(|report| {
+        let exit = report.last_exit.as_ref().map(|exit| &exit.how);
+        let loops = |reason: &Reason| reason.code == backoff::CRASH_LOOP;
+        report.reason.as_ref().is_some_and(loops)
+            && !matches!(exit, Some(ExitHow::NotStarted { .. }))
+    })
 }
 
-fn unready<'s>(step: &'s Step<'_>, to: ReleaseNumber) -> Option<&'s Placement> {
+/// One that could not be started may be its node's fault, and is tried elsewhere first. It is the release's where nothing of it is ready and two nodes
+/// could not, or there is no second one.
+fn not_started<'s>(
+    step: &'s Step<'_>,
+    memory: &Memory,
+    to: ReleaseNumber,
+) -> Option<&'s Placement> {
+    let mut new = step.running().filter(|new| new.release == to);
+    if new.any(|new| step.is_ready(new)) {
+        return None;
+    }
+    let failing = || unready(step, to).filter(|new| copies::cannot_start(step, new));
+    let tried: BTreeSet<&NodeName> = failing()
+        .map(|new| &new.node)
+        .chain(memory.avoided.keys())
+        .collect();
+    let candidates = step.cluster.candidates(&step.spec(to).labels).take(2);
+    failing()
+        .next()
+        .filter(|_| tried.len() > 1 || candidates.count() < 2)
+}
+
+fn unready<'s>(step: &'s Step<'_>, to: ReleaseNumber) -> impl Iterator<Item = &'s Placement> {
     step.running()
-        .find(|new| new.release == to && !step.is_ready(new) && !step.is_held(new))
+        .filter(move |new| new.release == to && !step.is_ready(new) && !step.is_held(new))
 }
 
-fn why_bad(step: &Step<'_>, rollout: &Rollout) -> Reason {
+fn why_bad(step: &Step<'_>, rollout: &Rollout, fault: Fault<'_>) -> Reason {
     let within = step.spec(rollout.to).rollout.ready_within;
-    let (what, detail) = match unready(step, rollout.to) {
-        Some(new) => (
-            match is_looping(step, rollout) {
-                true => format!("{} on node {} ends again and again", new.instance, new.node),
-                false => format!(
-                    "{} on node {} was not ready within {within}",
-                    new.instance, new.node
-                ),
-            },
-            last_words(step, new),
+    let what = match fault {
+        Fault::Loops(new) => format!("{} on node {} ends again and again", new.instance, new.node),
+        Fault::NotStarted(new) => {
+            format!("{} could not be started on node {}", new.instance, new.node)
+        }
+        Fault::Late(new) => format!(
+            "{} on node {} was not ready within {within}",
+            new.instance, new.node
         ),
-        None => {
+        Fault::NoPlace => {
             let pending = step.view.group.pending.first();
-            let what = pending.map_or_else(String::new, |pending| {
+            pending.map_or_else(String::new, |pending| {
                 format!(
                     "{} had no place for {within}: {}",
                     pending.instance, pending.reason
                 )
-            });
-            (what, Vec::new())
+            })
         }
     };
+    let detail = fault
+        .copy()
+        .map_or_else(Vec::new, |new| last_words(step, new));
     let then = match rollout.from {
         Some(from) => format!("release {from} goes on serving"),
         None => "it is the first release, so it is tried on".to_owned(),

@@ -6,6 +6,7 @@ use model::ids::{InstanceName, ReleaseNumber};
 
 use super::placing::Wish;
 use super::{Step, prepare};
+use crate::place;
 
 pub(super) fn act(step: &mut Step<'_>, rollout: &Rollout, active: ReleaseNumber) {
     hold_lost(step);
@@ -27,6 +28,7 @@ fn holds(step: &Step<'_>, rollout: &Rollout) -> bool {
 enum Copy {
     /// As it should be.
     New,
+    /// Not ready, or not for long enough.
     NewUnready,
     OldReady(InstanceName),
     /// Of another release and not ready: taking it down costs nothing.
@@ -148,18 +150,45 @@ fn roll(step: &mut Step<'_>, rollout: &Rollout, active: ReleaseNumber) {
         if may_go == 0 {
             return;
         }
+        if !has_room_in_place(step, active, instance) {
+            continue;
+        }
         step.leave(instance, reason.clone());
         may_go -= 1;
     }
 }
 
+/// What its home could not run in its place is pending, and the old copy goes on.
+fn has_room_in_place(step: &mut Step<'_>, active: ReleaseNumber, instance: &InstanceName) -> bool {
+    let Some(old) = step.running().find(|old| old.instance == *instance) else {
+        return true;
+    };
+    let (slot, release) = (old.slot, old.release);
+    let home = slot.and_then(|slot| step.group.homes.get(&slot));
+    let size = |release| place::size_of(step.spec(release));
+    let refusal = home
+        .and_then(|home| place::refusal_in_place(step.cluster, home, size(active), size(release)));
+    let Some(reason) = refusal else {
+        return true;
+    };
+    let (instance, since) = step.name(slot);
+    step.pending.push(Pending {
+        instance,
+        release: active,
+        slot,
+        reason,
+        since,
+    });
+    false
+}
+
 fn look(step: &Step<'_>, active: ReleaseNumber, placement: &Placement) -> Copy {
     let instance = || placement.instance.clone();
-    match (placement.release == active, step.is_ready(placement)) {
+    match placement.release == active {
         _ if step.is_held(placement) => Copy::Held,
-        (true, true) => Copy::New,
-        (true, false) => Copy::NewUnready,
-        (false, true) => Copy::OldReady(instance()),
-        (false, false) => Copy::OldUnready(instance()),
+        true if step.counts(placement) => Copy::New,
+        true => Copy::NewUnready,
+        false if step.is_ready(placement) => Copy::OldReady(instance()),
+        false => Copy::OldUnready(instance()),
     }
 }

@@ -19,6 +19,12 @@ struct World {
     broken: BTreeSet<ReleaseNumber>,
     /// What is broken also ends again and again.
     looping: bool,
+    /// Releases whose copies end so many seconds after they became ready; `u64::MAX`: never.
+    short_lived: BTreeMap<ReleaseNumber, u64>,
+    /// For how long each copy has been ready.
+    ready_for: BTreeMap<InstanceName, u64>,
+    /// Releases that can't be started anywhere.
+    unstartable: BTreeSet<ReleaseNumber>,
     /// Nodes where nothing can be started.
     failing: BTreeSet<NodeName>,
     /// Nodes where nothing becomes ready.
@@ -61,6 +67,9 @@ impl World {
             releases: BTreeMap::new(),
             broken: BTreeSet::new(),
             looping: false,
+            short_lived: BTreeMap::new(),
+            ready_for: BTreeMap::new(),
+            unstartable: BTreeSet::new(),
             failing: BTreeSet::new(),
             hanging: BTreeSet::new(),
             slow: false,
@@ -220,7 +229,8 @@ impl World {
             if self.hanging.contains(&placement.node) && !report.ready {
                 continue;
             }
-            if self.failing.contains(&placement.node) {
+            let cannot_start = self.unstartable.contains(&placement.release);
+            if self.failing.contains(&placement.node) || cannot_start {
                 report.state = InstanceState::Failed;
                 report.ready = false;
                 report.reason = Some(Reason::new("crash-loop", "crash loop"));
@@ -238,6 +248,12 @@ impl World {
                 });
                 let reason = Reason::new(crate::backoff::CRASH_LOOP, "crash loop");
                 report.reason = self.looping.then_some(reason);
+            } else if let Some(life) = self.short_lived.get(&placement.release) {
+                let age = self
+                    .ready_for
+                    .entry(placement.instance.clone())
+                    .or_default();
+                live_shortly(report, age, *life);
             } else {
                 report.state = InstanceState::Running;
                 report.ready = true;
@@ -317,6 +333,26 @@ impl World {
     }
 }
 
+/// What a node tells of a program that answers for `life` seconds and ends: one that lives for less is started again within each second.
+fn live_shortly(report: &mut InstanceReport, age: &mut u64, life: u64) {
+    let ends = *age >= life;
+    *age = if ends { 0 } else { *age + 1 };
+    if ends {
+        report.restarts += 1;
+        report.last_exit = Some(Exit {
+            how: ExitHow::Code { code: 3 },
+            at: jiff::Timestamp::from_second(i64::from(report.restarts)).unwrap(),
+        });
+    }
+    let loops = ends && report.restarts >= crate::backoff::CRASH_LOOP_FROM;
+    report.ready = !loops && (life == 0 || !ends);
+    report.state = match loops {
+        true => InstanceState::Failed,
+        false => InstanceState::Running,
+    };
+    report.reason = loops.then(|| Reason::new(crate::backoff::CRASH_LOOP, "crash loop"));
+}
+
 /// What a node does with a command that runs once.
 fn run_once(
     report: &mut InstanceReport,
@@ -348,7 +384,9 @@ fn run_once(
 }
 
 mod balancing;
+mod growing;
 mod preparing;
+mod trial;
 
 #[test]
 fn a_first_release_is_placed_over_the_zones_and_done_when_ready() {

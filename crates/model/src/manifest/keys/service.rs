@@ -339,7 +339,7 @@ static TRAFFIC: [Key; 4] = [
     ),
 ];
 
-static ROLLOUT: [Key; 3] = [
+static ROLLOUT: [Key; 4] = [
     key(
         "surge",
         Shape::Number {
@@ -360,6 +360,11 @@ static ROLLOUT: [Key; 3] = [
         "ready_within",
         Shape::Text(&SPAN),
         "A new instance that is not ready after this stops the change, with the old version serving. Default: 60s.",
+    ),
+    key(
+        "ready_for",
+        Shape::Text(&GRACE),
+        "A new instance must stay ready this long, with none of its version ending, before an old one goes. Default: 6s.",
     ),
 ];
 
