@@ -307,14 +307,7 @@ fn new_copy(
             what: "epoch",
         });
     }
-    let has = nodes.get(&new.node).map(|node| node.capacity.cpu);
-    if has.is_some_and(|has| has < spec.cpu) {
-        violations.push(Violation::OverCpu {
-            service: service.clone(),
-            instance: instance.clone(),
-            node: new.node.clone(),
-        });
-    }
+    violations.extend(over_cpu(nodes, after, new, spec));
     let holder = before
         .placements
         .iter()
@@ -350,6 +343,16 @@ fn new_copy(
     if is_copy && spec.spread.require && !had_home && breaks_spread(nodes, after, spec, new) {
         violations.push(Violation::SpreadBroken { service, instance });
     }
+}
+
+/// CPU is given out more than once, but not to a copy that asks for more than the whole node has.
+fn over_cpu(nodes: &Nodes, after: &Plan<'_>, new: &Placement, spec: &Service) -> Option<Violation> {
+    let node = nodes.get(&new.node)?;
+    (node.capacity.cpu < spec.cpu).then(|| Violation::OverCpu {
+        service: after.id.clone(),
+        instance: new.instance.clone(),
+        node: new.node.clone(),
+    })
 }
 
 /// The new copy's place has, without it, more copies than some other place that could hold one.
