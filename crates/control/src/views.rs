@@ -3,6 +3,7 @@
 mod alike;
 mod engines;
 mod nodes;
+mod rollouts;
 mod status;
 
 use api::wire::{InstanceView, Kind, SecretView};
@@ -22,6 +23,7 @@ use crate::world::{Entry, Stored, World};
 pub use alike::{alike, with_others};
 pub use engines::{concerns, engines};
 pub use nodes::{node_of, nodes};
+pub use rollouts::with_progress;
 pub use status::status;
 
 /// A resource as it is read: name, value, revision.

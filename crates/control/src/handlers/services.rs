@@ -19,6 +19,7 @@ use crate::idempotency::Remember;
 use crate::problems;
 use crate::records::{Key, artifact_of};
 use crate::state::Server;
+use crate::views;
 use crate::world::{Entry, World};
 
 pub async fn put(server: Arc<Server>, mut call: Call) -> Answer {
@@ -171,9 +172,10 @@ pub async fn release(server: Arc<Server>, call: Call) -> Answer {
 
 pub async fn rollout(server: Arc<Server>, call: Call) -> Answer {
     let id = call.resource("service")?;
-    server.look(|world| {
-        let missing = || problems::no_service(world, &id);
-        let (entry, record) = world.service(&id).ok_or_else(missing)?;
+    let now = server.clock.now();
+    server.with(|shared| {
+        let missing = || problems::no_service(&shared.world, &id);
+        let (entry, record) = shared.world.service(&id).ok_or_else(missing)?;
         let rollout = rollout_of(entry).ok_or_else(|| {
             Problem::not_found(format!("a rollout of {id}"))
                 .detail("what runs elsewhere has no releases to roll out")
@@ -182,6 +184,12 @@ pub async fn rollout(server: Arc<Server>, call: Call) -> Answer {
             .rollout
             .as_ref()
             .map_or(record.modified, |rollout| rollout.modified);
+        let instances = views::instances(shared, &id.project, now);
+        let own: Vec<_> = instances
+            .iter()
+            .filter(|view| view.service == id.name)
+            .collect();
+        let rollout = views::with_progress(shared, entry, rollout, &own, now);
         Ok(call::tagged(&rollout, modified))
     })
 }

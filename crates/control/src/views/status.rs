@@ -12,7 +12,7 @@ use model::ids::{ProjectName, ResourceId, ResourceName, ZoneName};
 use plan::Now;
 use plan::place::Cluster;
 
-use super::instances;
+use super::{instances, with_progress};
 use crate::desired::Seen;
 use crate::handlers::{rollout_of, serving_instead};
 use crate::records::ServiceRecord;
@@ -40,7 +40,7 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
         .world
         .services_of(project)
         .map(|(name, entry, record)| {
-            let mut status = service_status(shared, project, name, entry, record, &instances);
+            let mut status = service_status(shared, project, name, entry, record, &instances, now);
             status.stuck = decides.then(|| waiting.stuck(name)).flatten();
             if status.reason.is_none()
                 && let Some(picture) = &picture
@@ -89,6 +89,7 @@ fn service_status(
     entry: &Entry,
     record: &ServiceRecord,
     instances: &[InstanceView],
+    now: Now,
 ) -> ServiceStatus {
     let ready: Vec<_> = instances
         .iter()
@@ -98,7 +99,11 @@ fn service_status(
     for zone in ready.iter().filter_map(|view| view.zone.clone()) {
         *zones.entry(zone).or_default() += 1;
     }
-    let rollout = rollout_of(entry);
+    let own: Vec<_> = instances
+        .iter()
+        .filter(|view| view.service == *name)
+        .collect();
+    let rollout = rollout_of(entry).map(|rollout| with_progress(shared, entry, rollout, &own, now));
     let failed = rollout
         .as_ref()
         .filter(|rollout| rollout.phase == RolloutPhase::Failed)

@@ -112,7 +112,9 @@ impl Picture<'_> {
             .workers()
             .filter(|node| home.is_none_or(|home| node.name == *home))
             .peekable();
-        nodes.peek().is_some() && nodes.all(|node| node.capacity.memory < size.memory)
+        let is_too_small =
+            |node: &NodeRecord| node.capacity.memory < size.memory || node.capacity.cpu < size.cpu;
+        nodes.peek().is_some() && nodes.all(is_too_small)
     }
 
     /// A secret without a value: it waits until somebody gives it one.
