@@ -44,7 +44,7 @@ impl Publish {
     pub(super) async fn run(self, client: &Client, project: &ProjectName) -> Result<u8, Failure> {
         consumers(client, project, &self.topic, None).await?;
         let data = self.data()?;
-        let attributes = self.attributes(&data)?;
+        let attributes = self.attributes(project, &data)?;
         let told = client
             .publish(project, &self.topic, attributes, data)
             .await?;
@@ -76,11 +76,14 @@ impl Publish {
     }
 
     /// As CloudEvents over HTTP have them, in binary mode.
-    fn attributes(&self, data: &[u8]) -> Result<HeaderMap, Failure> {
+    fn attributes(&self, project: &ProjectName, data: &[u8]) -> Result<HeaderMap, Failure> {
         let id = self.id.clone().unwrap_or_else(crate::idempotency_key);
+        // As the topic has it that names none.
+        let source = format!("/projects/{project}/topics/{}", self.topic);
         let attributes = [
             ("ce-specversion", Some("1.0")),
             ("ce-id", Some(id.as_str())),
+            ("ce-source", Some(source.as_str())),
             ("ce-type", Some(self.kind.as_str())),
             ("ce-partitionkey", self.key.as_deref()),
             (

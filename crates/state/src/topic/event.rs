@@ -3,9 +3,11 @@
 //! <https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md>
 //!
 //! A publisher need not know CloudEvents: a body with a content type is one, and what it does not say is filled in: the id is `TOPIC/POSITION`, the
-//! source is the topic, the type is `message`.
+//! source is the topic, the type is `message`. Who says that it is a CloudEvent, by `ce-specversion` or by its JSON format, is held to what that
+//! demands: [`REQUIRED`].
 
-use std::borrow::Cow;
+mod escape;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use self::escape::{decoded, encoded};
 use super::consumer::{Key, Position};
 use super::problem::Problem;
 
@@ -36,7 +39,20 @@ pub const OVERHEAD_BYTES: u64 = 64;
 
 const STRUCTURED: &str = "application/cloudevents+json";
 const BATCH: &str = "application/cloudevents-batch+json";
+/// All events in a format of CloudEvents have a media type that begins so.
+const ANY_FORMAT: &str = "application/cloudevents";
 const PREFIX: &str = "ce-";
+const SPECVERSION: &str = "specversion";
+/// What every event has, as text that is not empty (CloudEvents 1.0.2, "Required Attributes").
+const REQUIRED: [&str; 4] = [SPECVERSION, "id", "source", "type"];
+/// What is text where an event has it.
+const TEXTS: [&str; 5] = [
+    "datacontenttype",
+    "dataschema",
+    "subject",
+    "time",
+    "partitionkey",
+];
 /// Said by the topic, so not by publishers.
 const OWN: [&str; 2] = ["attempt", "position"];
 
@@ -125,6 +141,7 @@ pub fn from_request(
     let events = match &*media {
         STRUCTURED => vec![structured(parse(&body)?, at_ms)?],
         BATCH => batch(&body, at_ms)?,
+        other if other.starts_with(ANY_FORMAT) => return Err(unknown_format(other)),
         _ => vec![binary(headers, content_type, body, at_ms)?],
     };
     let single = events.len() == 1;
@@ -179,7 +196,26 @@ fn binary(
             .ok_or_else(|| Problem::bad_event(format!("ce-{name} is not UTF-8")))?;
         attribute(&mut event, name, value)?;
     }
-    Ok(event)
+    let has = |name: &&str| headers.contains_key(format!("{PREFIX}{name}"));
+    match REQUIRED.iter().find(|name| !has(name)) {
+        Some(name) if has(&SPECVERSION) => Err(missing(&format!("header `{PREFIX}{name}`"))),
+        _ => Ok(event),
+    }
+}
+
+fn missing(what: &str) -> Problem {
+    Problem::bad_event(format!(
+        "the {what} is missing, which CloudEvents 1.0 demands"
+    ))
+}
+
+fn unknown_format(media: &str) -> Problem {
+    Problem::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        "unknown-format",
+        "The format of the event is not known",
+        format!("a topic takes {STRUCTURED} and {BATCH}, not {media}"),
+    )
 }
 
 fn batch(body: &Bytes, at_ms: u64) -> Result<Vec<Event>, Problem> {
@@ -203,6 +239,14 @@ fn structured(mut members: Members<'_>, at_ms: u64) -> Result<Event, Problem> {
         at_ms,
         ..Event::default()
     };
+    let is_said = |name: &&str| {
+        members
+            .get(*name)
+            .is_some_and(|value| value.get() != "null")
+    };
+    if let Some(name) = REQUIRED.iter().find(|name| !is_said(name)) {
+        return Err(missing(&format!("attribute `{name}`")));
+    }
     let data = [members.remove("data"), members.remove("data_base64")];
     if let Some(content_type) = members.remove("datacontenttype") {
         event.content_type = scalar("datacontenttype", content_type)?;
@@ -246,6 +290,9 @@ fn scalar(name: &str, value: &RawValue) -> Result<Option<String>, Problem> {
     match parse(value.get().as_bytes())? {
         Value::Null => Ok(None),
         Value::String(text) => Ok(Some(text)),
+        _ if REQUIRED.contains(&name) || TEXTS.contains(&name) => {
+            Err(Problem::bad_event(format!("`{name}` is no text")))
+        }
         Value::Bool(_) | Value::Number(_) => Ok(Some(value.get().to_owned())),
         Value::Array(_) | Value::Object(_) => Err(Problem::bad_event(format!(
             "the attribute `{name}` is neither text, number nor truth value"
@@ -283,7 +330,10 @@ fn attribute(event: &mut Event, name: &str, value: String) -> Result<(), Problem
         }
         name if OWN.contains(&name) => {}
         name => {
-            event.attributes.insert(name.to_owned(), value);
+            let known = event.attributes.insert(name.to_owned(), value);
+            if known.is_some() {
+                return Err(Problem::bad_event(format!("`{name}` is said twice")));
+            }
         }
     }
     Ok(())
@@ -394,62 +444,6 @@ pub fn time(at_ms: u64) -> String {
     let at = i64::try_from(at_ms).ok();
     let at = at.and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
     at.map_or_else(String::new, |at| at.to_string())
-}
-
-/// As the HTTP binding has it: spaces, quotes, percent signs and what is not printable ASCII are percent-encoded UTF-8.
-fn encoded(text: &str) -> String {
-    let plain = |byte: u8| matches!(byte, 0x21..=0x7e) && byte != b'"' && byte != b'%';
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match plain(byte) {
-            true => encoded.push(char::from(byte)),
-            false => {
-                let _ = write!(encoded, "%{byte:02X}");
-            }
-        }
-    }
-    encoded
-}
-
-fn decoded(bytes: &[u8]) -> Option<String> {
-    let bytes = unquoted(bytes);
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut rest = &*bytes;
-    while let Some((first, tail)) = rest.split_first() {
-        let escaped = tail.get(..2).filter(|_| *first == b'%').and_then(hex_byte);
-        decoded.push(escaped.unwrap_or(*first));
-        rest = match escaped {
-            Some(_) => &tail[2..],
-            None => tail,
-        };
-    }
-    String::from_utf8(decoded).ok()
-}
-
-/// As older versions of the binding have it: between double quotes, with backslashes before what means something else.
-fn unquoted(bytes: &[u8]) -> Cow<'_, [u8]> {
-    let quoted = bytes.strip_prefix(b"\"");
-    let Some(quoted) = quoted.and_then(|rest| rest.strip_suffix(b"\"")) else {
-        return bytes.into();
-    };
-    let mut plain = Vec::with_capacity(quoted.len());
-    let mut quoted = quoted.iter();
-    while let Some(byte) = quoted.next() {
-        let byte = match byte {
-            b'\\' => quoted.next().unwrap_or(byte),
-            byte => byte,
-        };
-        plain.push(*byte);
-    }
-    plain.into()
-}
-
-fn hex_byte(digits: &[u8]) -> Option<u8> {
-    let digits = str::from_utf8(digits).ok()?;
-    if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
-        return None;
-    }
-    u8::from_str_radix(digits, 16).ok()
 }
 
 impl Problem {

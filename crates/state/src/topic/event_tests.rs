@@ -13,11 +13,22 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
             HeaderValue::try_from(*value).unwrap(),
         )
     };
-    pairs.iter().map(pair).collect()
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs.iter().map(pair) {
+        headers.append(name, value);
+    }
+    headers
 }
 
 fn read(pairs: &[(&'static str, &str)], body: &str) -> Result<Vec<Event>, Problem> {
     from_request(&headers(pairs), Bytes::from(body.to_owned()), SOURCE, 5)
+}
+
+/// As one event in the JSON format, with what each must have.
+fn whole(members: &str) -> String {
+    let rest = members.trim_start_matches('{');
+    let comma = if rest == "}" { "" } else { "," };
+    format!(r#"{{"specversion":"1.0","id":"1","source":"/s","type":"t"{comma}{rest}"#)
 }
 
 fn message(event: Event) -> Message {
@@ -87,9 +98,9 @@ fn data_is_bytes_text_or_json() {
             Some("text/plain"),
         ),
         (json!({"data_base64": "AP8="}), b"\x00\xff", None),
-        (json!({"id": "1"}), b"", None),
+        (json!({}), b"", None),
     ] {
-        let events = read(&[("content-type", STRUCTURED)], &event.to_string()).unwrap();
+        let events = read(&[("content-type", STRUCTURED)], &whole(&event.to_string())).unwrap();
         assert_eq!(events[0].data, data, "{event}");
         assert_eq!(events[0].content_type.as_deref(), content_type, "{event}");
     }
@@ -97,7 +108,7 @@ fn data_is_bytes_text_or_json() {
 
 #[test]
 fn data_keeps_each_digit() {
-    let event = r#"{"data": {"price": 12.10, "n": 123456789012345678901234567890}}"#;
+    let event = &*whole(r#"{"data": {"price": 12.10, "n": 123456789012345678901234567890}}"#);
     let data = r#"{"price": 12.10, "n": 123456789012345678901234567890}"#;
     let one = read(&[("content-type", STRUCTURED)], event).unwrap();
     let batch = read(&[("content-type", BATCH)], &format!("[{event}]")).unwrap();
@@ -133,9 +144,8 @@ fn what_is_one_of_a_kind_is_known_by_id_or_key() {
         );
     }
     let batch = [("content-type", BATCH), ("idempotency-key", "k")];
-    let events = read(&batch, r#"[{"data":1},{"data":2}]"#).unwrap();
-    let dedups: Vec<_> = events.iter().map(|event| event.dedup.as_deref()).collect();
-    assert_eq!(dedups, [Some("k#0"), Some("k#1")]);
+    let events = read(&batch, &format!("[{}]", whole("{}"))).unwrap();
+    assert_eq!(events[0].dedup.as_deref(), Some("/s\n1"));
 }
 
 #[test]
@@ -153,11 +163,12 @@ fn media_types_are_the_same_in_upper_and_lower_case() {
     let structured = [("content-type", "Application/CloudEvents+JSON;charset=UTF-8")];
     let events = read(
         &structured,
-        r#"{"id":"1","data":"x","datacontenttype":"application/JSON"}"#,
+        &whole(r#"{"data":"x","datacontenttype":"application/JSON"}"#),
     );
     assert_eq!(events.unwrap()[0].data, r#""x""#);
     let batch = [("content-type", "application/cloudevents-batch+JSON")];
-    assert_eq!(read(&batch, "[{},{}]").unwrap().len(), 2);
+    let two = format!("[{},{}]", whole("{}"), whole("{}"));
+    assert_eq!(read(&batch, &two).unwrap().len(), 2);
 }
 
 #[test]
@@ -200,9 +211,10 @@ fn values_are_decoded_once_and_otherwise_left_alone() {
 #[test]
 fn what_is_no_event_is_refused_with_its_reason() {
     let many = serde_json::to_string(&vec![json!({}); BATCH_MAX + 1]).unwrap();
+    let with = |members: &str| whole(members);
     let long = "x".repeat(KEY_BYTES_MAX + 1);
     let crowded: BTreeMap<String, u8> = (0..65).map(|n| (format!("a{n}"), 1)).collect();
-    let crowded = serde_json::to_string(&crowded).unwrap();
+    let crowded = whole(&serde_json::to_string(&crowded).unwrap());
     for (pairs, body, status, detail) in [
         (
             &[("ce-specversion", "0.3")][..],
@@ -232,7 +244,7 @@ fn what_is_no_event_is_refused_with_its_reason() {
         (&[("ce-id", "1%0A2")], "", 400, "control character"),
         (
             &[("content-type", STRUCTURED)],
-            r#"{"source":"a\nb","id":"1"}"#,
+            r#"{"specversion":"1.0","type":"t","source":"a\nb","id":"1"}"#,
             400,
             "control character",
         ),
@@ -240,7 +252,7 @@ fn what_is_no_event_is_refused_with_its_reason() {
         (&[("ce-time", "yesterday")], "", 400, "RFC 3339"),
         (
             &[("content-type", STRUCTURED)],
-            r#"{"datacontenttype":"text/plain\n"}"#,
+            &with(r#"{"datacontenttype":"text/plain\n"}"#),
             400,
             "no media type",
         ),
@@ -271,23 +283,47 @@ fn what_is_no_event_is_refused_with_its_reason() {
         ),
         (
             &[("content-type", STRUCTURED)],
-            r#"{"x":{}}"#,
+            &with(r#"{"x":{}}"#),
             400,
             "neither text",
         ),
         (
             &[("content-type", STRUCTURED)],
-            r#"{"data":1,"data_base64":""}"#,
+            &with(r#"{"data":1,"data_base64":""}"#),
             400,
             "both",
         ),
         (
             &[("content-type", STRUCTURED)],
-            r#"{"data_base64":"?"}"#,
+            &with(r#"{"data_base64":"?"}"#),
             400,
             "no base64",
         ),
         (&[("content-type", BATCH)], "{}", 400, "not the JSON of one"),
+        (
+            &[("content-type", STRUCTURED)],
+            &with(r#"{"subject":7}"#),
+            400,
+            "`subject` is no text",
+        ),
+        (
+            &[("content-type", "application/cloudevents+avro")],
+            "x",
+            415,
+            "not application/cloudevents+avro",
+        ),
+        (
+            &[("content-type", "application/cloudevents")],
+            "x",
+            415,
+            "takes application/cloudevents+json",
+        ),
+        (
+            &[("ce-id", "1"), ("ce-id", "2")],
+            "",
+            400,
+            "`id` is said twice",
+        ),
         (
             &[("content-type", BATCH)],
             many.as_str(),
@@ -299,6 +335,51 @@ fn what_is_no_event_is_refused_with_its_reason() {
         assert_eq!(problem.status.as_u16(), status, "{pairs:?} {body:.20}");
         assert!(problem.detail.contains(detail), "{}", problem.detail);
     }
+}
+
+#[test]
+fn who_says_that_it_is_a_cloudevent_says_all_that_one_must() {
+    let whole = json!({"specversion": "1.0", "id": "1", "source": "/s", "type": "t"});
+    let refused = |pairs: &[(&'static str, &str)], body: &str, expected: &str| {
+        let problem = read(pairs, body).unwrap_err();
+        assert_eq!((problem.status.as_u16(), problem.code), (400, "bad-event"));
+        assert!(problem.detail.contains(expected), "{}", problem.detail);
+    };
+    for name in REQUIRED {
+        let mut event = whole.clone();
+        for (value, expected) in [
+            (None, "is missing"),
+            (Some(Value::Null), "is missing"),
+            (Some(json!("")), name),
+            (Some(json!(1)), "no text"),
+        ] {
+            match value {
+                None => drop(event.as_object_mut().unwrap().remove(name)),
+                Some(value) => event[name] = value,
+            }
+            refused(
+                &[("content-type", STRUCTURED)],
+                &event.to_string(),
+                expected,
+            );
+            let batch = json!([whole, event]).to_string();
+            refused(&[("content-type", BATCH)], &batch, expected);
+        }
+    }
+    let said = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "1"),
+        ("ce-source", "/s"),
+        ("ce-type", "t"),
+    ];
+    assert!(read(&said, "").is_ok());
+    for left_out in 1..said.len() {
+        let mut some = said.to_vec();
+        let (name, _) = some.remove(left_out);
+        refused(&some, "", &format!("header `{name}` is missing"));
+    }
+    // Who does not say so need not know of it.
+    assert!(read(&said[1..2], "").is_ok());
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The door for callers: HTTP/1.1, routed by hand, since a publish is answered some ten thousand times a second.
 
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
 
@@ -35,6 +38,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long a caller may go on sending what nobody wants.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
 pub type Answer = Response<Text>;
 
 /// The text of an answer, and what becomes somebody's by being sent.
@@ -54,7 +60,7 @@ impl Text {
 
 impl Body for Text {
     type Data = Bytes;
-    type Error = std::convert::Infallible;
+    type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -132,20 +138,26 @@ impl Door {
         let _ = stream.set_nodelay(true);
         let service = service_fn(move |request: Request<Incoming>| {
             let door = self.clone();
-            async move { Ok::<_, std::convert::Infallible>(door.answer(request).await) }
+            Box::pin(async move { Ok::<_, Infallible>(door.answer(request).await) })
         });
-        let connection = http1::Builder::new()
+        let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(64 << 10)
             .serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        tokio::select! {
-            _ = connection.as_mut() => return,
-            _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
+        let mut stopped = false;
+        loop {
+            // Callers that break off tell so by it; there is nothing to do about it.
+            let ended = poll_fn(|context| connection.poll_without_shutdown(context));
+            tokio::select! {
+                _ = ended => break,
+                _ = stop.wait_for(|stop| *stop), if !stopped => {
+                    stopped = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
+            }
         }
-        // Callers that break off tell so by it; there is nothing to do about it.
-        let _ = connection.await;
+        close(connection.into_parts().io.into_inner()).await;
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Answer {
@@ -229,6 +241,18 @@ impl Door {
             _all: self.bodies.acquire_many(bytes).await?,
         })
     }
+}
+
+/// Ends a connection so that its last answer arrives though the caller is still sending, as where the body is too large: what is unread when a
+/// socket is closed takes back what was sent on it (RFC 9112, 9.6).
+async fn close(mut stream: TcpStream) {
+    let mut rest = [0; 8 << 10];
+    let taken = async {
+        stream.shutdown().await?;
+        while stream.read(&mut rest).await? > 0 {}
+        Ok::<(), std::io::Error>(())
+    };
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, taken).await;
 }
 
 pub fn parse<Asked: DeserializeOwned>(body: &Bytes) -> Result<Asked, Problem> {

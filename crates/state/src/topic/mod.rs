@@ -41,9 +41,9 @@
 //! # For consumers: CloudEvents by POST
 //!
 //! Each message is posted to the path of the service's `on`, in binary mode: content type and body as published, attributes as `ce-…`, with
-//! `ce-position` (the place in the topic), `ce-attempt` (1 for the first), and `Idempotency-Key: TOPIC/POSITION`, by which the mesh may repeat it and the
-//! service can tell what it has done already. At least once: a receipt (2xx) is stored within 50 ms, and until then a crash of the topic repeats
-//! the delivery. [`push`] says what other answers mean. A failed attempt is stored before the next. After `attempts` of them the message is a dead
+//! `ce-position` (the place in the topic), `ce-attempt` (1 for the first), and `Idempotency-Key: TOPIC/POSITION`, by which the
+//! service can tell what it has done already. At least once: a receipt (2xx) is stored within 25 ms, and until then a crash of the topic repeats
+//! the delivery. [`push`] says what other answers mean. An attempt is stored before it is made. After `attempts` of them the message is a dead
 //! letter, and the next of its key goes on. At most 8,192 messages wait behind keys that are stuck, then the consumer waits as a whole.
 //!
 //! A new `on` begins with what is published after the topic learned of it. One that vanishes keeps its place for 24 hours, and what it has

@@ -22,7 +22,8 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
     for turn in 0..20 {
         topic.publish("", &turn.to_string());
     }
-    let batch = json!([{"id": "1", "data": 20}, {"id": "2", "data": 21}]);
+    let event = |id: &str| json!({"specversion": "1.0", "id": id, "source": "/s", "type": "t"});
+    let batch = json!([event("1"), event("2")]);
     let kind = [("content-type", "application/cloudevents-batch+json")];
     assert_eq!(
         topic.post("/messages", &kind, &batch.to_string()).status,
@@ -361,9 +362,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 fn publish(topic: &Running, key: u8, count: u8) -> Vec<u64> {
     let key = key.to_string();
-    let events: Vec<_> = (0..count)
-        .map(|_| json!({"partitionkey": key, "data": 1}))
-        .collect();
+    static IDS: AtomicU64 = AtomicU64::new(0);
+    let event = |_| {
+        let id = IDS.fetch_add(1, Ordering::Relaxed).to_string();
+        json!({"specversion": "1.0", "id": id, "source": "/s", "type": "t", "partitionkey": key, "data": 1})
+    };
+    let events: Vec<_> = (0..count).map(event).collect();
     let kind = [("content-type", "application/cloudevents-batch+json")];
     let answer = topic.post("/messages", &kind, &json!(events).to_string());
     assert_eq!(answer.status, 200, "{}", answer.text);

@@ -135,7 +135,8 @@ fn who_may_have_no_more_is_not_woken_for_nothing() {
     pull(&topic, json!({"consumer": "audit"}));
     let kind = [("content-type", "application/cloudevents-batch+json")];
     for count in [1000, 100] {
-        let batch = json!(vec![json!({"data": 1}); count]).to_string();
+        let event = |id| json!({"specversion": "1.0", "id": format!("{count}/{id}"), "source": "/s", "type": "t"});
+        let batch = Value::from_iter((0..count).map(event)).to_string();
         assert_eq!(topic.post("/messages", &kind, &batch).status, 200);
     }
     until("it has as many as it may", || {

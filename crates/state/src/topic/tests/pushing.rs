@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -59,7 +59,8 @@ fn a_duplicate_is_acknowledged_with_its_first_position_and_stored_once() {
     assert_eq!(publish(&topic), r#"{"positions":[1],"duplicates":0}"#);
     topic.publish("", "between");
     assert_eq!(publish(&topic), r#"{"positions":[1],"duplicates":1}"#);
-    let batch = json!([{"id": "a", "source": "/s"}, {"id": "b", "source": "/s"}, {"id": "a", "source": "/s"}]);
+    let event = |id: &str| json!({"specversion": "1.0", "id": id, "source": "/s", "type": "t"});
+    let batch = json!([event("a"), event("b"), event("a")]);
     let kind = [("content-type", "application/cloudevents-batch+json")];
     let answer = topic.post("/messages", &kind, &batch.to_string());
     assert_eq!(answer.text, r#"{"positions":[3,4,3],"duplicates":1}"#);
@@ -338,6 +339,58 @@ fn what_is_too_large_or_unknown_is_refused_clearly() {
         (answer.status, &answer.json()["code"]),
         (404, &json!("not-found"))
     );
+}
+
+#[test]
+fn who_sends_too_much_reads_that_it_is_too_much() {
+    let topic = Running::start(file(5, &[]));
+    let size = 24 << 20;
+    let body = vec![b'x'; size];
+    let chunked = [format!("{size:x}\r\n").into_bytes(), body.clone()].concat();
+    for (length, body) in [
+        (format!("content-length: {size}"), body),
+        ("transfer-encoding: chunked".to_owned(), chunked),
+    ] {
+        let mut stream = TcpStream::connect(topic.address).unwrap();
+        let head = format!("POST /messages HTTP/1.1\r\nhost: topic\r\n{length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        // Whoever reads only once everything is sent.
+        stream.write_all(&body).expect("it may send all of it");
+        let mut answer = String::new();
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 413"), "{length}: {answer}");
+    }
+}
+
+#[test]
+fn what_breaks_off_is_not_stored_nor_its_key_taken() {
+    let topic = Running::start(file(5, &[]));
+    let head = "POST /messages HTTP/1.1\r\nhost: topic\r\nidempotency-key: k\r\n";
+    let chunks = format!("{head}transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n");
+    for cut in [
+        format!("{head}content-length: 9\r\n\r\nabc"),
+        chunks.clone(),
+        format!("{chunks}5\r\nab"),
+        format!("{chunks}nonsense\r\n"),
+        format!("{chunks}0\r\n"),
+    ] {
+        for reset in [false, true] {
+            let mut stream = TcpStream::connect(topic.address).unwrap();
+            stream.write_all(cut.as_bytes()).unwrap();
+            if reset {
+                let linger = Some(std::time::Duration::ZERO);
+                rustix::net::sockopt::set_socket_linger(&stream, linger).unwrap();
+                continue;
+            }
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).expect("an end");
+            assert!(!answer.starts_with("HTTP/1.1 2"), "{cut}: {answer}");
+        }
+    }
+    let whole = topic.post("/messages", &[("idempotency-key", "k")], "abcdef");
+    assert_eq!(whole.text, r#"{"positions":[1],"duplicates":0}"#);
 }
 
 #[test]
