@@ -179,7 +179,7 @@ fn read_tail(folder: &Path, most: usize) -> io::Result<VecDeque<Event>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::sync::mpsc::sync_channel;
     use std::time::Duration;
 
     use model::control::Reason;
@@ -207,7 +207,7 @@ mod tests {
         // What a write holds for as long as it takes.
         let standing = log.disk.lock().unwrap();
         std::thread::scope(|threads| {
-            let (said, seen) = channel();
+            let (said, seen) = sync_channel(1);
             let log = &log;
             threads.spawn(move || log.append(event("second")));
             threads.spawn(move || {
