@@ -1,7 +1,8 @@
 //! The output of instances, merged.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::io::Write;
 use std::time::Duration;
 
 use api::client::{Client, Transport};
@@ -26,12 +27,18 @@ const HOLD: Duration = Duration::from_millis(100);
 const LINES: u32 = 100;
 /// Lines that are held in memory; beyond it the oldest are printed, sorted or not.
 const HELD_MAX: usize = 100_000;
+/// Their bytes, likewise: a line may have 64 KiB.
+const HELD_BYTES_MAX: usize = 64 << 20;
+/// All lines that a node keeps.
+const ALL: u32 = u32::MAX;
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "With the server gone it shows what the nodes of this machine hold. With -o each line is a line of JSON, or a YAML document: \
-                  {at, stream, text, instance}.\n\n\
-                  Examples:\n  mainland logs web -f\n  mainland logs web-3 --tail 20\n  mainland logs web --since 10m"
+    after_help = "With the server gone it shows what the nodes of this machine hold. A line of more than 64 KiB comes in pieces. On a terminal \
+                  what would act on it (ESC and other control characters, changes of direction) is shown escaped. With -o each line is a line of \
+                  JSON, or a YAML document: {at, stream, text, instance}; `partial` is true of a piece that goes on in the next line, `base64` has the \
+                  bytes that are no UTF-8.\n\n\
+                  Examples:\n  mainland logs web -f\n  mainland logs web-3 --raw > web-3.log\n  mainland logs web-3 --tail 20\n  mainland logs web --since 10m"
 )]
 pub struct Logs {
     /// A service (all of its instances) or an instance; left out: everything
@@ -46,6 +53,9 @@ pub struct Logs {
     /// Only lines of this time, such as 90s, 10m or 2h
     #[arg(long, value_name = "TIME", value_parser = crate::parse_span)]
     since: Option<Duration>,
+    /// Print what the program printed, byte by byte, with no time and no name before it
+    #[arg(long, conflicts_with = "output")]
+    raw: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -116,31 +126,121 @@ impl Source {
 }
 
 /// A line that waits: its time, the order in which it came, its instance, and what it says.
-type Held = (Timestamp, u64, String, Stream, String);
+type Held = (Timestamp, u64, String, Line);
+
+/// Ordered by nothing of its own: the count before it is there once.
+struct Line(LogLine);
+
+impl PartialEq for Line {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Line {}
+
+impl PartialOrd for Line {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Line {
+    fn cmp(&self, _: &Self) -> std::cmp::Ordering {
+        std::cmp::Ordering::Equal
+    }
+}
+
+/// How far an instance has been heard: so that what is asked for again, whole, is told once.
+#[derive(Debug, Default)]
+struct HeardUntil {
+    at: Option<Timestamp>,
+    /// Lines of that very time.
+    count: usize,
+    /// Of those, what came again.
+    again: usize,
+}
 
 /// Puts the lines of several instances in the order of their times, as far as they come within [`HOLD`] of each other.
 #[derive(Default)]
 struct Sorter {
     held: BinaryHeap<Reverse<Held>>,
+    bytes: usize,
     count: u64,
 }
 
 impl Sorter {
     fn hold(&mut self, name: String, line: LogLine) {
         self.count += 1;
+        self.bytes += line.text.len();
         self.held
-            .push(Reverse((line.at, self.count, name, line.stream, line.text)));
+            .push(Reverse((line.at, self.count, name, Line(line))));
     }
 
     /// The oldest line, if it is older than `before` or too many are held.
     fn take(&mut self, before: Timestamp) -> Option<(String, LogLine)> {
         let due = self.held.len() > HELD_MAX
+            || self.bytes > HELD_BYTES_MAX
             || self
                 .held
                 .peek()
                 .is_some_and(|Reverse(oldest)| oldest.0 < before);
-        let Reverse((at, _, name, stream, text)) = due.then(|| self.held.pop())??;
-        Some((name, LogLine { at, stream, text }))
+        let Reverse((_, _, name, Line(line))) = due.then(|| self.held.pop())??;
+        self.bytes -= line.text.len();
+        Some((name, line))
+    }
+}
+
+impl HeardUntil {
+    /// Whether a line is news. Those of one instance come in the order of their times.
+    fn is_news(&mut self, at: Timestamp) -> bool {
+        match self.at {
+            Some(last) if at < last => false,
+            Some(last) if at == last && self.again > 0 => {
+                self.again -= 1;
+                false
+            }
+            Some(last) if at == last => {
+                self.count += 1;
+                true
+            }
+            _ => {
+                (self.at, self.count, self.again) = (Some(at), 1, 0);
+                true
+            }
+        }
+    }
+
+    /// All of it is about to come again.
+    fn begin_again(&mut self) {
+        self.again = self.count;
+    }
+}
+
+/// What is followed and printed.
+#[derive(Default)]
+struct Following {
+    /// Instances whose output is open, or could not be opened.
+    seen: BTreeSet<String>,
+    /// Those that could not be, and that this was said of.
+    told: BTreeSet<String>,
+    until: BTreeMap<String, HeardUntil>,
+    merged: SelectAll<Lines>,
+}
+
+impl Following {
+    fn is_news(&mut self, name: &str, at: Timestamp) -> bool {
+        let until = self.until.entry(name.to_owned()).or_default();
+        until.is_news(at)
+    }
+
+    fn add(&mut self, name: String, lines: Lines) {
+        if let Some(until) = self.until.get_mut(&name) {
+            until.begin_again();
+        }
+        self.told.remove(&name);
+        self.merged.push(lines);
+        self.seen.insert(name);
     }
 }
 
@@ -151,61 +251,73 @@ impl Logs {
         let begin = self
             .since
             .map_or(Timestamp::MIN, |since| before(now, since));
-        let mut seen = BTreeSet::new();
-        let mut merged = SelectAll::new();
+        let mut all = Following::default();
         for source in &sources {
-            self.open(source, &project, &mut seen, &mut merged, self.tail())
-                .await?;
+            self.open(source, &project, &mut all, self.tail()).await?;
         }
         for source in &sources {
-            self.open_culprit(source, &project, &mut seen, &mut merged)
-                .await;
+            self.open_culprit(source, &project, &mut all).await;
         }
-        if seen.is_empty()
-            && self
-                .open_gone(&sources, &project, &mut seen, &mut merged)
-                .await
-        {
+        if all.seen.is_empty() && self.open_gone(&sources, &project, &mut all).await {
             // Nothing more can come of it.
             self.follow = false;
         }
-        if seen.is_empty() {
+        if all.seen.is_empty() {
             self.tell_nothing(&sources, &project).await?;
             if !self.follow {
                 return Ok(0);
             }
         }
-        let alone = seen.len() == 1 && !self.follow;
+        self.print_all(&sources, &project, all, begin).await?;
+        Ok(0)
+    }
+
+    /// To the end of all of them; followed, for ever.
+    async fn print_all(
+        &self,
+        sources: &[Source],
+        project: &ProjectName,
+        mut all: Following,
+        begin: Timestamp,
+    ) -> Result<(), Failure> {
+        let alone = all.seen.len() == 1 && !self.follow;
         let mut sorter = Sorter::default();
         let mut refresh = tokio::time::interval(REFRESH_INTERVAL);
         let mut flush = tokio::time::interval(HOLD);
         loop {
             tokio::select! {
-                next = merged.next(), if !merged.is_empty() => match next {
-                    Some((name, Heard::Line(line))) if line.at >= begin => sorter.hold(name, line),
-                    Some((_, Heard::Line(_))) => {}
+                next = all.merged.next(), if !all.merged.is_empty() => match next {
+                    Some((name, Heard::Line(line))) => {
+                        if line.at >= begin && all.is_news(&name, line.at) {
+                            sorter.hold(name, line);
+                        }
+                    }
                     Some((name, Heard::Broken(error))) => notice(&format!("{name}: {error}")),
-                    // A node that was away, or an instance that moved, is heard again from where it is.
-                    Some((name, Heard::End)) => drop(self.follow && seen.remove(&name)),
+                    // A node that was away, or an instance that moved, is heard again from where it was.
+                    Some((name, Heard::End)) => drop(self.follow && all.seen.remove(&name)),
                     None => {}
                 },
                 _ = flush.tick(), if self.follow => {
                     self.print_until(&mut sorter, Timestamp::now() - HOLD, alone)?;
                 }
                 _ = refresh.tick(), if self.follow => {
-                    for source in &sources {
-                        // A server that is away for a moment is asked again.
-                        let _ = self.open(source, &project, &mut seen, &mut merged, 0).await;
+                    for source in sources {
+                        // A server that is away for a moment is asked again. What is new is heard from its beginning.
+                        let _ = self.open(source, project, &mut all, ALL).await;
                     }
                 }
-                else => return self.print_until(&mut sorter, Timestamp::MAX, alone).map(|()| 0),
+                else => return self.print_until(&mut sorter, Timestamp::MAX, alone),
             }
             self.print_until(&mut sorter, Timestamp::MIN, alone)?;
         }
     }
 
     fn tail(&self) -> u32 {
-        let unless_said = self.since.map_or(LINES, |_| u32::MAX);
+        // What is printed byte by byte is meant whole.
+        let unless_said = match self.since.is_some() || self.raw {
+            true => ALL,
+            false => LINES,
+        };
         self.tail.unwrap_or(unless_said)
     }
 
@@ -249,8 +361,7 @@ impl Logs {
         &self,
         source: &Source,
         project: &ProjectName,
-        seen: &mut BTreeSet<String>,
-        merged: &mut SelectAll<Lines>,
+        all: &mut Following,
         tail: u32,
     ) -> Result<(), Failure> {
         for instance in source.instances(project).await? {
@@ -259,27 +370,27 @@ impl Logs {
                 .name
                 .as_ref()
                 .is_none_or(|meant| *meant == name || *meant == instance.service.as_str());
-            if !meant || instance.node.is_none() || seen.contains(&name) {
+            if !meant || instance.node.is_none() || all.seen.contains(&name) {
                 continue;
             }
             match source.lines(project, &name, tail, self.follow).await {
-                Ok(lines) => merged.push(lines),
-                // One node that can't be reached hides only its own.
-                Err(failure) => notice(&format!("{name}: {}", failure.message)),
+                Ok(lines) => all.add(name, lines),
+                // One node that can't be reached hides only its own; followed, it is asked again.
+                Err(failure) => {
+                    if all.told.insert(name.clone()) {
+                        notice(&format!("{name}: {}", failure.message));
+                    }
+                    if !self.follow {
+                        all.seen.insert(name);
+                    }
+                }
             }
-            seen.insert(name);
         }
         Ok(())
     }
 
     /// Of a service whose newest release failed: what the instance said that it was judged by.
-    async fn open_culprit(
-        &self,
-        source: &Source,
-        project: &ProjectName,
-        seen: &mut BTreeSet<String>,
-        merged: &mut SelectAll<Lines>,
-    ) {
+    async fn open_culprit(&self, source: &Source, project: &ProjectName, all: &mut Following) {
         let Some(Ok(service)) = self.name.as_ref().map(|name| name.parse()) else {
             return;
         };
@@ -294,7 +405,7 @@ impl Logs {
             return;
         };
         let name = culprit.instance.to_string();
-        if seen.contains(&name) {
+        if all.seen.contains(&name) {
             return;
         }
         match source.lines(project, &name, self.tail(), false).await {
@@ -303,8 +414,7 @@ impl Logs {
                     "{name} on node {} is gone, and release {} failed because of it; what it printed:",
                     culprit.node, rollout.to
                 ));
-                merged.push(lines);
-                seen.insert(name);
+                all.add(name, lines);
             }
             Err(failure) => notice(&format!(
                 "the output of {name}, by which release {} failed, is not to be had: {}",
@@ -318,8 +428,7 @@ impl Logs {
         &self,
         sources: &[Source],
         project: &ProjectName,
-        seen: &mut BTreeSet<String>,
-        merged: &mut SelectAll<Lines>,
+        all: &mut Following,
     ) -> bool {
         let Some(name) = &self.name else { return false };
         if name.parse::<InstanceName>().is_err() {
@@ -328,8 +437,7 @@ impl Logs {
         for source in sources {
             if let Ok(lines) = source.lines(project, name, self.tail(), false).await {
                 notice(&format!("{name} is gone; what it printed:"));
-                merged.push(lines);
-                seen.insert(name.clone());
+                all.add(name.clone(), lines);
                 return true;
             }
         }
@@ -338,6 +446,7 @@ impl Logs {
 
     fn print(&self, name: &str, line: &LogLine, alone: bool) -> Result<(), Failure> {
         match self.output.output {
+            None if self.raw => print_raw(line),
             Some(format) => {
                 let mut value = serde_json::to_value(line).map_err(Failure::from_error)?;
                 value["instance"] = name.into();
@@ -348,6 +457,31 @@ impl Logs {
     }
 }
 
+/// What the program printed and nothing else.
+fn print_raw(line: &LogLine) -> Result<(), Failure> {
+    if line.stream == Stream::Shim {
+        return Ok(());
+    }
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(&raw(line))?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// With the newline that ended it.
+fn raw(line: &LogLine) -> Vec<u8> {
+    use base64::Engine;
+    let decoded = line
+        .base64
+        .as_ref()
+        .and_then(|text| base64::engine::general_purpose::STANDARD.decode(text).ok());
+    let mut bytes = decoded.unwrap_or_else(|| line.text.clone().into_bytes());
+    if !line.partial {
+        bytes.push(b'\n');
+    }
+    bytes
+}
+
 pub fn text(name: &str, line: &LogLine, alone: bool) -> String {
     // Programs that write for other systems end lines so; the rest of what acts on a terminal is shown there.
     let printed = line.text.strip_suffix('\r').unwrap_or(&line.text);
@@ -356,10 +490,11 @@ pub fn text(name: &str, line: &LogLine, alone: bool) -> String {
         Stream::Stdout | Stream::Stderr => printed.to_owned(),
     };
     let time = line.at.strftime("%H:%M:%S%.3f");
+    let more = if line.partial { " [goes on]" } else { "" };
     if alone {
-        format!("{time} {said}")
+        format!("{time} {said}{more}")
     } else {
-        format!("{time} {name} | {said}")
+        format!("{time} {name} | {said}{more}")
     }
 }
 
@@ -420,12 +555,41 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_again_is_told_once() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut until = HeardUntil::default();
+        let news = |until: &mut HeardUntil, seconds: &[i64]| -> Vec<bool> {
+            seconds
+                .iter()
+                .map(|second| until.is_news(at(*second)))
+                .collect()
+        };
+        assert_eq!(news(&mut until, &[1, 2, 2]), [true; 3]);
+        until.begin_again();
+        let again = news(&mut until, &[1, 2, 2, 2, 3]);
+        assert_eq!(again, [false, false, false, true, true]);
+        until.begin_again();
+        assert_eq!(news(&mut until, &[2, 3, 4]), [false, false, true]);
+    }
+
+    #[test]
+    fn raw_is_what_was_printed() {
+        let at = Timestamp::UNIX_EPOCH;
+        let mut piece = LogLine::new(at, Stream::Stdout, "a\x1b[2J");
+        piece.partial = true;
+        let mut binary = LogLine::new(at, Stream::Stdout, "\u{fffd}");
+        binary.base64 = Some("/w==".to_owned());
+        assert_eq!([raw(&piece), raw(&binary)].concat(), b"a\x1b[2J\xff\n");
+        let shown = text("web-1", &piece, false);
+        assert!(shown.ends_with(" web-1 | a\x1b[2J [goes on]"), "{shown}");
+    }
+
+    #[test]
     fn lines_of_several_instances_come_in_the_order_of_their_times() {
         let mut sorter = Sorter::default();
-        let line = |second| LogLine {
-            at: Timestamp::from_second(second).unwrap(),
-            stream: Stream::Stdout,
-            text: second.to_string(),
+        let line = |second| {
+            let at = Timestamp::from_second(second).unwrap();
+            LogLine::new(at, Stream::Stdout, second.to_string())
         };
         for (name, second) in [("a", 1), ("a", 4), ("b", 2), ("b", 3)] {
             sorter.hold(name.to_owned(), line(second));

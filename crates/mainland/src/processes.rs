@@ -225,6 +225,10 @@ impl compute::shim::Sink for LogSink {
         let _ = self.writer.append(at, stream, line);
     }
 
+    fn piece(&mut self, at: Timestamp, stream: Stream, piece: &[u8]) {
+        let _ = self.writer.append_piece(at, stream, piece);
+    }
+
     fn flush(&mut self) {
         let _ = self.writer.flush();
     }

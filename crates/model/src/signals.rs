@@ -38,8 +38,27 @@ pub enum Level {
 pub struct LogLine {
     pub at: Timestamp,
     pub stream: Stream,
-    /// Without the newline; bytes that are not UTF-8 replaced; cut at 16 KiB.
+    /// Without the newline; bytes that are not UTF-8 replaced; of at most 64 KiB.
     pub text: String,
+    /// A piece of a longer line, which goes on in the next one of the same stream.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+    /// The very bytes, where they are not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base64: Option<String>,
+}
+
+impl LogLine {
+    /// A whole line of text.
+    pub fn new(at: Timestamp, stream: Stream, text: impl Into<String>) -> Self {
+        Self {
+            at,
+            stream,
+            text: text.into(),
+            partial: false,
+            base64: None,
+        }
+    }
 }
 
 #[derive(

@@ -357,11 +357,8 @@ mod tests {
     use super::*;
 
     fn lines(said: &[(Stream, &str)]) -> Vec<LogLine> {
-        let line = |(stream, text): &(Stream, &str)| LogLine {
-            at: jiff::Timestamp::UNIX_EPOCH,
-            stream: *stream,
-            text: (*text).to_owned(),
-        };
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let line = |(stream, text): &(Stream, &str)| LogLine::new(at, *stream, *text);
         said.iter().map(line).collect()
     }
 

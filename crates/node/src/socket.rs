@@ -41,6 +41,8 @@ use crate::{engine, exec};
 const CONNECTIONS_MAX: usize = 64;
 /// Between looks at a log that is followed.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
+/// Looks at a log whose instance is gone, until somebody put it aside: it is done when the instance is removed.
+const ROUNDS_WITHOUT_INSTANCE: u32 = 50;
 const TAIL_DEFAULT: usize = 100;
 const TAIL_MAX: usize = 100_000;
 /// Batches of lines that were not yet taken.
@@ -125,12 +127,9 @@ async fn route(
         {
             let query = request.uri().query();
             match (find(&agent, project, instance), gone(project, instance)) {
-                (Ok(id), _) => {
-                    let folder = compute::instance::log_directory(&agent.layout.instance(&id));
-                    logs(folder, query, parameter(query, "follow") == Some("true"))
-                }
+                (Ok(id), _) => logs(Log::of(&agent, id), query),
                 (Err(_), Some(id)) if agent.layout.kept_log(&id).is_dir() => {
-                    logs(agent.layout.kept_log(&id), query, false)
+                    logs(Log::kept(&agent, id), query)
                 }
                 (Err(unknown), _) => Err(unknown),
             }
@@ -250,11 +249,48 @@ fn gone(project: &str, instance: &str) -> Option<InstanceId> {
     format!("{project}/{instance}").parse().ok()
 }
 
-fn logs(
+/// Where the output of an instance is, and where it goes when the instance does.
+struct Log {
+    agent: Arc<Agent>,
+    id: InstanceId,
     folder: PathBuf,
-    query: Option<&str>,
-    follow: bool,
-) -> Result<Response<Body>, Box<Problem>> {
+    kept: PathBuf,
+}
+
+impl Log {
+    fn of(agent: &Arc<Agent>, id: InstanceId) -> Self {
+        let folder = compute::instance::log_directory(&agent.layout.instance(&id));
+        Self {
+            agent: agent.clone(),
+            kept: agent.layout.kept_log(&id),
+            folder,
+            id,
+        }
+    }
+
+    fn kept(agent: &Arc<Agent>, id: InstanceId) -> Self {
+        let kept = agent.layout.kept_log(&id);
+        Self {
+            agent: agent.clone(),
+            folder: kept.clone(),
+            kept,
+            id,
+        }
+    }
+
+    fn instance_is_known(&self) -> bool {
+        self.agent
+            .with(|core| core.state.instance(&self.id).is_some())
+    }
+
+    /// Whether what is read has been put aside: nothing is written to it any more.
+    fn is_put_aside(&self) -> bool {
+        !self.folder.is_dir() && self.kept.is_dir()
+    }
+}
+
+fn logs(log: Log, query: Option<&str>) -> Result<Response<Body>, Box<Problem>> {
+    let follow = parameter(query, "follow") == Some("true") && log.folder != log.kept;
     let tail = match parameter(query, "tail") {
         Some(text) => text
             .parse()
@@ -263,7 +299,7 @@ fn logs(
     };
     let (batches, receiver) = mpsc::channel(BATCHES_MAX);
     tokio::spawn(async move {
-        if let Err(error) = read_log(&folder, tail.min(TAIL_MAX), follow, &batches).await {
+        if let Err(error) = read_log(&log, tail.min(TAIL_MAX), follow, &batches).await {
             tracing::debug!(error, "a log can't be read");
         }
     });
@@ -281,15 +317,20 @@ pub fn into_stream<T: Send + 'static>(
     })
 }
 
-/// Until the end, or for as long as somebody listens.
+/// Until the end, or for as long as somebody listens. What is followed ends when the instance is gone and its last line was read, wherever that
+/// lies by then.
 async fn read_log(
-    folder: &Path,
+    log: &Log,
     tail: usize,
     follow: bool,
     batches: &mpsc::Sender<Bytes>,
 ) -> Result<(), String> {
-    let mut reader = open_log(folder, tail, follow, batches).await?;
+    let mut reader = open_log(&log.folder, tail, follow, batches).await?;
+    let mut follow = follow;
+    let mut rounds_without_instance = 0;
     loop {
+        // Looked at before the reading: what was written by then is read.
+        let is_known = !follow || log.instance_is_known();
         let (read, returned) = blocking(move || {
             let read = reader.read_batch();
             (read, reader)
@@ -299,6 +340,19 @@ async fn read_log(
         let batch = read.map_err(|error| error.to_string())?;
         if batch.lines.is_empty() {
             if !follow {
+                return Ok(());
+            }
+            if !is_known && log.is_put_aside() {
+                reader = Reader::from_position(&log.kept, reader.position());
+                follow = false;
+                continue;
+            }
+            rounds_without_instance = if is_known {
+                0
+            } else {
+                rounds_without_instance + 1
+            };
+            if rounds_without_instance > ROUNDS_WITHOUT_INSTANCE {
                 return Ok(());
             }
             tokio::select! {

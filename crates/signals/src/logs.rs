@@ -1,22 +1,25 @@
 //! The output of one instance: a record per line, in a folder of size-bound files.
 //!
 //! A record is `MICROSECONDS STREAM TEXT\n`: the wall clock since 1970, one letter (`o` stdout, `e` stderr, `s` said by the
-//! shim), and the line's bytes. No byte of it is escaped, so `cat` and `grep` read it too. A record torn by a crash is one
+//! shim; `O` and `E` for a piece of a longer line, which goes on in the next record of that stream), and the line's bytes. No byte of it is escaped, so `cat` and `grep` read it too. A record torn by a crash is one
 //! line that does not parse, or a shortened one; it takes no other with it.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use model::signals::{LogLine, Stream};
 
 pub use crate::segments::Limits;
 use crate::segments::{self, Appender};
 
-/// Longest line kept.
-pub const LINE_MAX_BYTES: usize = 16 << 10;
+/// The longest line that is one record; the shim makes pieces of longer ones.
+pub const LINE_MAX_BYTES: usize = 64 << 10;
 /// What an instance's output may take on disk if nothing else is said.
 pub const DEFAULT_LIMITS: Limits = Limits {
     files: 4,
@@ -72,10 +75,24 @@ impl Writer {
     /// Adds one line, without its newline, to what the next [`flush`](Self::flush) writes. Longer than
     /// [`LINE_MAX_BYTES`]: cut.
     pub fn append(&mut self, at: Timestamp, stream: Stream, line: &[u8]) -> Result<(), Error> {
+        self.add(at, letter(stream), line)
+    }
+
+    /// Adds a piece of a line that goes on with the next of the same stream.
+    pub fn append_piece(
+        &mut self,
+        at: Timestamp,
+        stream: Stream,
+        piece: &[u8],
+    ) -> Result<(), Error> {
+        self.add(at, letter(stream).to_ascii_uppercase(), piece)
+    }
+
+    fn add(&mut self, at: Timestamp, letter: char, line: &[u8]) -> Result<(), Error> {
         if self.buffer.len() + line.len() > BUFFER_BYTES {
             self.flush()?;
         }
-        write_record(&mut self.buffer, at, stream, line);
+        write_record(&mut self.buffer, at, letter, line);
         self.buffered_lines += 1;
         Ok(())
     }
@@ -114,7 +131,7 @@ impl Writer {
         let mut records = Vec::with_capacity(self.buffer.len() + 128);
         let text = format!("{} lines lost: the disk refused them", self.lost_lines);
         let at = record_time(&self.buffer).unwrap_or(Timestamp::UNIX_EPOCH);
-        write_record(&mut records, at, Stream::Shim, text.as_bytes());
+        write_record(&mut records, at, letter(Stream::Shim), text.as_bytes());
         records.extend_from_slice(&self.buffer);
         self.appender.append(&records)
     }
@@ -125,12 +142,15 @@ impl Writer {
     }
 }
 
-fn write_record(buffer: &mut Vec<u8>, at: Timestamp, stream: Stream, line: &[u8]) {
-    let letter = match stream {
+fn letter(stream: Stream) -> char {
+    match stream {
         Stream::Stdout => 'o',
         Stream::Stderr => 'e',
         Stream::Shim => 's',
-    };
+    }
+}
+
+fn write_record(buffer: &mut Vec<u8>, at: Timestamp, letter: char, line: &[u8]) {
     let line = &line[..line.len().min(LINE_MAX_BYTES)];
     // Writing into a vector can't fail.
     let _ = write!(buffer, "{} {letter} ", at.as_microsecond());
@@ -156,16 +176,25 @@ fn parse_record(record: &[u8]) -> Option<LogLine> {
     let at = record_time(record)?;
     let mut parts = record.splitn(3, |byte| *byte == b' ');
     let (_, stream, text) = (parts.next()?, parts.next()?, parts.next()?);
-    let stream = match stream {
-        b"o" => Stream::Stdout,
-        b"e" => Stream::Stderr,
-        b"s" => Stream::Shim,
+    let (stream, partial) = match stream {
+        b"o" => (Stream::Stdout, false),
+        b"O" => (Stream::Stdout, true),
+        b"e" => (Stream::Stderr, false),
+        b"E" => (Stream::Stderr, true),
+        b"s" => (Stream::Shim, false),
         _ => return None,
+    };
+    let decoded = String::from_utf8_lossy(text);
+    let base64 = match &decoded {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(_) => Some(STANDARD.encode(text)),
     };
     Some(LogLine {
         at,
         stream,
-        text: String::from_utf8_lossy(text).into_owned(),
+        text: decoded.into_owned(),
+        partial,
+        base64,
     })
 }
 

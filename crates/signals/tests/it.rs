@@ -91,6 +91,33 @@ fn a_line_keeps_its_time_and_stream() {
 }
 
 #[test]
+fn pieces_of_a_line_and_its_bytes_are_told_apart() {
+    let folder = folder();
+    let mut writer = Writer::open(folder.path(), SMALL).expect("opened");
+    let bytes = b"\x00\xff\x1b]0;x\x07";
+    writer
+        .append_piece(at(1), Stream::Stdout, b"a")
+        .expect("added");
+    writer.append(at(2), Stream::Stdout, b"b").expect("added");
+    writer.append(at(3), Stream::Stderr, bytes).expect("added");
+    writer.flush().expect("flushed");
+    let batch = Reader::from_start(folder.path())
+        .read_batch()
+        .expect("read");
+    let found: Vec<_> = batch
+        .lines
+        .iter()
+        .map(|line| (line.text.as_str(), line.partial, line.base64.as_deref()))
+        .collect();
+    let expected = [
+        ("a", true, None),
+        ("b", false, None),
+        ("\0\u{fffd}\x1b]0;x\x07", false, Some("AP8bXTA7eAc=")),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn a_long_line_is_cut() {
     let folder = folder();
     let mut writer = Writer::open(folder.path(), SMALL).expect("opened");

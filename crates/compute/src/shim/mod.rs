@@ -45,6 +45,8 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 pub trait Sink: Send {
     /// One line without its newline.
     fn line(&mut self, at: Timestamp, stream: Stream, line: &[u8]);
+    /// A piece of a line that is too long to be kept whole; what follows of its stream goes on with it.
+    fn piece(&mut self, at: Timestamp, stream: Stream, piece: &[u8]);
     /// After some lines: they should be visible to readers.
     fn flush(&mut self);
 }

@@ -12,8 +12,8 @@ use rustix::io::ioctl_fionbio;
 
 use super::Sink;
 
-/// Longest line that is kept; what follows it up to the newline is counted and dropped.
-const LINE_MAX_BYTES: usize = (16 << 10) - 64;
+/// The longest line that is kept whole; a longer one comes in pieces of at most this. As the log has it.
+const LINE_MAX_BYTES: usize = 64 << 10;
 /// Read at once.
 const CHUNK_BYTES: usize = 16 << 10;
 /// Chunks of one stream between two looks at the other.
@@ -85,7 +85,10 @@ impl<R: Read> Pipe<R> {
             if self.closed {
                 return;
             }
-            let mut emit = |line: &[u8]| sink.line(Timestamp::now(), stream, line);
+            let mut emit = |line: &[u8], goes_on| match goes_on {
+                true => sink.piece(Timestamp::now(), stream, line),
+                false => sink.line(Timestamp::now(), stream, line),
+            };
             match self.source.read(&mut chunk) {
                 Ok(0) => {
                     self.lines.finish(&mut emit);
@@ -100,60 +103,73 @@ impl<R: Read> Pipe<R> {
     }
 }
 
-/// Cuts a stream of bytes into lines of bounded length.
+/// Cuts a stream of bytes into lines, and lines that are too long into pieces.
 #[derive(Default)]
 struct Lines {
     partial: Vec<u8>,
-    /// Bytes of the present line that were dropped.
-    dropped: u64,
 }
 
+/// What is cut off: bytes, and whether they are a piece of a line that goes on.
+type Emit<'a> = &'a mut dyn FnMut(&[u8], bool);
+
 impl Lines {
-    fn feed(&mut self, mut bytes: &[u8], emit: &mut dyn FnMut(&[u8])) {
+    fn feed(&mut self, mut bytes: &[u8], emit: Emit<'_>) {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             let line = &bytes[..end];
-            if self.partial.is_empty() && self.dropped == 0 && line.len() <= LINE_MAX_BYTES {
-                emit(line);
+            if self.partial.is_empty() && line.len() <= LINE_MAX_BYTES {
+                emit(line, false);
             } else {
-                self.keep(line);
+                self.keep(line, emit);
                 self.end_line(emit);
             }
             bytes = &bytes[end + 1..];
         }
-        self.keep(bytes);
+        self.keep(bytes, emit);
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
-        let room = LINE_MAX_BYTES - self.partial.len();
-        let kept = bytes.len().min(room);
-        self.partial.extend_from_slice(&bytes[..kept]);
-        self.dropped += (bytes.len() - kept) as u64;
-    }
-
-    fn end_line(&mut self, emit: &mut dyn FnMut(&[u8])) {
-        if self.dropped > 0 {
-            let note = format!(" [{} bytes cut]", self.dropped);
-            self.partial.extend_from_slice(note.as_bytes());
+    fn keep(&mut self, bytes: &[u8], emit: Emit<'_>) {
+        self.partial.extend_from_slice(bytes);
+        while self.partial.len() > LINE_MAX_BYTES {
+            let end = piece_end(&self.partial[..=LINE_MAX_BYTES]);
+            emit(&self.partial[..end], true);
+            self.partial.drain(..end);
         }
-        emit(&self.partial);
+    }
+
+    fn end_line(&mut self, emit: Emit<'_>) {
+        emit(&self.partial, false);
         // Given back: most lines come whole and need no buffer.
         *self = Self::default();
     }
 
-    fn finish(&mut self, emit: &mut dyn FnMut(&[u8])) {
+    fn finish(&mut self, emit: Emit<'_>) {
         if !self.partial.is_empty() {
             self.end_line(emit);
         }
     }
 }
 
+/// Where a piece ends of which one byte more is known: not within a character of UTF-8, whose later bytes all begin with the bits 10.
+fn piece_end(bytes: &[u8]) -> usize {
+    let last = bytes.len() - 1;
+    let begins = |at: &usize| bytes[*at] & 0xc0 != 0x80;
+    (last.saturating_sub(3)..=last)
+        .rev()
+        .find(begins)
+        .unwrap_or(last)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// What goes on ends with `…`.
     fn lines(chunks: &[&[u8]]) -> Vec<String> {
         let mut found = Vec::new();
-        let mut emit = |line: &[u8]| found.push(String::from_utf8_lossy(line).into_owned());
+        let mut emit = |line: &[u8], goes_on| {
+            let more = if goes_on { "…" } else { "" };
+            found.push(format!("{}{more}", String::from_utf8_lossy(line)));
+        };
         let mut lines = Lines::default();
         for chunk in chunks {
             lines.feed(chunk, &mut emit);
@@ -178,17 +194,33 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_cut_and_what_follows_is_whole() {
-        let long = vec![b'x'; LINE_MAX_BYTES];
-        let found = lines(&[&long, b"yyy", b"yy\nnext\n"]);
-        assert_eq!(found[0].len(), LINE_MAX_BYTES + " [5 bytes cut]".len());
-        assert!(
-            found[0].ends_with("x [5 bytes cut]"),
-            "{}",
-            &found[0][LINE_MAX_BYTES - 4..]
+    fn a_line_of_the_most_bytes_is_whole_and_a_longer_one_comes_in_pieces() {
+        let long = "x".repeat(LINE_MAX_BYTES);
+        let bytes = long.as_bytes();
+        assert_eq!(lines(&[bytes, b"\nnext\n"]), [long.as_str(), "next"]);
+        let piece = format!("{long}…");
+        assert_eq!(
+            lines(&[bytes, b"yyy", b"yy\nnext\n"]),
+            [&piece, "yyyyy", "next"]
         );
-        assert_eq!(found[1..], ["next"]);
-        let whole = lines(&[&[long.as_slice(), b"y\nz"].concat()]);
-        assert!(whole[0].ends_with("x [1 bytes cut]") && whole[1] == "z");
+        let thrice = [bytes, bytes, b"y\nz"].concat();
+        assert_eq!(lines(&[&thrice]), [&piece, &piece, "y", "z"]);
+    }
+
+    #[test]
+    fn no_character_is_cut_in_two() {
+        for text in ["ä", "漢", "🚀"] {
+            for shift in 0..4 {
+                let line = "x".repeat(LINE_MAX_BYTES - shift) + text + "y";
+                let found = lines(&[line.as_bytes()]).concat().replace('…', "");
+                assert_eq!(found, line, "{text} {shift}");
+            }
+        }
+        let binary = vec![0x80; LINE_MAX_BYTES + 1];
+        assert_eq!(
+            lines(&[&binary]).len(),
+            2,
+            "bytes that are no text end somewhere"
+        );
     }
 }

@@ -23,6 +23,10 @@ impl Sink for Lines {
         }
     }
 
+    fn piece(&mut self, at: Timestamp, stream: Stream, piece: &[u8]) {
+        self.line(at, stream, piece);
+    }
+
     fn flush(&mut self) {
         let _ = self.0.flush();
     }

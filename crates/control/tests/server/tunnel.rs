@@ -67,11 +67,8 @@ async fn on_node(request: Request<Incoming>) -> Result<Response<Body>, hyper::Er
     if path.ends_with("/logs") {
         let query = request.uri().query().unwrap_or_default().to_owned();
         let line = |text: String| {
-            api::stream::json_line(&LogLine {
-                at: jiff::Timestamp::UNIX_EPOCH,
-                stream: Stream::Stdout,
-                text,
-            })
+            let at = jiff::Timestamp::UNIX_EPOCH;
+            api::stream::json_line(&LogLine::new(at, Stream::Stdout, text))
         };
         let text = [line(path), line(query)].concat();
         let body = http_body_util::Full::new(Bytes::from(text))

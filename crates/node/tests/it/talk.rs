@@ -165,6 +165,40 @@ async fn logs_are_read_and_followed() {
 }
 
 #[tokio::test]
+async fn what_is_followed_ends_after_its_last_line() {
+    let node = Node::start().await;
+    let script = "trap 'for i in 1 2 3 4 5 6 7 8 9; do echo last-$i; done; exit 0' TERM; echo first; while :; do sleep 0.05; done";
+    node.server
+        .want(vec![running("job-1", &["sh", "-c", script])]);
+    let client = node.socket();
+    node.until("it runs", |node| {
+        let report = node.server.report("job-1");
+        report.is_some_and(|report| report.pid.is_some())
+    })
+    .await;
+    let path = "/v1/instances/shop/job-1/logs?tail=1000&follow=true";
+    let mut lines = client.watch::<LogLine>(path).await.unwrap();
+    let mut found = Vec::new();
+    let all = async {
+        while let Some(line) = lines.next().await {
+            let line = line.unwrap();
+            if line.stream == Stream::Shim {
+                continue;
+            }
+            if found.is_empty() {
+                node.server.want(Vec::new());
+            }
+            found.push(line.text);
+        }
+    };
+    let ended = tokio::time::timeout(crate::world::PATIENCE, all).await;
+    ended.expect("what is followed ends with its instance");
+    let last = (1..=9).map(|number| format!("last-{number}"));
+    let expected: Vec<_> = std::iter::once("first".to_owned()).chain(last).collect();
+    assert_eq!(found, expected);
+}
+
+#[tokio::test]
 async fn the_servers_ask_through_the_tunnel() {
     let node = Node::start().await;
     node.server.want(vec![web("web-1")]);

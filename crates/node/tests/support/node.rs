@@ -45,6 +45,9 @@ impl compute::shim::Sink for LogSink {
     fn line(&mut self, at: Timestamp, stream: Stream, line: &[u8]) {
         let _ = self.0.append(at, stream, line);
     }
+    fn piece(&mut self, at: Timestamp, stream: Stream, piece: &[u8]) {
+        let _ = self.0.append_piece(at, stream, piece);
+    }
     fn flush(&mut self) {
         let _ = self.0.flush();
     }
