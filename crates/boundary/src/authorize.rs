@@ -248,7 +248,7 @@ impl Default for Limits {
             replicas_per_service: 10_000,
             replicas_per_project: 100_000,
             secret_length: crate::secret::VALUE_MAX_LENGTH,
-            spec_length: 256 * 1024,
+            spec_length: model::compute::programs::SPEC_MAX_BYTES,
             nodes: 10_000,
         }
     }

@@ -20,6 +20,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use model::compute::expansion::{Piece, pieces};
 use model::compute::{ArtifactRef, Exit, ExitHow, OnPartition};
 use model::ids::{Digest, InstanceId, ResourceName};
 use model::units::{Bytes, MilliCpu};
@@ -267,50 +268,15 @@ impl Error {
     }
 }
 
-/// Replaces `$NAME` and `${NAME}` by the environment's values. `$$` is one dollar sign.
-///
-/// An unknown name stays as it is, as in Kubernetes: in `sh -c 'for i in 1 2; do echo $i; done'` it is the shell's.
+/// Replaces `$NAME` and `${NAME}` by the environment's values, as [`pieces`] reads them.
 pub fn expand(argument: &str, environment: &Environment) -> String {
-    let mut expanded = String::with_capacity(argument.len());
-    let mut rest = argument;
-    while let Some(at) = rest.find('$') {
-        expanded.push_str(&rest[..at]);
-        let (text, length) = expand_one(&rest[at..], environment);
-        expanded.push_str(text);
-        rest = &rest[at + length..];
-    }
-    expanded.push_str(rest);
-    expanded
-}
-
-/// What the variable at the start of `text` stands for, and how many bytes of `text` it takes.
-fn expand_one<'a>(text: &'a str, environment: &'a Environment) -> (&'a str, usize) {
-    let after = &text[1..];
-    if after.starts_with('$') {
-        return ("$", 2);
-    }
-    let (name, length) = match after.strip_prefix('{') {
-        Some(braced) => match braced.find('}') {
-            Some(end) => (&braced[..end], end + 3),
-            None => return ("$", 1),
-        },
-        None => {
-            let name = &after[..name_length(after)];
-            (name, name.len() + 1)
+    let text = pieces(argument).map(|piece| match piece {
+        Piece::Text(text) => text,
+        Piece::Variable { name, written } => {
+            environment.0.get(name).map_or(written, String::as_str)
         }
-    };
-    match environment.0.get(name) {
-        Some(value) => (value, length),
-        None => (&text[..length], length),
-    }
-}
-
-fn name_length(text: &str) -> usize {
-    if text.starts_with(|first: char| first.is_ascii_digit()) {
-        return 0;
-    }
-    text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-        .unwrap_or(text.len())
+    });
+    text.collect()
 }
 
 #[cfg(test)]

@@ -99,6 +99,7 @@ pub fn secret(id: &ResourceId, record: &SecretRecord) -> SecretView {
             .unwrap_or_default(),
         changed_at: record.changed_at,
         changed_by: record.changed_by.clone(),
+        unchanged: false,
         warnings: Vec::new(),
     }
 }

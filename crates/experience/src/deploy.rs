@@ -14,6 +14,7 @@ mod lock;
 mod manifest;
 mod request;
 mod rolling;
+mod values;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use model::ids::ResourceName;
 
 use crate::failure::Failure;
 use crate::output::{Output, age, table, warnings};
-use crate::{Globals, input};
+use crate::{Globals, input, notice};
 
 /// Longest value of a secret.
 pub const VALUE_MAX_BYTES: usize = 64 << 10;
@@ -30,9 +30,10 @@ pub struct List {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A value has 1 byte to 64 KiB; a line's end that comes last on standard input is none of it. Running instances keep the old value \
-                  until they restart.\n\n\
-                  Examples:\n  pass show payment | mainland secret set payment-key\n  mainland secret set payment-key --file payment.key"
+    after_help = "A value has 1 byte to 64 KiB, and is kept as it is, a line break at its end included: that is said, and --trim takes it off. Only \
+                  what is typed at a terminal ends before its last line break. The value that a secret has already makes no new version. Running \
+                  instances keep the old value until they restart.\n\n\
+                  Examples:\n  pass show payment | mainland secret set payment-key --trim\n  mainland secret set payment-key --file payment.key"
 )]
 pub struct Set {
     /// The secret's name
@@ -40,6 +41,9 @@ pub struct Set {
     /// Read the value from a file instead of standard input
     #[arg(long, value_name = "FILE")]
     file: Option<std::path::PathBuf>,
+    /// Take off the line break that the value ends in
+    #[arg(long)]
+    trim: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -101,8 +105,15 @@ impl Set {
             }
             None => read_stdin()?,
         };
+        let bytes = match self.trim {
+            true => without_line_break(&bytes),
+            false => &bytes,
+        };
+        if ends_in_line_break(bytes) {
+            notice("the value ends in a line break, which is kept; --trim takes it off");
+        }
         let value = wire::SecretValue {
-            value: encode(&bytes)?,
+            value: encode(bytes)?,
         };
         let view = client.set_secret(&project, &self.name, &value).await?;
         self.output.print(&view, || in_words(&view))?;
@@ -111,6 +122,12 @@ impl Set {
 }
 
 fn in_words(view: &wire::SecretView) -> String {
+    if view.unchanged {
+        return format!(
+            "secret {} has this value already: version {} stays, nothing restarts",
+            view.name, view.version
+        );
+    }
     let mut text = format!("secret {} has version {}", view.name, view.version);
     if view.warnings.is_empty() && view.version > 1 {
         text += "; what runs keeps the old one until it restarts";
@@ -118,16 +135,24 @@ fn in_words(view: &wire::SecretView) -> String {
     text + &warnings(&view.warnings)
 }
 
+/// As it is; at a terminal the last line ends with the line break that hands it over.
 fn read_stdin() -> Result<Vec<u8>, Failure> {
-    if std::io::stdin().is_terminal() {
-        eprintln!("Type the value, then ctrl-D:");
+    if !std::io::stdin().is_terminal() {
+        return Ok(input::read(std::io::stdin(), VALUE_MAX_BYTES)?);
     }
-    let mut bytes = input::read(std::io::stdin(), VALUE_MAX_BYTES)?;
-    // What a person or `echo` ends a line with is not part of the value.
-    if bytes.ends_with(b"\n") {
-        bytes.pop();
-    }
-    Ok(bytes)
+    eprintln!("Type the value, then ctrl-D on a line of its own:");
+    let typed = input::read(std::io::stdin(), VALUE_MAX_BYTES)?;
+    Ok(without_line_break(&typed).to_vec())
+}
+
+/// Without the one line break at the end, of whichever system.
+fn without_line_break(bytes: &[u8]) -> &[u8] {
+    let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    bytes.strip_suffix(b"\r").unwrap_or(bytes)
+}
+
+pub fn ends_in_line_break(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"\n")
 }
 
 /// A secret's value as it travels.
@@ -145,6 +170,21 @@ pub fn encode(bytes: &[u8]) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_one_line_break_at_the_end_is_taken_off() {
+        let table: [(&[u8], &[u8]); 6] = [
+            (b"x\n", b"x"),
+            (b"x\r\n", b"x"),
+            (b"x\n\n", b"x\n"),
+            (b"x", b"x"),
+            (b"\n", b""),
+            (b"a\nb\n", b"a\nb"),
+        ];
+        for (bytes, expected) in table {
+            assert_eq!(without_line_break(bytes), expected, "{bytes:?}");
+        }
+    }
 
     #[test]
     fn a_new_value_says_who_goes_on_with_the_old_one_and_what_nothing_needs() {
@@ -168,6 +208,12 @@ mod tests {
             });
             let view: wire::SecretView = serde_json::from_value(view).unwrap();
             assert_eq!(in_words(&view), expected);
+            let same = wire::SecretView {
+                unchanged: true,
+                ..view
+            };
+            let expected = format!("version {version} stays, nothing restarts");
+            assert!(in_words(&same).ends_with(&expected));
         }
     }
 }

@@ -5,6 +5,8 @@
 //! | here | services and artifacts, as they are declared |
 //! | `release` | releases, and the number of copies somebody asked for |
 //! | `placement` | placements, and copies without a place |
+//! | [`expansion`] | `$NAME` in `run` and `env` |
+//! | [`programs`] | what the kernel takes of a program |
 //! | `instance` | what a node is told of an instance, and what it saw |
 
 use std::collections::BTreeMap;
@@ -17,8 +19,10 @@ use crate::state::{Access, Engine, Login, Subscription, Volume};
 use crate::traffic::{Protocol, TrafficOptions};
 use crate::units::{Bytes, MilliCpu, Span};
 
+pub mod expansion;
 mod instance;
 mod placement;
+pub mod programs;
 mod release;
 
 pub use instance::{DesiredInstance, Exit, ExitHow, InstanceReport, InstanceState, SecretNeed};

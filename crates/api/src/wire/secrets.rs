@@ -19,6 +19,9 @@ pub struct SecretView {
     pub key_id: String,
     pub changed_at: Timestamp,
     pub changed_by: PrincipalName,
+    /// In the answer to a value: it has that one already, and there is no new version.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unchanged: bool,
     /// In the answer to a new value: that nothing needs it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

@@ -15,8 +15,9 @@ use crate::runtime::{Environment, Identity};
 
 /// Longest line on the socket.
 pub(crate) const LINE_MAX_BYTES: usize = 16 << 10;
-/// Most that a launch may take: arguments and environment together are bounded by the kernel to about 2 MiB.
-pub(crate) const LAUNCH_MAX_BYTES: u64 = 8 << 20;
+/// Most that a launch may take: arguments and environment together are bounded by the kernel to 2 MiB, of which JSON makes six times as much where
+/// every byte is a control character.
+pub(crate) const LAUNCH_MAX_BYTES: u64 = 16 << 20;
 
 /// Agent to shim, on stdin, to its end: all that one run needs.
 #[derive(Debug, Serialize, Deserialize)]

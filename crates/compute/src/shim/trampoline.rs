@@ -16,6 +16,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use model::compute::programs::STACK_BYTES;
 use rustix::fs::Mode;
 use rustix::process::{Gid, Resource, Rlimit, Uid};
 
@@ -93,6 +94,7 @@ fn become_program(program: &Program, attached: bool) -> Failure {
     if let Err(error) = limit_open_files(program.open_files) {
         return failure("limiting open files", &error);
     }
+    raise_stack();
     let terminal = match program
         .terminal
         .as_deref()
@@ -170,6 +172,19 @@ fn limit_open_files(wanted: u64) -> io::Result<()> {
         Resource::Nofile,
         Rlimit { current, maximum },
     )?)
+}
+
+/// A quarter of the stack's limit is what arguments and environment may take, which is promised to be the same on every node. A node whose hard limit
+/// is lower keeps that.
+fn raise_stack() {
+    let limit = rustix::process::getrlimit(Resource::Stack);
+    if limit.current.is_some_and(|current| current < STACK_BYTES) {
+        let current = limit
+            .maximum
+            .map_or(STACK_BYTES, |most| most.min(STACK_BYTES));
+        let current = Some(current);
+        let _ = rustix::process::setrlimit(Resource::Stack, Rlimit { current, ..limit });
+    }
 }
 
 /// A new session whose controlling terminal is the one at `path`.

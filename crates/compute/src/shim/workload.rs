@@ -102,6 +102,9 @@ fn explain(failure: &Failure, program: &Program, work: &Path) -> String {
                 _ => format!("{name}: permission denied for the workload's user"),
             }
         }
+        Some(Errno::TOOBIG) => format!(
+            "{name}: arguments and environment are larger than this node's kernel takes: raise the limit of the stack (`ulimit -Hs`), or give secrets as files"
+        ),
         Some(Errno::NOEXEC) => format!(
             "{name}: not a program of this machine: neither a script with `#!` nor built for {}",
             std::env::consts::ARCH

@@ -28,6 +28,7 @@ use crate::world::World;
 pub use releases::{restart, rollback};
 pub use removal::{Deletion, remove_project, remove_resource};
 pub use secrets::{open as open_secret, set_value, users};
+pub use validate::check_value;
 
 /// Who asks for a change, and when.
 #[derive(Clone)]

@@ -1,6 +1,7 @@
 //! What no apply may bring, whatever the world is like.
 
 mod engines;
+mod programs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,7 @@ use model::traffic::Route;
 use super::Request;
 use crate::problems;
 use crate::world::World;
+pub use programs::check_value;
 
 /// Copies, env entries, needs, volumes and arguments of one service at most.
 const PARTS_MOST: usize = 1_000;
@@ -38,6 +40,7 @@ pub(super) fn check(world: &World, request: &Request<'_>) -> Result<(), Problem>
         engines::check(name, spec, &known)?;
         check_artifact(name, spec, request)?;
     }
+    programs::check(world, request, &known)?;
     let mut places = BTreeSet::new();
     for route in &request.apply.routes {
         if !places.insert((&route.host, &route.path)) {

@@ -42,17 +42,23 @@ pub async fn set(server: Arc<Server>, mut call: Call) -> Answer {
         .map_err(|refusal| problems::of_refusal(&refusal))?;
     let if_match = call.if_match()?;
     let author = projects::author(&server, &call.principal);
-    let (record, revision) = server
+    let ((record, unchanged), revision) = server
         .change(|world: &World| {
             if_match.check(format!("secret {id}"), world.secrets.get(&id))?;
-            apply::set_value(world, &id, &value, &server.keyring, &author)
+            let set = apply::set_value(world, &id, &value, &server.keyring, &author)?;
+            let (draft, record) = set;
+            let unchanged = draft.is_empty();
+            Ok((draft, (record, unchanged)))
         })
         .await?;
-    let line = format!("version {}", record.version);
-    server
-        .audited(author.name, "secret.set", &id, vec![line])
-        .await;
+    if !unchanged {
+        let line = format!("version {}", record.version);
+        server
+            .audited(author.name, "secret.set", &id, vec![line])
+            .await;
+    }
     let mut view = views::secret(&id, &record);
+    view.unchanged = unchanged;
     view.warnings = server.look(|world| nobody_needs(world, &id).into_iter().collect());
     Ok(call::tagged(&view, revision))
 }

@@ -114,6 +114,81 @@ async fn only_the_node_that_runs_what_needs_a_secret_can_read_it() {
     nothing_shows(&cloud, &[PLAIN, &STANDARD.encode(PLAIN), &generated]).await;
 }
 
+#[tokio::test]
+async fn the_value_that_a_secret_has_makes_no_new_version() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    let set = async |bytes: &[u8]| {
+        let value = SecretValue {
+            value: STANDARD.encode(bytes),
+        };
+        let set = cloud
+            .client
+            .set_secret(&project(), &name("key"), &value)
+            .await;
+        let view = set.unwrap();
+        (view.version, view.unchanged)
+    };
+    assert_eq!(set(b"x").await, (1, false));
+    assert_eq!(set(b"x").await, (1, true));
+    assert_eq!(set(b"x\n").await, (2, false), "a line break is a byte");
+    assert_eq!(set(b"x\n").await, (2, true));
+    assert_eq!(set(b"x").await, (3, false));
+}
+
+#[tokio::test]
+async fn what_the_kernel_would_not_take_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let refused = async |apply: &Apply| {
+        let answer = cloud.client.apply(&project(), apply, false, &key()).await;
+        answer.err().map(|error| error.to_string())
+    };
+    let mut bad = service(1);
+    bad.env.insert("N".to_owned(), "a\0b".to_owned());
+    let said = refused(&apply_of(&[("web", bad)])).await.unwrap();
+    assert!(said.contains("web: the variable `N` holds a NUL"), "{said}");
+
+    let mut many = apply_of(&[]);
+    let mut greedy = service(1);
+    for number in 0..33 {
+        let secret = format!("s{number}");
+        greedy = needing(greedy, &secret);
+        many.secrets.insert(name(&secret), SecretSource::Given);
+        let value = STANDARD.encode(vec![b'x'; 64 << 10]);
+        many.secret_values.insert(name(&secret), value);
+    }
+    many.services.insert(name("web"), greedy);
+    let said = refused(&many).await.unwrap();
+    assert!(said.contains("2064384 is the most"), "{said}");
+
+    let mut as_file = needing(service(1), "key");
+    as_file.needs.get_mut(&name("key")).unwrap().file = true;
+    let as_variable = needing(service(1), "word");
+    let mut apply = apply_of(&[("web", as_file), ("api", as_variable)]);
+    for secret in ["key", "word"] {
+        apply.secrets.insert(name(secret), SecretSource::Given);
+    }
+    assert_eq!(refused(&apply).await, None);
+    let set = async |secret: &str, bytes: &[u8]| {
+        let value = SecretValue {
+            value: STANDARD.encode(bytes),
+        };
+        let set = cloud
+            .client
+            .set_secret(&project(), &name(secret), &value)
+            .await;
+        set.err().map(|error| error.to_string())
+    };
+    assert_eq!(set("key", b"a\0\xff").await, None);
+    let said = set("word", b"a\0b").await.unwrap();
+    assert!(
+        said.contains("api: the secret `word` holds a NUL"),
+        "{said}"
+    );
+}
+
 /// No body that a person can get, and no file of the server, holds a value.
 async fn nothing_shows(cloud: &Cloud, values: &[&str]) {
     let paths = [

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::Which;
 use super::manifest::{broken, check_meant, parse};
 use super::request::routes;
+use super::values::Values;
 use crate::failure::Failure;
 use crate::output::{Output, count, say};
 use crate::{Globals, idempotency_key};
@@ -70,10 +71,15 @@ impl Check {
         };
         check_meant(&manifest, globals)?;
         let mut checked = Checked::of(&manifest);
-        let missing = missing_files(&file, &manifest);
-        if !missing.is_empty() {
-            return Err(self.refuse(checked, &missing)?);
+        let values = Values::read(file.parent().unwrap_or(Path::new("")), &manifest.secrets);
+        let mut wrong = missing_files(&file, &manifest);
+        wrong.extend(manifest.refused_values(&file.display().to_string(), &values.shapes()));
+        if !wrong.is_empty() {
+            return Err(self.refuse(checked, &wrong)?);
         }
+        checked.warnings.extend(values.warnings());
+        // Where a manifest is checked its secrets need not be.
+        checked.warnings.extend(values.unread);
         if self.output.is_for_people() {
             for warning in &checked.warnings {
                 say(&format!("warning: {warning}"))?;

@@ -5,14 +5,15 @@ use std::path::Path;
 
 use api::client::Client;
 use api::wire;
-use model::boundary::SecretSource;
 use model::compute::Work;
 use model::ids::ResourceName;
 use model::manifest::{DeclaredService, Manifest};
 use model::traffic::Route;
 
+use super::manifest::broken;
+use super::values::Values;
 use crate::failure::Failure;
-use crate::{artifact, input, progress, secret};
+use crate::{artifact, notice, progress, secret};
 
 /// Turns a manifest into a request: artifacts made and uploaded, secret files read.
 pub(super) async fn request(
@@ -24,7 +25,7 @@ pub(super) async fn request(
     let mut apply = wire::Apply {
         routes: routes(manifest),
         secrets: manifest.secrets.clone(),
-        secret_values: secret_values(&folder, &manifest.secrets)?,
+        secret_values: secret_values(file, manifest)?,
         ..Default::default()
     };
     for (name, declared) in &manifest.services {
@@ -85,24 +86,24 @@ async fn upload(
     Ok(Some(artifact.reference))
 }
 
+/// Read from their files. What the kernel would not take of them is told before anything is uploaded.
 fn secret_values(
-    folder: &Path,
-    secrets: &BTreeMap<ResourceName, SecretSource>,
+    file: &Path,
+    manifest: &Manifest,
 ) -> Result<BTreeMap<ResourceName, String>, Failure> {
-    let mut values = BTreeMap::new();
-    for (name, source) in secrets {
-        let SecretSource::File { path } = source else {
-            continue;
-        };
-        let file = std::fs::File::open(folder.join(path));
-        let read = file.and_then(|file| input::read(file, secret::VALUE_MAX_BYTES));
-        let bytes = read.map_err(|error| {
-            Failure::failed(format!(
-                "secret {name}: {} can't be read: {error} [secret]",
-                folder.join(path).display()
-            ))
-        })?;
-        values.insert(name.clone(), secret::encode(&bytes)?);
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let values = Values::read(folder, &manifest.secrets);
+    if let Some(unread) = values.unread.first() {
+        return Err(Failure::failed(format!("{unread} [secret]")));
     }
-    Ok(values)
+    let refused = manifest.refused_values(&file.display().to_string(), &values.shapes());
+    if !refused.is_empty() {
+        return Err(broken(&refused));
+    }
+    for warning in values.warnings() {
+        notice(&warning);
+    }
+    let read = values.read.into_iter();
+    read.map(|(name, value)| Ok((name, secret::encode(&value)?)))
+        .collect()
 }

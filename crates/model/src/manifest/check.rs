@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::compute::programs;
+
 use super::document::{Entry, Node, Value};
 use super::keys::{Entries, Form, Key, Shape};
 use super::{Manifest, Position, Problem};
@@ -178,7 +180,9 @@ impl Report {
     }
 
     fn form(&mut self, text: &str, form: &Form, path: &str, position: Position) {
-        if text.len() > form.longest {
+        if text.contains('\0') {
+            self.error(position, path, programs::NUL);
+        } else if text.len() > form.longest {
             self.error(
                 position,
                 path,
@@ -354,10 +358,16 @@ pub(super) fn shown(text: &str) -> String {
 }
 
 fn cut(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_MAX) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
+    let (text, more) = match text.char_indices().nth(SHOWN_MAX) {
+        Some((end, _)) => (&text[..end], "…"),
+        None => (text, ""),
+    };
+    let visible = |character: char| match character.is_control() {
+        true => character.escape_debug().to_string(),
+        false => character.to_string(),
+    };
+    let text: String = text.chars().map(visible).collect();
+    text + more
 }
 
 /// `did you mean ...?` for the known name nearest to `text`, if one is near.

@@ -16,6 +16,7 @@
 //! | `outside` | routes and secrets |
 //! | `state` | databases and topics, resolved to services |
 //! | `references` | needs and routes lead to something declared |
+//! | `limits` | the kernel takes what programs are given |
 //! | `variables` | something gives the variables that are used |
 //! | `schema` | the table of keys as a JSON Schema |
 //!
@@ -24,6 +25,7 @@
 mod check;
 mod document;
 mod keys;
+mod limits;
 mod merge;
 mod outside;
 mod references;
@@ -81,6 +83,8 @@ pub struct DeclaredService {
     pub files: Option<String>,
     /// Where its name stands.
     pub position: Position,
+    /// Where each need stands that it writes itself.
+    pub needs: BTreeMap<ResourceName, Position>,
 }
 
 /// A place in the file, both counted from 1; columns in characters.
@@ -184,6 +188,7 @@ fn resolve(report: &mut Report, file: &Node, environment: Option<&str>) -> Optio
     let secrets = outside::secrets(report, file);
     let routes = outside::routes(report, file);
     references::check(report, file, &services);
+    limits::check(report, file, &services, &secrets);
     Some(Manifest {
         project: project?,
         services,

@@ -75,10 +75,21 @@ impl Reader<'_> {
     }
 
     fn declared(&self, spec: Service, files: Option<String>) -> DeclaredService {
+        let needs = self.entry.value.get("needs");
+        let named = |item: &Node| {
+            let name = ResourceName::new(need(item).0?).ok()?;
+            Some((name, item.position))
+        };
         DeclaredService {
             spec,
             files,
             position: self.entry.key_position,
+            needs: needs
+                .map(Node::items)
+                .unwrap_or_default()
+                .iter()
+                .filter_map(named)
+                .collect(),
         }
     }
 

@@ -56,6 +56,7 @@ pub(super) fn read_all(
                 spec,
                 files: None,
                 position: entry.key_position,
+                needs: BTreeMap::new(),
             };
             services.entry(name).or_insert(declared);
         }

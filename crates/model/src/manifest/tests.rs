@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::compute::programs::SecretShape;
 
 mod documents;
 
@@ -239,6 +240,85 @@ fn the_largest_files_are_read_in_bounded_time() {
             &text[..60]
         );
     }
+}
+
+#[test]
+fn more_than_the_kernel_takes_is_refused_with_its_line() {
+    let long = "x".repeat(100_000);
+    let entries = |count, value: &str| -> String {
+        (0..count)
+            .map(|n| format!("      V{n}: {value}\n"))
+            .collect()
+    };
+    let table = [
+        (
+            format!("      A: {}{}\n", long, &long[..40_000]),
+            6,
+            "env.A: takes 140002 bytes: 131071 is the most",
+        ),
+        (
+            format!("      A: {long}\n      B: $A$A\n"),
+            7,
+            "env.B: takes 200002 bytes",
+        ),
+        (format!("      A: {long}\n      B: $$A$$A\n"), 0, ""),
+        (
+            entries(131, &long[..2048]),
+            3,
+            "bytes as JSON: 262144 is the most",
+        ),
+        (
+            format!("      A: {long}\n{}", entries(25, "$A")),
+            3,
+            "2064384 is the most that the kernel takes; the largest is",
+        ),
+    ];
+    for (env, line, expected) in table {
+        let text = format!("project: shop\nservices:\n  web:\n    run: [./web]\n    env:\n{env}");
+        match read_text(&text, None) {
+            Ok(_) => assert_eq!(line, 0, "{expected}"),
+            Err(problems) => {
+                assert_eq!(problems.len(), 1, "{}", lines(&problems));
+                assert_eq!(problems[0].line, line);
+                assert!(
+                    problems[0].to_string().contains(expected),
+                    "{}",
+                    problems[0]
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn values_of_secrets_count_once_they_are_known() {
+    let names: Vec<String> = (0..40).map(|n| format!("s{n}")).collect();
+    let secrets: String = names
+        .iter()
+        .map(|name| format!("  {name}: {{ file: {name} }}\n"))
+        .collect();
+    let text = format!(
+        "project: shop\nservices:\n  web: {{ run: [./web], needs: [{}] }}\n  api:\n    run: [./api]\n    needs: [s1, s2: {{ file: true }}]\nsecrets:\n{secrets}",
+        names.join(", ")
+    );
+    let manifest = read_text(&text, None).unwrap();
+    let refused = |length, is_binary| {
+        let shape = SecretShape { length, is_binary };
+        let values = manifest.secrets.keys().map(|name| (name.clone(), shape));
+        lines(&manifest.refused_values("mainland.yaml", &values.collect()))
+    };
+    assert_eq!(refused(1000, false), "");
+    let large = refused(64 << 10, false);
+    let expected = "mainland.yaml:3:3: services.web: all that it is given takes 26";
+    assert!(large.starts_with(expected), "{large}");
+    let binary = refused(10, true);
+    let expected = "mainland.yaml:6:13: services.api: the secret `s1` holds a NUL or is no UTF-8, and can't be the variable `S1`; take it as a file";
+    assert!(binary.contains(expected), "{binary}");
+    let file = "services.api: the secret `s2`";
+    assert!(
+        !binary.contains(file),
+        "as a file any byte is welcome: {binary}"
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! `services`, and the `defaults` that they share.
 
 use super::texts::{
-    ACCESS, BALANCE, CPU, FILES, GRACE, HOST_AND_PORT, HTTP_PATH, LABEL, NAME, NEED_WORD,
-    ON_PARTITION, PROBE_PATH, PROTOCOL, SIZE, SPAN, SPREAD_BY, TEXT, TRUE, VARIABLE,
+    ACCESS, BALANCE, CPU, FILES, GRACE, HOST_AND_PORT, HTTP_PATH, LABEL, LABEL_VALUE, NAME,
+    NEED_WORD, ON_PARTITION, PROBE_PATH, PROTOCOL, SIZE, SPAN, SPREAD_BY, TEXT, TRUE, VARIABLE,
 };
 use super::{Entries, Key, SERVICES_MAX, Shape, key, required};
 
@@ -190,7 +190,7 @@ static ENV: Entries = Entries {
 
 static LABELS: Entries = Entries {
     key: &LABEL,
-    value: Shape::Text(&TEXT),
+    value: Shape::Text(&LABEL_VALUE),
     single: false,
     most: 50,
 };

@@ -1,7 +1,9 @@
 //! The forms of texts: names, sizes, spans, paths, and words that can be listed.
 
 use super::Form;
+use crate::compute::programs;
 use crate::ids::{ProjectName, ResourceName};
+use crate::manifest::check::shown;
 use crate::units::{Bytes, MilliCpu, Span};
 
 /// Smaller limits kill every program: they are a forgotten unit.
@@ -10,11 +12,13 @@ const MEMORY_MIN: Bytes = Bytes::mebibytes(4);
 /// Longer waits are a wrong unit, and would overflow deadlines.
 const SPAN_MAX: Span = Span::seconds(7 * 24 * 3600);
 
-/// An argument or a variable. Linux takes no longer one (MAX_ARG_STRLEN, execve(2)).
+/// An argument or a variable: how long it may be is told with all that is filled in (`limits`).
 pub(super) static TEXT: Form = Form {
-    longest: 128 * 1024 - 1,
+    longest: usize::MAX,
     ..FORM
 };
+
+pub(super) static LABEL_VALUE: Form = FORM;
 
 pub(super) static PROJECT_NAME: Form = Form {
     expected: "a name",
@@ -69,7 +73,8 @@ pub(super) static FILES: Form = Form {
             relative,
             text,
             "a path relative to this file, such as `./dist`",
-        )
+        )?;
+        programs::path(text)
     },
     examples: &["./dist"],
     ..FORM
@@ -77,7 +82,10 @@ pub(super) static FILES: Form = Form {
 
 pub(super) static SECRET_FILE: Form = Form {
     expected: "a path",
-    check: |text| expect(!text.is_empty(), text, "a path, such as `./payment.key`"),
+    check: |text| {
+        expect(!text.is_empty(), text, "a path, such as `./payment.key`")?;
+        programs::path(text)
+    },
     examples: &["./payment.key"],
     ..FORM
 };
@@ -255,7 +263,7 @@ fn expect(holds: bool, text: &str, expected: &str) -> Result<(), String> {
     if holds {
         Ok(())
     } else {
-        Err(format!("`{text}` is not {expected}"))
+        Err(format!("{} is not {expected}", shown(text)))
     }
 }
 
