@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use model::control::NodeRole;
 use model::ids::{NodeName, RegionName, ZoneName};
 use model::signals::Stream;
+use model::traffic::Network;
 use model::units::{Bytes, MilliCpu};
 use signals::logs::{DEFAULT_LIMITS, Writer};
 
@@ -70,6 +71,12 @@ pub struct Agent {
     /// Ports for instances
     #[arg(long, value_name = "FIRST-LAST")]
     ports: Option<node::options::Ports>,
+    /// For an edge: a balancer before the gateway whose X-Forwarded-For, -Proto and -Host are believed; an address or a network such as 10.0.0.0/8
+    #[arg(long, value_name = "NETWORK")]
+    trust_proxy: Vec<Network>,
+    /// For an edge: a balancer before the gateway whose connections begin with the PROXY protocol, version 1 or 2
+    #[arg(long, value_name = "NETWORK")]
+    proxy_protocol: Vec<Network>,
     /// KEY=VALUE, for `labels` of services
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
@@ -143,6 +150,8 @@ impl Agent {
             mesh_block: self.mesh_block,
             ports: self.ports,
             gateway: globals.gateway.filter(|_| is_edge),
+            trust_proxy: self.trust_proxy,
+            proxy_protocol: self.proxy_protocol,
             labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),
         }
     }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use model::control::{Capacity, NodeRole};
 use model::ids::{NodeName, RegionName, ZoneName};
+use model::traffic::Network;
 use model::units::{Bytes, MilliCpu};
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,10 @@ pub struct Given {
     pub ports: Option<Ports>,
     /// For an edge.
     pub gateway: Option<SocketAddr>,
+    /// For an edge: balancers before the gateway whose `X-Forwarded-*` is believed. Empty: as before.
+    pub trust_proxy: Vec<Network>,
+    /// For an edge: balancers whose connections begin with the PROXY protocol. Empty: as before.
+    pub proxy_protocol: Vec<Network>,
     pub labels: BTreeMap<String, String>,
 }
 
@@ -62,6 +67,10 @@ pub struct Config {
     pub ports: Ports,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<SocketAddr>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trust_proxy: Vec<Network>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxy_protocol: Vec<Network>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
 }
@@ -214,6 +223,8 @@ pub fn resolve(kept: Option<Config>, given: &Given, machine: Capacity) -> Result
         mesh_block: given.mesh_block.unwrap_or(config.mesh_block),
         ports: given.ports.unwrap_or(config.ports),
         gateway: given.gateway.or(config.gateway),
+        trust_proxy: given_or_kept(&given.trust_proxy, &config.trust_proxy),
+        proxy_protocol: given_or_kept(&given.proxy_protocol, &config.proxy_protocol),
         labels: if given.labels.is_empty() {
             config.labels.clone()
         } else {
@@ -221,6 +232,11 @@ pub fn resolve(kept: Option<Config>, given: &Given, machine: Capacity) -> Result
         },
         ..config
     })
+}
+
+fn given_or_kept(given: &[Network], kept: &[Network]) -> Vec<Network> {
+    let chosen = if given.is_empty() { kept } else { given };
+    chosen.to_vec()
 }
 
 fn must_be_same<T: PartialEq + ToString>(
@@ -277,6 +293,8 @@ fn first(given: &Given, machine: Capacity) -> Result<Config, Error> {
         refusals_port: 0,
         ports: given.ports.unwrap_or_default(),
         gateway: None,
+        trust_proxy: Vec::new(),
+        proxy_protocol: Vec::new(),
         labels: BTreeMap::new(),
         name,
     })

@@ -39,6 +39,8 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
         gateway: config.gateway.map(|listen| Gateway {
             listen,
             routes: parts.road.routes.clone(),
+            trusted: config.trust_proxy.clone(),
+            proxy_protocol: config.proxy_protocol.clone(),
         }),
         destinations: parts.road.destinations.clone(),
         local: parts

@@ -28,6 +28,8 @@ fn main() {
             path: "/".to_owned(),
             to: service.clone(),
         }],
+        trusted: Vec::new(),
+        proxy_protocol: Vec::new(),
     });
     let host = if over_the_mesh { &mut inner } else { &mut edge };
     host.local.push(instance(&service, backend));

@@ -24,6 +24,9 @@ const LONGEST_EJECTION: Duration = Duration::from_secs(30);
 /// How long an endpoint that refused as *not begun* is asked last: its gate is closed, and a new snapshot is on its way.
 const REST: Duration = Duration::from_millis(250);
 
+/// How long a copy that hung gets none but safe requests, which are also sent elsewhere when it does not answer.
+const SUSPECT_FOR: Duration = Duration::from_secs(60);
+
 /// Time since the proxy started. The clock is read once per event and handed in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(pub u64);
@@ -45,6 +48,8 @@ pub struct Load {
     ejections: AtomicU32,
     ejected_until: AtomicU64,
     resting_until: AtomicU64,
+    answered_at: AtomicU64,
+    suspect_until: AtomicU64,
 }
 
 impl Load {
@@ -64,6 +69,19 @@ impl Load {
 
     /// An answer that began after `latency`.
     pub fn observe(&self, latency: Duration, now: Instant) {
+        self.answered_at.store(now.0, Relaxed);
+        self.sample(latency, now);
+    }
+
+    /// Somebody left, or gave it up, who had waited for this long: an answer would have taken longer still.
+    pub fn waited(&self, length: Duration, now: Instant) {
+        let known = f64::from_bits(self.latency_nanos.load(Relaxed)) * self.decay(now);
+        if length.as_nanos() as f64 > known {
+            self.sample(length, now);
+        }
+    }
+
+    fn sample(&self, latency: Duration, now: Instant) {
         let sample = latency.as_nanos() as f64;
         let before = f64::from_bits(self.latency_nanos.load(Relaxed));
         let weight = self.decay(now);
@@ -86,7 +104,30 @@ impl Load {
         if self.failures.load(Relaxed) != 0 {
             self.failures.store(0, Relaxed);
             self.ejections.store(0, Relaxed);
+            self.suspect_until.store(0, Relaxed);
         }
+    }
+
+    /// A try that began at `began` has had its time. When nobody was answered since, the endpoint hangs, and that is ejected at once.
+    pub fn silent(&self, began: Instant, now: Instant, may_eject: bool) {
+        self.waited(Duration::from_nanos(now.0 - began.0), now);
+        if self.answered_at.load(Relaxed) > began.0 {
+            return;
+        }
+        self.suspect_until.store(now.after(SUSPECT_FOR), Relaxed);
+        self.failures.fetch_max(FAILURES_TO_EJECT - 1, Relaxed);
+        self.failed(now, may_eject);
+    }
+
+    /// It was slow and did not hang: the try that was given up as silent was answered after all.
+    pub fn revive(&self) {
+        self.succeeded();
+        self.ejected_until.store(0, Relaxed);
+    }
+
+    /// It hung lately, and has answered nobody since.
+    pub fn is_suspect(&self, now: Instant) -> bool {
+        self.suspect_until.load(Relaxed) > now.0
     }
 
     /// A failed connection, a broken answer or a 502, 503, 504. `may_eject` is false when half of the endpoints are out already.
@@ -177,6 +218,22 @@ mod tests {
         assert!(load.ejected(at(1)) && !load.ejected(at(2)));
         load.failed(at(2), true);
         assert!(load.ejected(at(3)) && !load.ejected(at(4)));
+    }
+
+    #[test]
+    fn one_that_answers_nobody_is_out_at_once_and_suspect_until_it_answers() {
+        let load = Load::default();
+        load.observe(Duration::from_millis(1), at(9));
+        load.silent(at(8), at(13), true);
+        assert!(!load.ejected(at(13)), "others were answered meanwhile");
+        load.silent(at(10), at(15), true);
+        assert!(load.ejected(at(15)) && !load.ejected(at(16)));
+        assert!(load.is_suspect(at(60)) && !load.is_suspect(at(75)));
+        assert!(load.cost(at(15)) >= 5e9, "what was waited for is its cost");
+        load.silent(at(16), at(17), true);
+        assert!(load.ejected(at(18)) && !load.ejected(at(19)));
+        load.revive();
+        assert!(!load.ejected(at(18)) && !load.is_suspect(at(18)));
     }
 
     #[test]

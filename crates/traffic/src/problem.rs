@@ -18,6 +18,14 @@ pub enum Code {
     NoRoute,
     /// The request names no host, or one that is none.
     BadHost,
+    /// The request can't be read, or its body broke off: the client's fault.
+    RequestBroken,
+    /// The head of the request is larger than is taken.
+    HeadTooLarge,
+    /// The method has no meaning here.
+    MethodNotAllowed,
+    /// The request has a transfer coding other than `chunked`.
+    CodingNotSupported,
     /// The caller has not declared the need.
     CallerNotDeclared,
     /// No copy of the service answers now; nothing was begun.
@@ -35,6 +43,10 @@ impl Code {
         match self {
             Self::NoRoute => "no-route",
             Self::BadHost => "bad-host",
+            Self::RequestBroken => "request-broken",
+            Self::HeadTooLarge => "head-too-large",
+            Self::MethodNotAllowed => "method-not-allowed",
+            Self::CodingNotSupported => "coding-not-supported",
             Self::CallerNotDeclared => "caller-not-declared",
             Self::NoEndpoint => "no-endpoint",
             Self::UpstreamBroken => "upstream-broken",
@@ -46,7 +58,10 @@ impl Code {
     pub fn status(self) -> StatusCode {
         match self {
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::BadHost => StatusCode::BAD_REQUEST,
+            Self::BadHost | Self::RequestBroken => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::CodingNotSupported => StatusCode::NOT_IMPLEMENTED,
             Self::CallerNotDeclared => StatusCode::FORBIDDEN,
             Self::NoEndpoint | Self::UnknownService => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamBroken => StatusCode::BAD_GATEWAY,
@@ -58,6 +73,10 @@ impl Code {
         match self {
             Self::NoRoute => "No route leads there",
             Self::BadHost => "The request names no valid host",
+            Self::RequestBroken => "The request can't be read",
+            Self::HeadTooLarge => "The head of the request is too large",
+            Self::MethodNotAllowed => "The method is not allowed here",
+            Self::CodingNotSupported => "The transfer coding is not supported",
             Self::CallerNotDeclared => "The caller has not declared this need",
             Self::NoEndpoint => "No copy of the service answers",
             Self::UpstreamBroken => "The service broke off",

@@ -58,6 +58,34 @@ pub fn is_idempotent(method: &Method, has_idempotency_key: bool) -> bool {
         )
 }
 
+/// Asks for nothing to be changed (RFC 9110, 9.2.1): two copies may work on it at the same time.
+pub fn is_safe(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE
+    )
+}
+
+/// Ours; no answer that somebody watches for takes longer, and what works for longer is not given up: it is only asked for elsewhere as well.
+const LONGEST_TRY: Duration = Duration::from_secs(5);
+/// For a copy that was last seen to hang.
+const TRY_OF_SUSPECT: Duration = Duration::from_millis(250);
+/// A connection that does not come about within a second never does: one lost SYN is sent again after that.
+pub const LONGEST_DIAL: Duration = Duration::from_secs(1);
+
+/// How long one try may be without an answer, until a safe request is also sent elsewhere; the first to answer is taken. That is Envoy's
+/// `hedge_on_per_try_timeout`, the hedged request of Dean and Barroso, "The Tail at Scale" (2013). Half of the time for the whole request, so
+/// that another try has as much, and 5 s at most.
+pub fn try_time(whole: Duration, suspect: bool) -> Duration {
+    let most = if suspect { TRY_OF_SUSPECT } else { LONGEST_TRY };
+    (whole / 2).min(most)
+}
+
+/// How long a connection may take to come about: half of what is left, so that another copy can be asked, and 1 s at most.
+pub fn dial_time(left: Duration) -> Duration {
+    (left / 2).min(LONGEST_DIAL)
+}
+
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
@@ -106,6 +134,20 @@ mod tests {
             (Method::POST, true, true),
         ] {
             assert_eq!(is_idempotent(&method, key), expected, "{method} {key}");
+        }
+    }
+
+    #[test]
+    fn a_try_leaves_time_for_another() {
+        let ms = Duration::from_millis;
+        for (whole, suspect, of_try, of_dial) in [
+            (ms(30_000), false, ms(5000), ms(1000)),
+            (ms(30_000), true, ms(250), ms(1000)),
+            (ms(500), false, ms(250), ms(250)),
+            (ms(200), true, ms(100), ms(100)),
+        ] {
+            assert_eq!(try_time(whole, suspect), of_try);
+            assert_eq!(dial_time(whole), of_dial);
         }
     }
 

@@ -48,7 +48,7 @@ impl Router {
         Self { hosts }
     }
 
-    /// `host` may carry a port and any case.
+    /// `host` may carry a port, any case, and the dot of the root at its end. Empty: the request names none.
     pub fn find(&self, host: &str, path: &str) -> Option<&Arc<ResourceId>> {
         self.entries(host)?
             .iter()
@@ -61,12 +61,11 @@ impl Router {
         self.hosts.get(host).or_else(|| self.find_other(host))
     }
 
-    /// The slow way: a host with capitals, then `*`.
+    /// The slow way: a host with capitals or with the dot of the root at its end, then `*`.
     fn find_other(&self, host: &str) -> Option<&Vec<Entry>> {
-        let folded = host.bytes().any(|byte| byte.is_ascii_uppercase());
-        folded
-            .then(|| self.hosts.get(&host.to_ascii_lowercase()))
-            .flatten()
+        let without_dot = host.strip_suffix('.').unwrap_or(host);
+        self.hosts
+            .get(&without_dot.to_ascii_lowercase())
             .or_else(|| self.hosts.get(ANY_HOST))
     }
 
@@ -125,6 +124,10 @@ mod tests {
             ("shop.localhost", "/", Some("storefront")),
             ("shop.localhost:8080", "/api", Some("checkout")),
             ("SHOP.localhost", "/api/x", Some("checkout")),
+            ("shop.localhost.", "/api", Some("checkout")),
+            ("Shop.Localhost.:8080", "/api", Some("checkout")),
+            ("shop.localhost..", "/api", Some("fallback")),
+            ("", "/api", Some("fallback")),
             ("shop.localhost", "/apis", Some("storefront")),
             ("shop.localhost", "/api/cart", Some("cart")),
             ("shop.localhost", "/api/cart/7", Some("cart")),

@@ -14,6 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use model::traffic::Network;
 use serde::{Deserialize, Serialize};
 
 use super::process::Identity;
@@ -133,6 +134,11 @@ pub struct State {
     /// Where nodes dial the server.
     pub nodes: SocketAddr,
     pub gateway: SocketAddr,
+    /// Balancers before the gateway, as `mainland agent` takes them.
+    #[serde(default)]
+    pub trust_proxy: Vec<Network>,
+    #[serde(default)]
+    pub proxy_protocol: Vec<Network>,
     pub server: Option<Identity>,
 }
 

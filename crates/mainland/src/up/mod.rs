@@ -19,6 +19,7 @@ use experience::Globals;
 use experience::failure::Failure;
 use experience::progress::Subject;
 use model::ids::ProjectName;
+use model::traffic::Network;
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 
@@ -44,6 +45,12 @@ pub struct Up {
     /// Nodes in zones of their own that this machine pretends to be, 1 to 9 (default: as last time, else 1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(ZONES_MAX)))]
     zones: Option<u32>,
+    /// A balancer before the gateway whose X-Forwarded-For, -Proto and -Host are believed: an address or a network such as 10.0.0.0/8 (default: as last time, else none)
+    #[arg(long, value_name = "NETWORK")]
+    trust_proxy: Vec<Network>,
+    /// A balancer before the gateway whose connections begin with the PROXY protocol, version 1 or 2 (default: as last time, else none)
+    #[arg(long, value_name = "NETWORK")]
+    proxy_protocol: Vec<Network>,
     /// Return when it is ready; `mainland down` ends it
     #[arg(short, long)]
     detach: bool,
@@ -218,12 +225,21 @@ impl Up {
             }
             _ => free_loopback_address()?,
         };
+        let of_old = |kept: fn(&State) -> &Vec<Network>| old.as_ref().map(kept).cloned();
+        let balancers = |given: &Vec<Network>, kept| match given.is_empty() {
+            true => of_old(kept).unwrap_or_default(),
+            false => given.clone(),
+        };
+        let trust_proxy = balancers(&self.trust_proxy, |old| &old.trust_proxy);
+        let proxy_protocol = balancers(&self.proxy_protocol, |old| &old.proxy_protocol);
         let server = old.and_then(|old| old.server);
         Ok(State {
             zones,
             api,
             nodes,
             gateway,
+            trust_proxy,
+            proxy_protocol,
             server,
         })
     }

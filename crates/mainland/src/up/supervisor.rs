@@ -257,7 +257,7 @@ impl Supervisor {
             self.state.nodes.to_string(),
         ];
         if name == EDGE {
-            words.extend(["--gateway".to_owned(), self.state.gateway.to_string()]);
+            words.extend(gateway_words(&self.state));
         }
         self.start(name, words, Vec::new())?;
         Ok(true)
@@ -413,6 +413,19 @@ async fn end(identity: &Identity) {
     }
 }
 
+/// Where the gateway listens, and which balancers stand before it.
+fn gateway_words(state: &State) -> Vec<String> {
+    let mut words = vec!["--gateway".to_owned(), state.gateway.to_string()];
+    for (option, networks) in [
+        ("--trust-proxy", &state.trust_proxy),
+        ("--proxy-protocol", &state.proxy_protocol),
+    ] {
+        let networks = networks.iter();
+        words.extend(networks.flat_map(|network| [option.to_owned(), network.to_string()]));
+    }
+    words
+}
+
 fn first_start_words(plan: &NodePlan, layout: &Layout, state: &State) -> Vec<String> {
     let mut words = vec!["agent".to_owned()];
     let mut option = |name: &str, value: String| words.extend([format!("--{name}"), value]);
@@ -425,7 +438,7 @@ fn first_start_words(plan: &NodePlan, layout: &Layout, state: &State) -> Vec<Str
     option("mesh-block", format!("{}/20", plan.mesh_block));
     option("ports", format!("{}-{}", plan.ports.0, plan.ports.1));
     if plan.edge {
-        option("gateway", state.gateway.to_string());
+        words.extend(gateway_words(state));
     } else {
         option("cpu", format!("{}m", plan.cpu_milli));
         option("memory", plan.memory_bytes.to_string());

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, Method, StatusCode, Uri, Version};
-use hyper::body::Incoming;
+use http::header::TRANSFER_ENCODING;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -14,6 +15,7 @@ use model::ids::{Epoch, InstanceId, ResourceId};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
+use super::admission;
 use super::body::{Guards, RequestBody, ResponseBody};
 use super::failure::Failure;
 use super::gate::Pass;
@@ -27,7 +29,7 @@ use super::window::{MOST_WINDOW, Width};
 use super::wire;
 use super::worker::Worker;
 use crate::problem::{Code, Problem};
-use crate::retry::{Stage, is_idempotent};
+use crate::retry::{LONGEST_DIAL, Stage, is_idempotent};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A caller that is gone must not keep its requests in flight for ever.
@@ -41,6 +43,8 @@ pub struct Address<'a> {
     pub epoch: Epoch,
     /// No better copy is left: one that is held is to take it all the same.
     pub insist: bool,
+    /// For a connection to the instance to come about.
+    pub patience: Duration,
 }
 
 /// The head of a request, ready for an instance.
@@ -83,7 +87,9 @@ pub async fn call(
     let idempotent = head.idempotent;
     let request = request_to_instance(head, body);
     let shut = local.gate.when_shut();
-    let sent = worker.instances.send(&local.address, request, idempotent);
+    let sent = worker
+        .instances
+        .send(&local.address, request, idempotent, to.patience);
     let (response, lease) = tokio::select! {
         biased;
         answer = sent => answer?,
@@ -110,7 +116,19 @@ pub fn request_to_instance(head: Head<'_>, body: RequestBody) -> Request<Request
     *request.uri_mut() = origin_form(head.uri);
     *request.headers_mut() = head.headers;
     *request.version_mut() = Version::HTTP_11;
+    if has_unusual_body(&request) {
+        let headers = request.headers_mut();
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     request
+}
+
+/// A body of unknown length, where hyper takes none for granted and would leave it out unsaid.
+fn has_unusual_body(request: &Request<RequestBody>) -> bool {
+    let body = request.body();
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && !body.is_end_stream()
+        && body.size_hint().exact().is_none()
 }
 
 fn origin_form(uri: &Uri) -> Uri {
@@ -202,11 +220,15 @@ impl Peer {
         let Some((service, instance, epoch)) = target(request.headers()) else {
             return failed(Failure::not_begun("the request names no instance"));
         };
+        if let Err(problem) = admit(&request) {
+            return admission::refusal(&problem);
+        }
         let to = Address {
             service: &service,
             instance: &instance,
             epoch,
             insist: request.headers().contains_key(wire::INSIST),
+            patience: LONGEST_DIAL,
         };
         let result = if request.method() == Method::CONNECT {
             Box::pin(tunnel_to_instance(&view, &self.caller, &to, &mut request)).await
@@ -240,16 +262,8 @@ impl Peer {
     ) -> Result<Response<ResponseBody>, Failure> {
         let (mut parts, incoming) = request.into_parts();
         let ticket = self.tickets.ticket(&parts.headers);
-        for name in [
-            wire::SERVICE,
-            wire::INSTANCE,
-            wire::EPOCH,
-            wire::INSIST,
-            wire::TICKET,
-        ] {
-            parts.headers.remove(name);
-        }
-        let once = parts.headers.remove(wire::ONCE).is_some();
+        let once = parts.headers.contains_key(wire::ONCE);
+        wire::remove_ours_but_deadline(&mut parts.headers);
         let has_key = parts.headers.contains_key(wire::IDEMPOTENCY_KEY);
         let head = Head {
             idempotent: !once && is_idempotent(&parts.method, has_key),
@@ -257,13 +271,22 @@ impl Peer {
             uri: &parts.uri,
             headers: parts.headers,
         };
-        let body = match (hyper::body::Body::is_end_stream(&incoming), ticket) {
+        let body = match (incoming.is_end_stream(), ticket) {
             (true, _) => RequestBody::Empty,
             (false, None) => RequestBody::Once(incoming),
             (false, Some(ticket)) => RequestBody::Taken(Taken::new(incoming, ticket)),
         };
         call(&self.worker, view, &self.caller, to, head, body).await
     }
+}
+
+/// The same as at the gateway, for another proxy may be older, or hold a stolen certificate. A tunnel is what `CONNECT` is for between proxies.
+fn admit<B>(request: &Request<B>) -> Result<(), Problem> {
+    admission::named_host(request.headers())?;
+    if request.method() == Method::CONNECT {
+        return Ok(());
+    }
+    admission::check(request.method(), request.uri(), request.headers())
 }
 
 /// A connection as one stream: its bytes go to the instance until both sides have ended.
@@ -274,7 +297,7 @@ async fn tunnel_to_instance(
     request: &mut Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Failure> {
     let (local, pass) = enter(view, caller, to)?;
-    let stream = instances::connect(&local.address).await?;
+    let stream = instances::connect(&local.address, to.patience).await?;
     let upgrade = hyper::upgrade::on(request);
     tokio::spawn(async move {
         if let Ok(upgraded) = upgrade.await {

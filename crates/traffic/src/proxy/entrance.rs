@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, header};
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -15,8 +15,11 @@ use model::ids::ResourceId;
 use model::traffic::{Door, Protocol};
 use tokio::net::TcpStream;
 
+use super::admission;
 use super::body::ResponseBody;
 use super::forward::{self, Errand};
+use super::origin::{self, Origin};
+use super::proxy_protocol;
 use super::refusal::{self, Refusal};
 use super::tunnel;
 use super::view::{Caller, View, missing_need};
@@ -29,100 +32,89 @@ use crate::routing::Router;
 const ECHOED_MOST: usize = 255;
 
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// A balancer sends it at once, with its first bytes.
+const PROXY_PROTOCOL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client from outside.
-pub async fn serve_gateway(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
-    let forwarded = HeaderValue::from_str(&client.ip().to_string()).expect("an IP is ASCII");
-    let is_local = client.ip().to_canonical().is_loopback();
-    let from = Arc::new(Outside {
-        forwarded,
-        is_local,
-    });
+pub async fn serve_gateway(worker: Arc<Worker>, mut stream: TcpStream, peer: SocketAddr) {
+    let Some(client) = client(&worker.view(), &mut stream, peer).await else {
+        return;
+    };
+    let from = Arc::new(Origin::new(client));
     serve_http(&worker, stream, move |worker, request| {
         let from = from.clone();
-        async move { from.answer(&worker, request).await }
+        async move { from_outside(&from, &worker, request).await }
     })
     .await;
 }
 
-struct Outside {
-    /// The client's address, for `X-Forwarded-For`.
-    forwarded: HeaderValue,
-    /// The client is on this machine: most likely who deploys, and not the public.
-    is_local: bool,
-}
-
-impl Outside {
-    async fn answer(
-        &self,
-        worker: &Worker,
-        mut request: Request<Incoming>,
-    ) -> Response<ResponseBody> {
-        let service = match route(&worker.view(), &request, self.tells_routes(&request)) {
-            Ok(service) => service,
-            Err(problem) => return wire::problem_response(&problem),
-        };
-        self.mark(request.headers_mut());
-        let errand = Errand {
-            caller: &Caller::Gateway,
-            service: &service,
-            timeout: None,
-            once: false,
-        };
-        send(worker, &errand, request).await
+/// Whose connection it is: the peer's, or whose a balancer says that it is. `None`: a balancer that does not say so in time.
+async fn client(view: &View, stream: &mut TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
+    let balancers = view.gateway.iter().flat_map(|it| &it.proxy_protocol);
+    if !balancers.into_iter().any(|it| it.contains(peer.ip())) {
+        return Some(peer);
     }
-
-    /// A proxy before the gateway asks for others.
-    fn tells_routes<Body>(&self, request: &Request<Body>) -> bool {
-        let relayed = [header::FORWARDED, FORWARDED_FOR, header::VIA];
-        let relayed = relayed
-            .iter()
-            .any(|name| request.headers().contains_key(name));
-        self.is_local && !relayed
-    }
-
-    /// The edge says who asks; what a client claims about itself is not believed.
-    fn mark(&self, headers: &mut HeaderMap) {
-        wire::remove_ours(headers);
-        headers.insert(FORWARDED_FOR, self.forwarded.clone());
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
-        if let Some(host) = headers.get(header::HOST).cloned() {
-            headers.insert(FORWARDED_HOST, host);
+    let told = proxy_protocol::read(stream);
+    match tokio::time::timeout(PROXY_PROTOCOL_TIMEOUT, told).await {
+        Ok(Ok(client)) => Some(client.unwrap_or(peer)),
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "a connection of a balancer was closed");
+            None
         }
+        Err(_) => None,
     }
 }
 
-fn route(
-    view: &View,
-    request: &Request<Incoming>,
-    tells_routes: bool,
-) -> Result<Arc<ResourceId>, Problem> {
-    let host = request
-        .uri()
-        .host()
-        .or_else(|| request.headers().get(header::HOST)?.to_str().ok());
-    let (Some(host), Some(gateway)) = (host, &view.gateway) else {
-        return Err(Problem::new(Code::BadHost, "the request names no host"));
+async fn from_outside(
+    from: &Origin,
+    worker: &Worker,
+    mut request: Request<Incoming>,
+) -> Response<ResponseBody> {
+    let upgrades = tunnel::asks_for_upgrade(&request);
+    let service = match admit(from, &worker.view(), &mut request) {
+        Ok(service) => service,
+        Err(problem) => return refused(&problem, request.body()),
     };
-    if request
-        .headers()
-        .get_all(header::HOST)
-        .iter()
-        .nth(1)
-        .is_some()
-    {
-        return Err(Problem::new(
-            Code::BadHost,
-            "the request names more than one host",
-        ));
-    }
+    let errand = Errand {
+        caller: &Caller::Gateway,
+        service: &service,
+        timeout: None,
+        once: false,
+    };
+    send(worker, &errand, request, upgrades).await
+}
+
+/// Where a request from outside leads; it is made ready to go there.
+fn admit<B>(
+    from: &Origin,
+    view: &View,
+    request: &mut Request<B>,
+) -> Result<Arc<ResourceId>, Problem> {
+    let Some(gateway) = &view.gateway else {
+        return Err(Problem::new(Code::NoRoute, "this node has no gateway"));
+    };
+    admission::check(request.method(), request.uri(), request.headers())?;
+    let host = admission::host(request)?;
+    let name = host.as_ref().map_or("", |host| host.to_str().unwrap_or(""));
     let path = request.uri().path();
-    let found = gateway.router.find(host, path).cloned();
-    found.ok_or_else(|| no_route(&gateway.router, host, path, tells_routes))
+    let found = gateway.router.find(name, path).cloned();
+    let service = found.ok_or_else(|| {
+        let tells_routes = from.is_local() && !is_relayed(request.headers());
+        no_route(&gateway.router, name, path, tells_routes)
+    })?;
+    let host = host.unwrap_or_else(|| gateway.host.clone());
+    let headers = request.headers_mut();
+    headers.insert(header::HOST, host);
+    // First what `Connection` names, then the gateway's own word: nothing can strip that.
+    wire::remove_hop_by_hop(headers);
+    from.mark(headers, &gateway.trusted);
+    Ok(service)
+}
+
+/// A proxy before the gateway asks for others.
+fn is_relayed(headers: &HeaderMap) -> bool {
+    let relayed = [header::FORWARDED, origin::FORWARDED_FOR, header::VIA];
+    relayed.iter().any(|name| headers.contains_key(name))
 }
 
 /// Says to who is on this machine what this host has, and nothing of others; anybody else may be the public, and learns nothing.
@@ -201,8 +193,12 @@ async fn through_door(
     worker: &Worker,
     opened: &Door,
     caller: &Caller,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
+    let upgrades = tunnel::asks_for_upgrade(&request);
+    if let Err(problem) = admit_at_door(&mut request) {
+        return refused(&problem, request.body());
+    }
     let view = worker.view();
     // What the door is now, not what it was when the connection came.
     let Some(door) = view
@@ -211,7 +207,8 @@ async fn through_door(
         .filter(|door| door.caller == opened.caller)
     else {
         let detail = missing_need(&opened.caller, &opened.need);
-        return wire::problem_response(&Problem::new(Code::CallerNotDeclared, detail));
+        let problem = Problem::new(Code::CallerNotDeclared, detail);
+        return refused(&problem, request.body());
     };
     let errand = Errand {
         caller,
@@ -219,15 +216,39 @@ async fn through_door(
         timeout: Some(door.timeout.duration()),
         once: door.once,
     };
-    send(worker, &errand, request).await
+    send(worker, &errand, request, upgrades).await
+}
+
+/// What is left of the request's `body` is not waited for, so no other request can follow it.
+fn refused(problem: &Problem, body: &Incoming) -> Response<ResponseBody> {
+    let mut response = admission::refusal(problem);
+    if !body.is_end_stream() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
+}
+
+/// A service is believed about its own clients, and may pass on a deadline; our other headers are not its to set.
+fn admit_at_door<B>(request: &mut Request<B>) -> Result<(), Problem> {
+    admission::check(request.method(), request.uri(), request.headers())?;
+    let host = admission::host(request)?;
+    let headers = request.headers_mut();
+    if let Some(host) = host {
+        headers.insert(header::HOST, host);
+    }
+    wire::remove_hop_by_hop(headers);
+    wire::remove_ours_but_deadline(headers);
+    Ok(())
 }
 
 async fn send(
     worker: &Worker,
     errand: &Errand<'_>,
     request: Request<Incoming>,
+    upgrades: bool,
 ) -> Response<ResponseBody> {
-    if tunnel::asks_for_upgrade(&request) {
+    if upgrades {
         // Rare, and large: kept out of the future of every request.
         Box::pin(tunnel::upgrade(worker, errand, request)).await
     } else {
@@ -252,7 +273,8 @@ where
         .max_headers(wire::MOST_HEADERS)
         .max_header_size(wire::MOST_HEADER_BYTES)
         .max_buf_size(2 * wire::MOST_HEADER_BYTES)
-        .auto_date_header(false)
+        // Only where the answer has none (RFC 9110, 6.6.1).
+        .auto_date_header(true)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
@@ -307,14 +329,9 @@ mod tests {
             let problem = no_route(&router, host, "/x", false);
             assert_eq!(problem.detail, format!("no route for {host}/x"));
         }
-        let outside = |is_local| Outside {
-            forwarded: HeaderValue::from_static("x"),
-            is_local,
-        };
-        let plain = Request::get("/").body(()).unwrap();
-        assert!(outside(true).tells_routes(&plain));
-        assert!(!outside(false).tells_routes(&plain));
-        let relayed = Request::get("/").header("x-forwarded-for", "192.0.2.1");
-        assert!(!outside(true).tells_routes(&relayed.body(()).unwrap()));
+        for (name, expected) in [("accept", false), ("x-forwarded-for", true), ("via", true)] {
+            let request = Request::get("/").header(name, "x").body(()).unwrap();
+            assert_eq!(is_relayed(request.headers()), expected, "{name}");
+        }
     }
 }

@@ -1,7 +1,11 @@
 //! The caller's side: one HTTP request from a gateway or a door to an endpoint, and again elsewhere when it fails and may.
 
+use std::pin::Pin;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use http::header::CONNECTION;
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, StatusCode, Uri, Version};
@@ -10,18 +14,18 @@ use hyper::client::conn::http2::SendRequest;
 use hyper::{Request, Response};
 use model::ids::ResourceId;
 use model::traffic::Address;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::body::{Guards, Kept, RequestBody, ResponseBody};
 use super::callee::{self, Head};
 use super::failure::{Failure, chain};
 use super::held;
-use super::search::{Chosen, Search};
+use super::search::{Asked, Chosen, Search};
 use super::view::{Caller, Place, Target};
 use super::wire;
 use super::worker::Worker;
 use crate::problem::{Code, Problem};
-use crate::retry::{Facts, is_idempotent};
+use crate::retry::{Facts, dial_time, is_idempotent, is_safe, try_time};
 
 /// When a caller asks for no timeout and the callee's is not known.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -37,33 +41,64 @@ pub struct Errand<'a> {
 }
 
 impl Errand<'_> {
-    /// The end of the time for the whole request: a deadline that came with it only shortens it.
-    pub fn deadline(&self, worker: &Worker, parts: &Parts) -> Instant {
+    /// The time for the whole request: a deadline that came with it only shortens it.
+    pub fn time(&self, worker: &Worker, parts: &Parts) -> Time {
         let own = self.timeout.unwrap_or_else(|| {
             let view = worker.view();
             let destination = view.destinations.get(self.service);
             destination.map_or(LONGEST, |it| it.traffic.timeout.duration())
         });
         let asked = wire::deadline(&parts.headers);
-        Instant::now() + asked.map_or(own, |asked| asked.min(own))
+        Time {
+            began: Instant::now(),
+            whole: asked.map_or(own, |asked| asked.min(own)),
+        }
     }
 }
 
-/// Answers one request. The deadline holds until the answer begins; its body may take as long as it flows.
+/// The time for a request, until its answer begins. While the client still sends, it runs from what came last.
+#[derive(Clone, Copy)]
+pub struct Time {
+    began: Instant,
+    whole: Duration,
+}
+
+impl Time {
+    pub fn end(&self) -> Instant {
+        self.began + self.whole
+    }
+
+    /// With a body, which may still be coming.
+    fn end_with(&self, kept: &Kept) -> Instant {
+        kept.moved().unwrap_or(self.began) + self.whole
+    }
+
+    fn left(&self, kept: &Kept) -> Duration {
+        self.end_with(kept)
+            .saturating_duration_since(Instant::now())
+    }
+}
+
+/// Answers one request. The deadline holds until the answer begins; its body may take as long as it flows, as may the request's own.
 pub async fn forward(
     worker: &Worker,
     errand: &Errand<'_>,
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let (mut parts, incoming) = request.into_parts();
-    let deadline = errand.deadline(worker, &parts);
-    wire::remove_hop_by_hop(&mut parts.headers);
+    let time = errand.time(worker, &parts);
     parts.headers.remove(http::header::EXPECT);
     let kept = Kept::new(incoming);
-    search(worker, errand, &parts, &kept, deadline)
-        .await
+    let result = search(worker, errand, &parts, &kept, time).await;
+    let mut response = result
         .map(as_http1)
-        .unwrap_or_else(|problem| refuse(worker, errand, &problem))
+        .unwrap_or_else(|problem| refuse(worker, errand, &problem));
+    if !kept.is_whole() {
+        // What is left of the body is not waited for, so no other request can follow it.
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// What the instance or the mesh spoke is no business of the client's connection.
@@ -93,46 +128,76 @@ pub fn out_of_time(service: &ResourceId) -> Problem {
     )
 }
 
+/// The client's own fault, and nobody else's.
+fn client_broke_off(why: &str) -> Problem {
+    Problem::new(
+        Code::RequestBroken,
+        format!("the request's body broke off before its end ({why}); it was not delivered"),
+    )
+}
+
 async fn search(
     worker: &Worker,
     errand: &Errand<'_>,
     parts: &Parts,
     kept: &Kept,
-    deadline: Instant,
+    time: Time,
 ) -> Result<Response<ResponseBody>, Problem> {
     let has_key = parts.headers.contains_key(wire::IDEMPOTENCY_KEY);
     let idempotent = !errand.once && is_idempotent(&parts.method, has_key);
-    let mut search = Search::new(worker, errand.service, errand.once);
+    let attempt = Attempt {
+        worker,
+        errand,
+        parts,
+        idempotent,
+        kept,
+        time,
+    };
+    let safe = !errand.once && is_safe(&parts.method);
+    let mut search = Search::new(worker, errand.service, safe, errand.once);
     loop {
-        let chosen = match timeout_at(deadline, search.next()).await {
+        let chosen = match timeout_at(time.end_with(kept), search.next()).await {
             Ok(chosen) => chosen?,
             // It is still known that nothing began.
             Err(_) if !search.may_have_begun() => return Err(search.nobody_in_time()),
             Err(_) => return Err(out_of_time(errand.service)),
         };
-        let attempt = Attempt {
-            worker,
-            errand,
-            parts,
-            idempotent,
-            deadline,
-        };
-        let made = timeout_at(deadline, attempt.make(&chosen, kept.body())).await;
-        match made.map_err(|_| out_of_time(errand.service))? {
-            Ok(mut response) => {
-                chosen.answered(worker.now(), !is_gateway_failure(response.status()));
-                response.body_mut().guards().in_flight = Some(chosen.in_flight);
+        let (mut chosen, tried) = attempt.first(chosen, &mut search).await;
+        match tried {
+            Tried::Answered(mut response) => {
+                response.body_mut().guards().in_flight = chosen.take_in_flight();
                 return Ok(response);
             }
-            Err(failure) => {
+            Tried::Failed(failure) => {
+                if let Some(why) = kept.broken() {
+                    return Err(client_broke_off(&why));
+                }
                 let facts = Facts {
-                    idempotent,
+                    idempotent: attempt.idempotent,
                     replayable: kept.replayable(),
                 };
                 let failed = Box::pin(search.failed(chosen, failure, facts));
-                let again = timeout_at(deadline, failed).await;
+                let again = timeout_at(time.end_with(kept), failed).await;
                 again.unwrap_or_else(|_| Err(out_of_time(errand.service)))?;
             }
+            Tried::OutOfTime => return Err(out_of_time(errand.service)),
+        }
+    }
+}
+
+/// What became of a try.
+pub enum Tried {
+    Answered(Response<ResponseBody>),
+    Failed(Failure),
+    /// The time for the whole request is over.
+    OutOfTime,
+}
+
+impl From<Result<Response<ResponseBody>, Failure>> for Tried {
+    fn from(result: Result<Response<ResponseBody>, Failure>) -> Self {
+        match result {
+            Ok(response) => Self::Answered(response),
+            Err(failure) => Self::Failed(failure),
         }
     }
 }
@@ -149,27 +214,108 @@ struct Attempt<'a> {
     errand: &'a Errand<'a>,
     parts: &'a Parts,
     idempotent: bool,
-    deadline: Instant,
+    kept: &'a Kept,
+    time: Time,
 }
 
 impl Attempt<'_> {
-    async fn make(
+    /// Tries `chosen`, and where it is silent others beside it. Returns the endpoint that the outcome is of.
+    async fn first(&self, chosen: Chosen, search: &mut Search<'_>) -> (Chosen, Tried) {
+        let (other, tried) = {
+            let mut first = std::pin::pin!(self.make(&chosen));
+            match timeout_at(self.end_of_try(&chosen.asked), first.as_mut()).await {
+                Ok(result) => (None, result.into()),
+                // Rare, and large: kept out of the future of every request.
+                Err(_) => Box::pin(self.outlast(&chosen, first, search)).await,
+            }
+        };
+        (other.unwrap_or(chosen), tried)
+    }
+
+    /// A try's time runs from when the client has sent all: until then the endpoint may well wait for the client.
+    fn end_of_try(&self, asked: &Asked) -> Instant {
+        let from = match self.kept.moved() {
+            Some(moved) if self.kept.is_whole() => moved.max(asked.at),
+            Some(_) => Instant::now(),
+            None => asked.at,
+        };
+        from + try_time(self.time.whole, asked.suspect)
+    }
+
+    /// The first try is silent, and goes on; a safe request is sent elsewhere as well. The first answer is taken.
+    async fn outlast(
         &self,
         chosen: &Chosen,
-        body: RequestBody,
-    ) -> Result<Response<ResponseBody>, Failure> {
-        match &chosen.endpoint().place {
+        mut first: Pin<&mut impl Future<Output = Result<Response<ResponseBody>, Failure>>>,
+        search: &mut Search<'_>,
+    ) -> (Option<Chosen>, Tried) {
+        let mut others = FuturesUnordered::new();
+        let mut first_goes_on = true;
+        let mut latest = Some(chosen.asked.clone());
+        loop {
+            let end = self.time.end_with(self.kept);
+            let of_try = latest.as_ref().map(|asked| self.end_of_try(asked));
+            let wake = of_try.map_or(end, |of_try| of_try.min(end));
+            tokio::select! {
+                biased;
+                result = first.as_mut(), if first_goes_on => match Tried::from(result) {
+                    Tried::Failed(failure) if !others.is_empty() => {
+                        search.failed_beside_others(chosen, &failure);
+                        first_goes_on = false;
+                    }
+                    tried => return (None, chosen.after_all(tried)),
+                },
+                Some((other, tried)) = others.next(), if !others.is_empty() => match tried {
+                    Tried::Failed(failure) if first_goes_on || !others.is_empty() => {
+                        search.failed_beside_others(&other, &failure);
+                    }
+                    tried => return (Some(other), tried),
+                },
+                () = sleep_until(wake) => {
+                    let now = Instant::now();
+                    if now >= self.time.end_with(self.kept) {
+                        return (None, Tried::OutOfTime);
+                    }
+                    if let Some(slow) = latest.take_if(|slow| now >= self.end_of_try(slow))
+                        && let Some(other) = search.silent(&slow)
+                    {
+                        latest = Some(other.asked.clone());
+                        others.push(self.beside(other));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn beside(&self, other: Chosen) -> (Chosen, Tried) {
+        let tried = self.make(&other).await.into();
+        (other, tried)
+    }
+
+    async fn make(&self, chosen: &Chosen) -> Result<Response<ResponseBody>, Failure> {
+        let body = self.kept.body();
+        let mut response = match &chosen.endpoint().place {
             Place::Instance(target) if target.node == chosen.view.node => {
                 self.here(chosen, target, body).await
             }
             Place::Instance(target) => self.over_the_mesh(chosen, target, body).await,
             Place::External(address) => self.outside(address, body).await,
-        }
+        }?;
+        // What it says of a request that its client broke off is no word about itself.
+        let well = !is_gateway_failure(response.status()) || self.kept.broken().is_some();
+        chosen.answered(self.worker.now(), well);
+        let settled = response.body_mut().settle().await;
+        settled.map_err(|error| Failure::broken(format!("its answer broke off: {error}")))?;
+        Ok(response)
+    }
+
+    fn patience(&self) -> Duration {
+        dial_time(self.time.left(self.kept))
     }
 
     fn head(&self) -> Head<'_> {
         let mut headers = self.parts.headers.clone();
-        let left = self.deadline.saturating_duration_since(Instant::now());
+        let left = self.time.left(self.kept);
         headers.insert(wire::DEADLINE, HeaderValue::from(left.as_millis() as u64));
         Head {
             method: &self.parts.method,
@@ -190,6 +336,7 @@ impl Attempt<'_> {
             instance: &target.instance,
             epoch: target.epoch,
             insist: chosen.insists,
+            patience: self.patience(),
         };
         callee::call(
             self.worker,
@@ -210,8 +357,9 @@ impl Attempt<'_> {
     ) -> Result<Response<ResponseBody>, Failure> {
         let caller = self.errand.caller.service();
         let peers = &self.worker.peers;
+        let service = &chosen.asked.destination.shared;
         let (mut sender, seat) = peers
-            .for_request(&chosen.view, caller, target, &chosen.destination.shared)
+            .for_request(&chosen.view, caller, target, service, self.patience())
             .await?;
         let head = self.head();
         let mut request = Request::new(body);
@@ -232,7 +380,7 @@ impl Attempt<'_> {
         };
         Ok(Response::from_parts(
             parts,
-            ResponseBody::incoming(incoming, guards),
+            ResponseBody::from_mesh(incoming, guards),
         ))
     }
 
@@ -251,7 +399,7 @@ impl Attempt<'_> {
         let (response, lease) = self
             .worker
             .instances
-            .send(address, request, self.idempotent)
+            .send(address, request, self.idempotent, self.patience())
             .await?;
         let (mut parts, incoming) = response.into_parts();
         wire::remove_hop_by_hop(&mut parts.headers);
@@ -302,7 +450,7 @@ pub async fn send_over_the_mesh(
 /// Which instance the peer shall hand it to.
 pub fn address_to<B>(request: &mut Request<B>, chosen: &Chosen, target: &Target) {
     let headers = request.headers_mut();
-    headers.insert(wire::SERVICE, chosen.destination.header.clone());
+    headers.insert(wire::SERVICE, chosen.asked.destination.header.clone());
     if chosen.insists {
         headers.insert(wire::INSIST, HeaderValue::from_static("1"));
     }

@@ -23,7 +23,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http2::SendRequest;
 use tokio::sync::oneshot;
 
-use super::body::{BoxError, REPLAY_BYTES, RequestBody};
+use super::body::{BoxError, REPLAY_BYTES, RequestBody, poll_mesh};
 use super::wire;
 
 /// Sent before the callee takes the body: less than is kept.
@@ -219,6 +219,6 @@ impl Taken {
 
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.ticket.take();
-        Pin::new(&mut self.body).poll_frame(cx).map_err(Into::into)
+        poll_mesh(&mut self.body, cx)
     }
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Response};
@@ -18,9 +19,8 @@ use tokio::net::{TcpStream, UnixStream};
 use super::body::{REPLAY_BYTES, RequestBody};
 use super::failure::{Failure, chain};
 use super::stream::{Stream, Watch};
-use super::wire::{MOST_HEADER_BYTES, MOST_HEADERS};
+use super::wire::{self, MOST_HEADER_BYTES, MOST_HEADERS};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Idle connections that are kept for each instance by each worker.
 const MOST_IDLE: usize = 64;
 /// Common servers close after 2 to 75 s (gunicorn 2 s, Node.js 5 s, nginx 75 s).
@@ -68,6 +68,23 @@ impl Lease {
     }
 }
 
+/// An answer with a length *and* a transfer coding has two ends (RFC 9112, 6.3), and one with another coding than `chunked` would lose it here.
+fn is_framed_once(response: &Response<Incoming>) -> Result<(), Failure> {
+    let headers = response.headers();
+    if !headers.contains_key(TRANSFER_ENCODING) {
+        return Ok(());
+    }
+    if headers.contains_key(CONTENT_LENGTH) {
+        let why = "its answer has a Content-Length and a Transfer-Encoding";
+        return Err(Failure::broken(why));
+    }
+    if !wire::is_chunked_only(headers) {
+        let why = "its answer has a Transfer-Encoding other than chunked";
+        return Err(Failure::broken(why));
+    }
+    Ok(())
+}
+
 impl Instances {
     /// Sends one request and waits for the head of the answer. `idempotent`: it does no harm to send it on a connection that may
     /// turn out to be closed.
@@ -76,6 +93,7 @@ impl Instances {
         address: &Address,
         mut request: Request<RequestBody>,
         idempotent: bool,
+        patience: Duration,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
         loop {
             // More than is kept might be read off the client before the first byte is written.
@@ -87,12 +105,13 @@ impl Instances {
             let used = small.then(|| self.take(address, idempotent)).flatten();
             let (mut connection, reused) = match used {
                 Some(connection) => (connection, true),
-                None => (Box::pin(connect_http(address)).await?, false),
+                None => (Box::pin(connect_http(address, patience)).await?, false),
             };
             let fresh = !reused || (idempotent && connection.since.elapsed() < SURELY_OPEN);
             connection.watch.begin(!fresh);
             match connection.sender.try_send_request(request).await {
                 Ok(response) => {
+                    is_framed_once(&response)?;
                     let lease = Lease {
                         pool: self.clone(),
                         address: address.clone(),
@@ -149,8 +168,8 @@ impl Instances {
     }
 }
 
-/// Dials an instance, or a place outside, within a second.
-pub async fn connect(address: &Address) -> Result<Stream, Failure> {
+/// Dials an instance, or a place outside, within `patience`.
+pub async fn connect(address: &Address, patience: Duration) -> Result<Stream, Failure> {
     let dialled = async {
         match address {
             Address::Tcp { address } => Stream::tcp(TcpStream::connect(address).await?),
@@ -160,15 +179,18 @@ pub async fn connect(address: &Address) -> Result<Stream, Failure> {
             Address::Unix { path } => Ok(Stream::unix(UnixStream::connect(path).await?)),
         }
     };
-    match tokio::time::timeout(CONNECT_TIMEOUT, dialled).await {
+    match tokio::time::timeout(patience, dialled).await {
         Ok(Ok(stream)) => Ok(stream),
         Ok(Err(error)) => Err(Failure::unreachable(format!("connecting: {error}"))),
-        Err(_) => Err(Failure::unreachable("connecting took more than 1s")),
+        Err(_) => Err(Failure::unreachable(format!(
+            "connecting took more than {} ms",
+            patience.as_millis()
+        ))),
     }
 }
 
-async fn connect_http(address: &Address) -> Result<Idle, Failure> {
-    let stream = connect(address).await?;
+async fn connect_http(address: &Address, patience: Duration) -> Result<Idle, Failure> {
+    let stream = connect(address, patience).await?;
     let watch = stream.watch();
     let (sender, connection) = http1::Builder::new()
         .max_headers(MOST_HEADERS)
@@ -195,6 +217,7 @@ mod tests {
 
     use super::*;
     use crate::proxy::body::{Guards, ResponseBody};
+    use crate::retry::LONGEST_DIAL;
 
     fn post() -> Request<RequestBody> {
         Request::post("/")
@@ -222,7 +245,10 @@ mod tests {
         let (close, closing) = sync_channel(1);
         let server = std::thread::spawn(move || answer_once(&listener, &closing));
         let instances = Arc::new(Instances::default());
-        let (response, lease) = instances.send(&address, post(), true).await.unwrap();
+        let (response, lease) = instances
+            .send(&address, post(), true, LONGEST_DIAL)
+            .await
+            .unwrap();
         let guards = Guards {
             lease: Some(lease),
             ..Guards::default()
@@ -236,7 +262,11 @@ mod tests {
         }
         close.send(()).unwrap();
         server.join().unwrap();
-        let failure = instances.send(&address, post(), true).await.err().unwrap();
+        let failure = instances
+            .send(&address, post(), true, LONGEST_DIAL)
+            .await
+            .err()
+            .unwrap();
         assert_eq!(
             failure,
             Failure::not_begun("the connection had been closed")

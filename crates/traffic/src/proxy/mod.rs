@@ -12,8 +12,9 @@
 //! pools. It lives across restarts of the agent and starts on the last snapshot that it kept on disk.
 //!
 //! Modules by the way of a request: [`sockets`] → [`worker`] → [`entrance`] → [`search`] → [`forward`], [`tunnel`] → [`peers`] → [`callee`] → [`gate`] →
-//! [`instances`] → [`stream`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`held`], [`failure`]. Bounds: [`window`].
+//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`origin`], [`proxy_protocol`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`held`], [`failure`]. Bounds: [`window`].
 
+mod admission;
 mod applier;
 mod body;
 mod callee;
@@ -26,7 +27,9 @@ mod forward;
 mod gate;
 mod held;
 mod instances;
+mod origin;
 mod peers;
+mod proxy_protocol;
 mod refusal;
 mod reports;
 mod search;

@@ -19,6 +19,7 @@ use model::timing::{
 };
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 
 use super::body::RequestBody;
@@ -79,14 +80,27 @@ struct Known {
 #[derive(Default)]
 struct Peer {
     state: Mutex<State>,
-    /// Held by the one who dials.
-    dialling: tokio::sync::Mutex<()>,
+    /// Signalled when a dial has ended.
+    dialled: Notify,
 }
 
 #[derive(Default)]
 struct State {
     connection: Option<Connection>,
     failed: Option<(Instant, String)>,
+    /// A task dials.
+    dialling: bool,
+}
+
+/// The one dial of a peer that goes on, whether or not somebody still waits for it: whoever has less time than a dial takes learns from its
+/// outcome later.
+struct Dialling(Arc<Peer>);
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        self.0.lock().dialling = false;
+        self.0.dialled.notify_waiters();
+    }
 }
 
 #[derive(Clone)]
@@ -114,12 +128,15 @@ impl Peers {
         caller: Option<&ResourceId>,
         target: &Target,
         service: &Arc<Shared>,
+        patience: Duration,
     ) -> Result<(Sender, Option<Seat>), Failure> {
-        let wide = self.connection(view, caller, target, Use::Wide).await?;
+        let dialled = self.connection(view, caller, target, Use::Wide, patience);
+        let wide = dialled.await?;
         if let Some(seat) = self.room.take(wide.width, service) {
             return Ok((wide.sender, Some(seat)));
         }
-        let narrow = self.connection(view, caller, target, Use::Narrow).await?;
+        let dialled = self.connection(view, caller, target, Use::Narrow, patience);
+        let narrow = dialled.await?;
         Ok((narrow.sender, None))
     }
 
@@ -128,8 +145,10 @@ impl Peers {
         view: &View,
         caller: Option<&ResourceId>,
         target: &Target,
+        patience: Duration,
     ) -> Result<Sender, Failure> {
-        let connection = self.connection(view, caller, target, Use::Tunnels).await?;
+        let dialled = self.connection(view, caller, target, Use::Tunnels, patience);
+        let connection = dialled.await?;
         Ok(connection.sender)
     }
 
@@ -138,13 +157,14 @@ impl Peers {
         self.tickets.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// A connection to the proxy of `target`, made as `caller`; dialled when there is none.
+    /// A connection to the proxy of `target`, made as `caller`; dialled when there is none, and waited for within `patience`.
     async fn connection(
         &self,
         view: &View,
         caller: Option<&ResourceId>,
         target: &Target,
         carries: Use,
+        patience: Duration,
     ) -> Result<Connection, Failure> {
         let Some(identity) = view.tls.client(caller) else {
             return Err(Failure::not_begun(
@@ -155,13 +175,16 @@ impl Peers {
         if let Some(found) = peer.usable(identity) {
             return found;
         }
-        let _dialling = peer.dialling.lock().await;
-        if let Some(found) = peer.usable(identity) {
-            return found;
-        }
         // Rare, and large: kept out of the future of every request.
-        let dialled = Box::pin(dial(identity, target, carries)).await;
-        peer.keep(dialled)
+        let dialled = Box::pin(peer.dialled(identity, target, carries));
+        match tokio::time::timeout(patience, dialled).await {
+            Ok(dialled) => dialled,
+            Err(_) => Err(Failure::unreachable(format!(
+                "the proxy of node {} did not answer within {} ms",
+                target.node,
+                patience.as_millis()
+            ))),
+        }
     }
 
     fn peer(&self, caller: Option<&ResourceId>, target: &Target, carries: Use) -> Arc<Peer> {
@@ -210,25 +233,56 @@ impl Peer {
             state.connection = None;
         }
         match &state.failed {
-            Some((at, reason)) if at.elapsed() < REDIAL_AFTER => {
+            // Only who begins to dial anew waits for it; the others need not join the queue for an address that was dead a moment ago.
+            Some((at, reason)) if at.elapsed() < REDIAL_AFTER || state.dialling => {
                 Some(Err(Failure::unreachable(reason.clone())))
             }
             _ => None,
         }
     }
 
-    fn keep(&self, dialled: Result<Connection, String>) -> Result<Connection, Failure> {
+    /// The outcome of the dial that goes on, or of a new one.
+    async fn dialled(
+        self: &Arc<Self>,
+        identity: &Arc<ClientIdentity>,
+        target: &Target,
+        carries: Use,
+    ) -> Result<Connection, Failure> {
+        loop {
+            let ended = self.dialled.notified();
+            self.begin_to_dial(identity, target, carries);
+            ended.await;
+            if let Some(found) = self.usable(identity) {
+                return found;
+            }
+        }
+    }
+
+    fn begin_to_dial(
+        self: &Arc<Self>,
+        identity: &Arc<ClientIdentity>,
+        target: &Target,
+        carries: Use,
+    ) {
+        if std::mem::replace(&mut self.lock().dialling, true) {
+            return;
+        }
+        let dialling = Dialling(self.clone());
+        let (identity, mesh, node) = (identity.clone(), target.mesh, target.node.clone());
+        tokio::spawn(async move {
+            let dialled = dial(&identity, mesh, &node, carries).await;
+            dialling.0.keep(dialled);
+        });
+    }
+
+    fn keep(&self, dialled: Result<Connection, String>) {
         let mut state = self.lock();
         match dialled {
             Ok(connection) => {
                 state.failed = None;
-                state.connection = Some(connection.clone());
-                Ok(connection)
+                state.connection = Some(connection);
             }
-            Err(reason) => {
-                state.failed = Some((Instant::now(), reason.clone()));
-                Err(Failure::unreachable(reason))
-            }
+            Err(reason) => state.failed = Some((Instant::now(), reason)),
         }
     }
 
@@ -239,11 +293,12 @@ impl Peer {
 
 async fn dial(
     identity: &Arc<ClientIdentity>,
-    target: &Target,
+    mesh: SocketAddr,
+    node: &NodeName,
     carries: Use,
 ) -> Result<Connection, String> {
-    let node = &target.node;
-    match tokio::time::timeout(PEER_CONNECT_TIMEOUT, handshake(identity, target, carries)).await {
+    let handshake = handshake(identity, mesh, node, carries);
+    match tokio::time::timeout(PEER_CONNECT_TIMEOUT, handshake).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) => Err(format!(
             "the proxy of node {node} can't be reached: {error}"
@@ -254,11 +309,12 @@ async fn dial(
 
 async fn handshake(
     identity: &Arc<ClientIdentity>,
-    target: &Target,
+    mesh: SocketAddr,
+    node: &NodeName,
     carries: Use,
 ) -> Result<Connection, String> {
     let dialled = Instant::now();
-    let stream = TcpStream::connect(target.mesh)
+    let stream = TcpStream::connect(mesh)
         .await
         .map_err(|error| error.to_string())?;
     let width = carries.width(dialled.elapsed());
@@ -266,7 +322,7 @@ async fn handshake(
     let mut config = (*identity.config).clone();
     config.alpn_protocols = vec![width.protocol()];
     let stream = TlsConnector::from(Arc::new(config))
-        .connect(server_name(&target.node), stream)
+        .connect(server_name(node), stream)
         .await
         .map_err(|error| error.to_string())?;
     let peer = stream.get_ref().1.peer_certificates().unwrap_or_default();

@@ -1,7 +1,7 @@
 //! The search of one request, or connection, for an endpoint: choosing, passing over what was tried, waiting when there is none.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use model::ids::{NodeName, ResourceId};
@@ -10,6 +10,7 @@ use model::units::Span;
 use tokio::time::{Instant, timeout};
 
 use super::failure::Failure;
+use super::forward::Tried;
 use super::reports::Reports;
 use super::view::{Destination, Endpoint, Shared, View};
 use super::worker::Worker;
@@ -39,33 +40,78 @@ pub struct Search<'a> {
     /// The request has brought its share of the retry budget.
     counted: bool,
     last_reason: Option<String>,
+    /// Nothing changes when two copies work on it: it may go to one that lately hung.
+    safe: bool,
 }
 
 /// The endpoint to try, in the view in which it was chosen.
 pub struct Chosen {
     pub view: Arc<View>,
-    pub destination: Arc<Destination>,
-    pub index: usize,
-    pub in_flight: InFlight,
+    pub asked: Asked,
     /// Every copy has refused once, so one whose probe fails is better than none (Envoy calls it panic).
     pub insists: bool,
+    in_flight: Option<InFlight>,
+    /// It is known what became of the try.
+    settled: AtomicBool,
+}
+
+/// Which endpoint was asked, and since when.
+#[derive(Clone)]
+pub struct Asked {
+    pub destination: Arc<Destination>,
+    index: usize,
     began: load::Instant,
+    pub at: Instant,
+    /// It was known to have hung lately.
+    pub suspect: bool,
+}
+
+/// Whoever leaves before the answer has learned something as well: it would have taken longer. A copy that hangs gets no cheaper by
+/// clients that have no patience.
+impl Drop for Chosen {
+    fn drop(&mut self) {
+        if !self.settled.load(Ordering::Relaxed) {
+            let waited = self.asked.at.elapsed();
+            let now = load::Instant(self.asked.began.0 + waited.as_nanos() as u64);
+            self.endpoint().load.waited(waited, now);
+        }
+    }
 }
 
 impl Chosen {
     pub fn endpoint(&self) -> &Endpoint {
-        &self.destination.endpoints[self.index]
+        self.asked.endpoint()
+    }
+
+    /// In flight for as long as the guard lives.
+    pub fn take_in_flight(&mut self) -> Option<InFlight> {
+        self.in_flight.take()
     }
 
     /// An answer began. `well`: it was not one of those that say that something behind is broken.
     pub fn answered(&self, now: load::Instant, well: bool) {
+        self.settled.store(true, Ordering::Relaxed);
         let load = &self.endpoint().load;
-        load.observe(Duration::from_nanos(now.0 - self.began.0), now);
+        load.observe(Duration::from_nanos(now.0 - self.asked.began.0), now);
         if well {
             load.succeeded();
         } else {
-            load.failed(now, self.may_eject(now));
+            load.failed(now, self.asked.may_eject(now));
         }
+    }
+
+    /// It was taken for silent; an answer shows that it was only slow.
+    pub fn after_all(&self, tried: Tried) -> Tried {
+        if matches!(tried, Tried::Answered(_)) {
+            self.endpoint().load.revive();
+        }
+        tried
+    }
+}
+
+impl Asked {
+    fn endpoint(&self) -> &Endpoint {
+        &self.destination.endpoints[self.index]
     }
 
     /// Whether the others that are well are at least half of all: then what broke off is one copy's death, and what it had in hand, however much, is
@@ -88,7 +134,8 @@ impl Chosen {
 }
 
 impl<'a> Search<'a> {
-    pub fn new(worker: &'a Worker, service: &'a ResourceId, once: bool) -> Self {
+    /// `safe`: two copies may work on it at the same time. `once`: what may have begun is not repeated.
+    pub fn new(worker: &'a Worker, service: &'a ResourceId, safe: bool, once: bool) -> Self {
         Self {
             worker,
             service,
@@ -100,6 +147,7 @@ impl<'a> Search<'a> {
             repeats: 0,
             counted: false,
             last_reason: None,
+            safe,
         }
     }
 
@@ -117,18 +165,51 @@ impl<'a> Search<'a> {
                 if !std::mem::replace(&mut self.counted, true) {
                     destination.shared.budget.deposit(self.worker.now());
                 }
-                return Ok(Chosen {
-                    index,
-                    in_flight: destination.endpoints[index].load.begin(),
-                    insists: self.round > 0,
-                    began: self.worker.now(),
-                    destination: destination.clone(),
-                    view,
-                });
+                let destination = destination.clone();
+                return Ok(self.chosen(view, destination, index));
             }
             let destination = destination.clone();
             Box::pin(self.wait(view, &destination)).await?;
         }
+    }
+
+    fn chosen(&self, view: Arc<View>, destination: Arc<Destination>, index: usize) -> Chosen {
+        let began = self.worker.now();
+        let load = &destination.endpoints[index].load;
+        Chosen {
+            in_flight: Some(load.begin()),
+            insists: self.round > 0,
+            settled: AtomicBool::new(false),
+            asked: Asked {
+                suspect: load.is_suspect(began),
+                destination,
+                index,
+                began,
+                at: Instant::now(),
+            },
+            view,
+        }
+    }
+
+    /// A try has had its time without an answer. `Some`: where the request may be sent as well, now and within the retry budget.
+    pub fn silent(&mut self, slow: &Asked) -> Option<Chosen> {
+        let now = self.worker.now();
+        let load = &slow.endpoint().load;
+        load.silent(slow.began, now, slow.may_eject(now));
+        self.tried.push(load.clone());
+        self.last_reason = Some("a copy does not answer".to_owned());
+        if !self.safe {
+            return None;
+        }
+        let view = self.worker.view();
+        let destination = view.destinations.get(self.service)?.clone();
+        let index = self.choose(&destination)?;
+        let free = self.repeats == 0 && slow.most_others_are_well(now);
+        if self.repeats >= MOST_REPEATS || !(free || destination.shared.budget.withdraw(now)) {
+            return None;
+        }
+        self.repeats += 1;
+        Some(self.chosen(view, destination, index))
     }
 
     fn choose(&self, destination: &Destination) -> Option<usize> {
@@ -136,6 +217,7 @@ impl<'a> Search<'a> {
             endpoints: &destination.endpoints,
             tried: &self.tried,
             broke_on: self.broke_on.as_ref(),
+            safe: self.safe,
             now: self.worker.now(),
         };
         match destination.traffic.balance {
@@ -209,8 +291,8 @@ impl<'a> Search<'a> {
             Verdict::IfBudget => {
                 self.repeats += 1;
                 let now = self.worker.now();
-                let budget = &chosen.destination.shared.budget;
-                let free = self.repeats == 1 && chosen.most_others_are_well(now);
+                let budget = &chosen.asked.destination.shared.budget;
+                let free = self.repeats == 1 && chosen.asked.most_others_are_well(now);
                 if self.repeats > MOST_REPEATS || !(free || budget.withdraw(now)) {
                     return Err(problem);
                 }
@@ -224,12 +306,20 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// A try failed while others of the same request go on.
+    pub fn failed_beside_others(&mut self, chosen: &Chosen, failure: &Failure) {
+        if let Failure::Try { stage, .. } = failure {
+            self.note(chosen, *stage);
+        }
+    }
+
     fn note(&mut self, chosen: &Chosen, stage: Stage) {
         let now = self.worker.now();
+        chosen.settled.store(true, Ordering::Relaxed);
         let load = &chosen.endpoint().load;
         match stage {
             Stage::NotBegun => load.rest(now),
-            Stage::Unreachable | Stage::Broken => load.failed(now, chosen.may_eject(now)),
+            Stage::Unreachable | Stage::Broken => load.failed(now, chosen.asked.may_eject(now)),
         }
         if stage == Stage::Broken {
             self.broke_on = chosen.endpoint().node().cloned();
@@ -326,6 +416,7 @@ struct Pool<'a> {
     endpoints: &'a [Endpoint],
     tried: &'a [Arc<Load>],
     broke_on: Option<&'a NodeName>,
+    safe: bool,
     now: load::Instant,
 }
 
@@ -339,6 +430,7 @@ impl Candidates for Pool<'_> {
     fn avoided(&self, index: usize) -> bool {
         let endpoint = &self.endpoints[index];
         endpoint.load.avoided(self.now)
+            || !self.safe && endpoint.load.is_suspect(self.now)
             || self.broke_on.is_some() && endpoint.node() == self.broke_on
     }
     fn tried(&self, index: usize) -> bool {

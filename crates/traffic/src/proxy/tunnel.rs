@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http::{HeaderValue, Method, StatusCode, Uri, header};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper::upgrade::Upgraded;
 use hyper::{Request, Response};
@@ -31,7 +31,7 @@ use super::wire;
 use super::worker::Worker;
 use crate::load::InFlight;
 use crate::problem::Problem;
-use crate::retry::Facts;
+use crate::retry::{Facts, LONGEST_DIAL};
 
 /// Bytes read at once in each direction.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -46,7 +46,7 @@ pub enum Io {
 pub struct Tunnel {
     io: Io,
     pass: Option<Pass>,
-    in_flight: InFlight,
+    in_flight: Option<InFlight>,
 }
 
 /// Copies both ways until both have ended; the end of one direction is passed on alone.
@@ -79,16 +79,16 @@ pub async fn serve_tcp(worker: &Worker, caller: &Caller, service: &ResourceId, c
 }
 
 async fn open(worker: &Worker, caller: &Caller, service: &ResourceId) -> Result<Tunnel, Problem> {
-    let mut search = Search::new(worker, service, false);
+    let mut search = Search::new(worker, service, false, false);
     loop {
-        let chosen = search.next().await?;
+        let mut chosen = search.next().await?;
         match dial(worker, caller, &chosen).await {
             Ok((io, pass)) => {
                 chosen.answered(worker.now(), true);
                 return Ok(Tunnel {
                     io,
                     pass,
-                    in_flight: chosen.in_flight,
+                    in_flight: chosen.take_in_flight(),
                 });
             }
             // Nothing of the connection has been sent yet, so that any failure may be repeated.
@@ -111,17 +111,21 @@ async fn dial(
     match &chosen.endpoint().place {
         Place::Instance(target) if target.node == chosen.view.node => {
             let to = callee::Address {
-                service: &chosen.destination.service,
+                service: &chosen.asked.destination.service,
                 instance: &target.instance,
                 epoch: target.epoch,
                 insist: chosen.insists,
+                patience: LONGEST_DIAL,
             };
             let (local, pass) = callee::enter(&chosen.view, caller, &to)?;
-            let stream = instances::connect(&local.address).await?;
+            let stream = instances::connect(&local.address, LONGEST_DIAL).await?;
             Ok((Io::Plain(stream), Some(pass)))
         }
         Place::Instance(target) => Ok((over_the_mesh(worker, caller, chosen, target).await?, None)),
-        Place::External(address) => Ok((Io::Plain(instances::connect(address).await?), None)),
+        Place::External(address) => {
+            let stream = instances::connect(address, LONGEST_DIAL).await?;
+            Ok((Io::Plain(stream), None))
+        }
     }
 }
 
@@ -133,7 +137,7 @@ async fn over_the_mesh(
 ) -> Result<Io, Failure> {
     let mut sender = worker
         .peers
-        .for_tunnel(&chosen.view, caller.service(), target)
+        .for_tunnel(&chosen.view, caller.service(), target, LONGEST_DIAL)
         .await?;
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::CONNECT;
@@ -146,16 +150,16 @@ async fn over_the_mesh(
     Ok(Io::Mesh(TokioIo::new(upgraded)))
 }
 
-/// Whether a request asks to become something else.
-pub fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
+const WEBSOCKET: &str = "websocket";
+
+/// Whether a request asks to become a WebSocket (RFC 6455, 4.1). Any other upgrade is an offer that a server may ignore (RFC 9110, 7.8): the request
+/// is served as it is, its body with it.
+pub fn asks_for_upgrade<B: Body>(request: &Request<B>) -> bool {
     request.headers().contains_key(header::UPGRADE)
-        && request
-            .headers()
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+        && *request.method() == Method::GET
+        && request.body().is_end_stream()
+        && wire::has_token(request.headers(), &header::UPGRADE, WEBSOCKET)
+        && wire::has_token(request.headers(), &header::CONNECTION, "upgrade")
 }
 
 /// Passes on a request that asks for an upgrade, over a connection of its own.
@@ -166,7 +170,7 @@ pub async fn upgrade(
 ) -> Response<ResponseBody> {
     let client = hyper::upgrade::on(&mut request);
     let (parts, _) = request.into_parts();
-    let deadline = errand.deadline(worker, &parts);
+    let deadline = errand.time(worker, &parts).end();
     let asked = timeout_at(deadline, ask(worker, errand, parts)).await;
     let result = asked.unwrap_or_else(|_| Err(out_of_time(errand.service)));
     let (mut response, pass, in_flight) = match result {
@@ -177,7 +181,7 @@ pub async fn upgrade(
         let (mut parts, incoming) = response.into_parts();
         wire::remove_hop_by_hop(&mut parts.headers);
         let guards = Guards {
-            in_flight: Some(in_flight),
+            in_flight,
             pass,
             ..Guards::default()
         };
@@ -198,16 +202,11 @@ async fn ask(
     worker: &Worker,
     errand: &Errand<'_>,
     mut parts: http::request::Parts,
-) -> Result<(Response<Incoming>, Option<Pass>, InFlight), Problem> {
+) -> Result<(Response<Incoming>, Option<Pass>, Option<InFlight>), Problem> {
     let tunnel = open(worker, errand.caller, errand.service).await?;
-    let protocol = parts.headers.get(header::UPGRADE).cloned();
-    wire::remove_hop_by_hop(&mut parts.headers);
-    parts
-        .headers
-        .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    if let Some(protocol) = protocol {
-        parts.headers.insert(header::UPGRADE, protocol);
-    }
+    let headers = &mut parts.headers;
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));
     let head = callee::Head {
         method: &parts.method,
         uri: &parts.uri,

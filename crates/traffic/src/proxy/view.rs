@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use http::HeaderValue;
 use model::boundary::{Holder, SpiffeId};
 use model::ids::{Epoch, InstanceId, NodeName, ResourceId};
-use model::traffic::{self, Address, Door, Protocol, ProxySnapshot, TrafficOptions};
+use model::traffic::{self, Address, Door, Network, Protocol, ProxySnapshot, TrafficOptions};
 use tokio::sync::Notify;
 
 use super::gate::Gate;
@@ -39,7 +39,11 @@ pub struct View {
 
 pub struct Gateway {
     pub listen: SocketAddr,
+    /// [`Gateway::listen`] as a host, for who names none.
+    pub host: HeaderValue,
     pub router: Router,
+    pub trusted: Vec<Network>,
+    pub proxy_protocol: Vec<Network>,
 }
 
 #[derive(Default)]
@@ -258,7 +262,10 @@ fn owners(snapshot: &ProxySnapshot) -> HashMap<u32, ResourceId> {
 fn gateway(gateway: &traffic::Gateway) -> Gateway {
     Gateway {
         listen: gateway.listen,
+        host: header(&gateway.listen),
         router: Router::new(&gateway.routes),
+        trusted: gateway.trusted.clone(),
+        proxy_protocol: gateway.proxy_protocol.clone(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, CONNECTION, HeaderMap, HeaderName, HeaderValue};
 use hyper::Response;
 
 use super::body::ResponseBody;
@@ -34,13 +34,30 @@ pub const IS_TAKEN: HeaderName = HeaderName::from_static("mainland-is-taken");
 /// Makes any method safe to repeat.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-const PREFIX: &str = "mainland-";
-
 /// Headers longer than this, or a request line, are refused with 431.
 pub const MOST_HEADER_BYTES: usize = 64 * 1024;
 pub const MOST_HEADERS: usize = 256;
 
-/// Removes what is meant for one connection only (RFC 9110, 7.6.1).
+/// What `Connection` may name and is passed on all the same: it is meant for whoever answers (RFC 9110, 7.6.1, forbids to name such), and without it
+/// a request would be another one.
+const END_TO_END: [HeaderName; 14] = [
+    header::HOST,
+    header::AUTHORIZATION,
+    header::COOKIE,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
+    header::CACHE_CONTROL,
+    header::RANGE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+    header::ORIGIN,
+    IDEMPOTENCY_KEY,
+];
+
+/// Removes what is meant for one connection only (RFC 9110, 7.6.1). `Trailer` stays, since trailers pass.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         remove_named_by_connection(headers);
@@ -57,17 +74,9 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
             | "proxy-authenticate"
             | "proxy-authorization"
             | "te"
-            | "trailer"
             | "transfer-encoding"
             | "upgrade"
     )
-}
-
-/// One look at the few names that are there is cheaper than a search for each that might be.
-fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
-    while let Some(name) = headers.keys().find(|name| unwanted(name)).cloned() {
-        headers.remove(name);
-    }
 }
 
 fn remove_named_by_connection(headers: &mut HeaderMap) {
@@ -77,15 +86,64 @@ fn remove_named_by_connection(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| !END_TO_END.contains(name) && !is_ours(name))
         .collect();
     for name in named {
         headers.remove(name);
     }
 }
 
+/// Whether a list of tokens, in one field or several, has `token`, in any case.
+pub fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    tokens(headers, name).any(|it| it.eq_ignore_ascii_case(token))
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let values = headers.get_all(name).into_iter();
+    values
+        .flat_map(|value| value.to_str().unwrap_or("?").split(','))
+        .map(str::trim)
+}
+
+/// `Transfer-Encoding: chunked` and nothing beside it: all that is taken off a message here.
+pub fn is_chunked_only(headers: &HeaderMap) -> bool {
+    let mut codings = tokens(headers, &header::TRANSFER_ENCODING);
+    let first = codings.next();
+    first.is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) && codings.next().is_none()
+}
+
+/// Trailers without what must not stand there (RFC 9110, 6.5.1): framing, routing, credentials, and our own.
+pub fn passable_trailers(mut trailers: HeaderMap) -> HeaderMap {
+    remove_where(&mut trailers, |name| {
+        is_hop_by_hop(name)
+            || is_ours(name)
+            || *name == header::TRAILER
+            || END_TO_END.contains(name)
+    });
+    trailers
+}
+
 /// Removes our own headers: nobody outside the mesh may set them, nobody outside sees them.
 pub fn remove_ours(headers: &mut HeaderMap) {
-    remove_where(headers, |name| name.as_str().starts_with(PREFIX));
+    remove_where(headers, is_ours);
+}
+
+/// Of our own headers a program may pass on the deadline that came with a request: it only shortens the time of what it asks for in turn.
+pub fn remove_ours_but_deadline(headers: &mut HeaderMap) {
+    remove_where(headers, |name| is_ours(name) && *name != DEADLINE);
+}
+
+/// Programs that see headers as CGI variables can't tell `_` from `-` (RFC 3875, 4.1.18).
+fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with("mainland") && matches!(name.as_bytes().get(8), Some(b'-' | b'_'))
+}
+
+/// Removes all that `unwanted` says, by one look at the few names that are there.
+pub fn remove_where(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| unwanted(name)).cloned() {
+        headers.remove(name);
+    }
 }
 
 pub fn deadline(headers: &HeaderMap) -> Option<Duration> {
@@ -141,7 +199,13 @@ mod tests {
     #[test]
     fn what_is_meant_for_one_connection_does_not_pass() {
         let mut map = headers(&[
-            ("connection", "close, X-Private"),
+            ("connection", "close, X-Private, Mainland-Deadline-Ms"),
+            ("connection", "Host,cookie, Idempotency-Key"),
+            ("host", "a"),
+            ("cookie", "b"),
+            ("idempotency-key", "c"),
+            ("mainland-deadline-ms", "7"),
+            ("trailer", "x-sum"),
             ("x-private", "1"),
             ("keep-alive", "5"),
             ("te", "trailers"),
@@ -150,7 +214,50 @@ mod tests {
             ("accept", "*/*"),
         ]);
         remove_hop_by_hop(&mut map);
-        assert_eq!(map, headers(&[("accept", "*/*")]));
+        let passed = [
+            ("host", "a"),
+            ("cookie", "b"),
+            ("idempotency-key", "c"),
+            ("mainland-deadline-ms", "7"),
+            ("trailer", "x-sum"),
+            ("accept", "*/*"),
+        ];
+        assert_eq!(map, headers(&passed));
+    }
+
+    #[test]
+    fn one_coding_is_taken_and_no_other() {
+        for (fields, expected) in [
+            (&[("transfer-encoding", "Chunked")][..], true),
+            (&[("transfer-encoding", "gzip, chunked")], false),
+            (
+                &[
+                    ("transfer-encoding", "gzip"),
+                    ("transfer-encoding", "chunked"),
+                ],
+                false,
+            ),
+            (&[("transfer-encoding", "chunked, chunked")], false),
+            (&[("accept", "*/*")], false),
+        ] {
+            let mut map = HeaderMap::new();
+            for (name, value) in fields {
+                map.append(*name, HeaderValue::from_static(value));
+            }
+            assert_eq!(is_chunked_only(&map), expected, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn trailers_bring_no_framing_and_nothing_of_ours() {
+        let trailers = headers(&[
+            ("x-sum", "1"),
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("mainland-not-begun", "x"),
+            ("trailer", "x-sum"),
+        ]);
+        assert_eq!(passable_trailers(trailers), headers(&[("x-sum", "1")]));
     }
 
     #[test]
@@ -159,6 +266,7 @@ mod tests {
             ("mainland-service", "a/b"),
             ("host", "x"),
             ("mainland-not-begun", "y"),
+            ("mainland_insist", "1"),
         ]);
         remove_ours(&mut map);
         assert_eq!(map, headers(&[("host", "x")]));

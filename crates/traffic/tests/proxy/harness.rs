@@ -152,6 +152,8 @@ impl Node {
                     to: id(to),
                 })
                 .collect(),
+            trusted: Vec::new(),
+            proxy_protocol: Vec::new(),
         });
         listen
     }
@@ -366,6 +368,10 @@ impl Agent {
 /// What an instance does with a request.
 pub enum Act {
     Answer(&'static str),
+    /// What it saw, head and body, as it came.
+    Mirror,
+    /// The first part at once, the second when the test lets go.
+    Halves(&'static str, Arc<Mutex<mpsc::Receiver<()>>>, &'static str),
     /// These bytes as they are, then the connection is closed.
     Raw(Vec<u8>),
     Close,
@@ -385,6 +391,7 @@ pub struct Seen {
 pub struct Instance {
     pub address: SocketAddr,
     requests: Arc<AtomicU32>,
+    begun: Arc<Mutex<Vec<String>>>,
     open: Arc<Mutex<Vec<TcpStream>>>,
 }
 
@@ -393,15 +400,22 @@ impl Instance {
         let address = free_address();
         let listener = TcpListener::bind(address).unwrap();
         let requests = Arc::new(AtomicU32::new(0));
-        let (act, counter) = (Arc::new(act), requests.clone());
+        let begun = Arc::default();
+        let (act, log) = (
+            Arc::new(act),
+            Log {
+                begun: Arc::clone(&begun),
+                whole: requests.clone(),
+            },
+        );
         let open = Arc::new(Mutex::new(Vec::new()));
         let opened = open.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let (act, counter) = (act.clone(), counter.clone());
+                let (act, log) = (act.clone(), log.clone());
                 opened.lock().unwrap().push(stream.try_clone().unwrap());
                 std::thread::spawn(move || {
-                    converse(&stream, &*act, &counter);
+                    converse(&stream, &*act, &log);
                     let _ = stream.shutdown(Shutdown::Both);
                 });
             }
@@ -409,6 +423,7 @@ impl Instance {
         Self {
             address,
             requests,
+            begun,
             open,
         }
     }
@@ -418,6 +433,7 @@ impl Instance {
         Self {
             address: listener.local_addr().unwrap(),
             requests: Arc::default(),
+            begun: Arc::default(),
             open: Arc::default(),
         }
     }
@@ -433,26 +449,50 @@ impl Instance {
         Self::start(move |_| Act::Answer(text))
     }
 
+    /// Whole requests.
     pub fn count(&self) -> u32 {
         self.requests.load(Ordering::SeqCst)
     }
+
+    /// The request lines of all requests whose head came, since this was last asked.
+    pub fn begun(&self) -> Vec<String> {
+        std::mem::take(&mut self.begun.lock().unwrap())
+    }
 }
 
-fn converse(stream: &TcpStream, act: &dyn Fn(&Seen) -> Act, counter: &AtomicU32) -> Option<()> {
+#[derive(Clone)]
+struct Log {
+    begun: Arc<Mutex<Vec<String>>>,
+    whole: Arc<AtomicU32>,
+}
+
+fn converse(stream: &TcpStream, act: &dyn Fn(&Seen) -> Act, log: &Log) -> Option<()> {
     let mut reader = BufReader::new(stream);
     let mut writer = stream;
     loop {
         let head = read_head(&mut reader)?;
+        let line = head.lines().next()?.to_owned();
+        log.begun.lock().unwrap().push(line);
         let body = read_body(&mut reader, &head)?;
-        counter.fetch_add(1, Ordering::SeqCst);
+        log.whole.fetch_add(1, Ordering::SeqCst);
         let answer = |mut writer: &TcpStream, text: &str| {
             let length = text.len();
             writer.write_all(
                 format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{text}").as_bytes(),
             )
         };
-        match act(&Seen { head, body }) {
+        let seen = Seen { head, body };
+        match act(&seen) {
             Act::Answer(text) => answer(writer, text).ok()?,
+            Act::Mirror => {
+                let body = String::from_utf8_lossy(&seen.body);
+                answer(writer, &format!("{}{body}", seen.head)).ok()?;
+            }
+            Act::Halves(first, gate, second) => {
+                writer.write_all(first.as_bytes()).ok()?;
+                let _ = gate.lock().unwrap().recv();
+                writer.write_all(second.as_bytes()).ok()?;
+            }
             Act::Raw(bytes) => {
                 writer.write_all(&bytes).ok()?;
                 return None;
@@ -463,7 +503,7 @@ fn converse(stream: &TcpStream, act: &dyn Fn(&Seen) -> Act, counter: &AtomicU32)
                 answer(writer, text).ok()?;
             }
             Act::Echo => {
-                let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+                let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
                 writer.write_all(switch.as_bytes()).ok()?;
                 std::io::copy(&mut reader, &mut writer).ok()?;
                 return None;
@@ -474,7 +514,7 @@ fn converse(stream: &TcpStream, act: &dyn Fn(&Seen) -> Act, counter: &AtomicU32)
 
 fn read_head(reader: &mut impl BufRead) -> Option<String> {
     let mut head = String::new();
-    while !head.ends_with("\r\n\r\n") {
+    while !head.ends_with("\r\n\r\n") && head != "\r\n" {
         if reader.read_line(&mut head).ok()? == 0 {
             return None;
         }
@@ -499,12 +539,14 @@ fn read_body(reader: &mut impl BufRead, head: &str) -> Option<Vec<u8>> {
             let mut size = String::new();
             reader.read_line(&mut size).ok()?;
             let size = usize::from_str_radix(size.trim(), 16).ok()?;
+            if size == 0 {
+                // Trailers belong to what was seen.
+                body.extend_from_slice(read_head(reader).as_deref()?.trim_end().as_bytes());
+                break;
+            }
             let mut chunk = vec![0; size + 2];
             reader.read_exact(&mut chunk).ok()?;
             body.extend_from_slice(&chunk[..size]);
-            if size == 0 {
-                break;
-            }
         }
     }
     Some(body)

@@ -1,0 +1,301 @@
+//! Heads of requests and answers: what is passed on, what is changed, what is refused.
+
+use super::*;
+
+fn mirror() -> Instance {
+    Instance::start(|_| Act::Mirror)
+}
+
+fn mirrored() -> (Web, Instance) {
+    let instance = mirror();
+    (web(&instance, &instance), instance)
+}
+
+/// What the instance saw of a request that was sent as it stands here.
+fn seen(to: SocketAddr, request: &str) -> String {
+    let answer = ask(to, request);
+    assert_eq!(answer.status, 200, "{request}: {}", answer.body);
+    answer.body
+}
+
+#[test]
+fn an_upgrade_that_nobody_asked_for_is_a_request_like_any_other() {
+    let (world, _instance) = mirrored();
+    let shop = shop(&Authority::new(), mirror().address, Protocol::Http);
+    for to in [world.gateway, shop.door] {
+        for upgrade in ["h2c", "TLS/1.0", "websocket, h2c", "echo"] {
+            let head = format!(
+                "Host: web.localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {upgrade}\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+            );
+            for (framing, body) in [
+                ("Content-Length: 5", "hello"),
+                ("Transfer-Encoding: chunked", "5\r\nhello\r\n0\r\n\r\n"),
+            ] {
+                let began = Instant::now();
+                let text = seen(
+                    to,
+                    &format!("POST / HTTP/1.1\r\n{head}{framing}\r\n\r\n{body}"),
+                );
+                assert!(text.ends_with("hello"), "{upgrade}: {text}");
+                assert_eq!(header(&text, "upgrade"), None);
+                assert_eq!(header(&text, "http2-settings"), None);
+                assert!(began.elapsed() < Duration::from_secs(3), "{upgrade}");
+            }
+        }
+        let get =
+            "GET / HTTP/1.1\r\nHost: web.localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n";
+        assert_eq!(header(&seen(to, get), "upgrade"), None);
+    }
+}
+
+#[test]
+fn connect_connects_to_nothing() {
+    let (world, instance) = mirrored();
+    let cart = mirror();
+    let shop = shop(&Authority::new(), cart.address, Protocol::Http);
+    for to in [world.gateway, shop.door] {
+        for target in ["web.localhost:80", "127.0.0.1:22", "/"] {
+            let text = format!("CONNECT {target} HTTP/1.1\r\nHost: web.localhost\r\n\r\n");
+            let mut client = Client::connect(to);
+            client.send(&text);
+            let head = client.receive_head().unwrap();
+            let status = head.split(' ').nth(1).unwrap();
+            // `/` is no target of CONNECT (RFC 9110, 9.3.6).
+            assert!(matches!(status, "405" | "400"), "{target}: {head}");
+            if status == "405" {
+                assert!(
+                    header(&head, "allow").is_some_and(|it| it.contains("GET")),
+                    "{head}"
+                );
+            }
+        }
+    }
+    assert_eq!((instance.count(), cart.count()), (0, 0));
+}
+
+#[test]
+fn what_a_client_says_of_itself_does_not_pass() {
+    let (world, _instance) = mirrored();
+    let text = seen(
+        world.gateway,
+        "GET / HTTP/1.1\r\nHost: web.localhost\r\n\
+         Connection: X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, Host, Mainland-Deadline-Ms, Cookie, X-Mine\r\n\
+         X-Forwarded-For: 6.6.6.6\r\nX_Forwarded_For: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\n\
+         X-Forwarded-Port: 66\r\nX-Forwarded-Prefix: /6\r\nX-Original-URL: /6\r\nX-Rewrite-URL: /6\r\n\
+         Mainland_Deadline_Ms: 6\r\nCookie: a=b\r\nX-Mine: 1\r\n\r\n",
+    );
+    assert!(
+        !text.contains('6')
+            || header(&text, "mainland-deadline-ms").is_some_and(|it| !it.starts_with('6')),
+        "{text}"
+    );
+    for (name, expected) in [
+        ("host", Some("web.localhost")),
+        ("x-forwarded-for", Some("127.0.0.1")),
+        ("x-forwarded-proto", Some("http")),
+        ("x-forwarded-host", Some("web.localhost")),
+        ("x_forwarded_for", None),
+        ("forwarded", None),
+        ("x-real-ip", None),
+        ("x-forwarded-port", None),
+        ("x-original-url", None),
+        ("mainland_deadline_ms", None),
+        ("cookie", Some("a=b")),
+        ("x-mine", None),
+    ] {
+        assert_eq!(header(&text, name), expected, "{name}: {text}");
+    }
+}
+
+#[test]
+fn a_declared_balancer_is_believed() {
+    let (mut world, _instance) = mirrored();
+    let gateway = world.edge.snapshot.gateway.as_mut().unwrap();
+    gateway.trusted = vec!["127.0.0.0/8".parse().unwrap()];
+    world.edge.apply();
+    let text = seen(
+        world.gateway,
+        "GET / HTTP/1.1\r\nHost: web.localhost\r\nX-Forwarded-For: 6.6.6.6, 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\
+         X_Forwarded_For: 6.6.6.6\r\nX-Forwarded-Host: outside.example\r\n\r\n",
+    );
+    for (name, expected) in [
+        ("host", Some("web.localhost")),
+        ("x-forwarded-for", Some("192.0.2.7")),
+        ("x-forwarded-proto", Some("https")),
+        ("x-forwarded-host", Some("outside.example")),
+        ("x_forwarded_for", None),
+    ] {
+        assert_eq!(header(&text, name), expected, "{name}: {text}");
+    }
+}
+
+#[test]
+fn a_balancer_that_speaks_the_proxy_protocol_says_whose_connection_it_is() {
+    let (mut world, _instance) = mirrored();
+    let gateway = world.edge.snapshot.gateway.as_mut().unwrap();
+    gateway.proxy_protocol = vec!["127.0.0.1".parse().unwrap()];
+    world.edge.apply();
+    let get = "GET / HTTP/1.1\r\nHost: web.localhost\r\nX-Forwarded-For: 6.6.6.6\r\n\r\n";
+    let line = "PROXY TCP4 192.0.2.7 10.0.0.1 4711 80\r\n";
+    let text = seen(world.gateway, &format!("{line}{get}"));
+    assert_eq!(header(&text, "x-forwarded-for"), Some("192.0.2.7"));
+    let mut client = Client::connect(world.gateway);
+    client.send(get);
+    assert!(client.receive().is_none(), "it came without");
+
+    // Nobody else is believed.
+    let gateway = world.edge.snapshot.gateway.as_mut().unwrap();
+    gateway.proxy_protocol = vec!["192.0.2.0/24".parse().unwrap()];
+    world.edge.apply();
+    let mut client = Client::connect(world.gateway);
+    client.send(&format!("{line}{get}"));
+    assert!(client.receive().is_none_or(|answer| answer.status == 400));
+}
+
+#[test]
+fn a_service_sets_none_of_our_headers() {
+    let cart = mirror();
+    let shop = shop(&Authority::new(), cart.address, Protocol::Http);
+    let text = seen(
+        shop.door,
+        "GET / HTTP/1.1\r\nHost: cart\r\nMainland-Insist: 1\r\nMainland_Insist: 1\r\nMainland-Service: a/b\r\nMainland-Epoch: 9\r\n\
+         X-Forwarded-For: 192.0.2.7\r\n\r\n",
+    );
+    for (name, expected) in [
+        ("mainland-insist", None),
+        ("mainland_insist", None),
+        ("mainland-service", None),
+        ("mainland-epoch", None),
+        // Its own clients are its own business.
+        ("x-forwarded-for", Some("192.0.2.7")),
+    ] {
+        assert_eq!(header(&text, name), expected, "{name}: {text}");
+    }
+    let held = mirror();
+    let mut world = self::shop(&Authority::new(), held.address, Protocol::Http);
+    world.b.set_gate("shop/cart-1", Gate::Held);
+    world.b.apply();
+    world.a.snapshot.destinations[0].traffic.wait = Span::milliseconds(1);
+    world.a.apply();
+    let insists =
+        "GET / HTTP/1.1\r\nHost: cart\r\nMainland-Insist: 1\r\nMainland-Deadline-Ms: 1\r\n\r\n";
+    assert_ne!(ask(world.door, insists).status, 200);
+}
+
+#[test]
+fn the_host_is_the_targets_and_a_valid_one() {
+    let instance = mirror();
+    let mut world = web(&instance, &instance);
+    let mut routes = world.edge.snapshot.gateway.clone().unwrap().routes;
+    let mut any = routes[0].clone();
+    any.host = "*".to_owned();
+    any.path = "/any".to_owned();
+    routes.push(any);
+    world.edge.snapshot.gateway.as_mut().unwrap().routes = routes;
+    world.edge.apply();
+    let gateway = world.gateway;
+    for (request, status, host) in [
+        (
+            "GET http://web.localhost/x HTTP/1.1\r\nHost: raw\r\n",
+            200,
+            Some("web.localhost"),
+        ),
+        (
+            "GET http://web.localhost/x HTTP/1.1\r\n",
+            200,
+            Some("web.localhost"),
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: WEB.localhost.:8080\r\n",
+            200,
+            Some("WEB.localhost.:8080"),
+        ),
+        ("GET /any HTTP/1.0\r\n", 200, Some("*")),
+        ("GET /any HTTP/1.1\r\n", 400, None),
+        ("GET /any HTTP/1.1\r\nHost:\r\n", 400, None),
+        ("GET /any HTTP/1.1\r\nHost: a b\r\n", 400, None),
+        ("GET /any HTTP/1.1\r\nHost: u@web.localhost\r\n", 400, None),
+        ("GET /any HTTP/1.1\r\nHost: a\r\nHost: a\r\n", 400, None),
+        (
+            "GET web.localhost:80 HTTP/1.1\r\nHost: web.localhost\r\n",
+            400,
+            None,
+        ),
+        (
+            "GET http://u@web.localhost/x HTTP/1.1\r\nHost: web.localhost\r\n",
+            400,
+            None,
+        ),
+    ] {
+        let answer = ask(gateway, &format!("{request}\r\n"));
+        assert_eq!(answer.status, status, "{request}: {}", answer.body);
+        match host {
+            Some("*") => assert!(
+                header(&answer.body, "host").unwrap().starts_with("127."),
+                "{request}"
+            ),
+            Some(host) => {
+                assert_eq!(header(&answer.body, "host"), Some(host), "{request}");
+                assert_eq!(
+                    header(&answer.body, "x-forwarded-host"),
+                    Some(host),
+                    "{request}"
+                );
+                let line = answer.body.lines().next().unwrap();
+                assert!(line.starts_with("GET /"), "{line}");
+            }
+            None => {}
+        }
+    }
+}
+
+#[test]
+fn framing_is_read_one_way_only() {
+    let (world, instance) = mirrored();
+    let coded = "POST / HTTP/1.1\r\nHost: web.localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
+    let refused = ask(world.gateway, coded);
+    assert_eq!(refused.status, 501, "{}", refused.body);
+    assert!(
+        refused.body.contains("coding-not-supported"),
+        "{}",
+        refused.body
+    );
+    assert_eq!(instance.count(), 0);
+    let text = seen(
+        world.gateway,
+        "GET / HTTP/1.1\r\nHost: web.localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    );
+    assert!(text.ends_with("hello"), "a GET lost its body: {text}");
+
+    for answer in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    ] {
+        let odd = Instance::start(move |_| Act::Raw(answer.as_bytes().to_vec()));
+        let world = web(&odd, &odd);
+        let refused = get(world.gateway, "web.localhost", "/");
+        assert_eq!(refused.status, 502, "{answer}: {}", refused.body);
+        let shop = shop(&Authority::new(), odd.address, Protocol::Http);
+        assert_eq!(get(shop.door, "cart", "/").status, 502, "{answer}");
+    }
+}
+
+#[test]
+fn trailers_pass_both_ways() {
+    let instance = Instance::start(|seen| {
+        let body = String::from_utf8_lossy(&seen.body).into_owned();
+        assert_eq!(body.to_ascii_lowercase(), "hellox-sum: 7");
+        Act::Raw(
+            b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 8\r\n\r\n".to_vec(),
+        )
+    });
+    let world = web(&instance, &instance);
+    let answer = ask(
+        world.gateway,
+        "POST / HTTP/1.1\r\nHost: web.localhost\r\nTE: trailers\r\nTrailer: X-Sum, Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n\r\n\
+         5\r\nhello\r\n0\r\nX-Sum: 7\r\nTransfer-Encoding: chunked\r\n\r\n",
+    );
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.body.to_ascii_lowercase(), "okx-sum: 8");
+    assert!(header(&answer.head, "date").is_some(), "{}", answer.head);
+}
