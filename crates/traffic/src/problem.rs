@@ -22,6 +22,8 @@ pub enum Code {
     RequestBroken,
     /// The head of the request is larger than is taken.
     HeadTooLarge,
+    /// The target of the request is longer than is taken.
+    TargetTooLong,
     /// The method has no meaning here.
     MethodNotAllowed,
     /// The request has a transfer coding other than `chunked`.
@@ -45,6 +47,7 @@ impl Code {
             Self::BadHost => "bad-host",
             Self::RequestBroken => "request-broken",
             Self::HeadTooLarge => "head-too-large",
+            Self::TargetTooLong => "target-too-long",
             Self::MethodNotAllowed => "method-not-allowed",
             Self::CodingNotSupported => "coding-not-supported",
             Self::CallerNotDeclared => "caller-not-declared",
@@ -59,6 +62,7 @@ impl Code {
         match self {
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::BadHost | Self::RequestBroken => StatusCode::BAD_REQUEST,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::CodingNotSupported => StatusCode::NOT_IMPLEMENTED,
@@ -74,6 +78,7 @@ impl Code {
             Self::NoRoute => "No route leads there",
             Self::BadHost => "The request names no valid host",
             Self::RequestBroken => "The request can't be read",
+            Self::TargetTooLong => "The target of the request is too long",
             Self::HeadTooLarge => "The head of the request is too large",
             Self::MethodNotAllowed => "The method is not allowed here",
             Self::CodingNotSupported => "The transfer coding is not supported",

@@ -152,8 +152,8 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
             view.tls.server_end,
         )
     };
-    let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
-    let stream = match accepted {
+    let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let stream = match accepted.await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "a peer was not let in"),
         Err(_) => return tracing::debug!("a peer did not finish its handshake"),

@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 
 use super::admission;
 use super::body::ResponseBody;
+use super::edge::{Edge, Talk};
 use super::forward::{self, Errand};
 use super::origin::{self, Origin};
 use super::proxy_protocol;
@@ -263,9 +264,28 @@ where
     Answered: Future<Output = Response<ResponseBody>>,
 {
     let _ = stream.set_nodelay(true);
+    let talk = Arc::<Talk>::default();
+    speak(worker, Edge::new(stream, talk.clone()), &talk, answer).await;
+    talk.linger().await;
+}
+
+async fn speak<Answer, Answered>(
+    worker: &Arc<Worker>,
+    stream: Edge,
+    talk: &Arc<Talk>,
+    answer: Answer,
+) where
+    Answer: Fn(Arc<Worker>, Request<Incoming>) -> Answered,
+    Answered: Future<Output = Response<ResponseBody>>,
+{
     let service = service_fn(|request| {
+        talk.request();
         let answered = answer(worker.clone(), request);
-        async move { Ok::<_, Infallible>(answered.await) }
+        async move {
+            let response = answered.await;
+            talk.answer(response.headers().contains_key(header::CONNECTION));
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

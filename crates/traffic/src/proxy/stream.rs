@@ -23,6 +23,8 @@ pub struct Watch {
     look_first: AtomicBool,
     /// Something was written since the request began.
     sent: AtomicBool,
+    /// A request is on it, whose answer may lie here although the other end takes no more.
+    may_be_answered: AtomicBool,
 }
 
 impl Watch {
@@ -30,6 +32,7 @@ impl Watch {
     pub fn begin(&self, look_first: bool) {
         self.sent.store(false, Relaxed);
         self.look_first.store(look_first, Relaxed);
+        self.may_be_answered.store(true, Relaxed);
     }
 
     /// Not a byte was written since the request began.
@@ -83,12 +86,33 @@ impl Stream {
         Ok(())
     }
 
-    fn after_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if matches!(written, Poll::Ready(Ok(_))) {
-            self.watch.sent.store(true, Relaxed);
+    /// Who answers before it has read all, and closes, resets the connection; the answer lies here all the same. So what can't be sent any more counts
+    /// as sent, and the end is told by reading: first the answer, if there is one, then the error.
+    fn after_write(
+        &self,
+        written: Poll<io::Result<usize>>,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(Ok(_)) => self.watch.sent.store(true, Relaxed),
+            Poll::Ready(Err(error))
+                if is_gone(error)
+                    && self.watch.may_be_answered.load(Relaxed)
+                    && self.watch.sent.load(Relaxed) =>
+            {
+                return Poll::Ready(Ok(length));
+            }
+            _ => {}
         }
         written
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
 }
 
 impl AsyncRead for Stream {
@@ -116,7 +140,7 @@ impl AsyncWrite for Stream {
             Socket::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
             Socket::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
         };
-        stream.after_write(written)
+        stream.after_write(written, bytes.len())
     }
 
     fn poll_write_vectored(
@@ -130,7 +154,7 @@ impl AsyncWrite for Stream {
             Socket::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
             Socket::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
         };
-        stream.after_write(written)
+        stream.after_write(written, slices.iter().map(|slice| slice.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -299,3 +299,132 @@ fn trailers_pass_both_ways() {
     assert_eq!(answer.body.to_ascii_lowercase(), "okx-sum: 8");
     assert!(header(&answer.head, "date").is_some(), "{}", answer.head);
 }
+
+#[test]
+fn what_cant_be_read_is_refused_with_its_reason() {
+    let (world, instance) = mirrored();
+    let many: String = (0..300).map(|n| format!("X-{n}: 1\r\n")).collect();
+    for (request, status, reason) in [
+        (
+            "GET /?q={\"a\":1} HTTP/1.1\r\nHost: web.localhost\r\n\r\n".to_owned(),
+            400,
+            "%",
+        ),
+        (
+            "GET /a b HTTP/1.1\r\nHost: web.localhost\r\n\r\n".to_owned(),
+            400,
+            "%20",
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: web.localhost\r\nno field\r\n\r\n".to_owned(),
+            400,
+            "field 2",
+        ),
+        (
+            format!(
+                "GET / HTTP/1.1\r\nHost: web.localhost\r\nX: {}\r\n\r\n",
+                "a".repeat(70_000)
+            ),
+            431,
+            "65536",
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nHost: web.localhost\r\n{many}\r\n"),
+            431,
+            "256",
+        ),
+    ] {
+        // Also after a request that was well.
+        for before in [false, true] {
+            let mut client = Client::connect(world.gateway);
+            if before {
+                client.send("GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n");
+                assert_eq!(client.receive().unwrap().status, 200);
+            }
+            client.send(&request);
+            let answer = client.receive().unwrap();
+            assert_eq!(answer.status, status, "{}", answer.head);
+            assert_eq!(
+                header(&answer.head, "content-type"),
+                Some("application/problem+json")
+            );
+            assert!(answer.body.contains(reason), "{}", answer.body);
+            assert_eq!(client.read_to_end(), b"");
+        }
+    }
+    let before = instance.count();
+    let bare = Instance::start(|_| {
+        Act::Raw(
+            b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        )
+    });
+    assert_eq!(
+        get(web(&bare, &bare).gateway, "web.localhost", "/").body,
+        "",
+        "a program's own answer"
+    );
+    assert_eq!(instance.count(), before);
+}
+
+#[test]
+fn an_answer_that_comes_before_the_upload_has_ended_arrives() {
+    // Reads the head alone, refuses, and closes over what is unread.
+    let address = free_address();
+    let listener = TcpListener::bind(address).unwrap();
+    std::thread::spawn(move || {
+        use std::io::Read;
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _ = stream.read(&mut [0; 512]);
+            let _ = stream.write_all(
+                b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\ntoo",
+            );
+        }
+    });
+    let authority = Authority::new();
+    let mut a = Node::start(&authority, "a");
+    let mut b = Node::start(&authority, "b");
+    let endpoints = [
+        ("shop/cart", a.runs("shop/cart-1", "shop/cart", address)),
+        ("shop/bank", b.runs("shop/bank-1", "shop/bank", address)),
+    ];
+    let mut doors = Vec::new();
+    for (need, endpoint) in endpoints {
+        for node in [&mut a, &mut b] {
+            node.lets_in(need, &["shop/web"], false);
+        }
+        doors.push(a.door(&authority, "shop/web", need, Protocol::Http));
+        a.road(need, vec![endpoint]);
+    }
+    b.apply();
+    a.apply();
+    let body = "x".repeat(4_000_000);
+    for door in doors {
+        for framing in [
+            "Content-Length: 4000000\r\n\r\n",
+            "Transfer-Encoding: chunked\r\n\r\n3d0900\r\n",
+        ] {
+            // Nothing can follow on a connection where more of the body is to come.
+            let mut client = Client::connect(door);
+            let begun = &body[..100_000];
+            client.send(&format!("POST / HTTP/1.1\r\nHost: x\r\n{framing}{begun}"));
+            let answer = client.receive().expect("an answer");
+            assert_eq!(
+                header(&answer.head, "connection"),
+                Some("close"),
+                "{framing}"
+            );
+            for _ in 0..10 {
+                let mut client = Client::connect(door);
+                client.send(&format!("POST / HTTP/1.1\r\nHost: x\r\n{framing}"));
+                // As Python's clients do: all of it, and only then a look at the answer.
+                client.send(&body);
+                let answer = client.receive().expect("an answer");
+                assert_eq!(
+                    (answer.status, answer.body.as_str()),
+                    (413, "too"),
+                    "{framing}"
+                );
+            }
+        }
+    }
+}
