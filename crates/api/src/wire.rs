@@ -37,7 +37,7 @@ pub use instances::{Exec, InstanceView};
 pub use keys::{KeyView, KeyWritten, Keys};
 pub use nodes::{
     BrakeReleased, CertificateAnswer, CertificateRequest, Join, Joined, LostVolume, MadeJoinToken,
-    MakeJoinToken, NodeRemoved, NodeState, NodeStatus, NodeView,
+    MakeJoinToken, NodeRemoved, NodeState, NodeStatus, NodeView, Renew,
 };
 pub use projects::{Because, Explanation, ProjectStatus, RouteStatus, ServiceStatus};
 pub use resources::{Kind, List, WatchEvent};

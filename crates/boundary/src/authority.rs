@@ -5,20 +5,21 @@
 //! Key::generate() ── Key::request() ──▶    issue(request, name, ...)
 //!       ▲                                        │
 //!       └───────────── chain (PEM) ◀─────────────┘
-//!          certificate_needs_rotation() at half of its life: ask anew, with a new key
+//!          needs_rotation() after half a day: ask anew, with the same key
 //! ```
 //!
 //! A requester's key never leaves it: it sends a signing request, of which the authority takes the public key and nothing
 //! else. The name in the certificate is what the authority has decided to call the requester, not what the request claims.
 //!
-//! Certificates live for a day and are renewed after half of it, so that a cluster whose server is away for some hours
-//! keeps its identities. They are backdated by two hours: a clock that jumps by one hour, on either side, breaks nothing.
+//! Who somebody is, is its key: a certificate only says so for a while. Certificates live for thirty days and are renewed after half a day,
+//! so that nodes call each other on though no server is there for weeks. Whoever is away for longer asks anew with its key. They are backdated
+//! by two hours: a clock that jumps by one hour, on either side, breaks nothing. See `docs/decisions/013-a-node-is-its-key.md`.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use model::boundary::SpiffeId;
+use model::boundary::{KeyFingerprint, SpiffeId};
 use model::traffic::Identity;
 use rcgen::string::Ia5String;
 use rcgen::{
@@ -35,8 +36,11 @@ use crate::secret::{self, Binding, Envelope, Keyring, SecretValue};
 
 pub use crate::certificate::Error as CertificateError;
 
-/// How long a certificate is good for, unless its requester asks for less.
-pub const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a certificate is good for, unless its requester asks for less: for so long may all servers be away before traffic between nodes
+/// stops. A node that is removed is refused by its key, at once.
+pub const LIFETIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// How long after its making a certificate is renewed; half of its life where that is less.
+pub const RENEWED_AFTER: Duration = Duration::from_secs(12 * 60 * 60);
 /// How far before its making a certificate begins to be valid.
 pub const BACKDATED: Duration = Duration::from_secs(2 * 60 * 60);
 /// How long the authority itself is good for. webpki does not look at a trust anchor's times; other readers do.
@@ -113,6 +117,16 @@ impl Key {
     /// A new P-256 key.
     pub fn generate() -> Result<Self, Error> {
         Ok(Self(KeyPair::generate()?))
+    }
+
+    /// Reads a key that was kept as [`Identity::key`].
+    pub fn from_pem(pem: &str) -> Result<Self, Error> {
+        Ok(Self(KeyPair::from_pem(pem)?))
+    }
+
+    /// Who holds it.
+    pub fn fingerprint(&self) -> KeyFingerprint {
+        certificate::fingerprint_of(&self.0.subject_public_key_info())
     }
 
     /// The signing request (PEM) that proves possession of the key. It names nobody: the authority decides on names.
@@ -216,6 +230,19 @@ impl Authority {
         self.sign(&request.public_key, id, terms, now)
     }
 
+    /// The same authority with a certificate that begins now, once the old one has lived half of its life. Key and name stay, so that what
+    /// either has signed is believed by who knows the other.
+    pub fn renewed(&self, now: Timestamp) -> Result<Option<Self>, Error> {
+        let der = certificate::from_pem(&self.certificate)?.remove(0);
+        let (begins, ends) = certificate::validity(&der)?;
+        if now < begins + begins.duration_until(ends) / 2 {
+            return Ok(None);
+        }
+        let key = KeyPair::from_pem(&self.key)?;
+        let certificate = authority_params(&self.cluster, now)?.self_signed(&key)?;
+        Self::from_pem(&certificate.pem(), &self.key).map(Some)
+    }
+
     /// A certificate with a key made here: for the server itself.
     pub fn identity(
         &self,
@@ -259,7 +286,7 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-/// Whether the first certificate of a chain (PEM) has lived half of its life and should be asked for anew.
+/// Whether the first certificate of a chain (PEM) should be asked for anew: [`RENEWED_AFTER`], or half of its life, is over.
 ///
 /// The life counts from the making, not from the backdated beginning. A certificate that is not yet valid as seen from here
 /// needs it too: a clock was set back by more than [`BACKDATED`].
@@ -267,13 +294,27 @@ pub fn needs_rotation(chain: &str, now: Timestamp) -> Result<bool, CertificateEr
     let der = certificate::from_pem(chain)?.remove(0);
     let (begins, ends) = certificate::validity(&der)?;
     let made = begins + BACKDATED;
-    let half = made + made.duration_until(ends) / 2;
-    Ok(now < begins || now >= half)
+    let life = made.duration_until(ends);
+    let due = (life / 2).min(jiff::SignedDuration::try_from(RENEWED_AFTER).unwrap_or(life));
+    Ok(now < begins || now >= made + due)
 }
 
 /// The SPIFFE name in the first certificate of a chain (PEM).
 pub fn name_in(chain: &str) -> Result<SpiffeId, CertificateError> {
     certificate::spiffe_id(&certificate::from_pem(chain)?.remove(0))
+}
+
+/// Whose key the first certificate of a chain (PEM) is for.
+pub fn key_in(chain: &str) -> Result<KeyFingerprint, CertificateError> {
+    certificate::key(&certificate::from_pem(chain)?.remove(0))
+}
+
+/// Whose key a signing request (PEM) is for. [`Authority::issue`] checks that it was signed with that key.
+pub fn key_of_request(request: &str) -> Result<KeyFingerprint, Error> {
+    if request.len() > REQUEST_MAX_LENGTH {
+        return Err(Error::RequestTooLong);
+    }
+    Ok(certificate::key_of_request(request)?)
 }
 
 /// When the first certificate of a chain (PEM) ends.

@@ -1,12 +1,15 @@
 //! Reading certificates: whose they are and when they are valid.
 
 use jiff::Timestamp;
-use model::boundary::SpiffeId;
-use rustls_pki_types::CertificateDer;
+use model::boundary::{KeyFingerprint, SpiffeId};
 use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer};
 use x509_parser::certificate::X509Certificate;
+use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
+
+use crate::encoding::{hex, sha256};
 
 /// Why a certificate could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,6 +66,29 @@ pub(crate) fn uri_name(der: &CertificateDer<'_>) -> Result<String, Error> {
 
 pub(crate) fn spiffe_id(der: &CertificateDer<'_>) -> Result<SpiffeId, Error> {
     Ok(uri_name(der)?.parse()?)
+}
+
+/// Whose key a certificate is for.
+pub(crate) fn key(der: &CertificateDer<'_>) -> Result<KeyFingerprint, Error> {
+    Ok(fingerprint_of(parse(der)?.public_key().raw))
+}
+
+/// Whose key a signing request (PEM) is for. That it was signed with that key is not looked at: whoever signs it looks.
+pub(crate) fn key_of_request(pem: &str) -> Result<KeyFingerprint, Error> {
+    let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
+        .map_err(|_| Error::Malformed)?;
+    let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|_| Error::Malformed)?;
+    if !rest.is_empty() {
+        return Err(Error::Malformed);
+    }
+    Ok(fingerprint_of(
+        request.certification_request_info.subject_pki.raw,
+    ))
+}
+
+/// `key`: a SubjectPublicKeyInfo, DER.
+pub(crate) fn fingerprint_of(key: &[u8]) -> KeyFingerprint {
+    KeyFingerprint(hex(&sha256(key)))
 }
 
 /// From when to when a certificate is valid.

@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use model::boundary::{Holder, Principal, SpiffeId};
+use model::boundary::{Holder, KeyFingerprint, Principal, SpiffeId};
 use model::traffic::Identity;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, verify_server_cert_signed_by_trust_anchor};
@@ -46,8 +46,8 @@ pub enum Error {
     NoCertificate,
 }
 
-/// Why a peer with a valid chain was turned away. Carried inside [`rustls::Error`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why a peer was turned away. Carried inside [`rustls::Error`], which shows its debug form to people: that is the same words.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("the peer has no SPIFFE name: {0}")]
     Unnamed(#[from] certificate::Error),
@@ -57,6 +57,20 @@ pub enum Refused {
     Unexpected { peer: String, expected: String },
     #[error("the server's authority is not the one that the join token names")]
     OtherAuthority,
+    #[error(
+        "this machine's clock says {clock}, and the certificate that was shown {what} {limit} by the clock of the server that made it: one of the two clocks is wrong"
+    )]
+    Clock {
+        clock: String,
+        what: &'static str,
+        limit: String,
+    },
+}
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
 }
 
 /// Whom a configuration accepts, within the own cluster.
@@ -147,10 +161,20 @@ pub fn join_config(authority: Fingerprint, clock: Clock) -> Result<ClientConfig,
     Ok(config)
 }
 
+/// Who a peer is: as whom it comes, and whose key that is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerId {
+    pub name: SpiffeId,
+    pub key: KeyFingerprint,
+}
+
 /// Whose certificate a peer has shown. To be asked after the handshake, which has checked it.
-pub fn peer_id(chain: &[CertificateDer<'_>]) -> Result<SpiffeId, Error> {
+pub fn peer_id(chain: &[CertificateDer<'_>]) -> Result<PeerId, Error> {
     let first = chain.first().ok_or(Error::NoCertificate)?;
-    Ok(certificate::spiffe_id(first)?)
+    Ok(PeerId {
+        name: certificate::spiffe_id(first)?,
+        key: certificate::key(first)?,
+    })
 }
 
 /// Who asks, when a certificate of this name has been shown. A server is an administrator: it holds the authority's key.
@@ -172,6 +196,30 @@ pub fn explain(error: &rustls::Error) -> String {
         return refused.to_string();
     }
     error.to_string()
+}
+
+/// A certificate whose time is not now names both clocks.
+fn name_clocks(error: rustls::Error) -> rustls::Error {
+    let (time, what, limit) = match &error {
+        rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => {
+            (time, "has ended at", not_after)
+        }
+        rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
+            time,
+            not_before,
+        }) => (time, "begins at", not_before),
+        _ => return error,
+    };
+    refuse(Refused::Clock {
+        clock: in_words(*time),
+        what,
+        limit: in_words(*limit),
+    })
+}
+
+fn in_words(time: UnixTime) -> String {
+    let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    Timestamp::from_second(seconds).map_or_else(|_| "never".to_owned(), |at| at.to_string())
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -353,7 +401,8 @@ impl ServerCertVerifier for ServerVerifier {
             intermediates,
             now,
             self.0.algorithms.all,
-        )?;
+        )
+        .map_err(name_clocks)?;
         self.0.check_name(certificate).map_err(refuse)?;
         Ok(ServerCertVerified::assertion())
     }

@@ -96,8 +96,12 @@ fn shake_hands(server: ServerConfig, client: ClientConfig) -> Result<Seen, rustl
         carry(&mut server, &mut client)?;
     }
     assert!(!client.is_handshaking() && !server.is_handshaking());
-    let shown = server.peer_certificates().map(tls::peer_id);
-    let shown_by_server = tls::peer_id(client.peer_certificates().unwrap()).unwrap();
+    let shown = server
+        .peer_certificates()
+        .map(|shown| tls::peer_id(shown).map(|peer| peer.name));
+    let shown_by_server = tls::peer_id(client.peer_certificates().unwrap())
+        .unwrap()
+        .name;
     Ok((shown.transpose().unwrap(), shown_by_server))
 }
 

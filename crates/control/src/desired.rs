@@ -98,6 +98,7 @@ pub fn of_all(
                 instances: Vec::new(),
                 road: index.road(name),
                 forget_volumes: Vec::new(),
+                removed: world.removed.keys().cloned().collect(),
             };
             (name.clone(), desired)
         })
@@ -249,7 +250,10 @@ fn road_index(
 
 /// Whether two say the same, whatever their generations.
 pub fn same(a: &NodeDesired, b: &NodeDesired) -> bool {
-    a.instances == b.instances && a.road == b.road && a.forget_volumes == b.forget_volumes
+    a.instances == b.instances
+        && a.road == b.road
+        && a.forget_volumes == b.forget_volumes
+        && a.removed == b.removed
 }
 
 pub type Told = Option<Arc<NodeDesired>>;

@@ -12,16 +12,18 @@ use axum::body::Body;
 use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use boundary::authorize::authorize;
+use boundary::tls::PeerId;
 use boundary::token::Token;
 use futures_util::FutureExt;
 use http::{Method, Request, header};
 use http_body_util::BodyExt;
-use model::boundary::{Principal, SpiffeId};
+use model::boundary::Principal;
 
 use crate::actions;
 use crate::call::{self, Answer, Call};
 use crate::handlers;
 use crate::idempotency;
+use crate::identity;
 use crate::problems;
 use crate::seats::Seat;
 use crate::state::Server;
@@ -36,7 +38,7 @@ pub type Handler = fn(Arc<Server>, Call) -> Pin<Box<dyn Future<Output = Answer> 
 #[derive(Clone)]
 pub struct Peer {
     /// Of its certificate, which was checked.
-    pub id: Option<SpiffeId>,
+    pub id: Option<PeerId>,
     /// The connection's own.
     pub seat: Arc<Seat>,
 }
@@ -234,7 +236,9 @@ async fn discard(server: &Server, mut body: Body) {
 fn principal(server: &Server, request: &Request<Body>) -> Result<Principal, Problem> {
     let peer = request.extensions().get::<Peer>();
     if let Some(id) = peer.and_then(|peer| peer.id.as_ref()) {
-        return Ok(boundary::tls::principal(id));
+        let principal = boundary::tls::principal(&id.name);
+        server.look(|world| identity::admits(world, &principal, &id.key))?;
+        return Ok(principal);
     }
     let Some(value) = request.headers().get(header::AUTHORIZATION) else {
         return Ok(Principal::Anonymous);

@@ -19,6 +19,7 @@
 //! | [`server`] | starts and runs a server |
 //! | `listen`, `seats` | connections: plain, TLS, HTTP/1.1, HTTP/2; how many of whom, and how long |
 //! | `dispatch`, `actions`, `idempotency`, `call` | from a request to its handler, by way of principal and permission |
+//! | `identity` | who is a node and who is one no more, by its key |
 //! | `problems` | what goes wrong inside, for those outside |
 //! | `handlers` | the operations of the API |
 //! | `apply`, `changes`, `draft` | what a change is, what it means, and how it is written |
@@ -45,6 +46,7 @@ mod events;
 mod explain;
 mod handlers;
 mod idempotency;
+mod identity;
 mod leader;
 mod listen;
 mod mirror;

@@ -23,6 +23,10 @@ pub struct Node {
     pub version: String,
     /// Whose volumes it has been told to delete, and has acknowledged.
     pub forgot: BTreeSet<ResourceId>,
+    /// Where its agent runs; 0: it does not say.
+    pub place: u64,
+    /// Heartbeats in a row whose clock was far from ours.
+    pub skewed: u32,
 }
 
 /// All nodes that this server has heard since it began.
@@ -52,6 +56,7 @@ impl Observed {
         let mut node = before.unwrap_or_else(|| fresh(heartbeat));
         node.heard = now;
         node.acknowledged = heartbeat.acknowledged;
+        node.place = heartbeat.place;
         let reports_changed = fold(&mut node, heartbeat);
         let rest_changed = node.mesh != heartbeat.mesh || node.demand != heartbeat.demand;
         node.mesh = heartbeat.mesh;
@@ -100,6 +105,8 @@ fn fresh(heartbeat: &Heartbeat) -> Node {
         pid: heartbeat.pid,
         version: heartbeat.version.clone(),
         forgot: BTreeSet::new(),
+        place: heartbeat.place,
+        skewed: 0,
     }
 }
 
@@ -167,6 +174,8 @@ mod tests {
             pid: 1,
             version: "0".to_owned(),
             events: Vec::new(),
+            at: None,
+            place: 0,
         }
     }
 

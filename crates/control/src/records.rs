@@ -14,6 +14,7 @@
 //! | `deploy/{project}` | [`DeployRecord`]: who deploys there now |
 //! | `forget/{project}/{service}` | [`ForgetRecord`]: whose volumes are to be deleted where |
 //! | `node/{name}` | `NodeRecord` |
+//! | `removed/{key}` | [`RemovedRecord`]: a node that was removed, by the fingerprint of its key |
 //! | `token/{hash}` | `TokenRecord`: access and join tokens, by the hash of their text |
 //! | `idempotency/{principal}/{key}` | [`IdempotencyRecord`] |
 //! | `authority` | the cluster's authority, its key sealed |
@@ -25,7 +26,7 @@ use std::str::FromStr;
 
 use boundary::token;
 use jiff::Timestamp;
-use model::boundary::{PrincipalName, SecretSource};
+use model::boundary::{KeyFingerprint, PrincipalName, SecretSource};
 use model::compute::{Service, Work};
 use model::ids::{Digest, Epoch, NodeName, ProjectName, ReleaseNumber, ResourceId};
 use serde::de::DeserializeOwned;
@@ -35,7 +36,7 @@ pub const LEADER: &str = "leader";
 pub const AUTHORITY: &str = "authority";
 
 /// Where all lies that the world is made of: the beginnings of every [`Key`].
-pub const OF_THE_WORLD: [&str; 17] = [
+pub const OF_THE_WORLD: [&str; 18] = [
     LEADER,
     AUTHORITY,
     "service/",
@@ -51,6 +52,7 @@ pub const OF_THE_WORLD: [&str; 17] = [
     "deploy/",
     "forget/",
     "node/",
+    "removed/",
     "token/",
     "idempotency/",
 ];
@@ -76,6 +78,7 @@ pub enum Key {
     Deploy(ProjectName),
     Forget(ResourceId),
     Node(NodeName),
+    Removed(KeyFingerprint),
     Token(token::Hash),
     Idempotency(String),
 }
@@ -99,6 +102,7 @@ impl fmt::Display for Key {
             Self::Deploy(project) => write!(f, "deploy/{project}"),
             Self::Forget(id) => write!(f, "forget/{id}"),
             Self::Node(name) => write!(f, "node/{name}"),
+            Self::Removed(key) => write!(f, "removed/{key}"),
             Self::Token(hash) => write!(f, "token/{hash}"),
             Self::Idempotency(key) => write!(f, "idempotency/{key}"),
         }
@@ -152,6 +156,7 @@ fn parse_key(text: &str) -> Option<Key> {
         "deploy" => Key::Deploy(rest.parse().ok()?),
         "forget" => Key::Forget(id()?),
         "node" => Key::Node(rest.parse().ok()?),
+        "removed" => Key::Removed(KeyFingerprint(rest.to_owned())),
         "token" => Key::Token(rest.parse().ok()?),
         "idempotency" => Key::Idempotency(rest.to_owned()),
         _ => return None,
@@ -247,6 +252,14 @@ pub struct ForgetRecord {
     pub nodes: Vec<NodeName>,
 }
 
+/// A node that was removed, or whose name was given to another: its key opens nothing any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedRecord {
+    pub name: NodeName,
+    pub at: Timestamp,
+    pub by: PrincipalName,
+}
+
 /// Who deploys in a project.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeployRecord {
@@ -323,6 +336,7 @@ mod tests {
             "deploy/shop",
             "forget/shop/db",
             "node/a",
+            "removed/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
             "token/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
             "idempotency/admin:root/x",
         ] {

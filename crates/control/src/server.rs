@@ -117,8 +117,8 @@ pub struct ClientFile {
     pub token: String,
 }
 
-/// Between two looks at whether the server's certificate is to be exchanged.
-const ROTATION_EVERY: Duration = Duration::from_secs(600);
+/// Between two looks at whether the server's certificate is to be exchanged: somebody may set the clock.
+const ROTATION_EVERY: Duration = Duration::from_secs(2);
 
 /// Runs until `shutdown` is done. The client file is written once requests are answered.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
@@ -301,7 +301,8 @@ async fn authority(
     clock: &Clock,
 ) -> Result<Authority, Error> {
     if let Some(record) = store.get(AUTHORITY).await? {
-        return open_authority(&record.value, keyring);
+        let known = open_authority(&record.value, keyring)?;
+        return renew_authority(store, keyring, clock, known, record.version).await;
     }
     let id = Token::generate().hash().to_string();
     let authority = Authority::generate(&format!("c{}", &id[..12]), clock.at())?;
@@ -319,6 +320,29 @@ async fn authority(
             let record = store.get(AUTHORITY).await?.ok_or(Error::Overtaken)?;
             open_authority(&record.value, keyring)
         }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The authority's own certificate is made anew in the second half of its life, with the same key. One that could not be stored is made by the
+/// next start.
+async fn renew_authority(
+    store: &dyn Store,
+    keyring: &Keyring,
+    clock: &Clock,
+    known: Authority,
+    version: u64,
+) -> Result<Authority, Error> {
+    let Some(renewed) = known.renewed(clock.at())? else {
+        return Ok(known);
+    };
+    let sealed = encode(&renewed.seal(keyring)?);
+    let transaction = Transaction::new()
+        .if_version(AUTHORITY, version)
+        .put(AUTHORITY, sealed);
+    match store.transact(transaction).await {
+        Ok(_) => Ok(renewed),
+        Err(store::Error::Conflict(_)) => Ok(known),
         Err(error) => Err(error.into()),
     }
 }

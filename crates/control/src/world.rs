@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use boundary::token;
+use model::boundary::KeyFingerprint;
 use model::compute::{PlacementGroup, Release, Scale, Service};
 use model::control::{NodeRecord, Rollout};
 use model::ids::{NodeName, ProjectName, ReleaseNumber, ResourceId, ResourceName};
@@ -14,7 +15,7 @@ use store::{Event, Record, Revision};
 
 use crate::records::{
     self, Current, DeployRecord, ForgetRecord, IdempotencyRecord, Key, LeaderRecord, NameRecord,
-    SecretRecord, ServiceRecord, UidRecord, Unreadable,
+    RemovedRecord, SecretRecord, ServiceRecord, UidRecord, Unreadable,
 };
 
 /// A record's value, and the revision that changed it last.
@@ -122,6 +123,8 @@ pub struct World {
     pub engine_secrets: BTreeMap<ResourceId, Stored<SecretRecord>>,
     pub names: BTreeMap<ResourceId, Stored<NameRecord>>,
     pub nodes: BTreeMap<NodeName, Stored<NodeRecord>>,
+    /// Nodes that were, by the key that is refused.
+    pub removed: BTreeMap<KeyFingerprint, Stored<RemovedRecord>>,
     pub tokens: BTreeMap<token::Hash, Stored<token::Record>>,
     pub deploys: BTreeMap<ProjectName, Stored<DeployRecord>>,
     pub uids: BTreeMap<u32, Stored<UidRecord>>,
@@ -195,6 +198,9 @@ impl World {
             Key::Node(name) => {
                 self.nodes.insert(name, read(record)?);
             }
+            Key::Removed(key) => {
+                self.removed.insert(key, read(record)?);
+            }
             Key::Token(hash) => {
                 self.tokens.insert(hash, read(record)?);
             }
@@ -236,6 +242,7 @@ impl World {
             Key::Deploy(project) => drop(self.deploys.remove(&project)),
             Key::Forget(id) => self.change(id, |entry| entry.forget = None),
             Key::Node(name) => drop(self.nodes.remove(&name)),
+            Key::Removed(key) => drop(self.removed.remove(&key)),
             Key::Token(hash) => drop(self.tokens.remove(&hash)),
             Key::Idempotency(key) => drop(self.idempotency.remove(&key)),
         }

@@ -92,10 +92,13 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let made = match cli.command {
+        Command::Agent(_) => node::agent::runtime(),
+        _ => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build(),
+    };
+    let runtime = match made {
         Ok(runtime) => runtime,
         Err(error) => {
             Failure::failed(format!("the runtime can't be started: {error}")).print();

@@ -52,6 +52,27 @@ impl Principal {
     }
 }
 
+/// Who a node is: the SHA-256 of its public key (the SubjectPublicKeyInfo of RFC 5280, DER), as 64 hexadecimal digits. The key is made at the
+/// node's first start and never changes; certificates end, and names are given away.
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct KeyFingerprint(pub String);
+
+impl KeyFingerprint {
+    /// Enough of it to tell one node from another of the same name.
+    pub fn short(&self) -> &str {
+        self.0.get(..8).unwrap_or(&self.0)
+    }
+}
+
+impl fmt::Display for KeyFingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The name in a certificate: `spiffe://{cluster}/node/{name}`, `spiffe://{cluster}/service/{project}/{name}` or
 /// `spiffe://{cluster}/server`. <https://spiffe.io/docs/latest/spiffe-specs/spiffe-id/>
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

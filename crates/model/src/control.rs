@@ -1,6 +1,6 @@
 //! What makes the declared true: nodes, rollouts, reasons, and what server and node tell each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::boundary::KeyFingerprint;
 use crate::compute::{DesiredInstance, InstanceReport};
 use crate::ids::{
     Epoch, Generation, InstanceId, InstanceName, NodeName, RegionName, ReleaseNumber, ResourceId,
@@ -65,6 +66,9 @@ pub struct NodeRecord {
     /// Why it has this standing, stored with the decision.
     pub reason: Reason,
     pub joined_at: Timestamp,
+    /// Who it is. `None`: it joined before this was kept, and says at its next renewal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyFingerprint>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -154,6 +158,12 @@ pub struct Heartbeat {
     /// What the server should show as events: bounded to 64 a heartbeat, the oldest kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<NodeEvent>,
+    /// The node's wall clock when it was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+    /// Where the agent runs: one directory of one machine since its start. 0: it does not say.
+    #[serde(default)]
+    pub place: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -190,6 +200,9 @@ pub struct NodeDesired {
     /// Services whose data was deleted: their volumes on this node are to go. Told until this generation is acknowledged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forget_volumes: Vec<ResourceId>,
+    /// The keys of nodes that were removed: who shows one is let in nowhere, whatever its certificate says.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub removed: BTreeSet<KeyFingerprint>,
 }
 
 /// A digest of observed state that both sides compute: order-independent, so that deltas can be folded in any order.

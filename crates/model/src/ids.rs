@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// Longest name that somebody gives. With `-` and a number behind it (an instance's name) it still fits into one DNS label.
 pub const NAME_MAX_LENGTH: usize = 50;
+/// What stays of a node's name where a part of its key is put behind it.
+const NODE_NAME_KEPT: usize = NAME_MAX_LENGTH - 9;
 /// Longest DNS label (RFC 1035).
 const LABEL_MAX_LENGTH: usize = 63;
 
@@ -139,6 +141,17 @@ pub struct ResourceId {
 pub struct InstanceId {
     pub project: ProjectName,
     pub name: InstanceName,
+}
+
+impl NodeName {
+    /// What a node is called from then on whose name was given to another: nobody can be asked for by this name, and what it holds is still
+    /// held by somebody.
+    pub fn former(&self, key: &str) -> Self {
+        let key = key.get(..8).unwrap_or(key);
+        let name = self.0.get(..NODE_NAME_KEPT).unwrap_or(&self.0);
+        let name = name.trim_end_matches('-');
+        Self(format!("{name}-{key}"))
+    }
 }
 
 macro_rules! scoped_id {

@@ -3,7 +3,7 @@
 //! A *road* is what the server tells a node about where others answer ([`Road`]). The agent joins it with what it knows of its own instances
 //! into a [`ProxySnapshot`], which the proxy swaps in whole and also keeps on disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -11,6 +11,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::boundary::KeyFingerprint;
 use crate::ids::{
     Epoch, Generation, InstanceId, NodeName, RegionName, ResourceId, ResourceName, ZoneName,
 };
@@ -193,6 +194,9 @@ pub struct Trust {
     pub node: Identity,
     /// One for each service with an instance here. A connection to another node's proxy is made as the calling service.
     pub services: BTreeMap<ResourceId, Identity>,
+    /// Of nodes that were removed: who shows one of these keys is not let in, though its certificate may not have ended.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub removed: BTreeSet<KeyFingerprint>,
 }
 
 impl std::fmt::Debug for Trust {

@@ -46,8 +46,8 @@ pub fn give_up_taken(agent: &Agent, running: &BTreeSet<ResourceId>) {
     }
     let doors = agent.with(|core| {
         let gone = core.doors.give_up(running, |door| is_free(door.into()));
-        if gone && let Err(error) = layout::write(&agent.layout.doors(), &core.doors) {
-            agent.disk_refuses(core, &error);
+        if gone {
+            agent.keeper.write(agent.layout.doors(), &core.doors);
         }
         core.doors.clone()
     });

@@ -14,6 +14,7 @@ use model::ids::{Generation, InstanceId};
 use model::signals::Level;
 use model::traffic::ProxySnapshot;
 use plan::agent::{self as decide, Input, Output, Run};
+use tokio::runtime::Handle;
 use tokio::sync::{RwLock, Semaphore, mpsc};
 
 use crate::begin::{adopt_all, begin, take_kept_desired};
@@ -21,11 +22,13 @@ use crate::core::{Core, Signals};
 use crate::firewall::Firewall;
 use crate::identity::{self, Identities};
 use crate::instances::{self, Order};
+use crate::keeper::Keeper;
 use crate::layout::{self, Layout};
 use crate::options::{self, Config};
 use crate::record::Record;
 use crate::{
-    artifacts, clock, desired, engine, heartbeat, probes, proxy, snapshot, socket, tunnel, upkeep,
+    artifacts, clock, desired, engine, heartbeat, probes, proxy, removal, snapshot, socket, tunnel,
+    upkeep,
 };
 
 pub use crate::options::Options;
@@ -46,6 +49,12 @@ pub enum Error {
     #[error(transparent)]
     Identity(#[from] identity::Error),
     #[error(transparent)]
+    Alone(#[from] crate::alone::Error),
+    #[error("{0}")]
+    Over(String),
+    #[error("a thread can't be started: {0}")]
+    Thread(std::io::Error),
+    #[error(transparent)]
     Artifacts(#[from] compute::artifact::Error),
     #[error("no port of {0} is free for the mesh")]
     NoMeshPort(options::Ports),
@@ -56,6 +65,19 @@ pub enum Error {
     },
 }
 
+/// For what waits to be written when the agent ends.
+const KEEPS_WITHIN: Duration = Duration::from_secs(2);
+/// Threads that carry the agent's tasks. A file call that was not set aside and waits for the disk holds one of them up.
+const THREADS: usize = 4;
+
+/// What an agent runs on.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()
+}
+
 /// Runs the agent until `shutdown`, which ends it alone, or until it is asked to stop over its socket. Shims and proxy outlive it in the
 /// first case. Must run inside a tokio runtime with I/O and time.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
@@ -64,30 +86,46 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         begun = begin(options) => begun?,
         () = &mut shutdown => return Ok(()),
     };
-    let (agent, _lock, events) = begun;
+    let (agent, _held, events) = begun;
     let listener = socket::bind(&agent.layout.socket()).map_err(|source| Error::Socket {
         path: agent.layout.socket(),
         source,
     })?;
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(hear_runtime(agent.clone(), events));
+    let is_over = agent.signals.over.borrow().is_some();
+    if is_over {
+        agent.tell(Input::StopAll);
+    }
     adopt_all(&agent).await;
-    take_kept_desired(&agent);
     tasks.spawn(tick(agent.clone()));
     tasks.spawn(proxy::run(agent.clone()));
-    tasks.spawn(heartbeat::run(agent.clone()));
-    tasks.spawn(desired::run(agent.clone()));
-    tasks.spawn(engine::run(agent.clone()));
-    tasks.spawn(upkeep::certify(agent.clone()));
-    tasks.spawn(upkeep::collect(agent.clone()));
     tasks.spawn(socket::run(agent.clone(), listener));
-    tasks.spawn(tunnel::run(agent.clone()));
+    match is_over {
+        true => removal::end(&agent),
+        false => begin_work(&agent, &mut tasks),
+    }
+    let _heart = match is_over {
+        true => None,
+        false => Some(heartbeat::begin(&agent)?),
+    };
     let mut ended = agent.signals.ended.subscribe();
     tokio::select! {
         () = &mut shutdown => tracing::info!("the agent ends; instances and proxy go on"),
         _ = ended.wait_for(|ended| *ended) => tracing::info!("the node has stopped"),
     }
-    Ok(())
+    agent.keeper.flush(KEEPS_WITHIN);
+    removal::outcome(&agent)
+}
+
+/// What the servers want, and what they are told.
+fn begin_work(agent: &Arc<Agent>, tasks: &mut tokio::task::JoinSet<()>) {
+    take_kept_desired(agent);
+    tasks.spawn(desired::run(agent.clone()));
+    tasks.spawn(engine::run(agent.clone()));
+    tasks.spawn(upkeep::certify(agent.clone()));
+    tasks.spawn(upkeep::collect(agent.clone()));
+    tasks.spawn(tunnel::run(agent.clone()));
 }
 
 /// What is known and who acts, shared by all tasks.
@@ -110,6 +148,9 @@ pub(crate) struct Agent {
     pub signals: Signals,
     pub probes: Semaphore,
     pub core: Mutex<Core>,
+    pub keeper: Keeper,
+    /// Where tasks run: heartbeats have a thread of their own, and begin none there.
+    pub tasks: Handle,
 }
 
 impl Agent {
@@ -186,7 +227,8 @@ impl Agent {
     fn order(self: &Arc<Self>, core: &mut Core, instance: InstanceId, order: Order) {
         let worker = core.workers.entry(instance.clone()).or_insert_with(|| {
             let (sender, orders) = mpsc::channel(ORDERS_MAX);
-            tokio::spawn(instances::work(self.clone(), instance.clone(), orders));
+            self.tasks
+                .spawn(instances::work(self.clone(), instance.clone(), orders));
             sender
         });
         // A full queue belongs to a worker that hangs on the disk; what it misses is decided again at the next deadline.
@@ -213,7 +255,7 @@ impl Agent {
         let Some(probe) = probe.cloned() else { return };
         let address = known.address().and_then(|address| address.parse().ok());
         let agent = self.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let Ok(_permit) = agent.probes.acquire().await else {
                 return;
             };
@@ -239,11 +281,8 @@ impl Agent {
             port: core.ports.get(id).copied(),
             history: instance.history().clone(),
         };
-        let written = self
-            .layout
-            .make_project(id)
-            .and_then(|()| layout::write(&self.layout.record(id), &record));
-        if let Err(error) = written {
+        self.keeper.write(self.layout.record(id), &record);
+        if let Some(error) = self.keeper.failure() {
             self.disk_refuses(core, &error);
         }
     }
@@ -273,6 +312,7 @@ impl Agent {
                 .collect(),
             road: &core.road,
             doors: &core.doors,
+            removed: &core.removed,
             enforce_uid: self.is_root,
         })
     }
@@ -297,7 +337,7 @@ impl Agent {
             crate::prepare::forget_secrets(self);
         }
         let agent = self.clone();
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             // The answer to who asked is on its way.
             tokio::time::sleep(LAST_WORDS / 5).await;
             agent.signals.ended.send_replace(true);

@@ -12,34 +12,45 @@ use model::ids::InstanceId;
 use model::timing::SERVERS_CHANCE;
 use model::traffic::Gate;
 use plan::agent::{self as decide, Input};
+use tokio::runtime::Handle;
 use tokio::sync::{RwLock, Semaphore, mpsc};
 
 use crate::agent::{Agent, Error};
+use crate::alone::{self, Alone};
 use crate::core::{Core, Running, Signals, kept_snapshot};
 use crate::firewall::{self, Firewall};
 use crate::identity::Identities;
+use crate::keeper::Keeper;
 use crate::layout::{self, Layout, Lock};
 use crate::options::{self, Config, Options};
 use crate::prepare::service_of;
 use crate::record::{self, Record};
-use crate::{addresses, artifacts, clock, desired, instances, leftovers};
+use crate::{addresses, artifacts, clock, desired, instances, leftovers, removal};
 
 /// Probes that are out at the same time.
 const PROBES_MAX: usize = 64;
 const RUNTIME_EVENTS_MAX: usize = 256;
 
-type Begun = (Arc<Agent>, Lock, mpsc::Receiver<Event>);
+/// What an agent holds for as long as it lives: its directory, and its key.
+pub struct Held {
+    _directory: Lock,
+    _key: Alone,
+}
+
+type Begun = (Arc<Agent>, Held, mpsc::Receiver<Event>);
 
 pub async fn begin(options: Options) -> Result<Begun, Error> {
     let (layout, lock) = Layout::open(&options.data_dir)?;
+    let is_root = rustix::process::geteuid().is_root();
+    let alone = alone::make_sure(&layout, &options.data_dir, is_root).await?;
     let kept: Option<Config> = layout::read(&layout.config())?;
     let mut config = options::resolve(kept, &options.given, options::machine())?;
     addresses::choose(&mut config, &options.given, &layout)?;
     let token = options.given.join_token.as_deref();
-    let identities = Identities::open(config.clone(), layout.clone(), options.clock, token).await?;
+    let opened = Identities::open(config.clone(), layout.clone(), options.clock, token).await?;
+    let (identities, standing) = opened;
     // Only now: a directory with this file is one of a node that has joined.
     layout::write(&layout.config(), &config)?;
-    let is_root = rustix::process::geteuid().is_root();
     let table = firewall::table_name(&config.name, &options.data_dir);
     leftovers::mark(&table, &options.data_dir, is_root);
     let firewall = Firewall::detect(table, crate::snapshot::refusals(&config), is_root).await;
@@ -72,8 +83,15 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
         signals: Signals::default(),
         probes: Semaphore::new(PROBES_MAX),
         core: Mutex::new(core),
+        keeper: Keeper::start().map_err(Error::Thread)?,
+        tasks: Handle::current(),
     };
-    Ok((Arc::new(agent), lock, events))
+    removal::learn(&agent, standing);
+    let held = Held {
+        _directory: lock,
+        _key: alone,
+    };
+    Ok((Arc::new(agent), held, events))
 }
 
 fn detect_cgroups(limits: &mut Vec<String>) -> Option<cgroup::Cgroups> {

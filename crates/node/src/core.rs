@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use compute::runtime::InstanceSpec;
+use model::boundary::KeyFingerprint;
 use model::control::{NodeEvent, Reason};
 use model::ids::{Generation, InstanceId, ResourceId};
 use model::signals::Level;
@@ -28,6 +29,8 @@ pub struct Core {
     pub workers: BTreeMap<InstanceId, mpsc::Sender<Order>>,
     pub events: VecDeque<NodeEvent>,
     pub road: Road,
+    /// Keys of nodes that were removed.
+    pub removed: BTreeSet<KeyFingerprint>,
     pub doors: Doors,
     pub demand: BTreeMap<ResourceId, u32>,
     /// Secrets of the services here, as last given: in memory only.
@@ -68,6 +71,8 @@ pub struct Signals {
     pub stop_proxy: watch::Sender<bool>,
     pub proxy_stopped: watch::Sender<bool>,
     pub ended: watch::Sender<bool>,
+    /// Why this node is to run nothing, once that is so.
+    pub over: watch::Sender<Option<String>>,
 }
 
 impl Default for Signals {
@@ -83,6 +88,7 @@ impl Default for Signals {
             stop_proxy: watch::Sender::new(false),
             proxy_stopped: watch::Sender::new(false),
             ended: watch::Sender::new(false),
+            over: watch::Sender::new(None),
         }
     }
 }
@@ -102,6 +108,7 @@ impl Core {
             workers: BTreeMap::new(),
             events: VecDeque::new(),
             road: Road::default(),
+            removed: BTreeSet::new(),
             doors: doors.unwrap_or_default(),
             demand: BTreeMap::new(),
             secrets: BTreeMap::new(),

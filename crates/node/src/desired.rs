@@ -52,6 +52,7 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
         if is_new {
             core.road = plan::road::merge(&core.road, &desired.road);
             desired.road = core.road.clone();
+            core.removed.clone_from(&desired.removed);
         }
         is_new
     });

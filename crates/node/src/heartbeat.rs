@@ -4,18 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::client::Client;
 use model::compute::InstanceReport;
 use model::control::{Demand, Heartbeat, NodeEvent, Reason, observed_digest};
 use model::ids::{Epoch, InstanceId, SessionId};
 use model::signals::Level;
 use model::timing::{HEARTBEAT_AGAIN_AFTER, HEARTBEAT_EVERY, HEARTBEAT_TIMEOUT};
 use plan::agent::Input;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Error};
 use crate::clock;
 use crate::core::{Core, EVENTS_MAX};
 use crate::pause::{self, Pause};
+use crate::removal;
 
 /// Changes within this go together.
 const COALESCE: Duration = Duration::from_millis(20);
@@ -33,7 +36,35 @@ struct Session {
     leader: Epoch,
 }
 
-pub async fn run(agent: Arc<Agent>) {
+/// Ends the heartbeats when it is dropped.
+pub struct Heart {
+    _alive: oneshot::Sender<()>,
+}
+
+/// On a thread and a runtime of their own: whatever else an agent does, and however slow its disk is, it is heard.
+pub fn begin(agent: &Arc<Agent>) -> Result<Heart, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Error::Thread)?;
+    let (alive, over) = oneshot::channel::<()>();
+    let agent = agent.clone();
+    std::thread::Builder::new()
+        .name("heartbeat".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = run(agent) => {}
+                    _ = over => {}
+                }
+            });
+        })
+        .map_err(Error::Thread)?;
+    Ok(Heart { _alive: alive })
+}
+
+async fn run(agent: Arc<Agent>) {
+    let mut heart = agent.identities.heart();
     let mut session = Session {
         id: SessionId(pause::draw()),
         sequence: 0,
@@ -46,13 +77,15 @@ pub async fn run(agent: Arc<Agent>) {
     let mut pause = Pause::new(HEARTBEAT_AGAIN_AFTER, HEARTBEAT_EVERY);
     loop {
         let sent = Instant::now();
-        match beat(&agent, &mut session).await {
+        heart = next_client(heart, agent.identities.heart());
+        match beat(&agent, &heart, &mut session).await {
             Beat::Heard => {
                 pause.reset();
                 wait(&agent, sent).await;
             }
             Beat::SendAll => {}
             Beat::Unheard => pause.wait().await,
+            Beat::Over => return,
         }
     }
 }
@@ -70,13 +103,23 @@ enum Beat {
     /// The server's picture is another.
     SendAll,
     Unheard,
+    /// This node is none any more.
+    Over,
 }
 
-async fn beat(agent: &Arc<Agent>, session: &mut Session) -> Beat {
+/// A client with a new certificate takes over once it is connected, or when the old one's connection is gone.
+fn next_client(current: Arc<Client>, newest: Arc<Client>) -> Arc<Client> {
+    if Arc::ptr_eq(&current, &newest) || newest.is_connected() || !current.is_connected() {
+        return newest;
+    }
+    newest.begin_to_connect();
+    current
+}
+
+async fn beat(agent: &Arc<Agent>, client: &Client, session: &mut Session) -> Beat {
     session.sequence += 1;
     let (heartbeat, reports) = agent.with(|core| compose(agent, core, session));
     let sent_at = clock::instant();
-    let client = agent.identities.client();
     let answer = client
         .heartbeat(&agent.config.name, &heartbeat, HEARTBEAT_TIMEOUT)
         .await;
@@ -101,8 +144,12 @@ async fn beat(agent: &Arc<Agent>, session: &mut Session) -> Beat {
             Beat::Unheard
         }
         Err(error) => {
+            let was_heard = *agent.signals.heard.borrow() > 0;
             unheard(agent, session, heartbeat.events, Some(&error.to_string()));
-            Beat::Unheard
+            match removal::is_over(agent, &error, was_heard) {
+                true => Beat::Over,
+                false => Beat::Unheard,
+            }
         }
     }
 }
@@ -156,6 +203,8 @@ fn compose(agent: &Agent, core: &mut Core, session: &Session) -> (Heartbeat, Rep
         pid: std::process::id(),
         version: agent.version.clone(),
         events: core.events.drain(..).collect(),
+        at: Some(jiff::Timestamp::now()),
+        place: agent.identities.place,
     };
     (heartbeat, reports)
 }

@@ -1,17 +1,23 @@
-//! Who the node is, and as whom its services call: keys made here, certificates asked for, kept, renewed at half of their life.
+//! Who the node is, and as whom its services call: a key made here at the first start and kept for ever, and certificates for it, renewed long
+//! before they end.
+//!
+//! The key is what counts. A certificate may end while the node, or all servers, are away: whoever holds the key is given another. So is asked
+//! at each start, before anything on the machine is touched, which also tells whether the node was removed meanwhile, or runs elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::client::{Client, Transport};
+use api::problem::Problem;
 use api::wire;
 use boundary::Clock;
-use boundary::authority::{Key, needs_rotation};
+use boundary::authority::{Key, expires_at, needs_rotation};
 use boundary::tls::{self, Expect};
 use boundary::token::JoinToken;
-use model::boundary::Holder;
+use model::boundary::{Holder, KeyFingerprint};
 use model::ids::ResourceId;
+use model::timing::LOST_AFTER;
 use model::traffic::Identity;
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +41,27 @@ pub enum Error {
     Certificate(#[from] boundary::tls::Error),
     #[error("{0}")]
     Layout(#[from] layout::Error),
+    #[error("{0}")]
+    Twice(Box<Problem>),
 }
+
+/// How the servers see a node that begins.
+pub enum Standing {
+    /// True: a server has just said so.
+    Known(bool),
+    /// It is to run nothing.
+    Removed(Box<Problem>),
+}
+
+/// At a start, for the servers to answer before the agent goes on with what it has.
+const SERVERS_PATIENCE: Duration = Duration::from_secs(1);
+/// As long as an agent may count as heard that is not there any more, with room for one more question.
+const HEARD_FOR: Duration = LOST_AFTER.saturating_add(Duration::from_secs(1));
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Between two askings with a clock that is known to be wrong.
+const CLOCK_PATIENCE: Duration = Duration::from_secs(600);
+/// Clocks this far apart are told.
+const CLOCKS_APART: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 
 /// `identity.json`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,8 +71,15 @@ pub struct NodeIdentity {
     pub identity: Identity,
 }
 
+/// Whose directory it is in: the same for every copy of it.
+pub fn fingerprint(node: &NodeIdentity) -> Result<KeyFingerprint, Error> {
+    Ok(Key::from_pem(&node.identity.key)?.fingerprint())
+}
+
 /// Who we are now, and the connections made as such.
 pub struct Identities {
+    /// Where this agent runs, for the servers to tell it from a copy.
+    pub place: u64,
     config: Config,
     layout: Layout,
     clock: Clock,
@@ -60,40 +93,53 @@ struct State {
     /// For calls; and apart from them for the bytes of artifacts, so that a heartbeat never waits behind those.
     client: Arc<Client>,
     bulk: Arc<Client>,
+    /// For heartbeats alone: its connection lives where they do.
+    heart: Arc<Client>,
     services: BTreeMap<ResourceId, Identity>,
+    /// A certificate that has just come is due by our clock: it is our clock that is wrong, and asking at once again helps nobody.
+    patient_until: Option<tokio::time::Instant>,
 }
 
 impl Identities {
-    /// Reads what was kept, or joins; that is tried until the servers answer.
+    /// Joins, which is tried until the servers answer; or proves itself by the key that was kept, and goes on with what else was kept when no
+    /// server answers.
     pub async fn open(
         config: Config,
         layout: Layout,
         clock: Clock,
         token: Option<&str>,
-    ) -> Result<Self, Error> {
-        let node = match layout::read(&layout.identity())? {
-            Some(kept) => kept,
+    ) -> Result<(Self, Standing), Error> {
+        let place = layout.place();
+        let (node, standing) = match layout::read::<NodeIdentity>(&layout.identity())? {
             None => {
-                let joined = join(&config, &clock, token.ok_or(Error::NoToken)?).await?;
-                layout::write(&layout.identity(), &joined)?;
-                joined
+                let token = token.ok_or(Error::NoToken)?;
+                (
+                    join(&config, &clock, token, Key::generate()?).await?,
+                    Standing::Known(true),
+                )
             }
+            Some(kept) => come_back(&config, &clock, token, kept, place).await?,
         };
-        let (client, bulk) = clients(&config, &node, &clock)?;
+        layout::write(&layout.identity(), &node)?;
+        let [client, bulk, heart] = clients(&config, &node, &clock)?;
         let services = read_services(&layout);
         let state = Mutex::new(State {
             node,
             client,
             bulk,
+            heart,
             services,
+            patient_until: None,
         });
-        Ok(Self {
+        let identities = Self {
+            place,
             config,
             layout,
             clock,
             state,
             asking: tokio::sync::Mutex::default(),
-        })
+        };
+        Ok((identities, standing))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -106,6 +152,10 @@ impl Identities {
 
     pub fn bulk(&self) -> Arc<Client> {
         self.state().bulk.clone()
+    }
+
+    pub fn heart(&self) -> Arc<Client> {
+        self.state().heart.clone()
     }
 
     pub fn node(&self) -> NodeIdentity {
@@ -121,26 +171,22 @@ impl Identities {
         transport(&self.config, &self.node(), &self.clock, b"http/1.1")
     }
 
-    /// A fresh certificate for the node if the old one has lived half of its life. True: it was changed.
-    pub async fn renew(&self) -> Result<bool, Error> {
+    /// A fresh certificate for the node if the old one is due, or, by `anyway`, may be none to the servers, whose clock is another. True: it was
+    /// changed.
+    pub async fn renew(&self, anyway: bool) -> Result<bool, Error> {
         let node = self.node();
-        if !self.is_due(&node.identity) {
+        if !anyway && !self.is_due(&node.identity) {
             return Ok(false);
         }
-        let key = Key::generate()?;
-        let ask = wire::CertificateRequest {
-            request: key.request()?,
-        };
-        let joined = self.client().renew(&self.config.name, &ask).await?;
-        let node = NodeIdentity {
-            cluster: joined.cluster,
-            authority: joined.authority,
-            identity: key.into_identity(joined.certificate),
-        };
+        let node = renewed(&self.config, &self.clock, &node, self.place).await?;
         layout::write(&self.layout.identity(), &node)?;
-        let (client, bulk) = clients(&self.config, &node, &self.clock)?;
+        let [client, bulk, heart] = clients(&self.config, &node, &self.clock)?;
         let mut state = self.state();
-        (state.node, state.client, state.bulk) = (node, client, bulk);
+        if needs_rotation(&node.identity.certificate, (self.clock)()).unwrap_or(false) {
+            state.patient_until = Some(tokio::time::Instant::now() + CLOCK_PATIENCE);
+        }
+        (state.client, state.bulk, state.heart) = (client, bulk, heart);
+        state.node = node;
         Ok(true)
     }
 
@@ -148,10 +194,12 @@ impl Identities {
     pub async fn certify(&self, service: &ResourceId) -> Result<bool, Error> {
         let _turn = self.asking.lock().await;
         let kept = self.state().services.get(service).cloned();
-        if kept.is_some_and(|kept| !self.is_due(&kept)) {
+        let own = self.node().identity.key;
+        if kept.is_some_and(|kept| kept.key == own && !self.is_due(&kept)) {
             return Ok(false);
         }
-        let key = Key::generate()?;
+        // The node's own: who refuses the node by its key refuses what it calls as.
+        let key = Key::from_pem(&own)?;
         let ask = wire::CertificateRequest {
             request: key.request()?,
         };
@@ -182,6 +230,10 @@ impl Identities {
     }
 
     fn is_due(&self, identity: &Identity) -> bool {
+        let patient_until = self.state().patient_until;
+        if patient_until.is_some_and(|until| tokio::time::Instant::now() < until) {
+            return false;
+        }
         needs_rotation(&identity.certificate, (self.clock)()).unwrap_or(true)
     }
 }
@@ -200,14 +252,10 @@ fn read_services(layout: &Layout) -> BTreeMap<ResourceId, Identity> {
         .collect()
 }
 
-fn clients(
-    config: &Config,
-    node: &NodeIdentity,
-    clock: &Clock,
-) -> Result<(Arc<Client>, Arc<Client>), Error> {
+fn clients(config: &Config, node: &NodeIdentity, clock: &Clock) -> Result<[Arc<Client>; 3], Error> {
     let transport = transport(config, node, clock, b"h2")?;
     let client = || Arc::new(Client::new(transport.clone(), None));
-    Ok((client(), client()))
+    Ok([client(), client(), client()])
 }
 
 fn transport(
@@ -219,24 +267,128 @@ fn transport(
     let expect = Expect::Holder(Holder::Server);
     let mut tls = tls::client_config(&node.identity, &node.authority, expect, clock.clone())?;
     tls.alpn_protocols = vec![protocol.to_vec()];
-    Ok(Transport::Tls {
-        address: config.server,
-        config: Arc::new(tls),
-        name: tls::server_name(),
+    Ok(dial(config, tls))
+}
+
+/// At a start with a key that was kept.
+async fn come_back(
+    config: &Config,
+    clock: &Clock,
+    token: Option<&str>,
+    kept: NodeIdentity,
+    place: u64,
+) -> Result<(NodeIdentity, Standing), Error> {
+    // An agent that was killed a moment ago on another place may still count as heard.
+    let deadline = tokio::time::Instant::now() + HEARD_FOR;
+    loop {
+        let asked = renewed(config, clock, &kept, place);
+        let problem = match tokio::time::timeout(SERVERS_PATIENCE, asked).await {
+            Ok(Ok(node)) => return Ok((node, Standing::Known(true))),
+            Ok(Err(Error::Servers(api::client::Error::Refused(problem)))) => problem,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the servers can't be asked for a certificate; going on with what was kept");
+                return Ok((kept, Standing::Known(false)));
+            }
+            Err(_) => {
+                tracing::warn!("the servers do not answer; going on with what was kept");
+                return Ok((kept, Standing::Known(false)));
+            }
+        };
+        match (problem.code.as_str(), token) {
+            ("node-removed" | "node-left", Some(token)) => {
+                let key = Key::from_pem(&kept.identity.key)?;
+                let node = join(config, clock, token, key).await?;
+                return Ok((node, Standing::Known(true)));
+            }
+            ("node-removed", None) => return Ok((kept, Standing::Removed(problem))),
+            ("node-twice", _) if tokio::time::Instant::now() >= deadline => {
+                return Err(Error::Twice(problem));
+            }
+            ("node-twice", _) => tokio::time::sleep(AGAIN_AFTER).await,
+            _ => {
+                tracing::warn!(%problem, "the servers give no certificate; going on with what was kept");
+                return Ok((kept, Standing::Known(false)));
+            }
+        }
+    }
+}
+
+/// A certificate for the key that is there, whatever became of the last one. That is shown as long as it is good by our clock; a server to which
+/// it is not, is asked without it.
+async fn renewed(
+    config: &Config,
+    clock: &Clock,
+    node: &NodeIdentity,
+    place: u64,
+) -> Result<NodeIdentity, Error> {
+    let is_good = expires_at(&node.identity.certificate).is_ok_and(|end| clock() < end);
+    if is_good {
+        let client = Client::new(transport(config, node, clock, b"h2")?, None);
+        match renewed_over(&client, config, clock, node, place).await {
+            Err(Error::Servers(api::client::Error::Refused(problem))) => {
+                return Err(Error::Servers(api::client::Error::Refused(problem)));
+            }
+            Err(error) => tracing::debug!(%error, "asking without the certificate"),
+            renewed => return renewed,
+        }
+    }
+    let expect = Expect::Holder(Holder::Server);
+    let mut tls = tls::client_config_without_identity(&node.authority, expect, clock.clone())?;
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let client = Client::new(dial(config, tls), None);
+    renewed_over(&client, config, clock, node, place).await
+}
+
+async fn renewed_over(
+    client: &Client,
+    config: &Config,
+    clock: &Clock,
+    node: &NodeIdentity,
+    place: u64,
+) -> Result<NodeIdentity, Error> {
+    let key = Key::from_pem(&node.identity.key)?;
+    let at = clock();
+    let ask = wire::Renew {
+        request: key.request()?,
+        place,
+        at: Some(at),
+    };
+    let joined = client.renew(&config.name, &ask).await?;
+    tell_clocks(at, joined.at);
+    Ok(NodeIdentity {
+        cluster: joined.cluster,
+        authority: joined.authority,
+        identity: key.into_identity(joined.certificate),
     })
 }
 
-async fn join(config: &Config, clock: &Clock, token: &str) -> Result<NodeIdentity, Error> {
-    let authority = token.parse::<JoinToken>()?.authority;
-    let mut tls = tls::join_config(authority, clock.clone())?;
-    tls.alpn_protocols = vec![b"h2".to_vec()];
-    let transport = Transport::Tls {
+fn tell_clocks(node: jiff::Timestamp, server: Option<jiff::Timestamp>) {
+    let apart = server.map(|server| node.duration_since(server).abs());
+    if let Some(server) = server.filter(|_| apart >= Some(CLOCKS_APART)) {
+        tracing::warn!(
+            "this machine's clock says {node}, the server's says {server}: set the one that is wrong"
+        );
+    }
+}
+
+fn dial(config: &Config, tls: rustls::ClientConfig) -> Transport {
+    Transport::Tls {
         address: config.server,
         config: Arc::new(tls),
         name: tls::server_name(),
-    };
-    let client = Client::new(transport, Some(token.to_owned()));
-    let key = Key::generate()?;
+    }
+}
+
+async fn join(
+    config: &Config,
+    clock: &Clock,
+    token: &str,
+    key: Key,
+) -> Result<NodeIdentity, Error> {
+    let authority = token.parse::<JoinToken>()?.authority;
+    let mut tls = tls::join_config(authority, clock.clone())?;
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let client = Client::new(dial(config, tls), Some(token.to_owned()));
     let ask = wire::Join {
         name: config.name.clone(),
         region: config.region.clone(),

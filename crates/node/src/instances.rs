@@ -17,7 +17,7 @@ use crate::agent::Agent;
 use crate::core::{Core, Running};
 use crate::pause::Pause;
 use crate::prepare::{Doors, Failure, Secrets, gather, make_spec, place};
-use crate::{clock, engine, layout};
+use crate::{clock, engine};
 
 /// Lines in which last words are looked for.
 const LAST_LINES: usize = 20;
@@ -295,7 +295,7 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
     // Unless it was wanted again meanwhile.
     let gone = agent.with(|core| core.state.instance(id).is_none());
     if gone {
-        layout::remove(&agent.layout.record(id));
+        agent.keeper.remove(agent.layout.record(id));
         engine::forget(agent, id);
         agent.with(|core| core.ports.remove(id));
         open_port_again(agent).await;

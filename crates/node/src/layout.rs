@@ -4,7 +4,8 @@
 //! DIR/                         0711: services pass through on the way to their own folders, only the owner lists
 //!   agent.json                 who the node is
 //!   agent.lock                 held while an agent lives
-//!   identity.json        0600  the node's certificate and key
+//!   identity.json        0600  the node's key, which never changes, and its certificate
+//!   removed.json               that it was removed: it runs nothing
 //!   desired.json         0600  what it should run, as last told
 //!   doors.json                 which loopback address belongs to which caller and need
 //!   services/P.S.json    0600  the certificate and key of a service placed here
@@ -125,11 +126,32 @@ impl Layout {
     pub fn identity(&self) -> PathBuf {
         self.root.join("identity.json")
     }
+    /// Says that the node was removed: it is to run nothing, whether or not a server can be asked.
+    pub fn removed(&self) -> PathBuf {
+        self.root.join("removed.json")
+    }
+
+    /// Where an agent runs: this directory, of this machine, since its start. A copy of the directory is another place, and so is the same
+    /// disk in another machine. Never 0.
+    pub fn place(&self) -> u64 {
+        use std::hash::{DefaultHasher, Hash, Hasher};
+        use std::os::unix::fs::MetadataExt;
+        let mut hasher = DefaultHasher::new();
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let folder = fs::metadata(&self.root);
+        let folder = folder.map_or((0, 0), |folder| (folder.dev(), folder.ino()));
+        (boot, folder).hash(&mut hasher);
+        hasher.finish().max(1)
+    }
+
     pub fn desired(&self) -> PathBuf {
         self.root.join("desired.json")
     }
     pub fn doors(&self) -> PathBuf {
         self.root.join("doors.json")
+    }
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
     }
     pub fn artifacts(&self) -> PathBuf {
         self.root.join("artifacts")
@@ -258,7 +280,7 @@ fn sweep(volumes: &Path) {
 }
 
 /// A folder that others pass through and only its owner lists.
-fn make_passage(path: &Path) -> Result<(), Error> {
+pub fn make_passage(path: &Path) -> Result<(), Error> {
     make(path, 0o711)
 }
 
@@ -283,7 +305,7 @@ fn make(path: &Path, mode: u32) -> Result<(), Error> {
 
 /// `None` when there is none.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-    let text = match fs::read(path) {
+    let text = match aside(|| fs::read(path)) {
         Ok(text) => text,
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("reading", path)(error)),
@@ -299,19 +321,33 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
 /// Written beside and renamed over, so that a crash leaves the old or the new one. Mode 0600.
 pub fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let text = serde_json::to_vec(value).expect("what is kept is plain data");
+    aside(|| write_text(path, &text))
+}
+
+/// A disk may take its time: where other tasks share the thread, they are carried on by another meanwhile.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
+    match flavor {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
+pub fn write_text(path: &Path, text: &[u8]) -> Result<(), Error> {
     let beside = path.with_extension("json.new");
     let mut options = OpenOptions::new();
     options.create(true).write(true).truncate(true).mode(0o600);
     let mut file = options
         .open(&beside)
         .map_err(Error::io("writing", &beside))?;
-    file.write_all(&text)
+    file.write_all(text)
         .map_err(Error::io("writing", &beside))?;
     fs::rename(&beside, path).map_err(Error::io("replacing", path))
 }
 
 pub fn remove(path: &Path) {
-    if let Err(error) = fs::remove_file(path)
+    if let Err(error) = aside(|| fs::remove_file(path))
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(path = %path.display(), %error, "a file can't be removed");

@@ -17,6 +17,9 @@
 //! | [`agent`] | puts the parts together; hands every input to the step and every output to who acts on it |
 //! | [`core`] | what is known, under one lock; the signals between loops |
 //! | [`begin`] | who the node is, what earlier agents left |
+//! | [`alone`] | a copy of a node's directory is refused |
+//! | [`keeper`] | writes what the next agent must know, on a thread of its own |
+//! | [`removal`] | a node that was removed runs nothing |
 //! | [`upkeep`] | certificates renewed, artifacts collected |
 //! | [`identity`] | joining, the node's certificate and those of the services placed here |
 //! | [`heartbeat`] | tells the servers what is seen, renews the lease |
@@ -38,6 +41,7 @@
 
 mod addresses;
 pub mod agent;
+mod alone;
 mod artifacts;
 mod begin;
 mod clock;
@@ -51,6 +55,7 @@ mod firewall;
 mod heartbeat;
 mod identity;
 mod instances;
+mod keeper;
 mod layout;
 pub mod leftovers;
 pub mod options;
@@ -59,6 +64,7 @@ mod prepare;
 mod probes;
 mod proxy;
 mod record;
+mod removal;
 mod snapshot;
 mod socket;
 mod tunnel;

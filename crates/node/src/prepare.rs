@@ -22,7 +22,7 @@ use crate::agent::Agent;
 use crate::core::Core;
 use crate::environment::{self, Secret};
 use crate::instances::open_ports;
-use crate::{artifacts, clock, engine, layout, pause, snapshot};
+use crate::{artifacts, clock, engine, pause, snapshot};
 
 /// Servers that don't answer within this are not waited for where there is another way.
 const SERVERS_PATIENCE: Duration = Duration::from_secs(3);
@@ -214,9 +214,7 @@ pub fn open_doors(agent: &Agent, desired: &DesiredInstance) -> Result<Doors, Str
             doors.extend(door.map(|door| (need.clone(), (door, protocol))));
         }
         if given {
-            if let Err(error) = layout::write(&agent.layout.doors(), &core.doors) {
-                agent.disk_refuses(core, &error);
-            }
+            agent.keeper.write(agent.layout.doors(), &core.doors);
             agent.signals.road.send_replace(());
         }
         Ok(doors)

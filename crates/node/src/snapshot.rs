@@ -1,8 +1,9 @@
 //! What the proxy is told: the road, joined with what this node knows of its own instances.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use model::boundary::KeyFingerprint;
 use model::compute::DesiredInstance;
 use model::ids::{Generation, ResourceId, ResourceName};
 use model::traffic::{
@@ -25,6 +26,7 @@ pub struct Parts<'a> {
     pub instances: Vec<&'a Instance>,
     pub road: &'a Road,
     pub doors: &'a Doors,
+    pub removed: &'a BTreeSet<KeyFingerprint>,
     pub enforce_uid: bool,
 }
 
@@ -58,6 +60,7 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
             authority: parts.node.authority.clone(),
             node: parts.node.identity.clone(),
             services: parts.services,
+            removed: parts.removed.clone(),
         },
     }
 }

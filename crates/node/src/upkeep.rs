@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::compute::Work;
 
@@ -12,16 +12,31 @@ use crate::{artifacts, identity};
 /// Between looks at what could be collected.
 const COLLECT_INTERVAL: Duration = Duration::from_secs(60);
 /// Between looks at certificates; shorter while one could not be had.
-const CERTIFY_INTERVAL: Duration = Duration::from_secs(30);
+const CERTIFY_INTERVAL: Duration = Duration::from_secs(5);
 const CERTIFY_AGAIN: Duration = Duration::from_secs(3);
+/// Not heard for so long, a node asks for another certificate, good though its own seems.
+const UNHEARD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Keeps certificates fresh: the node's own, and one for each service here.
 pub async fn certify(agent: Arc<Agent>) {
+    let mut asked = Instant::now();
+    let mut said = String::new();
     loop {
-        let wait = match certify_once(&agent).await {
+        let unheard = !agent.with(|core| core.connected);
+        let anyway = unheard && asked.elapsed() >= UNHEARD_PATIENCE;
+        if anyway {
+            asked = Instant::now();
+        }
+        let wait = match certify_once(&agent, anyway).await {
+            Ok(()) if unheard => CERTIFY_AGAIN,
             Ok(()) => CERTIFY_INTERVAL,
             Err(error) => {
-                tracing::warn!(%error, "certificates");
+                // While no server is there it is the same each time.
+                let error = error.to_string();
+                if error != said {
+                    tracing::warn!(error, "certificates");
+                }
+                said = error;
                 CERTIFY_AGAIN
             }
         };
@@ -29,8 +44,8 @@ pub async fn certify(agent: Arc<Agent>) {
     }
 }
 
-async fn certify_once(agent: &Arc<Agent>) -> Result<(), identity::Error> {
-    if agent.identities.renew().await? {
+async fn certify_once(agent: &Arc<Agent>, anyway: bool) -> Result<(), identity::Error> {
+    if agent.identities.renew(anyway).await? {
         agent.signals.road.send_replace(());
         // The connection that the watch is on still shows the old one.
         agent.signals.watch_anew.notify_one();

@@ -117,6 +117,7 @@ fn records(nodes: usize, zones: usize, placements: usize) -> Vec<NodeRecord> {
             standing: Standing::Present,
             reason: Reason::new("joined", "joined"),
             joined_at: Timestamp::UNIX_EPOCH,
+            key: None,
         })
         .collect()
 }

@@ -68,6 +68,7 @@ pub fn node(name: &str, zone: &str) -> NodeRecord {
         standing: Standing::Present,
         reason: Reason::new("joined", "joined"),
         joined_at: Timestamp::UNIX_EPOCH,
+        key: None,
     }
 }
 

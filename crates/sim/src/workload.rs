@@ -71,6 +71,7 @@ fn node(zone: &str) -> NodeRecord {
         standing: Standing::Present,
         reason: Reason::new("joined", "joined"),
         joined_at: Timestamp::UNIX_EPOCH,
+        key: None,
     }
 }
 

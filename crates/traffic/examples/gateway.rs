@@ -116,6 +116,7 @@ fn snapshot(authority: &Issuer, name: &str) -> ProxySnapshot {
         region: "r".parse().expect("a name"),
         mesh: mesh.expect("a free port"),
         trust: Trust {
+            removed: Default::default(),
             cluster: "bench".to_owned(),
             authority: authority.pem(),
             node: identity(authority, name),

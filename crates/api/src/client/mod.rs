@@ -4,6 +4,7 @@
 //! not begin says [`Error::Unreachable`]; one that may have had its effect says [`Error::Unknown`], and one that only asks
 //! [`Error::Silent`].
 
+mod connection;
 mod engines;
 mod nodes;
 mod people;
@@ -12,7 +13,6 @@ pub use engines::Range;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,19 +20,24 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Mutex;
+
+use connection::Connection;
 
 use crate::problem::Problem;
 use crate::stream::{self, BoxStream};
 
 /// Until the head of an answer is there. A body may take longer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// When the dials of one connection begin.
+const DIALS: [Duration; 3] = [
+    Duration::ZERO,
+    Duration::from_millis(300),
+    Duration::from_millis(700),
+];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection with calls on it is pinged this often, and given up when no answer came for [`PING_TIMEOUT`].
 const PING_INTERVAL: Duration = Duration::from_millis(500);
@@ -132,8 +137,20 @@ impl Transport {
     }
 }
 
+/// A SYN that is lost is sent again by the kernel after a second, and then after three: too late for who has a lease to keep. So another dial
+/// begins before; whichever ends first is taken.
 async fn tcp(address: &SocketAddr) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
+    use futures_util::future::{FutureExt, select_all};
+    let dial = |after: Duration| {
+        async move {
+            tokio::time::sleep(after).await;
+            TcpStream::connect(address).await
+        }
+        .boxed()
+    };
+    let dials = DIALS.map(dial);
+    let (stream, ..) = select_all(dials).await;
+    let stream = stream?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -188,22 +205,30 @@ struct Asks(bool);
 
 /// A client of one server, or of one node's own socket.
 pub struct Client {
-    transport: Transport,
     token: Option<String>,
-    connection: Mutex<Option<SendRequest<Body>>>,
+    connection: Connection,
 }
 
 impl Client {
     pub fn new(transport: Transport, token: Option<String>) -> Self {
         Self {
-            transport,
             token,
-            connection: Mutex::new(None),
+            connection: Connection::new(transport),
         }
     }
 
     pub fn transport(&self) -> &Transport {
-        &self.transport
+        self.connection.transport()
+    }
+
+    /// Whether there is a connection that is not known to be gone.
+    pub fn is_connected(&self) -> bool {
+        self.connection.stands()
+    }
+
+    /// Begins to make a connection, and waits for nothing.
+    pub fn begin_to_connect(&self) {
+        drop(self.connection.make());
     }
 
     /// Sends one request, returns the answer's head; a problem becomes an error.
@@ -211,6 +236,7 @@ impl Client {
         self.send_within(request, ANSWER_TIMEOUT).await
     }
 
+    /// `timeout`: for all of it, from connecting to the answer's head.
     pub async fn send_within(
         &self,
         mut request: Request<Body>,
@@ -218,15 +244,21 @@ impl Client {
     ) -> Result<Response<Incoming>, Error> {
         self.complete(&mut request)?;
         let asks = Asks(request.method().is_safe());
-        let mut sender = self.sender().await?;
-        let mut answer = match tokio::time::timeout(timeout, sender.send_request(request)).await {
+        let deadline = tokio::time::Instant::now() + timeout;
+        let sender = tokio::time::timeout_at(deadline, self.connection.sender()).await;
+        let mut sender = sender.map_err(|_| Error::Unreachable {
+            address: self.transport().to_string(),
+            cause: format!("no connection within {timeout:?}"),
+        })??;
+        let answer = tokio::time::timeout_at(deadline, sender.send_request(request)).await;
+        let mut answer = match answer {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
-                self.forget().await;
+                self.connection.doubt();
                 return Err(self.unanswered(asks, error));
             }
             Err(_) => {
-                self.forget().await;
+                self.connection.doubt();
                 return Err(self.unanswered(asks, format!("no answer within {timeout:?}")));
             }
         };
@@ -255,37 +287,18 @@ impl Client {
         Ok(())
     }
 
-    async fn sender(&self) -> Result<SendRequest<Body>, Error> {
-        let mut connection = self.connection.lock().await;
-        if let Some(sender) = connection.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
-        }
-        let io = self.transport.connect().await?;
-        let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .handshake(TokioIo::new(Pin::new(io)))
-            .await;
-        let (sender, driver) = handshake.map_err(|error| Error::Unreachable {
-            address: self.transport.to_string(),
-            cause: error.to_string(),
-        })?;
-        tokio::spawn(driver);
-        *connection = Some(sender.clone());
-        Ok(sender)
-    }
-
-    async fn forget(&self) {
-        *self.connection.lock().await = None;
-    }
-
     fn unanswered(&self, Asks(only): Asks, cause: impl std::fmt::Display) -> Error {
-        let (address, cause) = (self.transport.to_string(), cause.to_string());
+        let (address, cause) = (self.transport().to_string(), cause.to_string());
         match only {
             true => Error::Silent { address, cause },
             false => Error::Unknown { address, cause },
         }
+    }
+
+    /// The whole of an answer did not come in time.
+    fn too_late(&self, timeout: Duration) -> Error {
+        self.connection.doubt();
+        self.unanswered(Asks(false), format!("no answer within {timeout:?}"))
     }
 
     async fn problem(&self, answer: Response<Incoming>) -> Error {
@@ -323,7 +336,7 @@ impl Client {
 
     fn malformed(&self, cause: impl std::fmt::Display) -> Error {
         Error::Malformed {
-            address: self.transport.to_string(),
+            address: self.transport().to_string(),
             cause: cause.to_string(),
         }
     }
@@ -403,6 +416,96 @@ pub fn escape(segment: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use tokio::time::{Instant, sleep};
+
+    const SOON: Duration = Duration::from_millis(1_200);
+
+    async fn ask(client: &Client) -> Result<Response<Incoming>, Error> {
+        let ask = request(Method::GET, "/v1/version", "");
+        client.send_within(ask, SOON).await
+    }
+
+    /// Answers with an empty 200, unless it is to be silent.
+    async fn answer(
+        listener: tokio::net::TcpListener,
+        silent: Arc<AtomicBool>,
+        taken: Arc<AtomicUsize>,
+    ) {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let number = taken.fetch_add(1, Ordering::SeqCst);
+            let silent = silent.clone();
+            let service = hyper::service::service_fn(move |_: Request<Incoming>| {
+                // Only the first connection is ever silent.
+                let silent = number == 0 && silent.load(Ordering::SeqCst);
+                async move {
+                    if silent {
+                        std::future::pending::<()>().await;
+                    }
+                    Ok::<_, std::convert::Infallible>(Response::new(whole("null")))
+                }
+            });
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_late_answer_costs_no_connection_before_another_stands() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (silent, taken) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        let server = tokio::spawn(answer(listener, silent.clone(), taken.clone()));
+        let client = Client::new(Transport::Tcp(address), None);
+        ask(&client).await.unwrap();
+        assert!(client.is_connected());
+        silent.store(true, Ordering::SeqCst);
+        assert!(ask(&client).await.is_err(), "it is late");
+        assert!(client.is_connected(), "and kept");
+        ask(&client).await.expect("another one stands");
+        assert_eq!(taken.load(Ordering::SeqCst), 2);
+        server.abort();
+    }
+
+    /// A server that does not come to accept: its queue is full, and SYNs are lost.
+    #[tokio::test]
+    async fn the_timeout_covers_connecting_and_the_dial_goes_on() {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut filling = Vec::new();
+        for _ in 0..4 {
+            let dial = TcpStream::connect(address);
+            let dialled = tokio::time::timeout(Duration::from_millis(100), dial).await;
+            filling.extend(dialled);
+        }
+        assert!(filling.len() < 4, "the queue has an end");
+        let client = Client::new(Transport::Tcp(address), None);
+        let began = Instant::now();
+        let first = ask(&client).await;
+        assert!(matches!(first, Err(Error::Unreachable { .. })), "{first:?}");
+        assert!(
+            began.elapsed() < SOON + Duration::from_millis(700),
+            "{:?}",
+            began.elapsed()
+        );
+        drop(filling);
+        let server = tokio::spawn(answer(listener, Arc::default(), Arc::default()));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let Err(error) = ask(&client).await {
+            assert!(Instant::now() < deadline, "{error}");
+            sleep(Duration::from_millis(20)).await;
+        }
+        server.abort();
+    }
 
     #[tokio::test]
     async fn what_only_asks_leaves_nothing_unknown() {

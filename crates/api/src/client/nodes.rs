@@ -17,11 +17,7 @@ impl Client {
         self.exchange(Method::POST, "/v1/join", join, None).await
     }
 
-    pub async fn renew(
-        &self,
-        node: &NodeName,
-        ask: &wire::CertificateRequest,
-    ) -> Result<wire::Joined, Error> {
+    pub async fn renew(&self, node: &NodeName, ask: &wire::Renew) -> Result<wire::Joined, Error> {
         self.exchange(Method::POST, &format!("/v1/nodes/{node}/renew"), ask, None)
             .await
     }
@@ -53,8 +49,14 @@ impl Client {
     ) -> Result<HeartbeatAnswer, Error> {
         let json = serde_json::to_vec(heartbeat).expect("wire types are plain data");
         let request = request(Method::POST, &format!("/v1/nodes/{node}/heartbeat"), json);
-        let answer = self.send_within(request, timeout).await?;
-        self.decode(answer).await
+        let exchange = async {
+            let answer = self.send_within(request, timeout).await?;
+            self.decode(answer).await
+        };
+        match tokio::time::timeout(timeout, exchange).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.too_late(timeout)),
+        }
     }
 
     /// What the node should run: whole at once, then whole again with each change.

@@ -82,9 +82,9 @@ pub(super) fn identity() -> Vec<Operation> {
                 "renew",
                 Method::POST,
                 "/v1/nodes/{node}/renew",
-                json_of::<wire::CertificateRequest>(),
+                json_of::<wire::Renew>(),
                 json_of::<wire::Joined>(),
-                "A fresh certificate for the node itself",
+                "A fresh certificate for a node, by its key",
             ),
         ),
         up_to(

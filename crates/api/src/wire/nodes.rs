@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use jiff::Timestamp;
 use model::control::{Capacity, NodeRole, Reason};
 use model::ids::{NodeName, ProjectName, RegionName, ResourceName, ZoneName};
 use schemars::JsonSchema;
@@ -116,9 +117,25 @@ pub struct Joined {
     pub cluster: String,
     pub authority: String,
     pub certificate: String,
+    /// The server's wall clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
 }
 
-/// `POST /v1/nodes/{node}/renew` (for itself) and `POST /v1/nodes/{node}/certificates/{project}/{service}` (for a service placed there).
+/// `POST /v1/nodes/{node}/renew`: a fresh certificate for a node that proves itself by its key, whatever became of its last one.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct Renew {
+    /// Signed with the key that the node has joined with.
+    pub request: String,
+    /// Where the agent runs: one directory of one machine since its start. Another place is refused while this one is heard. 0: it does not say.
+    #[serde(default)]
+    pub place: u64,
+    /// The node's wall clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<Timestamp>,
+}
+
+/// `POST /v1/nodes/{node}/certificates/{project}/{service}`, for a service placed there. The request is signed with the node's own key.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CertificateRequest {
     pub request: String,

@@ -22,9 +22,11 @@ use crate::runtime::{
 use crate::shim::protocol::Request;
 
 use conversation::{Found, Run};
+pub use elsewhere::runs_elsewhere;
 pub use launch::cgroup_name;
 
 mod conversation;
+mod elsewhere;
 mod exec;
 mod launch;
 mod leftovers;

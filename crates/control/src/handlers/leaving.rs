@@ -12,6 +12,7 @@ use model::signals::Level;
 use crate::call::{self, Answer, Call};
 use crate::draft::Draft;
 use crate::events::About;
+use crate::identity;
 use crate::problems;
 use crate::records::Key;
 use crate::state::Server;
@@ -33,6 +34,10 @@ pub async fn remove(server: Arc<Server>, call: Call) -> Answer {
             let mut draft = Draft::new();
             if !dry_run {
                 draft.delete(Key::Node(name.clone()), record);
+                if let Some(key) = &record.key {
+                    let by = call.principal.name();
+                    identity::forget_key(world, &mut draft, key, &name, by, server.now());
+                }
             }
             Ok((draft, volumes_on(world, &name)))
         })

@@ -6,6 +6,7 @@ mod brake;
 mod deploys;
 mod engines;
 mod instances;
+mod joining;
 mod keys;
 mod leaving;
 mod nodes;
@@ -71,10 +72,10 @@ pub fn of(operation: &str) -> Option<Handler> {
         "removeNode" => handler!(leaving::remove),
         "releaseBrake" => handler!(brake::release),
         "explainNode" => handler!(nodes::explain),
-        "makeJoinToken" => handler!(nodes::make_join_token),
-        "join" => handler!(nodes::join),
-        "renew" => handler!(nodes::renew),
-        "serviceCertificate" => handler!(nodes::service_certificate),
+        "makeJoinToken" => handler!(joining::make_join_token),
+        "join" => handler!(joining::join),
+        "renew" => handler!(joining::renew),
+        "serviceCertificate" => handler!(joining::service_certificate),
         "heartbeat" => handler!(nodes::heartbeat),
         "desired" => handler!(nodes::desired),
         "tunnel" => handler!(nodes::tunnel),

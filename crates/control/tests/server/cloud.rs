@@ -499,6 +499,8 @@ async fn beat(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>, behav
             pid: 42,
             version: "fake".to_owned(),
             events: Vec::new(),
+            at: None,
+            place: 0,
         };
         match client
             .heartbeat(&name, &heartbeat, Duration::from_secs(2))

@@ -328,16 +328,13 @@ async fn foreign_certificates_are_refused_and_nodes_speak_for_themselves() {
     assert!(nobody.health().await.unwrap().ready);
     assert_eq!(a.client.whoami().await.unwrap().principal.0, "node:a");
 
+    let own = Key::from_pem(&a.identity.key).unwrap();
     let ask = api::wire::CertificateRequest {
+        request: own.request().unwrap(),
+    };
+    let another = api::wire::CertificateRequest {
         request: Key::generate().unwrap().request().unwrap(),
     };
-    let renewed = a.client.renew(&a.name, &ask).await.unwrap();
-    assert_eq!(
-        boundary::authority::name_in(&renewed.certificate)
-            .unwrap()
-            .holder,
-        Holder::Node(a.name.clone())
-    );
     let service = "shop/web".parse().unwrap();
     assert_eq!(
         code(a.client.service_certificate(&a.name, &service, &ask).await),
@@ -347,6 +344,14 @@ async fn foreign_certificates_are_refused_and_nodes_speak_for_themselves() {
         .apply(&apply_of(&[("web", service_on_every_zone())]))
         .await;
     cloud.ready("web", 3).await;
+    assert_eq!(
+        code(
+            a.client
+                .service_certificate(&a.name, &service, &another)
+                .await
+        ),
+        "other-key"
+    );
     let answer = a
         .client
         .service_certificate(&a.name, &service, &ask)
@@ -358,6 +363,110 @@ async fn foreign_certificates_are_refused_and_nodes_speak_for_themselves() {
             .holder,
         Holder::Service(service)
     );
+}
+
+/// As a node whose certificate has ended: it shows none.
+fn without_certificate(node: &FakeNode) -> Client {
+    let expect = boundary::tls::Expect::Holder(Holder::Server);
+    let mut config =
+        boundary::tls::client_config_without_identity(&node.authority, expect, clock()).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let transport = Transport::Tls {
+        address: node.server,
+        config: std::sync::Arc::new(config),
+        name: boundary::tls::server_name(),
+    };
+    Client::new(transport, None)
+}
+
+fn renew_with(key: &Key, place: u64) -> api::wire::Renew {
+    api::wire::Renew {
+        request: key.request().unwrap(),
+        place,
+        at: None,
+    }
+}
+
+#[tokio::test]
+async fn a_node_proves_itself_by_its_key_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let [a, b, _c] = cloud.three_nodes().await;
+    let key = Key::from_pem(&a.identity.key).unwrap();
+    let client = without_certificate(&a);
+    let ask = renew_with(&key, 0);
+    let renewed = client.renew(&a.name, &ask).await.unwrap();
+    let name = boundary::authority::name_in(&renewed.certificate).unwrap();
+    assert_eq!(name.holder, Holder::Node(a.name.clone()));
+    let again = client.renew(&a.name, &ask).await.unwrap();
+    for renewed in [renewed, again] {
+        let of = boundary::authority::key_in(&renewed.certificate).unwrap();
+        assert_eq!(
+            of,
+            key.fingerprint(),
+            "a repeated request serves its key only"
+        );
+    }
+    // Another key, another node, nobody; and nothing but a certificate.
+    let other = Key::generate().unwrap();
+    let nobody = "nobody".parse().unwrap();
+    for (name, key) in [(&a.name, &other), (&b.name, &key), (&nobody, &key)] {
+        let refused = client.renew(name, &renew_with(key, 0)).await;
+        assert_eq!(code(refused.map(drop)), "node-left", "{name}");
+    }
+    let garbage = api::wire::Renew {
+        request: "no request".to_owned(),
+        ..ask
+    };
+    assert_eq!(
+        code(client.renew(&a.name, &garbage).await.map(drop)),
+        "bad-request"
+    );
+    let desired = client.watch_desired(&a.name).await;
+    assert_eq!(code(desired.map(drop)), "unauthenticated");
+}
+
+#[tokio::test]
+async fn the_name_of_a_removed_node_goes_to_another_without_its_volumes() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let mut nodes = cloud.three_nodes().await;
+    cloud.apply(&apply_of(&[("db", with_volume(1))])).await;
+    let home = cloud.ready("db", 1).await[0].node.clone().unwrap();
+    let old = nodes.iter_mut().find(|node| node.name == home).unwrap();
+    old.silence();
+    until("it may leave", || async {
+        cloud.client.remove_node(&home, false).await.ok()
+    })
+    .await;
+    let key = Key::from_pem(&old.identity.key).unwrap();
+    let client = without_certificate(old);
+    let refused = client.renew(&home, &renew_with(&key, 0)).await;
+    assert_eq!(code(refused.map(drop)), "node-removed");
+
+    let new = FakeNode::join(&cloud, home.as_str(), NodeRole::Worker)
+        .await
+        .unwrap();
+    let waits = |views: &[api::wire::InstanceView]| {
+        let reason = views.iter().find_map(|view| view.reason.as_ref());
+        reason.is_some_and(|reason| reason.message.contains("which was removed"))
+    };
+    cloud.ps_until("db waits for its own home", waits).await;
+    let told = new.desired().map(|told| told.instances).unwrap_or_default();
+    assert!(told.is_empty(), "{told:?}");
+    assert_eq!(
+        code(client.renew(&home, &renew_with(&key, 0)).await.map(drop)),
+        "node-removed"
+    );
+    assert_eq!(
+        code(old_watch(old).await),
+        "node-removed",
+        "a certificate that is good opens nothing"
+    );
+}
+
+async fn old_watch(node: &FakeNode) -> Result<(), api::client::Error> {
+    node.client.watch_desired(&node.name).await.map(drop)
 }
 
 fn service_on_every_zone() -> model::compute::Service {
@@ -712,9 +821,19 @@ async fn a_lost_node_leaves_for_good_and_what_had_its_volume_there_says_so() {
     let leaving = nodes.iter().find(|node| node.name == home).unwrap();
     let db = "shop/db".parse().unwrap();
     let values = leaving.client.secret_values(&home, &db).await;
-    assert_eq!(code(values.map(drop)), "not-placed-here");
+    assert_eq!(code(values.map(drop)), "node-removed");
     let desired = leaving.client.watch_desired(&home).await;
-    assert_eq!(code(desired.map(drop)), "not-found");
+    assert_eq!(code(desired.map(drop)), "node-removed");
+    let key = Key::from_pem(&leaving.identity.key).unwrap().fingerprint();
+    let others = nodes.iter().filter(|node| node.name != home);
+    let told = |node: &FakeNode| {
+        node.desired()
+            .is_some_and(|told| told.removed.contains(&key))
+    };
+    for other in others {
+        let told = || async { told(other).then_some(()) };
+        until("the others are told to refuse its key", told).await;
+    }
 
     let kind = api::wire::Kind::Services;
     cloud

@@ -71,6 +71,10 @@ impl Layout {
         names.sort();
         names
     }
+    /// Whether the node was told that it is none any more.
+    pub fn is_removed(&self, name: &str) -> bool {
+        self.node(name).join("removed.json").exists()
+    }
     pub fn log(&self, name: &str) -> PathBuf {
         self.data.join("logs").join(format!("{name}.log"))
     }

@@ -32,6 +32,9 @@ use supervisor::Supervisor;
 /// How long `down` and ctrl-C wait for a clean end before they kill.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// For a node that was started to learn whether it still is one.
+const START_TOLD: Duration = Duration::from_secs(3);
+
 /// Run a system on this machine
 ///
 /// Starts everything that is needed, applies the manifest, and stays until ctrl-C (or goes to the background with -d).
@@ -73,11 +76,14 @@ pub struct Down {
 
 /// Start a node again that died
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "Example:\n  mainland start b")]
+#[command(after_help = "Examples:\n  mainland start b\n  mainland start b --join")]
 pub struct Start {
     /// The node's name, as `mainland nodes` lists it
     #[arg(value_name = "NODE")]
     node: String,
+    /// Let it in again, with its volumes, after it was removed with `leave`
+    #[arg(long)]
+    join: bool,
 }
 
 impl Up {
@@ -372,13 +378,44 @@ impl Start {
                 &format!("known: {}", known.join(", ")),
             ));
         }
-        let mut supervisor = Supervisor::new(layout, state, current_binary()?);
-        match supervisor.start_known_node(&self.node)? {
-            true => println!("Node {} starts.", self.node),
-            false => println!("Node {} runs already.", self.node),
+        let mut supervisor = Supervisor::new(layout.clone(), state, current_binary()?);
+        let started = match self.join {
+            true => {
+                let client = globals.client()?;
+                supervisor.start_removed_node(&self.node, &client).await?
+            }
+            false => supervisor.start_known_node(&self.node)?,
+        };
+        if !started {
+            println!("Node {} runs already.", self.node);
+            return Ok(0);
         }
+        if !self.join && removal_is_told(&layout, &self.node).await {
+            return Err(anyhow::anyhow!(supervisor::told_removal(
+                &self.node,
+                &layout.node(&self.node)
+            ))
+            .into());
+        }
+        println!("Node {} starts.", self.node);
         Ok(0)
     }
+}
+
+/// Waits until the agent that was just started answers, or has learnt that it is to run nothing.
+async fn removal_is_told(layout: &Layout, node: &str) -> bool {
+    let deadline = std::time::Instant::now() + START_TOLD;
+    while std::time::Instant::now() < deadline {
+        if layout.is_removed(node) {
+            return true;
+        }
+        // It listens once it knows.
+        if process::listening_on(&layout.node_socket(node)).is_some() {
+            return layout.is_removed(node);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    false
 }
 
 /// The lock file says who holds it, for the one who can't have it.

@@ -77,7 +77,18 @@ impl Supervisor {
             self.start_node(plan, &client).await?;
         }
         self.nodes_answer(&plans, &client).await;
+        self.tell_removed(&plans);
         Ok(())
+    }
+
+    /// A zone whose node was removed stays empty until somebody decides otherwise.
+    fn tell_removed(&self, plans: &[NodePlan]) {
+        let removed = plans
+            .iter()
+            .filter(|plan| self.layout.is_removed(&plan.name));
+        for plan in removed {
+            experience::notice(&told_removal(&plan.name, &self.layout.node(&plan.name)));
+        }
     }
 
     /// Waits until every node has been heard, so that what is placed first is spread over all. A node that does not come is no reason to
@@ -95,7 +106,8 @@ impl Supervisor {
                     node.name.as_str() == plan.name && node.state == wire::NodeState::Ready
                 })
             };
-            if plans.iter().all(heard) {
+            let removed = |plan: &NodePlan| self.layout.is_removed(&plan.name);
+            if plans.iter().all(|plan| heard(plan) || removed(plan)) {
                 return;
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
@@ -244,6 +256,23 @@ impl Supervisor {
 
     /// Starts a node that has joined before; false if it runs or has never joined.
     pub fn start_known_node(&mut self, name: &str) -> Result<bool> {
+        self.start_known_node_with(name, None)
+    }
+
+    /// Lets a node in again that was removed, with all that it has.
+    pub async fn start_removed_node(&mut self, name: &str, client: &Client) -> Result<bool> {
+        let ask = wire::MakeJoinToken {
+            node: Some(name.parse()?),
+            valid_seconds: 600,
+        };
+        let made = client
+            .make_join_token(&ask)
+            .await
+            .context("making a join token")?;
+        self.start_known_node_with(name, Some(made.token))
+    }
+
+    fn start_known_node_with(&mut self, name: &str, token: Option<String>) -> Result<bool> {
         let directory = self.layout.node(name);
         if self.finds_node(name) || !directory.join("agent.json").exists() {
             return Ok(false);
@@ -259,7 +288,8 @@ impl Supervisor {
         if name == EDGE {
             words.extend(gateway_words(&self.state));
         }
-        self.start(name, words, Vec::new())?;
+        let token = token.map(|token| ("MAINLAND_JOIN_TOKEN", token));
+        self.start(name, words, token.into_iter().collect())?;
         Ok(true)
     }
 
@@ -277,6 +307,10 @@ impl Supervisor {
             } else if !self.finds_node(&name) {
                 // Who kills all of a node begins with some of it.
                 tokio::time::sleep(DEATH_SETTLES).await;
+                if self.layout.is_removed(&name) {
+                    experience::notice(&told_removal(&name, &self.layout.node(&name)));
+                    continue;
+                }
                 let instances = chaos::instances_on(&self.layout.node(&name));
                 experience::notice(&told_death(&name, instances));
             }
@@ -366,6 +400,14 @@ impl Supervisor {
             experience::notice(&format!("{error:#}"));
         }
     }
+}
+
+/// Who was removed runs nothing, and what is to be done about it.
+pub fn told_removal(name: &str, directory: &std::path::Path) -> String {
+    format!(
+        "zone {name} is missing: its node {name} was removed from this cloud and runs nothing; `mainland start {name} --join` lets it in again with its volumes, and without its directory {} `mainland up` makes a new, empty one",
+        directory.display()
+    )
 }
 
 /// What an agent's death leaves: nothing, or all that it looked after.

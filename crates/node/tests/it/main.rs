@@ -2,6 +2,7 @@
 
 mod engine;
 mod faults;
+mod identity;
 mod life;
 mod server;
 mod survival;

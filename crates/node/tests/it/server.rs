@@ -51,6 +51,10 @@ pub struct State {
     pub secrets: BTreeMap<ResourceName, Vec<u8>>,
     pub artifacts: BTreeMap<Digest, Bytes>,
     pub certified: u64,
+    /// Certificates of the node that were asked for by its key.
+    pub renewed: u64,
+    /// The node is told that it is none any more.
+    pub removed: bool,
     pub asked_secrets: u64,
     pub watches: u64,
     pub epoch: u64,
@@ -87,6 +91,7 @@ impl Server {
                     ..Road::default()
                 },
                 forget_volumes: Vec::new(),
+                removed: Default::default(),
             }),
             answers: watch::Sender::new(true),
         });
@@ -182,8 +187,12 @@ impl Server {
                 json(&self.joined(&join.request, Holder::Node(join.name)))
             }
             ["nodes", name, "renew"] => {
-                let ask: wire::CertificateRequest = body(request).await;
-                json(&self.joined(&ask.request, Holder::Node(name.parse().unwrap())))
+                let ask: wire::Renew = body(request).await;
+                self.look(|state| state.renewed += 1);
+                match self.look(|state| state.removed) {
+                    true => removed(),
+                    false => json(&self.joined(&ask.request, Holder::Node(name.parse().unwrap()))),
+                }
             }
             ["nodes", _, "certificates", project, service] => {
                 let ask: wire::CertificateRequest = body(request).await;
@@ -194,6 +203,7 @@ impl Server {
                 })
             }
             ["nodes", _, "secrets", ..] => json(&self.secrets()),
+            ["nodes", _, "heartbeat"] if self.look(|state| state.removed) => removed(),
             ["nodes", _, "heartbeat"] => json(&self.hear(body(request).await)),
             ["nodes", _, "desired"] => self.watch(),
             ["nodes", _, "tunnel"] => self.tunnel(request),
@@ -215,6 +225,7 @@ impl Server {
                 .authority
                 .issue(request, &id, &Terms::default(), Timestamp::now())
                 .unwrap(),
+            at: None,
         }
     }
 
@@ -304,6 +315,14 @@ impl Server {
             None => problem(&Problem::not_found(digest)),
         }
     }
+}
+
+fn removed() -> Response<Body> {
+    problem(&Problem::new(
+        410,
+        "node-removed",
+        "node a was removed from this cluster",
+    ))
 }
 
 async fn body<T: serde::de::DeserializeOwned>(request: Request<Incoming>) -> T {

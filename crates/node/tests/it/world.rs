@@ -87,6 +87,10 @@ impl Node {
         node
     }
 
+    pub fn log(&self) -> PathBuf {
+        self.folder.path().join("agent.log")
+    }
+
     pub fn directory(&self) -> PathBuf {
         self.folder.path().join("node")
     }

@@ -90,10 +90,7 @@ fn agent(words: &[OsString]) -> ExitCode {
         clock: Arc::new(Timestamp::now),
         given,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = node::agent::runtime().expect("a runtime");
     let outcome = runtime.block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate()).expect("a signal");

@@ -192,6 +192,7 @@ impl Node {
 
 fn told(counter: u64, instances: Vec<DesiredInstance>, road: Road) -> Box<NodeDesired> {
     Box::new(NodeDesired {
+        removed: Default::default(),
         generation: Generation {
             epoch: Epoch(1),
             counter,

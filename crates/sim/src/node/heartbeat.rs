@@ -146,6 +146,8 @@ impl Agent {
             pid: 0,
             version: String::new(),
             events: Vec::new(),
+            at: None,
+            place: 0,
         };
         telling.awaited = Some(Awaited {
             sequence: telling.sequence,

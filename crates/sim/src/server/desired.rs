@@ -87,6 +87,7 @@ impl Server {
         let mut changed = Vec::new();
         for node in self.nodes.keys().cloned().collect::<Vec<_>>() {
             let mut desired = NodeDesired {
+                removed: Default::default(),
                 generation: Generation {
                     epoch: self.epoch,
                     counter: self.counter + 1,

@@ -9,12 +9,12 @@ use crate::first::First;
 const HOUR_SECONDS: i64 = 3600;
 
 /// A wall clock that a test can set, for all of a cloud's own processes.
-struct Clock {
+pub struct Clock {
     file: PathBuf,
 }
 
 impl Clock {
-    fn give(first: &mut First) -> Self {
+    pub fn give(first: &mut First) -> Self {
         let folder = first.cloud.directory.path();
         let (library, file) = (folder.join("clock.so"), folder.join("clock"));
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/system/clock.c");
@@ -35,7 +35,7 @@ impl Clock {
     }
 
     /// How far it is from the true one.
-    fn set(&self, seconds: i64) {
+    pub fn set(&self, seconds: i64) {
         let beside = self.file.with_extension("new");
         std::fs::write(&beside, seconds.to_string()).unwrap();
         std::fs::rename(beside, &self.file).unwrap();

@@ -381,6 +381,7 @@ mod tests {
                 key: key.serialize_pem(),
             },
             services: Default::default(),
+            removed: Default::default(),
         }
     }
 

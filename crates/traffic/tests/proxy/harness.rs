@@ -290,6 +290,7 @@ fn empty_snapshot(authority: &Authority, name: &str) -> ProxySnapshot {
         region: "here".parse().unwrap(),
         mesh: free_address(),
         trust: Trust {
+            removed: Default::default(),
             cluster: CLUSTER.to_owned(),
             authority: authority.pem(),
             node: authority.identity(&format!("node/{name}")),

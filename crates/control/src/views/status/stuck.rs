@@ -211,6 +211,7 @@ mod tests {
                 standing: Standing::Present,
                 reason: Reason::new("joined", "joined"),
                 joined_at: NOW,
+                key: None,
             };
             let mut world = World::default();
             world.nodes.insert(node.name.clone(), stored(node));
