@@ -30,11 +30,11 @@ use rcgen::{
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::certificate;
-use crate::encoding::{from_hex, hex, sha256};
+use tls::certificate::{self, cluster_of_authority};
+
 use crate::secret::{self, Binding, Envelope, Keyring, SecretValue};
 
-pub use crate::certificate::Error as CertificateError;
+pub use tls::certificate::{Error as CertificateError, Fingerprint, FingerprintError};
 
 /// How long a certificate is good for, unless its requester asks for less: for so long may all servers be away before traffic between nodes
 /// stops. A node that is removed is refused by its key, at once.
@@ -79,10 +79,6 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     key: Zeroizing<String>,
 }
-
-/// The SHA-256 of an authority's certificate (DER): what a join token pins. 64 hexadecimal digits in text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint(pub [u8; 32]);
 
 /// An authority at rest: the certificate as it is, the key in an envelope.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +161,7 @@ impl Authority {
         Ok(Self {
             cluster: cluster_of_authority(&der)?,
             certificate: certificate.to_owned(),
-            fingerprint: Fingerprint(sha256(&der)),
+            fingerprint: Fingerprint::of(&der),
             issuer: Issuer::from_ca_cert_der(&der, key_pair)?,
             key: Zeroizing::new(key.to_owned()),
         })
@@ -323,25 +319,11 @@ pub fn expires_at(chain: &str) -> Result<Timestamp, CertificateError> {
     Ok(certificate::validity(&der)?.1)
 }
 
-/// The id of the cluster whose authority has this certificate: its name is `spiffe://{cluster}`, without a path.
-pub(crate) fn cluster_of_authority(
-    der: &rustls_pki_types::CertificateDer<'_>,
-) -> Result<String, CertificateError> {
-    let name = certificate::uri_name(der)?;
-    match name.strip_prefix("spiffe://") {
-        Some(cluster) if check_cluster(cluster).is_ok() => Ok(cluster.to_owned()),
-        _ => Err(CertificateError::Malformed),
-    }
-}
-
-/// SPIFFE-ID section 2.1: what a trust domain may consist of.
 fn check_cluster(cluster: &str) -> Result<(), Error> {
-    let allowed =
-        |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
-    if cluster.is_empty() || cluster.len() > 255 || !cluster.chars().all(allowed) {
-        return Err(Error::ClusterId(cluster.to_owned()));
+    match certificate::is_cluster_id(cluster) {
+        true => Ok(()),
+        false => Err(Error::ClusterId(cluster.to_owned())),
     }
-    Ok(())
 }
 
 fn authority_params(cluster: &str, now: Timestamp) -> Result<CertificateParams, Error> {
@@ -398,26 +380,6 @@ fn set_times(
 
 fn ia5(text: String) -> Result<Ia5String, Error> {
     Ia5String::try_from(text.as_str()).map_err(|_| Error::Name(text))
-}
-
-impl std::fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&hex(&self.0))
-    }
-}
-
-/// Why a text is not a fingerprint.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a fingerprint: expected 64 hexadecimal digits")]
-pub struct FingerprintError(String);
-
-impl std::str::FromStr for Fingerprint {
-    type Err = FingerprintError;
-    fn from_str(text: &str) -> Result<Self, FingerprintError> {
-        from_hex(text)
-            .map(Self)
-            .ok_or_else(|| FingerprintError(text.to_owned()))
-    }
 }
 
 #[cfg(test)]
@@ -517,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn rotation_is_due_at_half_of_the_life() {
+    fn rotation_is_due_after_half_a_day_or_half_of_the_life() {
         let authority = Authority::generate("c1", now()).unwrap();
         let identity = authority
             .identity(&node("c1", "a"), &Terms::default(), now())
@@ -527,7 +489,40 @@ mod tests {
             let due = needs_rotation(&identity.certificate, hours(at)).unwrap();
             assert_eq!(due, expected, "{at} h after its making");
         }
-        assert_eq!(expires_at(&identity.certificate).unwrap(), hours(24));
+        assert_eq!(expires_at(&identity.certificate).unwrap(), hours(30 * 24));
+        let short = Terms {
+            lifetime: Duration::from_secs(2 * 3600),
+            ..Terms::default()
+        };
+        let short = authority.identity(&node("c1", "a"), &short, now()).unwrap();
+        assert!(!needs_rotation(&short.certificate, hours(0)).unwrap());
+        assert!(needs_rotation(&short.certificate, hours(1)).unwrap());
+    }
+
+    #[test]
+    fn a_key_is_the_same_in_requests_certificates_and_files() {
+        let authority = Authority::generate("c1", now()).unwrap();
+        let key = Key::generate().unwrap();
+        let (own, request) = (key.fingerprint(), key.request().unwrap());
+        assert_eq!(key_of_request(&request).unwrap(), own);
+        let chain = authority
+            .issue(&request, &node("c1", "a"), &Terms::default(), now())
+            .unwrap();
+        assert_eq!(key_in(&chain).unwrap(), own);
+        let kept = key.into_identity(chain).key;
+        assert_eq!(Key::from_pem(&kept).unwrap().fingerprint(), own);
+        assert_ne!(Key::generate().unwrap().fingerprint(), own);
+    }
+
+    #[test]
+    fn an_authority_is_made_anew_in_the_second_half_of_its_life_with_the_same_key() {
+        let authority = Authority::generate("c1", now()).unwrap();
+        let years = |years: i64| now() + jiff::SignedDuration::from_hours(years * 365 * 24);
+        assert!(authority.renewed(years(4)).unwrap().is_none());
+        let renewed = authority.renewed(years(6)).unwrap().unwrap();
+        assert_eq!((renewed.cluster(), renewed.key()), ("c1", authority.key()));
+        assert_ne!(renewed.fingerprint(), authority.fingerprint());
+        assert!(renewed.renewed(years(10)).unwrap().is_none());
     }
 
     #[test]

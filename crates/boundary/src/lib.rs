@@ -3,13 +3,12 @@
 //! | module | what it answers |
 //! |---|---|
 //! | [`authority`] | who somebody is: the cluster's certificate authority and the short-lived certificates it issues |
-//! | [`tls`] | whether a peer is who it says: rustls configurations that check chain, times, cluster and SPIFFE name |
 //! | [`token`] | who somebody without a certificate is: bearer and join tokens, of which only hashes are kept |
 //! | [`authorize`] | whether a principal may do something (`authorize`), and whether it fits the limits (`admit`) |
 //! | [`secret`] | how secret values rest: envelopes under a key ring |
 //! | [`audit`] | who changed what, and when: a bounded log on disk |
 //!
-//! A request runs through them in this order: [`tls`] or [`token`] tell the principal, [`authorize::authorize`] and
+//! A request runs through them in this order: certificates (the crate `tls`) or [`token`] tell the principal, [`authorize::authorize`] and
 //! [`authorize::admit`] decide, and [`audit::Log`] keeps the verdict of each change.
 //!
 //! Time is handed in, as a [`jiff::Timestamp`] or, where a library asks for it later, as a [`Clock`]. The randomness of keys,
@@ -18,16 +17,9 @@
 pub mod audit;
 pub mod authority;
 pub mod authorize;
-mod certificate;
 mod encoding;
 mod random;
 pub mod secret;
-pub mod tls;
 pub mod token;
 
-use std::sync::Arc;
-
-use jiff::Timestamp;
-
-/// Tells the time when a handshake asks for it.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+pub use tls::Clock;

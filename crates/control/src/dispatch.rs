@@ -12,12 +12,12 @@ use axum::body::Body;
 use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use boundary::authorize::authorize;
-use boundary::tls::PeerId;
 use boundary::token::Token;
 use futures_util::FutureExt;
 use http::{Method, Request, header};
 use http_body_util::BodyExt;
 use model::boundary::Principal;
+use tls::PeerId;
 
 use crate::actions;
 use crate::call::{self, Answer, Call};
@@ -236,7 +236,7 @@ async fn discard(server: &Server, mut body: Body) {
 fn principal(server: &Server, request: &Request<Body>) -> Result<Principal, Problem> {
     let peer = request.extensions().get::<Peer>();
     if let Some(id) = peer.and_then(|peer| peer.id.as_ref()) {
-        let principal = boundary::tls::principal(&id.name);
+        let principal = tls::principal(&id.name);
         server.look(|world| identity::admits(world, &principal, &id.key))?;
         return Ok(principal);
     }

@@ -13,13 +13,13 @@ use api::problem::Problem;
 use api::wire;
 use boundary::Clock;
 use boundary::authority::{Key, expires_at, needs_rotation};
-use boundary::tls::{self, Expect};
 use boundary::token::JoinToken;
 use model::boundary::{Holder, KeyFingerprint};
 use model::ids::ResourceId;
 use model::timing::LOST_AFTER;
 use model::traffic::Identity;
 use serde::{Deserialize, Serialize};
+use tls::Expect;
 
 use crate::layout::{self, Layout};
 use crate::options::Config;
@@ -38,7 +38,7 @@ pub enum Error {
     #[error("a key can't be made: {0}")]
     Key(#[from] boundary::authority::Error),
     #[error("a certificate can't be used: {0}")]
-    Certificate(#[from] boundary::tls::Error),
+    Certificate(#[from] tls::Error),
     #[error("{0}")]
     Layout(#[from] layout::Error),
     #[error("{0}")]

@@ -136,6 +136,8 @@ fn snapshot(authority: &Issuer, name: &str) -> ProxySnapshot {
 fn authority() -> Issuer {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let name = "spiffe://bench".try_into().expect("a name");
+    params.subject_alt_names = vec![SanType::URI(name)];
     let key = KeyPair::generate().expect("a key");
     CertifiedIssuer::self_signed(params, key).expect("a certificate")
 }

@@ -8,9 +8,10 @@ use super::workspace::{Member, Workspace};
 const ROOMS: &str = "rooms";
 
 /// Crates that import nothing of ours but this.
-const NOTHING_BUT: [(&str, &[&str]); 6] = [
+const NOTHING_BUT: [(&str, &[&str]); 7] = [
     ("model", &[]),
     ("sqlite", &[]),
+    ("tls", &["model"]),
     ("plan", &["model"]),
     ("api", &["model"]),
     ("experience", &["model", "api"]),

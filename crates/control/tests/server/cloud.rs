@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use api::client::{Client, Error, Transport};
 use api::wire::{self, Apply, InstanceView};
 use boundary::authority::Key;
-use boundary::tls::{self, Expect};
 use boundary::token::JoinToken;
 use control::server::{self, ClientFile, Options};
 use futures_util::StreamExt;
@@ -23,6 +22,7 @@ use model::traffic::Identity;
 use model::units::{Bytes, MilliCpu, Span};
 use store::memory::MemoryStore;
 use store::sqlite::SqliteStore;
+use tls::Expect;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 

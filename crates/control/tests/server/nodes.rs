@@ -367,14 +367,13 @@ async fn foreign_certificates_are_refused_and_nodes_speak_for_themselves() {
 
 /// As a node whose certificate has ended: it shows none.
 fn without_certificate(node: &FakeNode) -> Client {
-    let expect = boundary::tls::Expect::Holder(Holder::Server);
-    let mut config =
-        boundary::tls::client_config_without_identity(&node.authority, expect, clock()).unwrap();
+    let expect = tls::Expect::Holder(Holder::Server);
+    let mut config = tls::client_config_without_identity(&node.authority, expect, clock()).unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let transport = Transport::Tls {
         address: node.server,
         config: std::sync::Arc::new(config),
-        name: boundary::tls::server_name(),
+        name: tls::server_name(),
     };
     Client::new(transport, None)
 }
@@ -705,11 +704,11 @@ async fn off_loopback_the_api_speaks_tls_only() {
     let distrusting = with_token(stranger.certificate(), address, &file.token);
     assert!(token(distrusting).await.is_err());
     let pinned = boundary::authority::Fingerprint([0; 32]);
-    let config = boundary::tls::join_config(pinned, clock()).unwrap();
+    let config = tls::join_config(pinned, clock()).unwrap();
     let transport = Transport::Tls {
         address,
         config: config.into(),
-        name: boundary::tls::server_name(),
+        name: tls::server_name(),
     };
     assert!(Client::new(transport, None).version().await.is_err());
     let sealed = store::Store::get(&ram, "authority").await.unwrap().unwrap();
@@ -724,16 +723,12 @@ async fn off_loopback_the_api_speaks_tls_only() {
 }
 
 fn with_token(authority: &str, address: std::net::SocketAddr, token: &str) -> Client {
-    let config = boundary::tls::client_config_without_identity(
-        authority,
-        boundary::tls::Expect::Anyone,
-        clock(),
-    )
-    .unwrap();
+    let config =
+        tls::client_config_without_identity(authority, tls::Expect::Anyone, clock()).unwrap();
     let transport = Transport::Tls {
         address,
         config: config.into(),
-        name: boundary::tls::server_name(),
+        name: tls::server_name(),
     };
     Client::new(transport, Some(token.to_owned()))
 }

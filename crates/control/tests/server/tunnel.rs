@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use api::client::Transport;
 use api::stream::Frame;
-use boundary::tls::{self, Expect};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{Request, Response, StatusCode};
@@ -13,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use model::signals::{LogLine, Stream};
+use tls::Expect;
 
 use crate::cloud::*;
 

@@ -12,7 +12,6 @@ use api::stream::json_line;
 use api::wire;
 use base64::Engine as _;
 use boundary::authority::{Authority, Terms};
-use boundary::tls::{self, ClientAuth, Expect};
 use boundary::token::JoinToken;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -28,6 +27,7 @@ use model::compute::{DesiredInstance, InstanceReport};
 use model::control::{Heartbeat, HeartbeatAnswer, NodeDesired, NodeEvent};
 use model::ids::{Digest, Epoch, Generation, InstanceId, ResourceName};
 use model::traffic::Road;
+use tls::{ClientAuth, Expect};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 

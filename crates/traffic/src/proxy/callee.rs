@@ -11,6 +11,7 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use model::boundary::KeyFingerprint;
 use model::ids::{Epoch, InstanceId, ResourceId};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
@@ -160,14 +161,17 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
     };
     let peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let life = tls::Life::new(SystemTime::now(), own_end, peer);
-    let id = peer.first().and_then(tls::spiffe_id);
-    let Some(caller) = id.and_then(|id| worker.view().caller(id)) else {
+    let Some(id) = tls::peer_id(&worker.view().tls, peer) else {
+        return tracing::debug!("a peer's certificate names nobody who is let in");
+    };
+    let Some(caller) = worker.view().caller(id.name) else {
         return tracing::debug!("a peer's certificate names no caller of this cluster");
     };
     let width = Width::of(stream.get_ref().1.alpn_protocol());
     let peer = Arc::new(Peer {
         worker: worker.clone(),
         caller,
+        key: id.key,
         tickets: Arc::default(),
     });
     let service = service_fn(move |request| {
@@ -208,6 +212,7 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
 struct Peer {
     worker: Arc<Worker>,
     caller: Caller,
+    key: KeyFingerprint,
     tickets: Arc<Tickets>,
 }
 
@@ -217,6 +222,11 @@ impl Peer {
             return self.is_taken(ticket).await;
         }
         let view = self.worker.view();
+        if !view.tls.admits(&self.key) {
+            return failed(Failure::Refused {
+                reason: "the node of the caller was removed from this cluster".to_owned(),
+            });
+        }
         let Some((service, instance, epoch)) = target(request.headers()) else {
             return failed(Failure::not_begun("the request names no instance"));
         };

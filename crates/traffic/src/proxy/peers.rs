@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 
 use super::body::RequestBody;
 use super::failure::{Failure, chain};
-use super::tls::{ClientIdentity, Life, server_name};
+use super::tls::{ClientIdentity, Life};
 use super::view::{Shared, Target, View};
 use super::window::{MOST_WINDOW, Room, Seat, Width};
 use super::wire::MOST_HEADER_BYTES;
@@ -322,7 +322,7 @@ async fn handshake(
     let mut config = (*identity.config).clone();
     config.alpn_protocols = vec![width.protocol()];
     let stream = TlsConnector::from(Arc::new(config))
-        .connect(server_name(node), stream)
+        .connect(::tls::name_of_node(node), stream)
         .await
         .map_err(|error| error.to_string())?;
     let peer = stream.get_ref().1.peer_certificates().unwrap_or_default();

@@ -10,21 +10,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use model::boundary::{Holder, SpiffeId};
-use model::ids::{NodeName, ResourceId};
+use ::tls::{ClientAuth, Expect, certificate};
+use jiff::Timestamp;
+use model::boundary::KeyFingerprint;
+use model::ids::ResourceId;
 use model::traffic::{Identity, Trust};
-use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
-    SignatureScheme,
-};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::CertificateDer;
 
 use super::window::Width;
 
@@ -35,21 +27,10 @@ const NOTICE_MOST: Duration = Duration::from_secs(60);
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("{whose}: the PEM text can't be read: {source}")]
-    Pem {
-        whose: String,
-        source: rustls_pki_types::pem::Error,
-    },
-    #[error("{whose}: no certificate in the PEM text")]
-    Empty { whose: String },
-    #[error("{whose}: {source}")]
-    Tls {
-        whose: String,
-        source: rustls::Error,
-    },
-    #[error("the verifier of client certificates: {0}")]
-    Verifier(#[from] rustls::server::VerifierBuilderError),
+#[error("{whose}: {source}")]
+pub struct Error {
+    whose: String,
+    source: ::tls::Error,
 }
 
 /// The configurations made from one [`Trust`]. A configuration whose identity did not change is the same `Arc` as before, so the
@@ -113,29 +94,17 @@ async fn until(moment: SystemTime) {
     }
 }
 
-/// When the first of a chain's certificates ends; `None` when one can't be read, or there is none.
-fn end_of(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
-    let end = |certificate: &CertificateDer<'_>| {
-        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-        let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
-        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
-    };
-    let ends: Option<Vec<SystemTime>> = chain.iter().map(end).collect();
-    ends?.into_iter().min()
-}
-
 impl Tls {
     pub fn new(trust: &Trust, before: Option<&Tls>) -> Result<Self, Error> {
         let before = before.filter(|old| {
             old.trust.authority == trust.authority && old.trust.cluster == trust.cluster
         });
-        let roots = Arc::new(roots(&trust.authority)?);
         let same_node = before.filter(|old| old.trust.node == trust.node);
         let (server, node) = match same_node {
             Some(old) => (old.server.clone(), old.node.clone()),
             None => (
-                server_config(&roots, &trust.node)?,
-                client_identity(&roots, trust, &trust.node, "the node's certificate")?,
+                server_config(trust)?,
+                client_identity(trust, &trust.node, "the node's certificate")?,
             ),
         };
         let mut services = HashMap::new();
@@ -145,12 +114,7 @@ impl Tls {
                 .and_then(|old| old.services.get(service));
             let config = match kept {
                 Some(config) => config.clone(),
-                None => client_identity(
-                    &roots,
-                    trust,
-                    identity,
-                    &format!("the certificate of {service}"),
-                )?,
+                None => client_identity(trust, identity, &format!("the certificate of {service}"))?,
             };
             services.insert(service.clone(), config);
         }
@@ -174,192 +138,61 @@ impl Tls {
     pub fn cluster(&self) -> &str {
         &self.trust.cluster
     }
-}
 
-/// The name a node's certificate is asked for: node names are DNS labels.
-pub fn server_name(node: &NodeName) -> ServerName<'static> {
-    ServerName::try_from(node.to_string()).expect("a node's name is a DNS label")
-}
-
-/// The SPIFFE name in a certificate: its one URI name.
-pub fn spiffe_id(certificate: &CertificateDer<'_>) -> Option<SpiffeId> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    let names = parsed.subject_alternative_name().ok()??;
-    let mut uris = names
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) => Some(*uri),
-            _ => None,
-        });
-    match (uris.next(), uris.next()) {
-        (Some(uri), None) => uri.parse().ok(),
-        _ => None,
+    /// Whether who holds this key is let in: not when its node was removed, whatever its certificate says.
+    pub fn admits(&self, key: &KeyFingerprint) -> bool {
+        !self.trust.removed.contains(key)
     }
 }
 
-fn certificates(pem: &str, whose: &str) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
-        .collect::<Result<_, _>>()
-        .map_err(|source| Error::Pem {
-            whose: whose.to_owned(),
-            source,
-        })?;
-    if chain.is_empty() {
-        return Err(Error::Empty {
-            whose: whose.to_owned(),
-        });
-    }
-    Ok(chain)
+/// Who the peer is, by the certificate that it has shown; `None` when that says nothing, or when its node was removed.
+pub fn peer_id(trust: &Tls, chain: &[CertificateDer<'_>]) -> Option<::tls::PeerId> {
+    let id = ::tls::peer_id(chain).ok()?;
+    trust.admits(&id.key).then_some(id)
 }
 
-fn roots(authority: &str) -> Result<RootCertStore, Error> {
-    let whose = "the cluster's authority";
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(authority, whose)? {
-        roots.add(certificate).map_err(|source| Error::Tls {
-            whose: whose.to_owned(),
-            source,
-        })?;
-    }
-    Ok(roots)
+fn clock() -> ::tls::Clock {
+    Arc::new(Timestamp::now)
 }
 
-fn key(identity: &Identity, whose: &str) -> Result<PrivateKeyDer<'static>, Error> {
-    PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).map_err(|source| Error::Pem {
-        whose: format!("{whose}, its key"),
-        source,
-    })
+fn end_of(chain: &[CertificateDer<'_>]) -> Option<SystemTime> {
+    certificate::end_of(chain).ok().map(SystemTime::from)
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(ring::default_provider())
-}
-
-fn server_config(roots: &Arc<RootCertStore>, node: &Identity) -> Result<Arc<ServerConfig>, Error> {
-    let whose = "the node's certificate";
-    let provider = provider();
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build()?;
-    let tls = |source| Error::Tls {
-        whose: whose.to_owned(),
-        source,
-    };
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(tls)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates(&node.certificate, whose)?, key(node, whose)?)
-        .map_err(tls)?;
+fn server_config(trust: &Trust) -> Result<Arc<ServerConfig>, Error> {
+    let auth = ClientAuth::Required;
+    let config = ::tls::server_config(&trust.node, &trust.authority, auth, Expect::Anyone, clock());
+    let mut config = config.map_err(of("the node's certificate"))?;
     config.alpn_protocols = Width::ALL.map(Width::protocol).to_vec();
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 
 fn client_identity(
-    roots: &Arc<RootCertStore>,
     trust: &Trust,
     identity: &Identity,
     whose: &str,
 ) -> Result<Arc<ClientIdentity>, Error> {
-    let provider = provider();
-    let chain = certificates(&identity.certificate, whose)?;
-    let end = end_of(&chain).ok_or_else(|| Error::Empty {
-        whose: whose.to_owned(),
-    })?;
-    let verifier = NodeVerifier {
-        cluster: trust.cluster.clone(),
-        roots: roots.clone(),
-        algorithms: provider.signature_verification_algorithms,
-    };
-    let tls = |source| Error::Tls {
-        whose: whose.to_owned(),
-        source,
-    };
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(tls)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_auth_cert(chain, key(identity, whose)?)
-        .map_err(tls)?;
+    let config = ::tls::client_config(identity, &trust.authority, Expect::Dialled, clock());
+    let mut config = config.map_err(of(whose))?;
     config.enable_sni = false;
-    config.resumption = Resumption::disabled();
+    let chain = certificate::from_pem(&identity.certificate);
+    let end = chain.and_then(|chain| certificate::end_of(&chain));
+    let end = end.map_err(|error| of(whose)(error.into()))?;
     Ok(Arc::new(ClientIdentity {
         config: Arc::new(config),
-        end,
+        end: end.into(),
     }))
 }
 
-/// Believes the authority, and of those whom it vouches for only the node that was meant.
-#[derive(Debug)]
-struct NodeVerifier {
-    cluster: String,
-    roots: Arc<RootCertStore>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl NodeVerifier {
-    fn is_meant(&self, certificate: &CertificateDer<'_>, server_name: &ServerName<'_>) -> bool {
-        spiffe_id(certificate).is_some_and(|id| {
-            id.cluster == self.cluster
-                && matches!(id.holder, Holder::Node(node) if node.as_str() == server_name.to_str())
-        })
-    }
-}
-
-impl ServerCertVerifier for NodeVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let certificate = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &certificate,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
-        if !self.is_meant(end_entity, server_name) {
-            return Err(CertificateError::NotValidForName.into());
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    /// TLS 1.2 is never offered.
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13.into())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+fn of(whose: &str) -> impl FnOnce(::tls::Error) -> Error {
+    let whose = whose.to_owned();
+    |source| Error { whose, source }
 }
 
 #[cfg(test)]
 mod tests {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+    use rustls::client::Resumption;
     use rustls::{ClientConnection, HandshakeKind, ServerConnection};
 
     use super::*;
@@ -367,6 +200,8 @@ mod tests {
     fn trust() -> Trust {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let name = "spiffe://c1".try_into().unwrap();
+        params.subject_alt_names = vec![SanType::URI(name)];
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let mut params = CertificateParams::default();
         let name = "spiffe://c1/node/a".try_into().unwrap();
@@ -389,7 +224,7 @@ mod tests {
     fn second_handshake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> HandshakeKind {
         let mut kind = None;
         for _ in 0..2 {
-            let name = server_name(&"a".parse().unwrap());
+            let name = ::tls::name_of_node(&"a".parse().unwrap());
             let mut client = ClientConnection::new(client.clone(), name).unwrap();
             let mut server = ServerConnection::new(server.clone()).unwrap();
             let mut bytes = Vec::new();
@@ -431,7 +266,7 @@ mod tests {
     #[test]
     fn a_connection_lives_as_long_as_the_first_certificate_to_end() {
         let tls = Tls::new(&trust(), None).unwrap();
-        let own = certificates(&tls.trust.node.certificate, "a").unwrap();
+        let own = certificate::from_pem(&tls.trust.node.certificate).unwrap();
         let end = end_of(&own).unwrap();
         let seconds = Duration::from_secs;
         for (made, own_end, peer, expected) in [

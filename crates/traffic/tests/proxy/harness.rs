@@ -48,6 +48,8 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let name = format!("spiffe://{CLUSTER}");
+        params.subject_alt_names = vec![SanType::URI(name.try_into().unwrap())];
         let key = KeyPair::generate().unwrap();
         let issuer = CertifiedIssuer::self_signed(params, key).unwrap();
         Self { issuer }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use harness::*;
 use model::ids::Epoch;
-use model::traffic::{Address, FromProxy, Gate, Owner, Protocol};
+use model::traffic::{Address, FromProxy, Gate, Identity, Owner, Protocol};
 use model::units::Span;
 
 /// A gateway on an edge node, and `shop/web` on nodes a and b behind the mesh.
@@ -205,6 +205,48 @@ fn foreign_certificates_open_nothing() {
     shop.b.snapshot.trust.node = authority.identity("node/b");
     shop.b.apply();
     assert_eq!(get(shop.door, "cart", "/").status, 200);
+}
+
+#[test]
+fn a_removed_node_is_let_in_no_more_though_its_certificate_is_good() {
+    let authority = Authority::new();
+    let cart = Instance::answering("cart");
+    let mut shop = shop(&authority, cart.address, Protocol::Http);
+    shop.a
+        .road("shop/cart", vec![shop.b.endpoint("shop/cart-1")])
+        .traffic
+        .wait = Span::milliseconds(300);
+    shop.a.apply();
+    assert_eq!(get(shop.door, "cart", "/").status, 200);
+    // The connection stands, and a new one is no better.
+    let identity = &shop.a.snapshot.trust.services[&id("shop/web")];
+    let chain = tls::certificate::from_pem(&identity.certificate).unwrap();
+    let key = tls::certificate::key(&chain[0]).unwrap();
+    shop.b.snapshot.trust.removed = [key].into();
+    shop.b.apply();
+    for _ in 0..2 {
+        let refused = get(shop.door, "cart", "/");
+        assert!(refused.status >= 400, "{}", refused.body);
+        shop.a
+            .snapshot
+            .trust
+            .services
+            .insert(id("shop/web"), identity_again(&shop.a));
+        shop.a.apply();
+    }
+    assert_eq!(cart.count(), 1);
+    shop.b.snapshot.trust.removed.clear();
+    shop.b.apply();
+    eventually("it is let in again", || {
+        get(shop.door, "cart", "/").status == 200
+    });
+}
+
+/// The same, in another text: the connections made with it are made anew.
+fn identity_again(node: &Node) -> Identity {
+    let mut identity = node.snapshot.trust.services[&id("shop/web")].clone();
+    identity.key.push('\n');
+    identity
 }
 
 #[test]
