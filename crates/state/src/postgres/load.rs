@@ -1,10 +1,22 @@
 //! What `load` and `replace` have psql do around the SQL that it reads, in one transaction.
 //!
 //! ```text
-//! begin ─▶ replace: empty the database ─▶ guard ─▶ the SQL ─▶ release the guard ─▶ commit
+//! begin ─▶ replace: empty the database ─▶ guard ─▶ the SQL, through [`scan`] ─▶ release the guard ─▶ commit
 //! ```
 //!
-//! The guard is a trigger that refuses any commit before the last step: one that is written in the SQL, or psql's own after a step that failed.
+//! The guard is a trigger that refuses any commit before the last step: one that is written in the SQL, or psql's own after a step that failed, or
+//! after input that ended too soon since who gave it has died.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`feed`] | the way of the SQL into psql |
+//! | [`format`](mod@format) | what is no SQL |
+//! | [`scan`], [`statement`] | what is left out of the SQL, and refused |
+
+pub mod feed;
+mod format;
+mod scan;
+mod statement;
 
 use super::access::{hand, identifier};
 use super::outbox::Table;
@@ -26,23 +38,21 @@ end $$;
 create constraint trigger whole after insert on pg_temp.mainland_load deferrable initially deferred
   for each row execute function pg_temp.mainland_load();
 insert into pg_temp.mainland_load values (1)";
-const RELEASE: &str = "set local mainland.whole = 'yes'";
+/// The last line that psql reads.
+const RELEASE: &str = "set local mainland.whole = 'yes';\n";
 /// Where the outbox waits while all else goes.
 const ASIDE: &str = "mainland_aside";
 /// For transactions of others that use what is to go.
 const LOCK_PATIENCE: &str = "30s";
 
-/// What psql is told. `emptying`: what it does first.
-pub fn arguments(emptying: Option<String>) -> Vec<String> {
+/// What psql is told. `emptying`: what it does first; `restriction`: a key known to nobody, where psql can keep itself from all its other commands.
+pub fn arguments(emptying: Option<String>, restriction: Option<String>) -> Vec<String> {
     let options = OPTIONS.map(str::to_owned).into_iter();
+    let restriction = restriction.map(|key| format!("\\restrict {key}"));
     let commands = emptying.into_iter().chain([GUARD.to_owned()]);
-    let commands = commands.flat_map(command);
+    let commands = commands.chain(restriction).flat_map(command);
     let read = ["--file", "-"].map(str::to_owned);
-    options
-        .chain(commands)
-        .chain(read)
-        .chain(command(RELEASE.to_owned()))
-        .collect()
+    options.chain(commands).chain(read).collect()
 }
 
 fn command(sql: String) -> [String; 2] {

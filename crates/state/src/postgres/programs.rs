@@ -52,6 +52,21 @@ impl Programs {
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+
+    /// Whether psql knows `\restrict`: after it, no other of its commands is done.
+    /// <https://www.postgresql.org/about/news/postgresql-176-1610-1514-1419-1322-and-18-beta-3-released-3118/>
+    pub fn psql_restricts(&self, version: u32) -> bool {
+        let output = Command::new(self.path("psql")).arg("--version").output();
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        let minor = minor(&text.unwrap_or_default()).unwrap_or(0);
+        match version {
+            14 => minor >= 19,
+            15 => minor >= 14,
+            16 => minor >= 10,
+            17 => minor >= 6,
+            version => version >= 18,
+        }
+    }
 }
 
 /// # Errors
@@ -136,6 +151,13 @@ fn major(text: &str) -> Option<u32> {
     digits.parse().ok()
 }
 
+/// Of `psql (PostgreSQL) 15.8 (Debian 15.8-0+deb12u1)`.
+fn minor(text: &str) -> Option<u32> {
+    let number = text.split_once(") ")?.1.split_once('.')?.1;
+    let digits = number.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
 fn looked_for(version: u32) -> String {
     let folders: Vec<String> = LAYOUTS
         .iter()
@@ -203,6 +225,10 @@ mod tests {
             ("something else", None),
         ] {
             assert_eq!(major(text), expected);
+            assert_eq!(
+                minor(text),
+                expected.filter(|_| text.contains('.')).map(|_| 8)
+            );
         }
     }
 }

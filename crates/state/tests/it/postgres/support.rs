@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const END_PATIENCE: Duration = Duration::from_secs(10);
 const UID: u32 = 70_001;
-const SECRET: &str = "0123456789abcdef0123456789abcdef";
+pub const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
 pub fn name(text: &str) -> ResourceName {
     ResourceName::new(text).expect("a name")
@@ -240,7 +240,7 @@ impl Engine {
     }
 
     /// Beside the engine.
-    pub fn tool(&self, words: &[&str], input: &str) -> Output {
+    pub fn tool(&self, words: &[&str], input: impl AsRef<[u8]>) -> Output {
         let mut command = self.mainland();
         command
             .args(words)
@@ -249,7 +249,8 @@ impl Engine {
             .stderr(Stdio::piped());
         let mut child = command.spawn().expect("a tool");
         let mut stdin = child.stdin.take().expect("a pipe");
-        stdin.write_all(input.as_bytes()).expect("it reads");
+        // It may refuse before it has read all.
+        let _ = stdin.write_all(input.as_ref());
         drop(stdin);
         child.wait_with_output().expect("its output")
     }
