@@ -134,6 +134,11 @@ fn use_by(all: &mut BTreeMap<ResourceId, EngineSettings>, id: &ResourceId, spec:
         if options.access == Access::Write {
             *access = Access::Write;
         }
+        // What the newest release says, which comes last.
+        match options.connections {
+            Some(most) => settings.connections.insert(id.name.clone(), most),
+            None => settings.connections.remove(&id.name),
+        };
     }
     for (topic, subscription) in &spec.on {
         let settings = all.entry(beside(&id.project, topic)).or_default();
@@ -148,6 +153,7 @@ pub fn of_engine(engine: &Engine, all: Option<&EngineSettings>) -> EngineSetting
     match engine {
         Engine::Postgres(_) => EngineSettings {
             roles: all.roles,
+            connections: all.connections,
             ..EngineSettings::default()
         },
         Engine::Topic(_) => EngineSettings {

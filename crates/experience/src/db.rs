@@ -157,6 +157,7 @@ fn row(view: &EngineView) -> [String; 8] {
         connections_max,
         outbox_backlog,
         outbox_oldest_ms,
+        ..
     }) = &view.status
     else {
         return [

@@ -220,6 +220,9 @@ pub struct Need {
     /// For a database: what the caller may do there.
     #[serde(default, skip_serializing_if = "is_default")]
     pub access: Access,
+    /// For a database: connections at a time, over all copies of the caller. `None`: its share of what is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

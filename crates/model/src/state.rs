@@ -102,6 +102,9 @@ pub struct EngineSettings {
     /// under HMAC-SHA256, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub roles: BTreeMap<ResourceName, Access>,
+    /// For a database: of these, whose number of connections is declared.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub connections: BTreeMap<ResourceName, u32>,
     /// For a topic: the services that consume it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subscriptions: BTreeMap<ResourceName, Subscription>,
@@ -141,6 +144,9 @@ pub enum EngineStatus {
         size: Bytes,
         connections: u32,
         connections_max: u32,
+        /// Of each service.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        shares: BTreeMap<ResourceName, Share>,
         /// Rows of the outbox that are not messages yet.
         outbox_backlog: u64,
         outbox_oldest_ms: u64,
@@ -150,6 +156,13 @@ pub enum EngineStatus {
         size: Bytes,
         consumers: BTreeMap<ResourceName, ConsumerStatus>,
     },
+}
+
+/// What one service has of a database's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Share {
+    pub connections: u32,
+    pub most: u32,
 }
 
 /// How far one consumer of a topic is.

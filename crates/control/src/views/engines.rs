@@ -6,7 +6,7 @@ use api::wire::{EngineKind, EngineView, InstanceView};
 use model::compute::InstanceState;
 use model::control::Reason;
 use model::ids::{ProjectName, ResourceId, ResourceName};
-use model::state::{Access, ConsumerStatus, Engine, EngineStatus};
+use model::state::{Access, ConsumerStatus, Engine, EngineStatus, Share};
 use plan::Now;
 
 use super::instances;
@@ -15,6 +15,8 @@ use crate::world::World;
 
 /// A message, or a row of an outbox, that waits longer than this wants a person: a delivery that fails is tried again within it.
 const WAITS_LONG_MS: u64 = 30_000;
+/// Of the connections of one service.
+const CONNECTIONS_WARN_PERCENT: u64 = 80;
 /// Lines of one kind.
 const CONCERNS_MOST: usize = 20;
 
@@ -109,9 +111,11 @@ fn concerns_of(
         Some(EngineStatus::Postgres {
             outbox_backlog,
             outbox_oldest_ms,
+            shares,
             ..
         }) => of_outbox(&view.name, *outbox_backlog, *outbox_oldest_ms)
             .into_iter()
+            .chain(of_connections(&view.name, shares))
             .collect(),
         None => of_silence(view).into_iter().collect(),
     });
@@ -176,6 +180,23 @@ fn of_outbox(database: &ResourceName, backlog: u64, oldest_ms: u64) -> Option<Re
     (backlog > 0 && oldest_ms > WAITS_LONG_MS).then(|| Reason::new("outbox", text))
 }
 
+/// Who has nearly all connections that it may have.
+fn of_connections(
+    database: &ResourceName,
+    shares: &BTreeMap<ResourceName, Share>,
+) -> impl Iterator<Item = Reason> {
+    let crowded = shares.iter().filter(|(_, share)| {
+        u64::from(share.connections) * 100 >= u64::from(share.most) * CONNECTIONS_WARN_PERCENT
+    });
+    crowded.map(move |(service, share)| {
+        let text = format!(
+            "{service} has {} of the {} connections that it may have to {database}: give its pool fewer, or it more: `needs: [{database}: {{ connections: … }}]`, or {database} more `memory`",
+            share.connections, share.most
+        );
+        Reason::new("connections", text)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use model::units::Bytes;
@@ -215,7 +236,20 @@ mod tests {
             connections_max: 9,
             outbox_backlog,
             outbox_oldest_ms,
+            shares: BTreeMap::new(),
         })
+    }
+
+    fn connected(connections: u32) -> EngineView {
+        let mut view = database(0, 0);
+        if let Some(EngineStatus::Postgres { shares, .. }) = &mut view.status {
+            let share = Share {
+                connections,
+                most: 10,
+            };
+            shares.insert("orders".parse().unwrap(), share);
+        }
+        view
     }
 
     #[test]
@@ -229,6 +263,8 @@ mod tests {
             (database(0, 40_000), vec![]),
             (database(3, 29_000), vec![]),
             (database(3, 40_000), vec!["outbox"]),
+            (connected(7), vec![]),
+            (connected(8), vec!["connections"]),
         ] {
             let codes: Vec<_> = concerns_of(std::slice::from_ref(&view), |_| Reader::Alike)
                 .into_iter()

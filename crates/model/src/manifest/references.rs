@@ -198,6 +198,13 @@ fn options(
             format!("`read` means nothing for `{name}`: it is not a database"),
         );
     }
+    if need.connections.is_some() && !declared.databases.contains(name) {
+        report.error(
+            position,
+            path,
+            format!("`connections` means nothing for `{name}`: it is not a database"),
+        );
+    }
     if is_secret && need.timeout.is_some() {
         report.error(
             position,

@@ -351,6 +351,7 @@ fn need(item: &Node) -> (Option<&str>, Need) {
         optional: options.text() == Some("optional") || options.parsed("optional") == Some(true),
         file: options.parsed("file") == Some(true),
         access: state::access(options),
+        connections: options.parsed("connections"),
     };
     (Some(&entry.key), need)
 }

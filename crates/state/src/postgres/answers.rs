@@ -1,5 +1,6 @@
 //! What a database answers its node: `GET /health`, `GET /status`, `GET /tables`. Nothing in it is secret.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use model::ids::ResourceName;
-use model::state::{EngineStatus, Table};
+use model::state::{EngineStatus, Share, Table};
 use model::units::Bytes;
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -17,6 +18,7 @@ use tokio_postgres::Client;
 use super::access::{Access, hand, superuser, told};
 use super::health::Health;
 use super::outbox;
+use super::tuning::OF_PEOPLE;
 
 /// For a query that asks whether the server answers.
 const HEALTH_PATIENCE: Duration = Duration::from_secs(2);
@@ -30,8 +32,11 @@ const TABLES: &str = "select n.nspname::text, c.relname::text,
   where c.relkind in ('r', 'p', 'm') and n.nspname <> 'information_schema' and n.nspname !~ '^pg_'
     and not (n.nspname = 'public' and c.relname = $1)
   order by 1, 2 limit 1000";
-const NUMBERS: &str = "select current_setting('server_version'), current_setting('max_connections')::int4 - current_setting('superuser_reserved_connections')::int4,
+const NUMBERS: &str = "select current_setting('server_version'), current_setting('max_connections')::int4 - current_setting('superuser_reserved_connections')::int4 - $2::text::int4,
     (select count(*) from pg_stat_activity where datname = current_database() and usename <> all($1))";
+
+const SHARES: &str = "select rolname::text, (select count(*) from pg_stat_activity where usesysid = r.oid), rolconnlimit
+    from pg_roles r where rolconnlimit > 0 and rolcanlogin and not rolsuper";
 
 pub struct Answers {
     pub health: Arc<Health>,
@@ -127,7 +132,9 @@ impl Answers {
     async fn status(&self) -> Result<EngineStatus, NotReady> {
         let client = self.client(Purpose::Catalog).await?;
         let own = [superuser().to_string(), hand().to_string()];
-        let row = client.query_one(NUMBERS, &[&own.as_slice()]).await?;
+        let row = client
+            .query_one(NUMBERS, &[&own.as_slice(), &OF_PEOPLE.to_string()])
+            .await?;
         let version: String = row.get(0);
         let (backlog, oldest_ms) = self.backlog().await?;
         Ok(EngineStatus::Postgres {
@@ -137,6 +144,7 @@ impl Answers {
             connections_max: row.get::<_, i32>(1).unsigned_abs(),
             outbox_backlog: backlog,
             outbox_oldest_ms: oldest_ms,
+            shares: shares(&client).await?,
         })
     }
 
@@ -175,6 +183,18 @@ impl Answers {
         };
         Ok(rows.iter().map(table).collect())
     }
+}
+
+async fn shares(client: &Client) -> Result<BTreeMap<ResourceName, Share>, NotReady> {
+    let rows = client.query(SHARES, &[]).await?;
+    let share = |row: &tokio_postgres::Row| {
+        let share = Share {
+            connections: u32::try_from(row.get::<_, i64>(1)).unwrap_or(u32::MAX),
+            most: row.get::<_, i32>(2).unsigned_abs(),
+        };
+        Some((ResourceName::new(row.get::<_, String>(0)).ok()?, share))
+    };
+    Ok(rows.iter().filter_map(share).collect())
 }
 
 pub fn router(answers: Arc<Answers>) -> Router {

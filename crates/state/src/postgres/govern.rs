@@ -85,7 +85,7 @@ impl Governor {
                 "the service `{name}` gets no role in this database: PostgreSQL or Mainland has that name for itself"
             );
         }
-        roles::apply(client, &place.database, secret, services).await
+        roles::apply(client, &place.database, secret, &file.settings).await
     }
 }
 

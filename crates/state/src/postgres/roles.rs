@@ -9,14 +9,17 @@
 use std::collections::BTreeMap;
 
 use model::ids::ResourceName;
-use model::state::Access;
+use model::state::{Access, EngineSettings};
 use tokio_postgres::{Client, Error};
 
 use super::access::{hand, identifier, literal, superuser};
 use super::password::verifier;
+use super::tuning::OF_PEOPLE;
 
 /// The comment by which a role is known as a service's: those that a team makes by hand are its own.
 const MARK: &str = "a service, kept by Mainland";
+/// Connections of services, as the server was started: all but those of superusers and of people.
+pub const FOR_SERVICES: &str = "select current_setting('max_connections')::int4 - current_setting('superuser_reserved_connections')::int4 - $1::text::int4";
 /// Names that roles can't have.
 const RESERVED: [&str; 2] = ["public", "none"];
 
@@ -30,6 +33,18 @@ struct Present {
     writes: bool,
     /// Member of `pg_read_all_data`.
     reads: bool,
+    /// -1: any number.
+    connections: i32,
+}
+
+impl Present {
+    /// As `create role` makes it.
+    fn new() -> Self {
+        Self {
+            connections: -1,
+            ..Self::default()
+        }
+    }
 }
 
 /// A role as it is to be.
@@ -37,6 +52,7 @@ struct Present {
 struct Wanted {
     access: Access,
     verifier: String,
+    connections: i32,
 }
 
 /// What leads from one to the other.
@@ -72,9 +88,12 @@ pub async fn apply(
     client: &Client,
     owner: &str,
     secret: &str,
-    services: &BTreeMap<ResourceName, Access>,
+    settings: &EngineSettings,
 ) -> Result<(), Error> {
-    let wanted = wanted(owner, secret, services);
+    let row = client
+        .query_one(FOR_SERVICES, &[&OF_PEOPLE.to_string()])
+        .await?;
+    let wanted = wanted(owner, secret, settings, row.get::<_, i32>(0).unsigned_abs());
     let changes = changes(owner, &present(client, owner, &wanted).await?, &wanted);
     if !changes.statements.is_empty() {
         // A statement with a verifier in it is not shown when it fails. Several at once are one transaction.
@@ -92,19 +111,46 @@ pub async fn apply(
 fn wanted(
     owner: &str,
     secret: &str,
-    services: &BTreeMap<ResourceName, Access>,
+    settings: &EngineSettings,
+    connections: u32,
 ) -> BTreeMap<String, Wanted> {
     let own = hand();
-    let services = services.iter().filter(|(name, _)| !is_refused(name, owner));
+    let shares = shares(settings, connections);
+    let services = settings.roles.iter();
+    let services = services.filter(|(name, _)| !is_refused(name, owner));
     let all = services.chain([(&own, &Access::Write)]);
     let entry = |(name, access): (&ResourceName, &Access)| {
         let wanted = Wanted {
             access: *access,
             verifier: verifier(secret, name),
+            connections: shares.get(name).map_or(-1, |share| share.cast_signed()),
         };
         (name.to_string(), wanted)
     };
     all.map(entry).collect()
+}
+
+/// How many connections each service may have: together not more than there are, so that none takes those of others, or of people.
+///
+/// What is declared is kept as far as all others keep one; those of whom nothing is declared have equal shares of the rest.
+pub fn shares(settings: &EngineSettings, connections: u32) -> BTreeMap<ResourceName, u32> {
+    let services = u32::try_from(settings.roles.len()).unwrap_or(u32::MAX);
+    let (mut left, mut without) = (connections, services);
+    let mut shares = BTreeMap::new();
+    for name in settings.roles.keys() {
+        if let Some(declared) = settings.connections.get(name) {
+            without -= 1;
+            let others = services - u32::try_from(shares.len()).unwrap_or(services) - 1;
+            let share = (*declared).min(left.saturating_sub(others)).max(1);
+            left = left.saturating_sub(share);
+            shares.insert(name.clone(), share);
+        }
+    }
+    let share = (left / without.max(1)).max(1);
+    for name in settings.roles.keys() {
+        shares.entry(name.clone()).or_insert(share);
+    }
+    shares
 }
 
 async fn present(
@@ -119,7 +165,7 @@ async fn present(
         )
     };
     let query = format!(
-        "select a.rolname::text, coalesce(shobj_description(a.oid, 'pg_authid') = $1, false), a.rolcanlogin, a.rolpassword, {}, {}
+        "select a.rolname::text, coalesce(shobj_description(a.oid, 'pg_authid') = $1, false), a.rolcanlogin, a.rolpassword, {}, {}, a.rolconnlimit
          from pg_authid a
          where not a.rolsuper and (a.rolname = any($2) or shobj_description(a.oid, 'pg_authid') = $1)",
         member(owner),
@@ -134,6 +180,7 @@ async fn present(
             verifier: row.get(3),
             writes: row.get(4),
             reads: row.get(5),
+            connections: row.get(6),
         };
         (row.get(0), present)
     };
@@ -169,7 +216,7 @@ impl Changes {
         if present.is_none() {
             self.say(format!("create role {role}"));
         }
-        let present = present.cloned().unwrap_or_default();
+        let present = present.cloned().unwrap_or_else(Present::new);
         if !present.marked {
             self.say(format!("comment on role {role} is {}", literal(MARK)));
         }
@@ -186,6 +233,10 @@ impl Changes {
                 self.ended.push(name.to_owned());
             }
             _ => {}
+        }
+        if present.connections != wanted.connections {
+            let most = wanted.connections;
+            self.say(format!("alter role {role} connection limit {most}"));
         }
         // Last: nobody comes in to a role that is not what it should be.
         if !present.login {
@@ -228,6 +279,7 @@ mod tests {
         let wanted = Wanted {
             access,
             verifier: "v".to_owned(),
+            connections: 9,
         };
         [("the-cart".to_owned(), wanted)].into()
     }
@@ -237,6 +289,7 @@ mod tests {
             marked: true,
             login: true,
             verifier: Some("v".to_owned()),
+            connections: 9,
             ..Present::default()
         };
         change(&mut present);
@@ -264,6 +317,7 @@ mod tests {
                     "password 'v'",
                     "grant \"db\" to",
                     "set role = \"db\"",
+                    "connection limit 9",
                     "\" login",
                 ],
                 false,
@@ -303,6 +357,13 @@ mod tests {
                     "grant \"db\" to",
                     "reset default_transaction_read_only",
                 ],
+                false,
+            ),
+            (
+                "another share",
+                present_as(|role| (role.connections, role.writes) = (4, true)),
+                wanted_to(Access::Write),
+                &["\"the-cart\" connection limit 9"],
                 false,
             ),
             (
@@ -351,6 +412,29 @@ mod tests {
                 rest = &rest[at.unwrap_or_else(|| panic!("{name}: {part} in {text}"))..];
             }
             assert_eq!(!changes.ended.is_empty(), ended, "{name}");
+        }
+    }
+
+    #[test]
+    fn connections_are_shared_like_a_table() {
+        for (declared, connections, expected) in [
+            (&[None][..], 42, &[42][..]),
+            (&[None, None, None], 42, &[14, 14, 14]),
+            (&[Some(20), None, None], 42, &[20, 11, 11]),
+            (&[Some(5), Some(6)], 42, &[5, 6]),
+            (&[Some(100), None, Some(100)], 42, &[40, 1, 1]),
+            (&[None; 5], 3, &[1; 5]),
+        ] {
+            let name = |index: usize| ResourceName::new(format!("s{index}")).unwrap();
+            let mut settings = EngineSettings::default();
+            for (index, declared) in declared.iter().enumerate() {
+                settings.roles.insert(name(index), Access::Write);
+                settings
+                    .connections
+                    .extend(declared.map(|most| (name(index), most)));
+            }
+            let shares: Vec<u32> = shares(&settings, connections).into_values().collect();
+            assert_eq!(shares, expected, "{declared:?} of {connections}");
         }
     }
 

@@ -3,7 +3,7 @@
 //! | setting | from | why |
 //! |---|---|---|
 //! | `shared_buffers` | a quarter, 16 MiB to 8 GiB | as its manual advises; the rest is for connections and the kernel's cache |
-//! | `max_connections` | one for each 6 MiB, 20 to 200 | a connection is a process of 2 to 5 MiB; and [`RESERVED`] for the engine |
+//! | `max_connections` | one for each 6 MiB, 20 to 200, for services | a connection is a process of 2 to 5 MiB; and [`RESERVED`] for the engine, [`OF_PEOPLE`] for people |
 //! | `work_mem` | what is left, over four for each connection, 1 to 64 MiB | a query may take several |
 //! | `maintenance_work_mem` | a sixteenth, 16 MiB to 1 GiB | index builds and vacuum, few at a time |
 //! | `effective_cache_size` | three quarters | only an estimate for the planner |
@@ -15,8 +15,10 @@ use model::units::Bytes;
 
 use super::place::{Place, SETTINGS_FILE};
 
-/// Connections beyond those of services: the engine's own, and a person's.
+/// Connections beyond those of services: the engine's own, as superuser.
 const RESERVED: u64 = 8;
+/// And those of people (`db connect`, `dump`, `load`), and of the engine where it is no superuser: services together have fewer than all.
+pub const OF_PEOPLE: u32 = 6;
 const MIB: u64 = 1 << 20;
 /// The first version that can ask for all files at once. <https://www.postgresql.org/docs/14/release-14.html>
 const SYNCFS_FROM: u32 = 14;
@@ -54,7 +56,10 @@ pub fn configuration(memory: Bytes, version: u32, outbox: bool) -> String {
     let mut lines = vec![
         "# Written by Mainland at each start. Settings of your own: ALTER SYSTEM.".to_owned(),
         format!("shared_buffers = {}MB", sizes.shared_buffers),
-        format!("max_connections = {}", sizes.max_connections + RESERVED),
+        format!(
+            "max_connections = {}",
+            sizes.max_connections + u64::from(OF_PEOPLE) + RESERVED
+        ),
         format!("superuser_reserved_connections = {RESERVED}"),
         format!("work_mem = {}MB", sizes.work_mem),
         format!("maintenance_work_mem = {}MB", sizes.maintenance_work_mem),

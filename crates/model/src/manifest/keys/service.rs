@@ -209,7 +209,7 @@ static NEED: Entries = Entries {
     most: 1,
 };
 
-static NEED_OPTIONS: [Key; 4] = [
+static NEED_OPTIONS: [Key; 5] = [
     key(
         "timeout",
         Shape::Text(&SPAN),
@@ -229,6 +229,14 @@ static NEED_OPTIONS: [Key; 4] = [
         "access",
         Shape::Text(&ACCESS),
         "For a database: `read` sees every table and changes nothing. Default: write.",
+    ),
+    key(
+        "connections",
+        Shape::Number {
+            least: 1,
+            most: 200,
+        },
+        "For a database: connections at a time, over all copies of the service. Default: an equal share of those that no other need names.",
     ),
 ];
 

@@ -193,7 +193,7 @@ GRANT SELECT ON TABLE public.t TO orders;
     let said = text(output.stderr);
     assert!(output.status.success(), "{said}");
     for part in [
-        "left out 2 × OWNER TO",
+        "left out 3 × OWNER TO",
         "(alice)",
         "left out 1 × GRANT",
         "(bob)",

@@ -36,6 +36,7 @@ on_each_version! {
     what_was_committed_is_there_after_everything_is_killed,
     a_server_is_not_without_its_engine_nor_the_engine_without_it,
     a_user_with_a_name_makes_the_files_itself,
+    a_service_takes_no_connections_of_others_or_of_people,
 }
 
 async fn services_come_in_as_what_they_are(version: u32) {
@@ -315,4 +316,57 @@ async fn a_user_with_a_name_makes_the_files_itself(version: u32) {
     engine.start();
     engine.serves().await;
     assert!(!unfinished.exists());
+}
+
+async fn a_service_takes_no_connections_of_others_or_of_people(version: u32) {
+    let mut engine = Engine::new(version, None);
+    engine.file.memory = model::units::Bytes::mebibytes(120);
+    engine.role("orders", Access::Write);
+    engine.role("report", Access::Read);
+    engine.start_and_serve().await;
+    let mut taken = Vec::new();
+    let refused = loop {
+        match engine.connect("orders").await {
+            Ok(client) => taken.push(client),
+            Err(refused) => break refused,
+        }
+    };
+    assert!(
+        refused.contains("too many connections for role"),
+        "{refused}"
+    );
+    assert_eq!(taken.len(), 10, "half of 20");
+    let mut reports = Vec::new();
+    while let Ok(client) = engine.connect("report").await {
+        reports.push(client);
+    }
+    assert_eq!(reports.len(), 10);
+    let shown = engine.tool(&["psql", "-At", "-c", "select 1"], "");
+    assert!(
+        shown.status.success(),
+        "{}",
+        String::from_utf8_lossy(&shown.stderr)
+    );
+    let (_, status) = engine.get("/status").expect("a status");
+    let EngineStatus::Postgres {
+        shares,
+        connections,
+        connections_max,
+        ..
+    } = serde_json::from_str(&status).expect("JSON")
+    else {
+        panic!("{status}");
+    };
+    assert_eq!((connections, connections_max), (20, 20));
+    let share = &shares[&support::name("orders")];
+    assert_eq!((share.connections, share.most), (10, 10));
+
+    drop(reports);
+    engine
+        .file
+        .settings
+        .connections
+        .insert(support::name("orders"), 12);
+    engine.tell();
+    support::until("it has more", async || engine.connect("orders").await.ok()).await;
 }
