@@ -17,6 +17,8 @@ use crate::world::World;
 const WAITS_LONG_MS: u64 = 30_000;
 /// Of the connections of one service.
 const CONNECTIONS_WARN_PERCENT: u64 = 80;
+/// Consumers that are no services, in one line.
+const STRANGERS_NAMED: usize = 3;
 /// Lines of one kind.
 const CONCERNS_MOST: usize = 20;
 
@@ -138,6 +140,14 @@ fn of_topic(
     let late = consumers
         .iter()
         .filter(|(_, status)| status.backlog > 0 && status.oldest_ms > WAITS_LONG_MS);
+    let gone: Vec<_> = late
+        .clone()
+        .filter(|(consumer, _)| reader(consumer) == Reader::Gone)
+        .map(|(consumer, _)| consumer.as_str())
+        .collect();
+    let is_told_apart =
+        |consumer: &ResourceName| gone.len() < 2 || reader(consumer) != Reader::Gone;
+    let late = late.filter(|(consumer, _)| is_told_apart(consumer));
     let late = late.map(|(consumer, status)| {
         let reader = reader(consumer);
         let refused = status.retrying >= status.backlog;
@@ -160,7 +170,21 @@ fn of_topic(
         }
         Reason::new("backlog", text)
     });
-    dead.chain(late).collect()
+    dead.chain(late).chain(of_strangers(topic, &gone)).collect()
+}
+
+/// Several consumers that are no services: who pulls names itself as it likes, and may have made very many.
+fn of_strangers(topic: &ResourceName, names: &[&str]) -> Option<Reason> {
+    let some = names[..names.len().min(STRANGERS_NAMED)].join(", ");
+    let more = match names.len().saturating_sub(STRANGERS_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let text = format!(
+        "messages of {topic} are kept for {} consumers that are no services of the project: {some}{more}; who pulls no more is forgotten, after a day or a week",
+        names.len()
+    );
+    (names.len() > 1).then(|| Reason::new("backlog", text))
 }
 
 /// An engine that runs and does not serve. What doesn't answer at once may only be busy, and its probe tells.
@@ -250,6 +274,33 @@ mod tests {
             shares.insert("orders".parse().unwrap(), share);
         }
         view
+    }
+
+    #[test]
+    fn consumers_that_are_no_services_are_one_line() {
+        let mut view = topic(0, 0, 0);
+        if let Some(EngineStatus::Topic { consumers, .. }) = &mut view.status {
+            for number in 0..255 {
+                let late = ConsumerStatus {
+                    backlog: 1,
+                    oldest_ms: 31_000,
+                    ..ConsumerStatus::default()
+                };
+                consumers.insert(format!("x{number}").parse().unwrap(), late);
+            }
+        }
+        let concerns = concerns_of(std::slice::from_ref(&view), |_| Reader::Gone);
+        let [concern] = concerns.try_into().unwrap();
+        assert!(
+            concern.message.contains("for 255 consumers"),
+            "{}",
+            concern.message
+        );
+        assert!(
+            concern.message.contains("x0, x1, x10 and 252 more"),
+            "{}",
+            concern.message
+        );
     }
 
     #[test]

@@ -231,7 +231,12 @@ GRANT SELECT ON TABLE public.t TO orders;
         let loaded = engine.tool(&["replace"], &archive.stdout);
         assert!(loaded.status.success(), "{format}: {}", text(loaded.stderr));
         assert_eq!(number(&orders, found).await, 2, "{format}");
-        let half = &archive.stdout[..archive.stdout.len() / 2];
+        // A tar archive has its rows as they are, and after them what nobody needs.
+        let rows = archive
+            .stdout
+            .windows(10)
+            .position(|some| some == b"no command");
+        let half = &archive.stdout[..rows.unwrap_or(archive.stdout.len() / 2)];
         let cut_off = engine.tool(&["replace"], half);
         assert!(!cut_off.status.success(), "{format}");
         assert_eq!(number(&orders, found).await, 2, "{format}");
