@@ -359,6 +359,8 @@ pub enum ToProxy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "tell", rename_all = "kebab-case")]
 pub enum FromProxy {
+    /// It lives: said four times a second whatever else there is to say. One that says it no more is taken for stopped.
+    Alive,
     /// The snapshot of this generation is what new requests see.
     Acknowledged { generation: Generation },
     /// The snapshot of this generation could not be taken (a door's address is in use, a certificate is broken): the last good one stays.

@@ -1,5 +1,7 @@
 //! The proxy process and the socket to it. A living one is adopted, a dead one started anew; it outlives the agent.
 
+mod liveness;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -16,9 +18,11 @@ use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 use crate::agent::Agent;
 use crate::pause::Pause;
+use liveness::{LOOK_EVERY, Liveness};
 
 /// For a new proxy to answer on its socket.
 const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -142,8 +146,11 @@ fn failed(agent: &Agent, message: String) {
 
 /// True: it was told to stop, and has.
 async fn converse(agent: &Arc<Agent>, stream: UnixStream) -> bool {
+    let mut liveness = Liveness::of(&stream);
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut road = agent.signals.road.subscribe();
     road.mark_changed();
     let mut stop = agent.signals.stop_proxy.subscribe();
@@ -152,7 +159,7 @@ async fn converse(agent: &Arc<Agent>, stream: UnixStream) -> bool {
     loop {
         tokio::select! {
             line = lines.next_line() => match line {
-                Ok(Some(line)) => hear(agent, &line, &mut refused),
+                Ok(Some(line)) => liveness.heard(hear(agent, &line, &mut refused)),
                 Ok(None) | Err(_) => return *agent.signals.stop_proxy.borrow(),
             },
             _ = road.changed() => {
@@ -163,6 +170,12 @@ async fn converse(agent: &Arc<Agent>, stream: UnixStream) -> bool {
                     return false;
                 }
             }
+            _ = looks.tick() => if let Some(why) = liveness.look() {
+                let message = format!("{why}: it is killed, and another one starts");
+                failed(agent, message);
+                liveness.kill();
+                return false;
+            },
             () = until(&mut stop) => break,
         }
     }
@@ -250,8 +263,10 @@ fn hear_refusal(agent: &Agent, error: String, refused: &mut Refused) {
     });
 }
 
-fn hear(agent: &Arc<Agent>, line: &str, refused: &mut Refused) {
+/// Whether it was that the proxy lives.
+fn hear(agent: &Arc<Agent>, line: &str, refused: &mut Refused) -> bool {
     match serde_json::from_str(line) {
+        Ok(FromProxy::Alive) => return true,
         Ok(FromProxy::Acknowledged { generation }) => {
             agent.with(|core| {
                 core.proxy_answers = true;
@@ -294,4 +309,5 @@ fn hear(agent: &Arc<Agent>, line: &str, refused: &mut Refused) {
         }
         Err(error) => tracing::warn!(%error, "the proxy said what is not understood"),
     }
+    false
 }

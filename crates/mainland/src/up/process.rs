@@ -44,6 +44,18 @@ impl Identity {
         Self::of(self.pid).as_ref() == Some(self)
     }
 
+    /// Whether a signal (SIGSTOP) keeps it from running: it is there, and does nothing.
+    pub fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
+        let stopped = |stat: String| {
+            let state = stat
+                .rsplit_once(") ")
+                .map(|(_, rest)| rest.starts_with('T'));
+            state == Some(true)
+        };
+        stat.is_ok_and(stopped) && self.alive()
+    }
+
     /// Refused for a process of another user. One that has ended needs no signal.
     pub fn signal(&self, signal: Signal) -> rustix::io::Result<()> {
         let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else {

@@ -18,8 +18,10 @@ use super::process::{self, Identity, Start};
 const SERVER: &str = "server";
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(20);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a node that was lost is looked for: somebody may have started it again.
-const REDISCOVER_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether processes go on, and whether somebody has started a lost node again.
+const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Looks after which a process that a signal stopped counts as that: a debugger, or ctrl-Z and `fg`, stop one for a moment.
+const STOPPED_LOOKS: u32 = 3;
 /// From the death of an agent until it is looked at what has not died with it.
 const DEATH_SETTLES: Duration = Duration::from_millis(200);
 /// Between looks at a socket or file that will be there in a moment.
@@ -37,6 +39,8 @@ pub struct Supervisor {
     processes: BTreeMap<String, Identity>,
     /// Nothing was adopted: a failed begin may end all of it.
     fresh: bool,
+    /// Looks at which a process was found stopped by a signal, one after the other.
+    stopped: BTreeMap<String, u32>,
 }
 
 impl Supervisor {
@@ -56,6 +60,7 @@ impl Supervisor {
             binary,
             processes,
             fresh,
+            stopped: BTreeMap::new(),
         }
     }
 
@@ -348,19 +353,38 @@ impl Supervisor {
                     name
                 });
             }
-            let missing = self
-                .layout
-                .known_nodes()
-                .into_iter()
-                .any(|name| !self.processes.contains_key(&name));
             tokio::select! {
                 Some(Ok(name)) = ends.join_next() => return name,
-                () = tokio::time::sleep(REDISCOVER_INTERVAL), if missing => {}
+                () = tokio::time::sleep(LIVENESS_INTERVAL) => {}
             }
+            self.look_for_stopped();
             for name in self.layout.known_nodes() {
                 self.finds_node(&name);
             }
         }
+    }
+
+    /// A process that a signal has stopped is there and does nothing. The front door's is replaced, since nothing else stands in for it; of the
+    /// others it is said, for their loss is a node's.
+    fn look_for_stopped(&mut self) {
+        for (name, process) in &self.processes {
+            if !process.is_stopped() {
+                if self.stopped.remove(name) >= Some(STOPPED_LOOKS) {
+                    experience::notice(&format!("{name} goes on"));
+                }
+                continue;
+            }
+            let looks = self.stopped.entry(name.clone()).or_default();
+            *looks = looks.saturating_add(1);
+            if *looks == STOPPED_LOOKS {
+                experience::notice(&told_stopped(name, process.pid));
+                if name == EDGE {
+                    let _ = process.signal(Signal::KILL);
+                }
+            }
+        }
+        let processes = &self.processes;
+        self.stopped.retain(|name, _| processes.contains_key(name));
     }
 
     /// Ends all of it: nodes with their instances first, so that the server still hears them go; the road last.
@@ -408,6 +432,21 @@ pub fn told_removal(name: &str, directory: &std::path::Path) -> String {
         "zone {name} is missing: its node {name} was removed from this cloud and runs nothing; `mainland start {name} --join` lets it in again with its volumes, and without its directory {} `mainland up` makes a new, empty one",
         directory.display()
     )
+}
+
+/// What it means that a process was stopped.
+fn told_stopped(name: &str, pid: u32) -> String {
+    match name {
+        EDGE => {
+            format!("{name} (process {pid}) was stopped by a signal; another one takes its place")
+        }
+        SERVER => format!(
+            "the server (process {pid}) was stopped by a signal: nothing is decided and the API does not answer until `kill -CONT {pid}`"
+        ),
+        _ => format!(
+            "the agent of node {name} (process {pid}) was stopped by a signal: the node counts as lost until `kill -CONT {pid}`"
+        ),
+    }
 }
 
 /// What an agent's death leaves: nothing, or all that it looked after.
@@ -510,6 +549,18 @@ impl Pause {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_stopped_is_said_with_what_lets_it_go_on() {
+        for (name, expected) in [
+            (EDGE, "another one takes its place"),
+            (SERVER, "the API does not answer until `kill -CONT 7`"),
+            ("a", "node a (process 7) was stopped by a signal"),
+        ] {
+            let told = told_stopped(name, 7);
+            assert!(told.contains(expected), "{told}");
+        }
+    }
 
     #[test]
     fn what_runs_on_without_its_agent_is_said() {

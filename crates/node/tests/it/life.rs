@@ -179,6 +179,36 @@ async fn a_frozen_instance_and_a_sick_one_are_not_ready_and_not_restarted() {
     assert_eq!((report.pid, report.restarts), (Some(pid), 0));
 }
 
+/// The process that listens on the socket of the node's proxy.
+fn proxy_of(node: &Node) -> Option<u32> {
+    let socket = node.directory().join("proxy.sock");
+    let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
+    let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
+    Some(peer.pid.as_raw_nonzero().get() as u32)
+}
+
+#[tokio::test]
+async fn a_proxy_that_is_stopped_is_replaced() {
+    let node = Node::start().await;
+    node.server.want(vec![web("web-1")]);
+    node.until_ready("web-1").await;
+    let before = proxy_of(&node).expect("a proxy");
+    signal(before, Signal::STOP);
+    node.until("another proxy", |node| {
+        proxy_of(node).is_some_and(|now| now != before)
+    })
+    .await;
+    assert!(!is_alive(before), "nobody is left on its sockets");
+    node.until_ready("web-1").await;
+    let now = proxy_of(&node).expect("a proxy");
+    // One that lives is left alone, however quiet it is.
+    let quiet = tokio::time::Instant::now() + std::time::Duration::from_secs(6);
+    while tokio::time::Instant::now() < quiet {
+        assert_eq!(proxy_of(&node), Some(now));
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_node_that_stops_takes_everything_with_it() {
     let mut node = Node::start().await;

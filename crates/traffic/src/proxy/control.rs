@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::MissedTickBehavior;
 
 use super::reports::{TELL_EVERY, Told};
 use super::worker::Common;
@@ -23,6 +24,8 @@ use super::worker::Common;
 const MOST_LINE_BYTES: u64 = 64 * 1024 * 1024;
 const MOST_AGENTS: usize = 8;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the agent is told that this process runs: as often as it looks.
+const ALIVE_EVERY: Duration = Duration::from_millis(250);
 
 /// Binds the socket, mode 0600. A socket that nobody answers on is one that a dead proxy left.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -110,6 +113,8 @@ impl Agent {
     async fn tell(&self, mut writer: OwnedWriteHalf) -> io::Result<()> {
         let mut changed = self.common.reports.subscribe();
         let mut told = Told::default();
+        let mut beat = tokio::time::interval(ALIVE_EVERY);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             changed.mark_unchanged();
             let (news, held_back) = match self.common.view() {
@@ -120,6 +125,7 @@ impl Agent {
             tokio::select! {
                 ended = changed.changed() => ended.map_err(io::Error::other)?,
                 () = tokio::time::sleep(TELL_EVERY), if held_back => {}
+                _ = beat.tick() => write(&mut writer, &[FromProxy::Alive]).await?,
             }
         }
     }
