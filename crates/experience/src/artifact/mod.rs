@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use model::compute::ArtifactRef;
 use model::units::Bytes;
 
+mod ignored;
 mod pack;
 mod upload;
 
-pub use pack::make;
+pub use ignored::IGNORE_FILE;
+pub use pack::{check, make};
 
 /// Bytes that are ready to be sent.
 #[derive(Debug)]
@@ -47,13 +49,15 @@ impl Default for Limits {
 pub enum Error {
     #[error("{path} is missing", path = .0.display())]
     Missing(PathBuf),
-    #[error("{path} is neither a file, a folder nor a symlink: remove it, or name a folder without it", path = .0.display())]
+    #[error("{path} is neither a file, a folder nor a symlink: remove it, or leave it out by a line in {IGNORE_FILE}", path = .0.display())]
     Special(PathBuf),
-    #[error("the symlink {path} leads out of the folder, to {target}: replace it by what it leads to", path = path.display(), target = target.display())]
+    #[error("the symlink {path} leads out of the folder, to {target}: replace it by what it leads to, or leave it out by a line in {IGNORE_FILE}", path = path.display(), target = target.display())]
     SymlinkOutside { path: PathBuf, target: PathBuf },
     #[error("{path} is larger than {limit}", path = path.display())]
     TooLarge { path: PathBuf, limit: Bytes },
-    #[error("{path} holds more than {limit} files and folders", path = path.display())]
+    #[error("{path} is no list of what to leave out: {error}", path = path.display())]
+    IgnoreFile { path: PathBuf, error: String },
+    #[error("{path} holds more than {limit} files and folders: leave out what the program does not need, by {IGNORE_FILE}", path = path.display())]
     TooMany { path: PathBuf, limit: usize },
     #[error("{path} changed while it was read: try again", path = .0.display())]
     Changed(PathBuf),

@@ -15,12 +15,15 @@ use model::units::Bytes;
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
+use super::ignored::Ignored;
 use super::{Artifact, Error, Limits};
 
 /// Permission bits that are kept.
 const MODE_MASK: u32 = 0o777;
 /// Written to the spool at once.
 const WRITE_BYTES: usize = 128 << 10;
+/// Reasons why a folder can't be uploaded that are told at once.
+const TOLD_MOST: usize = 5;
 
 /// Makes an artifact of `source`. A file will be placed under `name`, a relative path; for a folder it is not used.
 ///
@@ -84,18 +87,20 @@ fn of_folder(source: &Path, limits: Limits, spool: &Path) -> Result<Artifact, Er
 /// All that is below `root`, as sorted relative paths.
 fn list(root: &Path, limits: Limits) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
-    let mut folders = vec![PathBuf::new()];
-    while let Some(folder) = folders.pop() {
+    let mut folders = vec![(PathBuf::new(), Ignored::default())];
+    while let Some((folder, ignored)) = folders.pop() {
+        let ignored = ignored.with(root, &folder)?;
         let full = root.join(&folder);
         let read = |error| Error::io("reading", &full)(error);
         for entry in fs::read_dir(&full).map_err(read)? {
             let entry = entry.map_err(read)?;
             let path = folder.join(entry.file_name());
-            if is_left_out(&path) {
+            let is_folder = entry.file_type().map_err(read)?.is_dir();
+            if ignored.leaves_out(root, &path, is_folder) {
                 continue;
             }
-            if entry.file_type().map_err(read)?.is_dir() {
-                folders.push(path.clone());
+            if is_folder {
+                folders.push((path.clone(), ignored.clone()));
             }
             found.push(path);
             if found.len() > limits.entries {
@@ -110,10 +115,66 @@ fn list(root: &Path, limits: Limits) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// The manifest beside what it declares, and what git keeps: a change of either is no change of the program.
-fn is_left_out(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == ".git")
-        || path == Path::new(crate::deploy::MANIFEST)
+/// Why `source` could not be made an artifact, as far as that is seen without reading files: up to [`TOLD_MOST`] reasons. By the same functions
+/// that [`make`] goes by.
+pub fn check(source: &Path, limits: Limits) -> Vec<Error> {
+    let Ok(metadata) = fs::metadata(source) else {
+        return vec![Error::Missing(source.to_owned())];
+    };
+    if metadata.is_file() && metadata.len() > limits.size.0 {
+        return vec![too_large(source, limits)];
+    }
+    if metadata.is_file() {
+        return Vec::new();
+    }
+    if !metadata.is_dir() {
+        return vec![Error::Special(source.to_owned())];
+    }
+    let paths = match list(source, limits) {
+        Ok(paths) => paths,
+        Err(error) => return vec![error],
+    };
+    let mut size = 0_u64;
+    let mut errors = Vec::new();
+    for path in paths {
+        match look(source, &path) {
+            Ok(Found::File(metadata)) => size = size.saturating_add(metadata.len()),
+            Ok(Found::Folder(_) | Found::Link(..)) => {}
+            Err(error) => errors.push(error),
+        }
+    }
+    errors.truncate(TOLD_MOST);
+    if size > limits.size.0 {
+        errors.push(too_large(source, limits));
+    }
+    errors
+}
+
+/// What a path below the root is.
+enum Found {
+    Folder(Metadata),
+    /// With where it leads, which is within the root.
+    Link(Metadata, PathBuf),
+    File(Metadata),
+}
+
+fn look(root: &Path, path: &Path) -> Result<Found, Error> {
+    let full = root.join(path);
+    let metadata = fs::symlink_metadata(&full).map_err(Error::io("reading", &full))?;
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        Ok(Found::Folder(metadata))
+    } else if kind.is_file() {
+        Ok(Found::File(metadata))
+    } else if kind.is_symlink() {
+        let target = fs::read_link(&full).map_err(Error::io("reading", &full))?;
+        match stays_inside(path, &target) {
+            true => Ok(Found::Link(metadata, target)),
+            false => Err(Error::SymlinkOutside { path: full, target }),
+        }
+    } else {
+        Err(Error::Special(full))
+    }
 }
 
 struct Packer<'a> {
@@ -125,38 +186,20 @@ struct Packer<'a> {
 impl Packer<'_> {
     fn append(&mut self, path: &Path) -> Result<(), Error> {
         let full = self.root.join(path);
-        let metadata = fs::symlink_metadata(&full).map_err(Error::io("reading", &full))?;
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            let mut header = header(EntryType::Directory, &metadata, 0);
-            let appended = self.builder.append_data(&mut header, path, io::empty());
-            appended.map_err(Error::io("packing", &full))?;
-        } else if kind.is_symlink() {
-            self.append_symlink(path, &full, &metadata)?;
-        } else if kind.is_file() {
-            self.append_file(path, &full, &metadata)?;
-        } else {
-            return Err(Error::Special(full));
+        match look(self.root, path)? {
+            Found::Folder(metadata) => {
+                let mut header = header(EntryType::Directory, &metadata, 0);
+                let appended = self.builder.append_data(&mut header, path, io::empty());
+                appended.map_err(Error::io("packing", &full))?;
+            }
+            Found::Link(metadata, target) => {
+                let mut header = header(EntryType::Symlink, &metadata, 0);
+                let appended = self.builder.append_link(&mut header, path, &target);
+                appended.map_err(Error::io("packing", &full))?;
+            }
+            Found::File(metadata) => self.append_file(path, &full, &metadata)?,
         }
         self.admit(0)
-    }
-
-    fn append_symlink(
-        &mut self,
-        path: &Path,
-        full: &Path,
-        metadata: &Metadata,
-    ) -> Result<(), Error> {
-        let target = fs::read_link(full).map_err(Error::io("reading", full))?;
-        if !stays_inside(path, &target) {
-            return Err(Error::SymlinkOutside {
-                path: full.to_owned(),
-                target,
-            });
-        }
-        let mut header = header(EntryType::Symlink, metadata, 0);
-        let appended = self.builder.append_link(&mut header, path, &target);
-        appended.map_err(Error::io("packing", full))
     }
 
     fn append_file(&mut self, path: &Path, full: &Path, metadata: &Metadata) -> Result<(), Error> {

@@ -10,6 +10,7 @@ use super::Which;
 use super::manifest::{broken, check_meant, parse};
 use super::request::routes;
 use super::values::Values;
+use crate::artifact;
 use crate::failure::Failure;
 use crate::output::{Output, count, say};
 use crate::{Globals, idempotency_key};
@@ -72,7 +73,7 @@ impl Check {
         check_meant(&manifest, globals)?;
         let mut checked = Checked::of(&manifest);
         let values = Values::read(file.parent().unwrap_or(Path::new("")), &manifest.secrets);
-        let mut wrong = missing_files(&file, &manifest);
+        let mut wrong = wrong_files(&file, &manifest);
         wrong.extend(manifest.refused_values(&file.display().to_string(), &values.shapes()));
         if !wrong.is_empty() {
             return Err(self.refuse(checked, &wrong)?);
@@ -193,24 +194,30 @@ async fn weak_points(globals: &Globals, manifest: &Manifest) -> Vec<String> {
     }
 }
 
-/// What is to be uploaded and is not there.
-fn missing_files(file: &Path, manifest: &Manifest) -> Vec<Problem> {
+/// What could not be uploaded: it is not there, or a link in it leads out.
+fn wrong_files(file: &Path, manifest: &Manifest) -> Vec<Problem> {
     let folder = file.parent().unwrap_or(Path::new(""));
-    let files = manifest
-        .services
-        .iter()
-        .filter_map(|(name, service)| Some((name, service.files.as_ref()?, service)));
-    files
-        .filter(|(_, files, _)| !folder.join(files).exists())
-        .map(|(name, files, service)| Problem {
-            file: file.display().to_string(),
-            line: service.position.line,
-            column: service.position.column,
-            path: format!("services.{name}"),
-            message: format!("`{files}` does not exist"),
-            hint: None,
-        })
-        .collect()
+    let mut problems = Vec::new();
+    for (name, service) in &manifest.services {
+        let Some(files) = &service.files else {
+            continue;
+        };
+        for error in artifact::check(&folder.join(files), artifact::Limits::default()) {
+            let message = match error {
+                artifact::Error::Missing(_) => format!("`{files}` does not exist"),
+                error => format!("`{files}` can't be uploaded: {error}"),
+            };
+            problems.push(Problem {
+                file: file.display().to_string(),
+                line: service.position.line,
+                column: service.position.column,
+                path: format!("services.{name}"),
+                message,
+                hint: None,
+            });
+        }
+    }
+    problems
 }
 
 #[cfg(test)]
@@ -265,11 +272,11 @@ mod tests {
         let text = "project: shop\nservices:\n  web: { run: [./web] }\n";
         std::fs::write(&file, text).unwrap();
         let manifest = parse(&file, None).unwrap().unwrap();
-        let missing = missing_files(&file, &manifest);
+        let missing = wrong_files(&file, &manifest);
         let said = broken(&missing).message;
         let expected = "mainland.yaml:3:3: services.web: `./web` does not exist";
         assert!(said.contains(expected), "{said}");
         std::fs::write(folder.path().join("web"), "").unwrap();
-        assert!(missing_files(&file, &manifest).is_empty());
+        assert!(wrong_files(&file, &manifest).is_empty());
     }
 }

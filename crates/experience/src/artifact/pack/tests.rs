@@ -230,3 +230,67 @@ fn packer(root: &Path, limits: Limits) -> Packer<'_> {
         builder: Builder::new(Hashing::of(file)),
     }
 }
+
+#[test]
+fn what_the_ignore_files_name_is_left_out() {
+    let root = folder();
+    let path = root.path();
+    for name in [".venv/bin", ".git", "src/cache", "node_modules/x"] {
+        fs::create_dir_all(path.join(name)).expect("made");
+    }
+    for name in [
+        "app.py",
+        "notes.log",
+        "keep.log",
+        ".git/HEAD",
+        ".hg",
+        "src/main.py",
+        "src/cache/x",
+        "src/only.tmp",
+        "other.tmp",
+        "node_modules/x/y",
+        "mainland.yaml",
+    ] {
+        write(&path.join(name), name, 0o644);
+    }
+    symlink("/usr/bin/python3", path.join(".venv/bin/python3")).expect("linked");
+    let lists = |path: &Path| -> Vec<String> {
+        let listed = list(path, Limits::default()).expect("listed");
+        listed
+            .into_iter()
+            .map(|path| path.display().to_string())
+            .collect()
+    };
+    assert!(lists(path).contains(&".venv/bin/python3".to_owned()));
+    let rules = "# what is made here\n.venv/\nnode_modules\n*.log\n!keep.log\n";
+    write(&path.join(".mainlandignore"), rules, 0o644);
+    write(&path.join("src/.mainlandignore"), "/cache\n*.tmp\n", 0o644);
+    let expected = ["app.py", "keep.log", "other.tmp", "src", "src/main.py"];
+    assert_eq!(lists(path), expected);
+    assert!(check(path, Limits::default()).is_empty());
+    assert!(made(path, "").is_ok());
+}
+
+#[test]
+fn what_upload_refuses_is_what_check_tells() {
+    let root = folder();
+    let path = root.path();
+    for name in ["a", "b"] {
+        symlink("/usr/bin/python3", path.join(name)).expect("linked");
+    }
+    let told = check(path, Limits::default());
+    assert_eq!(told.len(), 2, "each of them: {told:?}");
+    let refused = made(path, "").expect_err("a link leads out").to_string();
+    assert_eq!(told[0].to_string(), refused);
+    assert!(refused.contains("a line in .mainlandignore"), "{refused}");
+    write(&path.join(".mainlandignore"), "a\nb\n", 0o644);
+    write(&path.join("large"), "12345", 0o644);
+    let limits = Limits {
+        size: Bytes(4),
+        ..Limits::default()
+    };
+    let told = check(path, limits);
+    assert!(matches!(told[..], [Error::TooLarge { .. }]), "{told:?}");
+    let gone = check(&path.join("gone"), limits);
+    assert!(matches!(gone[..], [Error::Missing(_)]), "{gone:?}");
+}
