@@ -136,7 +136,7 @@ pub fn database_table(databases: &[EngineView]) -> String {
         "CONNECTIONS",
         "OUTBOX",
         "ACCESS",
-        "",
+        "NOTE",
     ];
     table(head, databases.iter().map(row))
 }

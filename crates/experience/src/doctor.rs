@@ -1,11 +1,17 @@
 //! What this machine has and lacks, each with what follows from it and how to mend it.
 
 use std::collections::BTreeMap;
+use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::Globals;
 use crate::failure::Failure;
 use crate::output::{Output, table};
+
+const LOCAL_NAME: &str = "mainland.localhost";
+/// For the name to be found or not.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 #[command(
@@ -46,6 +52,7 @@ impl Doctor {
             postgresql(postgres),
             disk(&globals.data_dir()),
             memory(),
+            names(),
         ];
         findings.push(server(globals).await);
         self.output.print(&findings, || {
@@ -55,7 +62,7 @@ impl Doctor {
                 Grade::Bad => "✗",
             };
             table(
-                ["", "WHAT", ""],
+                ["GRADE", "WHAT", "FOUND"],
                 findings.iter().map(|one| {
                     [
                         mark(one.grade).to_owned(),
@@ -87,7 +94,26 @@ fn privilege() -> Finding {
         false => finding(
             "privilege",
             Grade::Less,
-            "not root: services run as you, undeclared calls are labelled, not enforced",
+            "not root: services run as you: undeclared calls are labelled, not enforced, and each service can read the admin token, the keyring, the authority's key and all secrets, and write the store and the audit log",
+        ),
+    }
+}
+
+/// Whether programs find the hosts of routes such as `shop.localhost`. Browsers and curl do by themselves (RFC 6761); the C library of Debian asks the
+/// network, which knows no such name.
+fn names() -> Finding {
+    let (found, resolved) = std::sync::mpsc::sync_channel(1);
+    // In a thread that nobody waits for: a network that is away keeps it for long.
+    std::thread::spawn(move || {
+        let is_known = (LOCAL_NAME, 80).to_socket_addrs().is_ok();
+        let _ = found.send(is_known);
+    });
+    match resolved.recv_timeout(RESOLVE_PATIENCE) {
+        Ok(true) => finding("names", Grade::Good, "programs find *.localhost"),
+        Ok(false) | Err(_) => finding(
+            "names",
+            Grade::Less,
+            "the C library does not find *.localhost (browsers and curl do): `apt-get install libnss-myhostname` mends it, or ask 127.0.0.1 with a Host header",
         ),
     }
 }

@@ -139,7 +139,7 @@ fn instance_table(instances: &[InstanceView]) -> String {
         ]
     };
     let head = [
-        "NAME", "NODE", "ZONE", "STATE", "READY", "PID", "ADDRESS", "RESTARTS", "VERSION", "",
+        "NAME", "NODE", "ZONE", "STATE", "READY", "PID", "ADDRESS", "RESTARTS", "VERSION", "NOTE",
     ];
     table(head, instances.iter().map(row))
 }

@@ -58,7 +58,7 @@ impl Nodes {
             };
             table(
                 [
-                    "NAME", "REGION", "ZONE", "ROLE", "STATE", "CPU", "MEMORY", "",
+                    "NAME", "REGION", "ZONE", "ROLE", "STATE", "CPU", "MEMORY", "NOTE",
                 ],
                 nodes.iter().map(row),
             )
@@ -72,8 +72,13 @@ fn mebibytes(bytes: u64) -> String {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  mainland status")]
+#[command(
+    after_help = "With --all, -o prints a list of what it prints of one project.\n\nExamples:\n  mainland status\n  mainland status --all"
+)]
 pub struct Status {
+    /// Of all projects, not of one
+    #[arg(short = 'a', long)]
+    all: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -81,9 +86,31 @@ pub struct Status {
 impl Status {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
+        if self.all {
+            return self.of_all(&client).await;
+        }
         let project = globals.project(&client).await?;
         let status = client.status(&project).await?;
         self.output.print(&status, || status_text(&status))?;
+        Ok(0)
+    }
+
+    async fn of_all(&self, client: &Client) -> Result<u8, Failure> {
+        let mut all = Vec::new();
+        for project in client.projects().await?.items {
+            match client.status(&project).await {
+                Ok(status) => all.push(status),
+                // One that went meanwhile is none of them.
+                Err(error) if error.code() == Some("not-found") => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.output.list(&all, "nothing is deployed yet", || {
+            let texts = all
+                .iter()
+                .map(|status| format!("{}\n\n{}", status.project, status_text(status).trim_end()));
+            texts.collect::<Vec<_>>().join("\n\n\n")
+        })?;
         Ok(0)
     }
 }
@@ -117,7 +144,7 @@ pub fn status_text(status: &wire::ProjectStatus) -> String {
     let mut text = match status.services.is_empty() {
         true => format!("{} has no services\n", status.project),
         false => table(
-            ["SERVICE", "READY", "ZONES", "RELEASE", "ROLLOUT", ""],
+            ["SERVICE", "READY", "ZONES", "RELEASE", "ROLLOUT", "NOTE"],
             status.services.iter().map(row),
         ),
     };

@@ -35,7 +35,7 @@ impl Firewall {
     pub async fn detect(table: String, refusals: SocketAddr, is_root: bool) -> Self {
         let support = match is_root {
             false => Support::Not(
-                "not root: services share one user, so calls are labelled, not enforced".to_owned(),
+                "not root: services share one user: calls are labelled, not enforced, and each service can read the admin token, the keyring, the authority's key and all secrets, and write the store and the audit log; as root it can't".to_owned(),
             ),
             true => probe(&table, refusals).await,
         };

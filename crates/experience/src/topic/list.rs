@@ -29,7 +29,7 @@ impl List {
 /// A line for each consumer of each topic.
 pub fn topic_table(topics: &[EngineView]) -> String {
     let head = [
-        "TOPIC", "MESSAGES", "SIZE", "CONSUMER", "BACKLOG", "OLDEST", "RETRYING", "DEAD", "",
+        "TOPIC", "MESSAGES", "SIZE", "CONSUMER", "BACKLOG", "OLDEST", "RETRYING", "DEAD", "NOTE",
     ];
     table(head, topics.iter().flat_map(rows))
 }

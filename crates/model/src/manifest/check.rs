@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::compute::programs;
 
 use super::document::{Entry, Node, Value};
+use super::foreign::our_word;
 use super::keys::{Entries, Form, Key, Shape};
 use super::{Manifest, Position, Problem};
 
@@ -226,7 +227,10 @@ impl Report {
             .map(|key| key.name);
         let hint = match entry.key.as_str() {
             "<<" => Some("merge keys are not supported: use `defaults`".to_owned()),
-            name => nearest(name, known.clone()).or_else(|| listed(&known.collect::<Vec<_>>())),
+            name => our_word(path, name)
+                .map(str::to_owned)
+                .or_else(|| nearest(name, known.clone()))
+                .or_else(|| listed(&known.collect::<Vec<_>>())),
         };
         let message = format!("unknown key {}", shown(&entry.key));
         self.error(entry.key_position, path, message).hint(hint);
@@ -259,6 +263,9 @@ impl Report {
         for entry in entries {
             let path = join(path, &entry.key);
             self.form(&entry.key, shape.key, &path, entry.key_position);
+            if shape.unsets && entry.value.is_explicit_nothing() {
+                continue;
+            }
             self.check(&entry.value, &shape.value, &path, entry.key_position, mode);
         }
     }

@@ -93,6 +93,11 @@ impl Node {
         matches!(&self.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null"))
     }
 
+    /// `~` or `null`, and not a value that was left out.
+    pub fn is_explicit_nothing(&self) -> bool {
+        self.is_nothing() && !matches!(&self.value, Value::Scalar { text, .. } if text.is_empty())
+    }
+
     /// How many values it holds, itself included, and how deep it is.
     fn measure(&self) -> (usize, usize) {
         let inner: Vec<(usize, usize)> = match &self.value {

@@ -107,6 +107,7 @@ static ENVIRONMENTS: Entries = Entries {
     key: &PROJECT_NAME,
     value: Shape::Patch(&ENVIRONMENT),
     single: false,
+    unsets: false,
     most: 100,
 };
 
@@ -156,6 +157,8 @@ pub(super) struct Entries {
     pub value: Shape,
     /// Exactly one entry.
     pub single: bool,
+    /// `~` as a value takes away what `defaults` give.
+    pub unsets: bool,
     /// So that what is merged into each other stays small: defaults go into every service.
     pub most: usize,
 }

@@ -63,6 +63,69 @@ fn nothing(like: &Node) -> Node {
     }
 }
 
+/// The file with an environment over it. What the environment unsets of a service's variables stays unset, also where the variable comes from the
+/// file's `defaults`.
+pub(super) fn environment(file: Node, change: &Node) -> Node {
+    let mut merged = patch(file, change.clone());
+    let services = change
+        .get("services")
+        .map(Node::entries)
+        .unwrap_or_default();
+    for service in services {
+        let env = service
+            .value
+            .get("env")
+            .map(Node::entries)
+            .unwrap_or_default();
+        let unset: Vec<Entry> = env
+            .iter()
+            .filter(|entry| entry.value.is_nothing())
+            .map(|entry| Entry {
+                value: explicit_nothing(&entry.value),
+                ..entry.clone()
+            })
+            .collect();
+        let path = ["services", &service.key, "env"];
+        if let Some(variables) = entries_at(&mut merged, &path).filter(|_| !unset.is_empty()) {
+            variables.extend(unset);
+        }
+    }
+    merged
+}
+
+/// The entries of the mapping at a path; made where only the last key is missing.
+fn entries_at<'node>(node: &'node mut Node, path: &[&str]) -> Option<&'node mut Vec<Entry>> {
+    let position = node.position;
+    let Value::Map(entries) = &mut node.value else {
+        return None;
+    };
+    let Some((key, below)) = path.split_first() else {
+        return Some(entries);
+    };
+    if below.is_empty() && !entries.iter().any(|entry| entry.key == *key) {
+        entries.push(Entry {
+            key: (*key).to_owned(),
+            key_position: position,
+            value: Node {
+                position,
+                value: Value::Map(Vec::new()),
+            },
+        });
+    }
+    let entry = entries.iter_mut().find(|entry| entry.key == *key)?;
+    entries_at(&mut entry.value, below)
+}
+
+fn explicit_nothing(like: &Node) -> Node {
+    Node {
+        position: like.position,
+        value: Value::Scalar {
+            text: "~".to_owned(),
+            plain: true,
+        },
+    }
+}
+
 /// Where both are mappings they are merged key by key; everything else is replaced as a whole.
 /// A probe is one thing: half of a default's and half of a service's would be neither.
 const MERGED: [&str; 5] = ["env", "labels", "traffic", "rollout", "spread"];

@@ -12,6 +12,7 @@
 //! | `merge` | environments (RFC 7396) and defaults |
 //! | `keys` | which keys a mapping has, their shapes and their docs |
 //! | `check` | nodes against shapes; collects problems |
+//! | `foreign` | words of other systems, and ours |
 //! | `service` | one service, resolved |
 //! | `outside` | routes and secrets |
 //! | `state` | databases and topics, resolved to services |
@@ -24,6 +25,7 @@
 
 mod check;
 mod document;
+mod foreign;
 mod keys;
 mod limits;
 mod merge;
@@ -170,7 +172,7 @@ fn with_environment(report: &mut Report, file: Node, name: &str) -> Option<Node>
             .hint(hint);
         return None;
     };
-    let merged = merge::patch(file.clone(), patch.clone());
+    let merged = merge::environment(file.clone(), patch);
     let mode = Mode {
         patch: false,
         required: true,

@@ -98,8 +98,7 @@ fn fields(keys: &[Key], patch: bool) -> Value {
 }
 
 fn entries(entries: &Entries, patch: bool) -> Value {
-    let mut schema =
-        json!({ "type": "object", "additionalProperties": shape(&entries.value, patch) });
+    let mut schema = json!({ "type": "object", "additionalProperties": shape(&entries.value, patch || entries.unsets) });
     if let Some(pattern) = entries.key.pattern {
         schema["propertyNames"] = json!({ "pattern": pattern });
     }

@@ -141,6 +141,30 @@ fn an_environment_is_a_merge_patch_over_the_file() {
 }
 
 #[test]
+fn a_variable_is_unset_by_nothing() {
+    let text = "project: shop
+defaults: { env: { A: all, B: all, C: all } }
+services:
+  web: { run: [./web], env: { B: ~, D: own } }
+  api: { run: [./api] }
+environments:
+  staging: { services: { web: { env: { A: ~, D: ~, E: own } }, api: { env: { C: null } } } }
+";
+    let env = |environment| {
+        let manifest = read_text(text, environment).unwrap();
+        ["web", "api"].map(|name| {
+            let env = &manifest.services[name].spec.env;
+            env.keys().cloned().collect::<Vec<_>>().join(" ")
+        })
+    };
+    assert_eq!(env(None), ["A C D", "A B C"]);
+    assert_eq!(env(Some("staging")), ["C E", "A B"]);
+    let forgotten = text.replace("B: ~", "B:");
+    let said = lines(&read_text(&forgotten, None).unwrap_err());
+    assert!(said.contains("give a value or remove the line"), "{said}");
+}
+
+#[test]
 fn the_examples_are_read_without_warnings() {
     let manifest = read_text(FIRST, None).unwrap();
     assert_eq!(manifest.warnings, []);

@@ -43,8 +43,19 @@ pub(super) fn check(
         .unwrap_or_default();
     let run = run.iter().map(|argument| (argument, shell, "run"));
     let env = env.iter().map(|entry| (&entry.value, false, "env"));
+    let shown_ones = secret_variables(spec, secrets);
     for (node, shell, key) in run.chain(env) {
         for name in node.text().map(names).unwrap_or_default() {
+            if key == "run" && shown_ones.contains(name) {
+                let message = format!(
+                    "the secret in {} becomes an argument, which every user of the machine can read in /proc/PID/cmdline",
+                    shown(name)
+                );
+                report.warning(node.position, &join(&path, key), message).hint(
+                    "let the program read the variable itself, or a file: `needs: [NAME: { file: true }]`"
+                        .to_owned(),
+                );
+            }
             if given.contains(name) || OF_THE_MACHINE.contains(&name) {
                 continue;
             }
@@ -65,6 +76,15 @@ pub(super) fn check(
             }
         }
     }
+}
+
+/// The variables that hold a secret's value.
+fn secret_variables(spec: &Service, secrets: &BTreeSet<&str>) -> BTreeSet<String> {
+    let values = spec.needs.iter();
+    values
+        .filter(|(name, need)| secrets.contains(name.as_str()) && !need.file)
+        .map(|(name, _)| environment_name(name))
+        .collect()
 }
 
 /// The names of all variables that an instance of the service has.

@@ -7,6 +7,7 @@ pub(super) static SECRETS: Entries = Entries {
     key: &NAME,
     value: Shape::Fields(&SECRET),
     single: false,
+    unsets: false,
     most: 1000,
 };
 
@@ -30,6 +31,7 @@ pub(super) static ROUTES: Entries = Entries {
     key: &ROUTE,
     value: Shape::OneOf(&[Shape::Text(&NAME), Shape::Fields(&ROUTE_FIELDS)]),
     single: false,
+    unsets: false,
     most: 1000,
 };
 

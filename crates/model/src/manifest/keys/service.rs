@@ -10,6 +10,7 @@ pub(super) static SERVICES: Entries = Entries {
     key: &NAME,
     value: Shape::Fields(&SERVICE),
     single: false,
+    unsets: false,
     most: SERVICES_MAX,
 };
 
@@ -122,7 +123,7 @@ pub(super) const MEMORY_KEY: Key = key(
 const ENV_KEY: Key = key(
     "env",
     Shape::Entries(&ENV),
-    "Environment variables. `$VAR` and `${VAR}` in values are filled in from what Mainland gives.",
+    "Environment variables. `$VAR` and `${VAR}` in values are filled in from what Mainland gives; `~` unsets one of `defaults`.",
 );
 
 const PROTOCOL_KEY: Key = key(
@@ -185,6 +186,7 @@ static ENV: Entries = Entries {
     key: &VARIABLE,
     value: Shape::Text(&TEXT),
     single: false,
+    unsets: true,
     most: 500,
 };
 
@@ -192,6 +194,7 @@ static LABELS: Entries = Entries {
     key: &LABEL,
     value: Shape::Text(&LABEL_VALUE),
     single: false,
+    unsets: false,
     most: 50,
 };
 
@@ -199,6 +202,7 @@ static VOLUMES: Entries = Entries {
     key: &NAME,
     value: Shape::Text(&SIZE),
     single: false,
+    unsets: false,
     most: 20,
 };
 
@@ -206,6 +210,7 @@ static NEED: Entries = Entries {
     key: &NAME,
     value: Shape::OneOf(&[Shape::Text(&NEED_WORD), Shape::Fields(&NEED_OPTIONS)]),
     single: true,
+    unsets: false,
     most: 1,
 };
 
@@ -244,6 +249,7 @@ static SUBSCRIPTIONS: Entries = Entries {
     key: &NAME,
     value: Shape::OneOf(&[Shape::Text(&HTTP_PATH), Shape::Fields(&SUBSCRIPTION)]),
     single: false,
+    unsets: false,
     most: 100,
 };
 

@@ -8,6 +8,7 @@ pub(super) static DATABASES: Entries = Entries {
     key: &NAME,
     value: Shape::Fields(&DATABASE),
     single: false,
+    unsets: false,
     most: 100,
 };
 
@@ -55,6 +56,7 @@ pub(super) static TOPICS: Entries = Entries {
     key: &NAME,
     value: Shape::Fields(&TOPIC),
     single: false,
+    unsets: false,
     most: 100,
 };
 
