@@ -8,6 +8,7 @@ mod chaos;
 mod layout;
 mod process;
 mod supervisor;
+mod told;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -391,11 +392,9 @@ impl Start {
             return Ok(0);
         }
         if !self.join && removal_is_told(&layout, &self.node).await {
-            return Err(anyhow::anyhow!(supervisor::told_removal(
-                &self.node,
-                &layout.node(&self.node)
-            ))
-            .into());
+            return Err(
+                anyhow::anyhow!(told::told_removal(&self.node, &layout.node(&self.node))).into(),
+            );
         }
         println!("Node {} starts.", self.node);
         Ok(0)

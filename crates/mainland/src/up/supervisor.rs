@@ -13,9 +13,10 @@ use rustix::process::Signal;
 use super::chaos;
 use super::layout::{EDGE, Layout, NodePlan, State, node_plans};
 use super::process::{self, Identity, Start};
+use super::told::{told_death, told_removal, told_stopped};
 
 /// The name of the server among the processes.
-const SERVER: &str = "server";
+pub const SERVER: &str = "server";
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(20);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked whether processes go on, and whether somebody has started a lost node again.
@@ -426,48 +427,6 @@ impl Supervisor {
     }
 }
 
-/// Who was removed runs nothing, and what is to be done about it.
-pub fn told_removal(name: &str, directory: &std::path::Path) -> String {
-    format!(
-        "zone {name} is missing: its node {name} was removed from this cloud and runs nothing; `mainland start {name} --join` lets it in again with its volumes, and without its directory {} `mainland up` makes a new, empty one",
-        directory.display()
-    )
-}
-
-/// What it means that a process was stopped.
-fn told_stopped(name: &str, pid: u32) -> String {
-    match name {
-        EDGE => {
-            format!("{name} (process {pid}) was stopped by a signal; another one takes its place")
-        }
-        SERVER => format!(
-            "the server (process {pid}) was stopped by a signal: nothing is decided and the API does not answer until `kill -CONT {pid}`"
-        ),
-        _ => format!(
-            "the agent of node {name} (process {pid}) was stopped by a signal: the node counts as lost until `kill -CONT {pid}`"
-        ),
-    }
-}
-
-/// What an agent's death leaves: nothing, or all that it looked after.
-fn told_death(name: &str, instances: Option<usize>) -> String {
-    match instances {
-        None => format!(
-            "node {name} died and stays lost, as a real one would; `mainland start {name}` brings it back"
-        ),
-        Some(running) => {
-            let counted = match running {
-                0 => "its proxy runs".to_owned(),
-                1 => "its proxy and 1 instance run".to_owned(),
-                many => format!("its proxy and {many} instances run"),
-            };
-            format!(
-                "node {name} counts as lost, for its agent died; {counted} on, and `mainland start {name}` adopts them"
-            )
-        }
-    }
-}
-
 /// False: it has not ended, or not as asked.
 async fn stop_node(socket: PathBuf, identity: Identity) -> bool {
     let deadline = Instant::now() + super::STOP_TIMEOUT;
@@ -543,36 +502,5 @@ impl Pause {
         };
         self.last = Some(now);
         self.length
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_stopped_is_said_with_what_lets_it_go_on() {
-        for (name, expected) in [
-            (EDGE, "another one takes its place"),
-            (SERVER, "the API does not answer until `kill -CONT 7`"),
-            ("a", "node a (process 7) was stopped by a signal"),
-        ] {
-            let told = told_stopped(name, 7);
-            assert!(told.contains(expected), "{told}");
-        }
-    }
-
-    #[test]
-    fn what_runs_on_without_its_agent_is_said() {
-        for (instances, expected) in [
-            (None, "died and stays lost"),
-            (Some(0), "its proxy runs on"),
-            (Some(1), "its proxy and 1 instance run on"),
-            (Some(6), "its proxy and 6 instances run on"),
-        ] {
-            let told = told_death("c", instances);
-            assert!(told.contains(expected), "{told}");
-            assert!(told.contains("`mainland start c`"), "{told}");
-        }
     }
 }
