@@ -146,13 +146,10 @@ fn origin_form(uri: &Uri) -> Uri {
 pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
     // A peer that is gone by now is noticed in the handshake.
     let _ = peers::prepare(&stream);
-    let (acceptor, own_end) = {
-        let view = worker.view();
-        (
-            TlsAcceptor::from(view.tls.server.clone()),
-            view.tls.server_end,
-        )
-    };
+    let view = worker.view();
+    let acceptor = TlsAcceptor::from(view.tls.server.clone());
+    let own_end = view.tls.server_end;
+    drop(view);
     let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
     let stream = match accepted.await {
         Ok(Ok(stream)) => stream,
