@@ -40,6 +40,8 @@ pub struct TrafficOptions {
     pub balance: Balance,
     /// Requests at one instance at a time, over all its callers; the rest wait or go elsewhere. 1 to 65,536.
     pub max_in_flight: u32,
+    #[serde(skip_serializing_if = "Affinity::is_none")]
+    pub affinity: Affinity,
 }
 
 impl Default for TrafficOptions {
@@ -49,6 +51,7 @@ impl Default for TrafficOptions {
             wait: Span::seconds(10),
             balance: Balance::default(),
             max_in_flight: 1024,
+            affinity: Affinity::default(),
         }
     }
 }
@@ -60,6 +63,22 @@ pub enum Balance {
     #[default]
     LeastLatency,
     RoundRobin,
+}
+
+/// Whether a client's requests go to one instance as long as it is well.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Affinity {
+    #[default]
+    None,
+    /// By a cookie that the first answer sets.
+    Cookie,
+}
+
+impl Affinity {
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// A door from outside: `host/path` → service.

@@ -7,7 +7,7 @@ use crate::compute::{
 };
 use crate::ids::ResourceName;
 use crate::state::Volume;
-use crate::traffic::{Balance, Protocol, TrafficOptions};
+use crate::traffic::{Affinity, Balance, Protocol, TrafficOptions};
 use crate::units::{Bytes, MilliCpu};
 
 use super::DeclaredService;
@@ -417,5 +417,9 @@ fn traffic(node: Option<&Node>) -> TrafficOptions {
         max_in_flight: node
             .parsed("max_in_flight")
             .unwrap_or(default.max_in_flight),
+        affinity: match node.get("affinity").and_then(Node::text) {
+            Some("cookie") => Affinity::Cookie,
+            _ => default.affinity,
+        },
     }
 }

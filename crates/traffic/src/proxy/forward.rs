@@ -154,7 +154,8 @@ async fn search(
         time,
     };
     let safe = !errand.once && is_safe(&parts.method);
-    let mut search = Search::new(worker, errand.service, safe, errand.once);
+    let search = Search::new(worker, errand.service, safe, errand.once);
+    let mut search = search.keeping(&parts.headers);
     loop {
         let chosen = match timeout_at(time.end_with(kept), search.next()).await {
             Ok(chosen) => chosen?,
@@ -166,6 +167,7 @@ async fn search(
         match tried {
             Tried::Answered(mut response) => {
                 response.body_mut().guards().in_flight = chosen.take_in_flight();
+                chosen.keep(&parts.headers, response.headers_mut());
                 return Ok(response);
             }
             Tried::Failed(failure) => {

@@ -12,9 +12,10 @@
 //! pools. It lives across restarts of the agent and starts on the last snapshot that it kept on disk.
 //!
 //! Modules by the way of a request: [`sockets`] → [`worker`] → [`entrance`] → [`search`] → [`forward`], [`tunnel`] → [`peers`] → [`callee`] → [`gate`] →
-//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`origin`], [`proxy_protocol`], [`edge`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`held`], [`failure`]. Bounds: [`window`].
+//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`affinity`], [`origin`], [`proxy_protocol`], [`edge`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`held`], [`failure`]. Bounds: [`window`].
 
 mod admission;
+mod affinity;
 mod applier;
 mod body;
 mod callee;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use http::HeaderMap;
 use model::ids::{NodeName, ResourceId};
 use model::traffic::Balance;
 use model::units::Span;
@@ -42,6 +43,8 @@ pub struct Search<'a> {
     last_reason: Option<String>,
     /// Nothing changes when two copies work on it: it may go to one that lately hung.
     safe: bool,
+    /// Of the request, where its client may keep its endpoint.
+    headers: Option<&'a HeaderMap>,
 }
 
 /// The endpoint to try, in the view in which it was chosen.
@@ -100,6 +103,13 @@ impl Chosen {
         }
     }
 
+    /// Tells the client to keep this endpoint, where the service asks for that.
+    pub fn keep(&self, asked: &HeaderMap, answer: &mut HeaderMap) {
+        if let Some(cookie) = &self.asked.destination.cookie {
+            cookie.set(self.asked.index, asked, answer);
+        }
+    }
+
     /// It was taken for silent; an answer shows that it was only slow.
     pub fn after_all(&self, tried: Tried) -> Tried {
         if matches!(tried, Tried::Answered(_)) {
@@ -148,7 +158,14 @@ impl<'a> Search<'a> {
             counted: false,
             last_reason: None,
             safe,
+            headers: None,
         }
+    }
+
+    /// The client may keep an endpoint, by a cookie in these.
+    pub fn keeping(mut self, headers: &'a HeaderMap) -> Self {
+        self.headers = Some(headers);
+        self
     }
 
     /// The endpoint to try next; waits for one when there is none.
@@ -220,6 +237,11 @@ impl<'a> Search<'a> {
             safe: self.safe,
             now: self.worker.now(),
         };
+        let kept = destination.cookie.as_ref().zip(self.headers);
+        let kept = kept.and_then(|(cookie, headers)| cookie.asked_for(headers));
+        if let Some(kept) = kept.filter(|&kept| !pool.tried(kept) && !pool.avoided(kept)) {
+            return Some(kept);
+        }
         match destination.traffic.balance {
             Balance::LeastLatency => self.worker.with_random(|random| {
                 balance::least_latency(&pool, &destination.near, &destination.far, random)

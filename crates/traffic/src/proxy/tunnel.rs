@@ -7,7 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use http::{HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper::upgrade::Upgraded;
@@ -59,7 +59,7 @@ pub async fn carry(mut one: impl AsyncRead + AsyncWrite + Unpin, mut other: Io) 
 
 /// A TCP door: finds an endpoint and carries the connection.
 pub async fn serve_tcp(worker: &Worker, caller: &Caller, service: &ResourceId, client: TcpStream) {
-    match open(worker, caller, service).await {
+    match open(worker, caller, service, None).await {
         Ok(tunnel) => {
             let _ = client.set_nodelay(true);
             carry(client, tunnel.io).await;
@@ -78,8 +78,17 @@ pub async fn serve_tcp(worker: &Worker, caller: &Caller, service: &ResourceId, c
     }
 }
 
-async fn open(worker: &Worker, caller: &Caller, service: &ResourceId) -> Result<Tunnel, Problem> {
+/// `headers`: of a request that asks for an upgrade.
+async fn open(
+    worker: &Worker,
+    caller: &Caller,
+    service: &ResourceId,
+    headers: Option<&HeaderMap>,
+) -> Result<Tunnel, Problem> {
     let mut search = Search::new(worker, service, false, false);
+    if let Some(headers) = headers {
+        search = search.keeping(headers);
+    }
     loop {
         let mut chosen = search.next().await?;
         match dial(worker, caller, &chosen).await {
@@ -203,7 +212,8 @@ async fn ask(
     errand: &Errand<'_>,
     mut parts: http::request::Parts,
 ) -> Result<(Response<Incoming>, Option<Pass>, Option<InFlight>), Problem> {
-    let tunnel = open(worker, errand.caller, errand.service).await?;
+    let opened = open(worker, errand.caller, errand.service, Some(&parts.headers));
+    let tunnel = opened.await?;
     let headers = &mut parts.headers;
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));

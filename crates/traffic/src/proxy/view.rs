@@ -11,9 +11,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use http::HeaderValue;
 use model::boundary::{Holder, SpiffeId};
 use model::ids::{Epoch, InstanceId, NodeName, ResourceId};
-use model::traffic::{self, Address, Door, Network, Protocol, ProxySnapshot, TrafficOptions};
+use model::traffic::{
+    self, Address, Affinity, Door, Network, Protocol, ProxySnapshot, TrafficOptions,
+};
 use tokio::sync::Notify;
 
+use super::affinity::Cookie;
 use super::gate::Gate;
 use super::reports::Reports;
 use super::tls::Tls;
@@ -61,6 +64,8 @@ pub struct Destination {
     /// Indices of the endpoints in this zone, and of the others.
     pub near: Vec<usize>,
     pub far: Vec<usize>,
+    /// Where clients keep their endpoint.
+    pub cookie: Option<Cookie>,
     pub shared: Arc<Shared>,
 }
 
@@ -321,7 +326,15 @@ fn destination(
         })
     };
     let (near, far) = (0..endpoints.len()).partition(is_near);
+    let cookie = (to.traffic.affinity == Affinity::Cookie).then(|| {
+        let names = endpoints.iter().map(|endpoint| match &endpoint.place {
+            Place::Instance(target) => target.instance.to_string(),
+            Place::External(address) => format!("{address:?}"),
+        });
+        Cookie::new(&to.service.to_string(), names)
+    });
     Destination {
+        cookie,
         service: to.service.clone(),
         header: header(&to.service),
         traffic: to.traffic,

@@ -428,3 +428,41 @@ fn an_answer_that_comes_before_the_upload_has_ended_arrives() {
         }
     }
 }
+
+#[test]
+fn a_client_keeps_its_copy_by_a_cookie_when_that_is_asked_for() {
+    let (one, two) = (Instance::answering("one"), Instance::answering("two"));
+    let mut world = web(&one, &two);
+    let first = get(world.gateway, "web.localhost", "/");
+    assert_eq!(
+        header(&first.head, "set-cookie"),
+        None,
+        "nobody asked for it"
+    );
+    world.edge.snapshot.destinations[0].traffic.affinity = model::traffic::Affinity::Cookie;
+    world.edge.apply();
+    let first = get(world.gateway, "web.localhost", "/");
+    let cookie = header(&first.head, "set-cookie").unwrap().to_owned();
+    assert!(
+        cookie.ends_with("; Path=/; HttpOnly; SameSite=Lax"),
+        "{cookie}"
+    );
+    let cookie = cookie.split(';').next().unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: web.localhost\r\nCookie: a=b; {cookie}\r\n\r\n");
+    for _ in 0..40 {
+        let answer = ask(world.gateway, &request);
+        assert_eq!(answer.body, first.body);
+        assert_eq!(header(&answer.head, "set-cookie"), None);
+    }
+    // Its copy leaves: another one, and its cookie.
+    let (node, copy) = match first.body.as_str() {
+        "one" => (&mut world.a, "shop/web-1"),
+        _ => (&mut world.b, "shop/web-2"),
+    };
+    node.set_gate(copy, Gate::Leaving);
+    node.apply();
+    let answer = ask(world.gateway, &request);
+    assert_eq!(answer.status, 200);
+    assert_ne!(answer.body, first.body);
+    assert!(header(&answer.head, "set-cookie").is_some_and(|it| !it.starts_with(cookie)));
+}

@@ -1,8 +1,9 @@
 //! `services`, and the `defaults` that they share.
 
 use super::texts::{
-    ACCESS, BALANCE, CPU, FILES, GRACE, HOST_AND_PORT, HTTP_PATH, LABEL, LABEL_VALUE, NAME,
-    NEED_WORD, ON_PARTITION, PROBE_PATH, PROTOCOL, SIZE, SPAN, SPREAD_BY, TEXT, TRUE, VARIABLE,
+    ACCESS, AFFINITY, BALANCE, CPU, FILES, GRACE, HOST_AND_PORT, HTTP_PATH, LABEL, LABEL_VALUE,
+    NAME, NEED_WORD, ON_PARTITION, PROBE_PATH, PROTOCOL, SIZE, SPAN, SPREAD_BY, TEXT, TRUE,
+    VARIABLE,
 };
 use super::{Entries, Key, SERVICES_MAX, Shape, key, required};
 
@@ -327,7 +328,7 @@ static SPREAD_FIELDS: [Key; 2] = [
     ),
 ];
 
-static TRAFFIC: [Key; 4] = [
+static TRAFFIC: [Key; 5] = [
     key(
         "timeout",
         Shape::Text(&SPAN),
@@ -350,6 +351,11 @@ static TRAFFIC: [Key; 4] = [
             most: 65_536,
         },
         "Requests at one instance at a time; the rest wait or go elsewhere. Default: 1024.",
+    ),
+    key(
+        "affinity",
+        Shape::Text(&AFFINITY),
+        "Whether the requests of one client go to one instance, by a cookie, as long as it is well. Default: none.",
     ),
 ];
 

@@ -209,6 +209,8 @@ pub(super) static BALANCE: Form = words(
     "`least-latency` or `round-robin`",
 );
 
+pub(super) static AFFINITY: Form = words(&["none", "cookie"], "`none` or `cookie`");
+
 pub(super) static NEED_WORD: Form = words(
     &["optional", "read", "write"],
     "`optional`, `read` or `write`",
