@@ -383,6 +383,7 @@ impl Start {
         let started = match self.join {
             true => {
                 let client = globals.client()?;
+                removed_has_ended(&layout, &self.node).await;
                 supervisor.start_removed_node(&self.node, &client).await?
             }
             false => supervisor.start_known_node(&self.node)?,
@@ -398,6 +399,18 @@ impl Start {
         }
         println!("Node {} starts.", self.node);
         Ok(0)
+    }
+}
+
+/// Waits, within bounds, for an agent to end that was told that its node was removed.
+async fn removed_has_ended(layout: &Layout, node: &str) {
+    let deadline = std::time::Instant::now() + STOP_TIMEOUT;
+    let socket = layout.node_socket(node);
+    while layout.is_removed(node)
+        && process::listening_on(&socket).is_some()
+        && std::time::Instant::now() < deadline
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
