@@ -8,6 +8,7 @@
 //!
 //! Everything else that a user types is in the crate `experience`.
 
+mod log;
 mod processes;
 mod up;
 

@@ -166,13 +166,14 @@ fn clock() -> boundary::Clock {
     Arc::new(Timestamp::now)
 }
 
-/// A session of its own, and words of its own in a log.
+/// A session of its own, and words of its own in a log, which it keeps within bounds.
 fn begin_daemon() {
     // Fails for the leader of a process group, which has no session to leave; then it already has its own.
     let _ = rustix::process::setsid();
     tracing_subscriber::fmt()
         .with_ansi(false)
         .with_target(false)
+        .with_writer(std::sync::Mutex::new(crate::log::Bounded::standard_output()))
         .with_max_level(tracing::Level::INFO)
         // A full disk refuses the log; complaining of that on the same disk would end the thread.
         .log_internal_errors(false)
