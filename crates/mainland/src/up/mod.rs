@@ -6,6 +6,7 @@
 
 mod chaos;
 mod layout;
+mod pause;
 mod process;
 mod supervisor;
 mod told;

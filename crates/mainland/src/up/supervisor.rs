@@ -12,6 +12,7 @@ use rustix::process::Signal;
 
 use super::chaos;
 use super::layout::{EDGE, Layout, NodePlan, State, node_plans};
+use super::pause::Pause;
 use super::process::{self, Identity, Start};
 use super::told::{told_death, told_removal, told_stopped};
 
@@ -27,11 +28,6 @@ const STOPPED_LOOKS: u32 = 3;
 const DEATH_SETTLES: Duration = Duration::from_millis(200);
 /// Between looks at a socket or file that will be there in a moment.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
-/// A process that dies again and again is started anew no faster than this.
-const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
-const RESTART_PAUSE_MIN: Duration = Duration::from_millis(50);
-/// After this long alive, a death counts as the first again.
-const RESTART_FORGET: Duration = Duration::from_secs(10);
 
 pub struct Supervisor {
     layout: Layout,
@@ -484,23 +480,4 @@ fn first_start_words(plan: &NodePlan, layout: &Layout, state: &State) -> Vec<Str
         option("memory", plan.memory_bytes.to_string());
     }
     words
-}
-
-/// How long to wait before the next start of what just ended.
-#[derive(Default)]
-struct Pause {
-    last: Option<Instant>,
-    length: Duration,
-}
-
-impl Pause {
-    fn next(&mut self, now: Instant) -> Duration {
-        let recent = self.last.is_some_and(|last| now - last < RESTART_FORGET);
-        self.length = match recent {
-            true => (self.length * 2).min(RESTART_PAUSE_MAX),
-            false => RESTART_PAUSE_MIN,
-        };
-        self.last = Some(now);
-        self.length
-    }
 }

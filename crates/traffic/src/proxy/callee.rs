@@ -189,15 +189,10 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
         .auto_date_header(false)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let ending = async {
-        tokio::select! {
-            () = worker.stopping() => {}
-            () = life.until_notice() => {}
-        }
-    };
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = ending => connection.as_mut().graceful_shutdown(),
+        () = worker.stopping() => connection.as_mut().graceful_shutdown(),
+        () = life.until_notice() => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         _ = connection.as_mut() => {}
