@@ -165,11 +165,12 @@ impl Logs {
         loop {
             tokio::select! {
                 next = all.merged.next(), if !all.merged.is_empty() => match next {
-                    Some((name, Heard::Line(line))) => {
-                        if line.at >= begin && all.is_news(&name, line.at) {
-                            sorter.hold(name, line);
-                        }
+                    Some((name, Heard::Line(line)))
+                        if line.at >= begin && all.is_news(&name, line.at) =>
+                    {
+                        sorter.hold(name, line);
                     }
+                    Some((_, Heard::Line(_))) => {}
                     Some((name, Heard::Broken(error))) => notice(&format!("{name}: {error}")),
                     // A node that was away, or an instance that moved, is heard again from where it was.
                     Some((name, Heard::End)) => drop(self.follow && all.seen.remove(&name)),

@@ -196,7 +196,7 @@ impl Replay {
         let mut inner = lock(&shared);
         // What lies here in full may be read by two tries at a time; the client is read by the latest only.
         let stale = inner.turn != self.turn;
-        if stale && !(matches!(inner.fate, Fate::Ended) && !inner.overflowed) {
+        if stale && (inner.overflowed || !matches!(inner.fate, Fate::Ended)) {
             return Poll::Ready(Some(Err("the request was sent elsewhere".into())));
         }
         if let Some(chunk) = inner.chunks.get(self.position) {

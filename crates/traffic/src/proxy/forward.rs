@@ -188,6 +188,10 @@ async fn search(
 }
 
 /// What became of a try.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is made once a try and moved at once; a box would cost each answer an allocation"
+)]
 pub enum Tried {
     Answered(Response<ResponseBody>),
     Failed(Failure),

@@ -4,6 +4,15 @@ use model::traffic::Balance;
 
 use super::*;
 
+/// Lets time pass where time itself is what the test is about: a pace, a slow answer.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the length is the input of the test, not a wait for something"
+)]
+fn pass(length: Duration) {
+    std::thread::sleep(length);
+}
+
 /// A gateway and three copies, of which the first never answers; each request may take 2 s.
 fn three(hangs: &Instance, well: [&Instance; 2]) -> (Vec<Node>, SocketAddr) {
     let authority = Authority::new();
@@ -38,7 +47,7 @@ fn a_copy_that_hangs_costs_its_first_requests_and_no_more() {
         let answer = get(gateway, "web.localhost", "/");
         assert_eq!((answer.status, answer.body.as_str()), (200, "well"));
         slow += u32::from(one.elapsed() > Duration::from_millis(800));
-        std::thread::sleep(Duration::from_millis(2));
+        pass(Duration::from_millis(2));
     }
     assert!(hangs.count() > 0, "the hanging copy was never asked");
     assert!(slow <= 2, "{slow} requests waited for the hanging copy");
@@ -56,7 +65,7 @@ fn what_may_not_be_repeated_fails_at_a_hanging_copy_only_before_it_is_known() {
         let status = post(gateway, "web.localhost", "", "order").status;
         assert!(matches!(status, 200 | 504), "{status}");
         failed += u32::from(status == 504);
-        std::thread::sleep(Duration::from_millis(2));
+        pass(Duration::from_millis(2));
     }
     assert!(failed <= 2, "{failed} failed");
     assert_eq!(hangs.count(), failed, "each was sent to one copy");
@@ -82,7 +91,7 @@ fn a_copy_that_hangs_gets_no_dearer_by_clients_without_patience() {
 fn a_slow_answer_is_no_hang() {
     let slow = |text: &'static str| {
         Instance::start(move |_| {
-            std::thread::sleep(Duration::from_millis(1300));
+            pass(Duration::from_millis(1300));
             Act::Answer(text)
         })
     };
@@ -143,7 +152,7 @@ fn an_upload_lives_as_long_as_it_flows() {
     let mut client = Client::connect(shop.door);
     client.send("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\n");
     for _ in 0..15 {
-        std::thread::sleep(Duration::from_millis(100));
+        pass(Duration::from_millis(100));
         client.send("x");
     }
     assert_eq!(client.receive().unwrap().body, "cart");

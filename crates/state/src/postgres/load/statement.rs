@@ -78,7 +78,7 @@ fn rights(words: &[&str], upper: &[&str], roles: &BTreeSet<String>) -> Verdict {
     let preposition = |word: &&str| matches!(*word, "TO" | "FROM");
     let from = upper
         .iter()
-        .rposition(|word| preposition(&word))
+        .rposition(preposition)
         .map_or(words.len(), |at| at + 1);
     let mut named: Vec<String> = Vec::new();
     for (word, upper) in words[from..].iter().zip(&upper[from..]) {
