@@ -19,9 +19,9 @@ use system::{proc, wait};
 
 use crate::first::turn;
 
-/// Checkouts a second; reads come on top. Half of what two slow cores carry with debug builds: beyond what a machine carries, requests fail
+/// Checkouts a second; reads come on top. A quarter of what two slow cores carry with debug builds: beyond what a machine carries, requests fail
 /// because they wait, not because of what these tests do. How much is carried is measured by the bench, with a release build.
-const RATE: u32 = 100;
+const RATE: u32 = 50;
 const BACK_WITHIN: Duration = Duration::from_secs(15);
 const SERVICES: [(&str, usize); 12] = [
     ("storefront", 2),
