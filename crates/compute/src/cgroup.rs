@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | hard memory limit, no swap | `memory.max`, `memory.swap.max` | `memory.limit_in_bytes`, `memory.memsw.limit_in_bytes` | as v1 |
 //! | CPU weight | `cpu.weight` | `cpu.shares` | as v1 |
+//! | number of processes and threads | `pids.max` | `pids.max` | as v1 |
 //! | killing all | `cgroup.kill` | SIGKILL until empty | `cgroup.kill` |
 //! | killed for memory | `memory.events` | `memory.oom_control` | as v1 |
 //!
@@ -17,6 +18,10 @@ use std::time::{Duration, Instant};
 use model::units::{Bytes, MilliCpu};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use leaf::Leaf;
+
+mod leaf;
 
 /// Where v2 allows no process beside child groups with controllers, those that were there are moved into this child.
 const HOST_GROUP: &str = "mainland-host";
@@ -67,6 +72,7 @@ pub struct Cgroups {
     unified_controllers: bool,
     memory_v1: Option<PathBuf>,
     cpu_v1: Option<PathBuf>,
+    pids_v1: Option<PathBuf>,
     /// What is then not enforced, for the agent to say once: `memory limits`.
     pub not_enforced: Vec<&'static str>,
 }
@@ -77,6 +83,18 @@ struct Current {
     unified: Option<PathBuf>,
     memory_v1: Option<PathBuf>,
     cpu_v1: Option<PathBuf>,
+    pids_v1: Option<PathBuf>,
+}
+
+/// What one instance may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Hard, swap included.
+    pub memory: Bytes,
+    /// A weight among the instances of the machine.
+    pub cpu: MilliCpu,
+    /// Processes and threads together, hard: what would be one more is refused to the program (EAGAIN).
+    pub pids: u32,
 }
 
 /// Finds out what may be used. It makes and removes an empty group to know.
@@ -98,6 +116,7 @@ pub fn detect() -> Support {
         unified: usable(current.unified.map(outside_host_group)),
         memory_v1: usable(current.memory_v1),
         cpu_v1: usable(current.cpu_v1),
+        pids_v1: usable(current.pids_v1),
         ..Cgroups::default()
     };
     if groups.unified.is_none() && groups.memory_v1.is_none() && groups.cpu_v1.is_none() {
@@ -142,11 +161,20 @@ impl Cgroups {
             };
             self.unified_controllers = enable("memory").is_ok();
             let cpu = enable("cpu").is_ok();
+            let pids = enable("pids").is_ok();
             if !cpu && self.cpu_v1.is_none() {
                 self.not_enforced.push("CPU weights");
             }
-        } else if self.cpu_v1.is_none() {
-            self.not_enforced.push("CPU weights");
+            if !pids && self.pids_v1.is_none() {
+                self.not_enforced.push("limits of processes");
+            }
+        } else {
+            if self.cpu_v1.is_none() {
+                self.not_enforced.push("CPU weights");
+            }
+            if self.pids_v1.is_none() {
+                self.not_enforced.push("limits of processes");
+            }
         }
         if self.memory_v1.is_none() && !self.unified_controllers {
             self.not_enforced.push("memory limits");
@@ -156,22 +184,20 @@ impl Cgroups {
     /// The group of one instance, whether it is there or not.
     pub fn locate(&self, name: &str) -> Group {
         let below = |base: &Option<PathBuf>| base.as_ref().map(|base| base.join(name));
-        let (unified, memory, cpu) = (
-            below(&self.unified),
-            below(&self.memory_v1),
-            below(&self.cpu_v1),
-        );
+        let (unified, memory) = (below(&self.unified), below(&self.memory_v1));
+        let (cpu, pids) = (below(&self.cpu_v1), below(&self.pids_v1));
         let counter_v1 = memory.as_ref().map(|path| path.join("memory.oom_control"));
         let counter_v2 = unified.as_ref().filter(|_| self.unified_controllers);
         Group {
             out_of_memory: counter_v1.or_else(|| Some(counter_v2?.join("memory.events"))),
-            legacy: memory.into_iter().chain(cpu).collect(),
+            legacy: memory.into_iter().chain(cpu).chain(pids).collect(),
             unified,
         }
     }
 
     /// Makes the group of one instance, or sets the limits of the one that is there.
-    pub fn create(&self, name: &str, memory: Bytes, cpu: MilliCpu) -> Result<Group, Error> {
+    pub fn create(&self, name: &str, limits: Limits) -> Result<Group, Error> {
+        let Limits { memory, cpu, pids } = limits;
         if let Some(base) = &self.unified {
             let path = make(base, name)?;
             if self.unified_controllers {
@@ -179,12 +205,16 @@ impl Cgroups {
             }
             // Refused where the CPU controller is missing, which was said.
             let _ = fs::write(path.join("cpu.weight"), cpu_weight(cpu).to_string());
+            let _ = fs::write(path.join("pids.max"), pids.to_string());
         }
         if let Some(base) = &self.memory_v1 {
             limit_memory_v1(&make(base, name)?, memory)?;
         }
         if let Some(base) = &self.cpu_v1 {
             write(&make(base, name)?.join("cpu.shares"), cpu_shares(cpu))?;
+        }
+        if let Some(base) = &self.pids_v1 {
+            write(&make(base, name)?.join("pids.max"), u64::from(pids))?;
         }
         Ok(self.locate(name))
     }
@@ -285,9 +315,25 @@ impl Group {
         text.as_deref().and_then(parse_oom_kills).unwrap_or(0)
     }
 
-    /// The processes in it.
+    /// The processes in it and in the groups below it, each once.
     pub fn processes(&self) -> Vec<Pid> {
-        self.paths().flat_map(|path| processes(path)).collect()
+        let found = self.paths().flat_map(|path| tree(path));
+        let found = found.flat_map(|path| processes(&path));
+        let mut found: Vec<Pid> = found.collect();
+        found.sort_unstable_by_key(|pid| pid.as_raw_nonzero());
+        found.dedup();
+        found
+    }
+
+    /// SIGKILL to all in it, once. What is being started meanwhile may outlive it where the kernel does not do this itself.
+    pub fn kill_once(&self) {
+        if let Some(path) = &self.unified {
+            // Missing before Linux 5.14.
+            let _ = fs::write(path.join("cgroup.kill"), "1");
+        }
+        for pid in self.processes() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
     }
 
     #[expect(
@@ -298,16 +344,10 @@ impl Group {
     pub fn kill_all(&self, patience: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(path) = &self.unified {
-                // Missing before Linux 5.14; the loop below does it then.
-                let _ = fs::write(path.join("cgroup.kill"), "1");
-            }
+            self.kill_once();
             let left = self.processes();
             if left.is_empty() {
                 return Ok(());
-            }
-            for pid in &left {
-                let _ = kill_process(*pid, Signal::KILL);
             }
             if Instant::now() >= deadline {
                 let path = self.paths().next().cloned().unwrap_or_default();
@@ -320,18 +360,27 @@ impl Group {
         }
     }
 
-    /// Removes the empty group. A group that is gone is fine.
+    /// Removes the empty group and those below it. A group that is gone is fine.
     pub fn remove(&self) -> Result<(), Error> {
-        for path in self.paths() {
-            match fs::remove_dir(path) {
+        for path in self.paths().flat_map(|path| tree(path)) {
+            match fs::remove_dir(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("removing", path)(error));
+                    return Err(Error::io("removing", &path)(error));
                 }
                 _ => {}
             }
         }
         Ok(())
     }
+}
+
+/// A group and all below it, the lowest first.
+fn tree(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut found: Vec<PathBuf> = folders.flat_map(|entry| tree(&entry.path())).collect();
+    found.push(path.to_owned());
+    found
 }
 
 /// The processes of a group; 0, one outside of this pid namespace, is left out.
@@ -377,6 +426,9 @@ fn parse(cgroup: &str, mountinfo: &str) -> Current {
         }
         if has("cpu") {
             current.cpu_v1 = v1("cpu");
+        }
+        if has("pids") {
+            current.pids_v1 = v1("pids");
         }
     }
     current
@@ -428,6 +480,7 @@ mod tests {
     const HYBRID: &str = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
         32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
         35 31 0:32 /docker/ab /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+        36 31 0:33 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
         41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw";
 
     #[test]
@@ -445,12 +498,13 @@ mod tests {
             ("0::/../other", V2, Current::default()),
             ("", "", Current::default()),
             (
-                "4:memory:/docker/ab/x\n1:cpu,cpuacct:/\n9:name=systemd:/\n0::/",
+                "5:pids:/x\n4:memory:/docker/ab/x\n1:cpu,cpuacct:/\n9:name=systemd:/\n0::/",
                 HYBRID,
                 Current {
                     unified: at("/sys/fs/cgroup/unified/"),
                     memory_v1: at("/sys/fs/cgroup/memory/x"),
                     cpu_v1: at("/sys/fs/cgroup/cpu,cpuacct/"),
+                    pids_v1: at("/sys/fs/cgroup/pids/x"),
                 },
             ),
             ("4:memory:/elsewhere", HYBRID, Current::default()),

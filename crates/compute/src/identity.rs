@@ -1,7 +1,7 @@
 //! Recognising a process again: its pid alone may by now be another's.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -38,22 +38,62 @@ impl ProcessIdentity {
     ///
     /// The kernel gives no number away that a group or session still has, so one that a younger process has now is no longer ours.
     pub fn followers(&self) -> Vec<Pid> {
-        let same_boot = boot_id().is_ok_and(|boot| boot == self.boot_id);
-        let is_anothers = read_stat(self.pid).is_ok_and(|stat| stat.start_time != self.start_time);
-        if !same_boot || is_anothers {
+        if !self.has_its_number() {
             return Vec::new();
         }
-        let follows = |pid: &Pid| {
-            read_stat(pid.as_raw_nonzero().get().unsigned_abs()).is_ok_and(|stat| {
-                let belongs = stat.group == self.pid || stat.session == self.pid;
-                belongs && !stat.ended && stat.start_time >= self.start_time
-            })
-        };
+        let follows = |pid: &Pid| look_at(*pid).is_some_and(|stat| self.leads(&stat));
         all_processes().filter(follows).collect()
+    }
+
+    /// Whether a process is one of the followers, where the number is still its own.
+    pub(crate) fn leads(&self, stat: &Stat) -> bool {
+        let belongs = stat.group == self.pid || stat.session == self.pid;
+        belongs && !stat.ended && stat.start_time >= self.start_time
+    }
+
+    /// Whether nobody else has its number.
+    pub(crate) fn has_its_number(&self) -> bool {
+        let same_boot = boot_id().is_ok_and(|boot| boot == self.boot_id);
+        let is_anothers = read_stat(self.pid).is_ok_and(|stat| stat.start_time != self.start_time);
+        same_boot && !is_anothers
     }
 }
 
-fn all_processes() -> impl Iterator<Item = Pid> {
+/// Processes that are named, of a number that may be large.
+const NAMED_MOST: usize = 5;
+
+/// Processes that outlived SIGKILL, in words: `123 (python3), held by the kernel`.
+pub(crate) fn describe_all(pids: &[Pid]) -> Vec<String> {
+    let mut numbers: Vec<u32> = pids
+        .iter()
+        .map(|pid| pid.as_raw_nonzero().get().unsigned_abs())
+        .collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let more = numbers.len().saturating_sub(NAMED_MOST);
+    let named = numbers.iter().take(NAMED_MOST).map(|pid| describe(*pid));
+    let rest = (more > 0).then(|| format!("{more} more"));
+    named.chain(rest).collect()
+}
+
+fn describe(pid: u32) -> String {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let name = read("comm");
+    let is_frozen = read("cgroup").lines().any(|line| {
+        line.split_once(":freezer:")
+            .is_some_and(|(_, group)| group != "/")
+    });
+    let why = match read_stat(pid) {
+        Ok(stat) if stat.state == 'D' && is_frozen => "in a frozen cgroup",
+        Ok(stat) if stat.state == 'D' => "waiting in the kernel, for a disk most often",
+        Ok(_) => "held by the kernel",
+        Err(_) => "gone by now",
+    };
+    format!("pid {pid} ({}): {why}", name.trim())
+}
+
+/// All that are in `/proc`.
+pub(crate) fn all_processes() -> impl Iterator<Item = Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers.filter_map(Pid::from_raw)
@@ -66,17 +106,27 @@ pub fn boot_id() -> io::Result<String> {
         .to_owned())
 }
 
+/// What is known of a process at a glance.
 #[derive(Debug, PartialEq, Eq)]
-struct Stat {
+pub(crate) struct Stat {
     start_time: u64,
+    state: char,
     ended: bool,
     group: u32,
     session: u32,
 }
 
+/// `None`: it is gone.
+pub(crate) fn look_at(pid: Pid) -> Option<Stat> {
+    read_stat(pid.as_raw_nonzero().get().unsigned_abs()).ok()
+}
+
+/// In one read: of all processes of a machine it is many.
 fn read_stat(pid: u32) -> io::Result<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, text))
+    let mut bytes = [0; 1024];
+    let count = fs::File::open(format!("/proc/{pid}/stat"))?.read(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes[..count]);
+    parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, text.into_owned()))
 }
 
 /// The command's name, in parentheses, may hold anything: fields are counted from the last `)`.
@@ -91,6 +141,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let start_time = fields.nth(15)?.parse().ok()?;
     Some(Stat {
         start_time,
+        state: state.chars().next()?,
         ended: matches!(state, "Z" | "X" | "x"),
         group,
         session,
@@ -114,6 +165,7 @@ mod tests {
         for (name, state, ended) in table {
             let expected = Stat {
                 start_time: 4242,
+                state: state.chars().next().unwrap(),
                 ended,
                 group: 8,
                 session: 9,

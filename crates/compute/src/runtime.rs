@@ -45,7 +45,8 @@ pub trait Runtime: Send + Sync {
     /// nothing, and keeps what the workload wrote there.
     fn prepare<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// Starts the workload. With `Err(NotStarted)` there will be no event; the exit is recorded as such.
+    /// Starts the workload. With an error there will be no event, and nothing of it lives: whatever was begun has been ended by then, however
+    /// long that takes. What can't be ended meanwhile is told by [`Happening::Unkillable`].
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<Started, Error>>;
 
     /// Takes over what an earlier agent left in the directory.
@@ -69,8 +70,13 @@ pub trait Runtime: Send + Sync {
         grace: Duration,
     ) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// SIGKILL to all of it, now.
-    fn kill<'a>(&'a self, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Error>>;
+    /// SIGKILL to all of it, now, with or without its shim. Called again where it did not help: then a shim that does not answer is ended as
+    /// well, and what is still there is told by [`Happening::Unkillable`].
+    fn kill<'a>(
+        &'a self,
+        instance: &'a InstanceId,
+        directory: &'a Path,
+    ) -> BoxFuture<'a, Result<(), Error>>;
 
     /// Any other signal to the main process.
     fn signal<'a>(
@@ -107,6 +113,8 @@ pub struct InstanceSpec {
     pub secret_files: Vec<SecretFile>,
     pub memory: Bytes,
     pub cpu: MilliCpu,
+    /// Processes and threads together, where a cgroup may be used.
+    pub pids: u32,
     pub open_files: u64,
     /// Between SIGTERM and SIGKILL, when the shim itself has to decide.
     pub grace: Duration,
@@ -194,6 +202,10 @@ pub enum Happening {
         signal: i32,
     },
     Continued,
+    /// These processes are still there after SIGKILL, in words. Told once for each change.
+    Unkillable {
+        processes: Vec<String>,
+    },
     /// Nothing of it is left. The last event of a run.
     Exited(Exit),
 }
@@ -204,6 +216,9 @@ pub struct ExecCommand {
     pub argv: Vec<String>,
     /// A terminal of this size, for interactive use; `None`: three pipes.
     pub terminal: Option<TerminalSize>,
+    /// Given up before its exit, it is killed with all that it started; without a cgroup, with its process group. What it leaves when it exits
+    /// by itself goes on, as part of the instance.
+    pub apart: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,7 +227,7 @@ pub struct TerminalSize {
     pub rows: u16,
 }
 
-/// A program that [`Runtime::exec`] started. Dropping `exit` kills it.
+/// A program that [`Runtime::exec`] started. Dropping `exit` kills it, and what [`ExecCommand::apart`] says.
 pub struct Session {
     pub input: Box<dyn AsyncWrite + Send + Unpin>,
     pub output: Box<dyn AsyncRead + Send + Unpin>,
@@ -240,6 +255,9 @@ pub enum Error {
     Running(InstanceId),
     #[error("{0} is not running")]
     NotRunning(InstanceId),
+    /// Nothing may be started in its place.
+    #[error("still there after SIGKILL: {}", processes.join(", "))]
+    StillThere { processes: Vec<String> },
     #[error("the volume `{name}` has no directory {directory} on this node", directory = directory.display())]
     VolumeMissing {
         name: ResourceName,

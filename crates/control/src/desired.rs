@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::compute::{
-    DesiredInstance, InstanceReport, Placement, PlacementGroup, Purpose, Service,
+    Ask, DesiredInstance, InstanceReport, Placement, PlacementGroup, Purpose, Service,
 };
 use model::control::{NodeDesired, NodeRecord};
 use model::ids::{Generation, InstanceId, NodeName, ProjectName, ReleaseNumber, ResourceId};
@@ -177,7 +177,7 @@ fn instance(
         Purpose::Serve => declared.clone(),
         Purpose::BeforeDeploy => declared.before_deploy_work(),
     };
-    let spec = &spec;
+    let spec = &asked_by_name(spec, world, id);
     let stored = entry.placements.as_ref()?;
     let started_as = stored
         .placements
@@ -203,6 +203,23 @@ fn instance(
         logins: engines::logins(world, id, spec),
         settings: None,
     })
+}
+
+/// A probe asks for a name that the program is called by: many answer no other.
+fn asked_by_name(mut spec: Service, world: &World, id: &ResourceId) -> Service {
+    let named = world.routes.iter().find_map(|((project, _), route)| {
+        let leads = *project == id.project && route.to == id.name && !route.host.starts_with('*');
+        leads.then(|| route.host.clone())
+    });
+    let probes = [Some(&mut spec.health), spec.alive.as_mut()];
+    for probe in probes.into_iter().flatten() {
+        if let Ask::Http { host, .. } = &mut probe.ask
+            && host.is_none()
+        {
+            host.clone_from(&named);
+        }
+    }
+    spec
 }
 
 fn road_index(

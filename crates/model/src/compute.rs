@@ -43,6 +43,9 @@ pub struct Service {
     pub cpu: MilliCpu,
     /// A hard limit, and what the scheduler counts.
     pub memory: Bytes,
+    /// Processes and threads of one instance together: what would be one more is refused to the program.
+    #[serde(default = "default_pids", skip_serializing_if = "is_default_pids")]
+    pub pids: u32,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -84,6 +87,15 @@ pub fn default_grace() -> Span {
     Span::seconds(10)
 }
 
+/// As many as a busy server with a thread per connection has, and an eighth of what a machine has by default.
+pub fn default_pids() -> u32 {
+    4096
+}
+
+fn is_default_pids(pids: &u32) -> bool {
+    *pids == default_pids()
+}
+
 /// Where nothing is said.
 const CPU: MilliCpu = MilliCpu(100);
 const MEMORY: Bytes = Bytes::mebibytes(128);
@@ -97,6 +109,7 @@ impl Service {
             replicas: 1,
             cpu: CPU,
             memory: MEMORY,
+            pids: default_pids(),
             env: BTreeMap::new(),
             needs: BTreeMap::new(),
             on: BTreeMap::new(),
@@ -244,7 +257,12 @@ pub enum Ask {
     #[default]
     Connect,
     /// `GET path` answers 200 to 399.
-    Http { path: String },
+    Http {
+        path: String,
+        /// The name in its `Host`; `None`: that of the first route that leads to the service, else the address.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+    },
     /// The program, run as the instance's user in its working directory, exits 0.
     Exec { run: Vec<String> },
     /// The engine itself says so: see [`crate::state::ENGINE_SOCKET`].

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use compute::artifact::store::ArtifactStore;
 use compute::runtime::{Event, Happening, Runtime};
+use model::compute::Ask;
 use model::control::Reason;
 use model::ids::{Generation, InstanceId};
 use model::signals::Level;
 use model::traffic::ProxySnapshot;
 use plan::agent::{self as decide, Input, Output, Run};
 use tokio::runtime::Handle;
-use tokio::sync::{RwLock, Semaphore, mpsc};
+use tokio::sync::{RwLock, Semaphore, SemaphorePermit, mpsc};
 
 use crate::begin::{adopt_all, begin, take_kept_desired};
 use crate::core::{Core, Signals};
@@ -231,7 +232,7 @@ impl Agent {
                 .spawn(instances::work(self.clone(), instance.clone(), orders));
             sender
         });
-        // A full queue belongs to a worker that hangs on the disk; what it misses is decided again at the next deadline.
+        // A full queue belongs to a worker that hangs on the disk; what it misses is ordered again at the next deadline.
         if let Err(error) = worker.try_send(order) {
             tracing::error!(%instance, %error, "the instance's worker does not follow");
         }
@@ -239,7 +240,7 @@ impl Agent {
 
     fn probe(
         self: &Arc<Self>,
-        core: &Core,
+        core: &mut Core,
         instance: InstanceId,
         run: Run,
         question: decide::Question,
@@ -255,13 +256,16 @@ impl Agent {
         let Some(probe) = probe.cloned() else { return };
         let address = known.address().and_then(|address| address.parse().ok());
         let agent = self.clone();
-        self.tasks.spawn(async move {
-            let Ok(_permit) = agent.probes.acquire().await else {
-                return;
+        let key = (instance.clone(), question);
+        let asking = self.tasks.spawn(async move {
+            let answer = match agent.probe_permit(&probe.ask).await {
+                Ok(_permit) => {
+                    let timeout = probe.times.timeout.duration();
+                    let spec = || instances::exec_spec(&agent, &instance);
+                    probes::ask(&probe.ask, address, timeout, &*agent.runtime, spec).await
+                }
+                Err(busy) => Err(busy),
             };
-            let timeout = probe.times.timeout.duration();
-            let spec = || instances::exec_spec(&agent, &instance);
-            let answer = probes::ask(&probe.ask, address, timeout, &*agent.runtime, spec).await;
             agent.tell(Input::Probed {
                 instance,
                 run,
@@ -269,6 +273,22 @@ impl Agent {
                 answer,
             });
         });
+        // One of a kind at a time: what was asked before and is not answered yet has been counted as lost.
+        if let Some(lost) = core.asking.insert(key, asking.abort_handle()) {
+            lost.abort();
+        }
+    }
+
+    /// Programs are what the machine has room for; to ask over a connection costs next to nothing.
+    async fn probe_permit(&self, ask: &Ask) -> Result<Option<SemaphorePermit<'_>>, String> {
+        if !matches!(ask, Ask::Exec { .. }) {
+            return Ok(None);
+        }
+        let permit = tokio::time::timeout(decide::PROBE_WAIT, self.probes.acquire()).await;
+        permit.ok().and_then(Result::ok).map(Some).ok_or_else(|| {
+            let wait = decide::PROBE_WAIT.as_secs();
+            format!("it was not asked within {wait} s: the node is busy with the probes of others")
+        })
     }
 
     /// Keeps what the next agent must know of an instance.
@@ -389,7 +409,7 @@ async fn hear_runtime(agent: Arc<Agent>, mut events: mpsc::Receiver<Event>) {
         let run = agent.with(|core| {
             let known = core.running.get(&instance)?;
             // While it is being started its pid is not known yet; an earlier run has told its last before.
-            let same = known.pid.is_none_or(|pid| pid == event.pid);
+            let same = event.pid == 0 || known.pid.is_none_or(|pid| pid == event.pid);
             same.then_some(known.run)
         });
         let Some(run) = run else { continue };
@@ -403,6 +423,11 @@ async fn hear_runtime(agent: Arc<Agent>, mut events: mpsc::Receiver<Event>) {
                 instance,
                 run,
                 suspended: false,
+            },
+            Happening::Unkillable { processes } => Input::Unkillable {
+                instance,
+                run,
+                processes,
             },
             Happening::Exited(exit) => {
                 agent.with(|core| core.running.remove(&instance));

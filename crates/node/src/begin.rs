@@ -7,7 +7,6 @@ use compute::artifact::store::ArtifactStore;
 use compute::cgroup::{self, Support};
 use compute::process::{self, ProcessRuntime};
 use compute::runtime::{Adopted, Event};
-use model::compute::ExitHow;
 use model::ids::InstanceId;
 use model::timing::SERVERS_CHANCE;
 use model::traffic::Gate;
@@ -64,6 +63,7 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
         binary: options.executable.clone(),
         cgroups,
         events: sender,
+        start_patience: process::START_PATIENCE,
     });
     let store = Arc::new(ArtifactStore::open(&layout.artifacts())?);
     let core = Core::open(&layout);
@@ -141,14 +141,15 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
             running.insert(service_of(&record.desired));
         }
         agent.with(|core| {
-            let pid = match &process {
-                decide::Adopted::Running { pid, .. } => Some(*pid),
-                _ => None,
-            };
-            match pid {
-                Some(_) => core.running.insert(id.clone(), Running { run: 1, pid }),
-                None => core.running.remove(&id),
-            };
+            match &process {
+                // Its end is still to be heard.
+                decide::Adopted::Unknown => None,
+                decide::Adopted::Running { pid, .. } => {
+                    let pid = Some(*pid);
+                    core.running.insert(id.clone(), Running { run: 1, pid })
+                }
+                _ => core.running.remove(&id),
+            }
         });
         agent.tell(Input::Adopted {
             desired: Box::new(record.desired),
@@ -189,9 +190,8 @@ fn adopted(
         }
         Ok(Adopted::Ended { .. } | Adopted::NotStarted) => decide::Adopted::Absent,
         Err(error) => {
-            tracing::warn!(instance = %record.desired.instance, %error, "can't be adopted");
-            let (how, at) = (ExitHow::Unknown, jiff::Timestamp::now());
-            decide::Adopted::Exited(model::compute::Exit { how, at })
+            tracing::warn!(instance = %record.desired.instance, %error, "can't be adopted: it is ended");
+            decide::Adopted::Unknown
         }
     }
 }

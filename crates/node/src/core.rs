@@ -9,8 +9,9 @@ use model::control::{NodeEvent, Reason};
 use model::ids::{Generation, InstanceId, ResourceId};
 use model::signals::Level;
 use model::traffic::{ProxySnapshot, Road};
-use plan::agent::{Run, State};
+use plan::agent::{Question, Run, State};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::AbortHandle;
 
 use crate::doors::Doors;
 use crate::instances::Order;
@@ -27,6 +28,8 @@ pub struct Core {
     pub specs: BTreeMap<InstanceId, Arc<InstanceSpec>>,
     pub running: BTreeMap<InstanceId, Running>,
     pub workers: BTreeMap<InstanceId, mpsc::Sender<Order>>,
+    /// The last probe of each kind that was sent out.
+    pub asking: BTreeMap<(InstanceId, Question), AbortHandle>,
     pub events: VecDeque<NodeEvent>,
     pub road: Road,
     /// Keys of nodes that were removed.
@@ -106,6 +109,7 @@ impl Core {
             specs: BTreeMap::new(),
             running: BTreeMap::new(),
             workers: BTreeMap::new(),
+            asking: BTreeMap::new(),
             events: VecDeque::new(),
             road: Road::default(),
             removed: BTreeSet::new(),

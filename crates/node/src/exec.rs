@@ -69,6 +69,8 @@ async fn converse(
     let command = ExecCommand {
         argv: engine::command_beside(agent, id, exec.command),
         terminal: exec.terminal.then_some(TerminalSize { columns, rows }),
+        // A person may want to leave something running.
+        apart: false,
     };
     let session = agent
         .runtime

@@ -52,6 +52,9 @@ pub async fn work(agent: Arc<Agent>, id: InstanceId, mut orders: mpsc::Receiver<
             },
         };
         match order {
+            // Given again while it was being done.
+            Order::Prepare(run) if !still_prepares(&agent, &id, run) => {}
+            Order::Start(run) if !still_starts(&agent, &id, run) => {}
             Order::Prepare(run) => next = prepare(&agent, &id, run, &mut orders).await,
             Order::Start(run) => start(&agent, &id, run).await,
             Order::Terminate => terminate(&agent, &id).await,
@@ -75,6 +78,7 @@ fn retire(core: &mut Core, id: &InstanceId, orders: &mpsc::Receiver<Order>) -> b
     core.ports.remove(id);
     core.specs.remove(id);
     core.running.remove(id);
+    core.asking.retain(|(asked, _), _| asked != id);
     let services = core.services();
     core.secrets.retain(|service, _| services.contains(service));
     true
@@ -97,7 +101,7 @@ async fn prepare(
     loop {
         let gathered = tokio::select! {
             gathered = gather(agent, &desired) => gathered,
-            order = orders.recv() => return order,
+            order = next_order(orders, run) => return order,
         };
         let placed = match gathered {
             Ok(secrets) => place(agent, &desired, secrets).await,
@@ -123,7 +127,7 @@ async fn prepare(
                 });
                 tokio::select! {
                     () = pause.wait() => {}
-                    order = orders.recv() => return order,
+                    order = next_order(orders, run) => return order,
                 }
                 if !still_prepares(agent, id, run) {
                     return None;
@@ -147,6 +151,23 @@ fn still_prepares(agent: &Agent, id: &InstanceId, run: Run) -> bool {
         let known = core.state.instance(id);
         known.is_some_and(|known| known.prepares(run))
     })
+}
+
+fn still_starts(agent: &Agent, id: &InstanceId, run: Run) -> bool {
+    agent.with(|core| {
+        let known = core.state.instance(id);
+        known.is_some_and(|known| known.starts(run))
+    })
+}
+
+/// The next order that is another one than to prepare this run.
+async fn next_order(orders: &mut mpsc::Receiver<Order>, run: Run) -> Option<Order> {
+    loop {
+        let order = orders.recv().await;
+        if order != Some(Order::Prepare(run)) {
+            return order;
+        }
+    }
 }
 
 /// Every port that an instance of this node has, and whose it is.
@@ -206,7 +227,7 @@ async fn start(agent: &Arc<Agent>, id: &InstanceId, run: Run) {
             });
             if running {
                 // A process that should not be there: the next try finds the place empty.
-                let _ = agent.runtime.kill(id).await;
+                let _ = agent.runtime.kill(id, &agent.layout.instance(id)).await;
             }
         }
     }
@@ -219,8 +240,22 @@ async fn terminate(agent: &Arc<Agent>, id: &InstanceId) {
 }
 
 async fn kill(agent: &Arc<Agent>, id: &InstanceId) {
-    let asked = agent.runtime.kill(id).await;
+    let asked = agent.runtime.kill(id, &agent.layout.instance(id)).await;
+    if let Err(Error::StillThere { processes }) = asked {
+        return tell_unkillable(agent, id, processes);
+    }
     ended_unheard(agent, id, asked).await;
+}
+
+fn tell_unkillable(agent: &Arc<Agent>, id: &InstanceId, processes: Vec<String>) {
+    let Some(run) = agent.with(|core| Some(core.running.get(id)?.run)) else {
+        return;
+    };
+    agent.tell(Input::Unkillable {
+        instance: id.clone(),
+        run,
+        processes,
+    });
 }
 
 /// The shim is not there to be asked: what it left says how its workload ended.
@@ -234,10 +269,16 @@ async fn ended_unheard(agent: &Arc<Agent>, id: &InstanceId, asked: Result<(), Er
     let exit = match found {
         Ok(Adopted::Running { .. }) => return,
         Ok(Adopted::Ended { exit }) => exit,
-        Ok(Adopted::NotStarted) | Err(_) => Exit {
+        Ok(Adopted::NotStarted) => Exit {
             how: ExitHow::Unknown,
             at: jiff::Timestamp::now(),
         },
+        Err(Error::StillThere { processes }) => return tell_unkillable(agent, id, processes),
+        // Asked again, until it is known.
+        Err(error) => {
+            tracing::warn!(instance = %id, %error, "what is left of it can't be looked at");
+            return;
+        }
     };
     agent.with(|core| core.running.remove(id));
     agent.tell(Input::Exited {

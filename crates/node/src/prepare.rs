@@ -295,6 +295,7 @@ pub fn make_spec(
         secret_files,
         memory: desired.spec.memory,
         cpu: desired.spec.cpu,
+        pids: desired.spec.pids,
         open_files: DEFAULT_OPEN_FILES,
         grace: desired.spec.grace.duration(),
         on_partition: if desired.needs_lease() {

@@ -4,14 +4,18 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use compute::runtime::{ExecCommand, InstanceSpec, Runtime};
+use futures_util::FutureExt;
+use futures_util::future::FusedFuture;
 use model::compute::{Ask, ExitHow};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::engine;
 
-/// A status line is shorter than this.
-const HEAD_MAX_BYTES: usize = 4096;
+/// A status line is shorter than this, with the informational answers before it.
+const HEAD_MAX_BYTES: usize = 16 << 10;
+/// For the last words of a failing program to be read.
+const REST_PATIENCE: Duration = Duration::from_millis(100);
 /// Of what a failing program said.
 const SAID_MAX_BYTES: usize = 200;
 
@@ -29,7 +33,7 @@ pub async fn ask(
             Ask::None => Ok(()),
             Ask::Engine => engine::ask(&spec().ok_or("it does not run")?).await,
             Ask::Connect => connect(address()?).await.map(drop),
-            Ask::Http { path } => http(address()?, path).await,
+            Ask::Http { path, host } => http(address()?, path, host.as_deref()).await,
             Ask::Exec { run } => exec(runtime, spec().ok_or("it does not run")?, run).await,
         }
     };
@@ -51,24 +55,47 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
 }
 
 /// One request on a connection of its own; of the answer only the status line matters.
-async fn http(address: SocketAddr, path: &str) -> Result<(), String> {
+async fn http(address: SocketAddr, path: &str, host: Option<&str>) -> Result<(), String> {
     let mut stream = connect(address).await?;
+    let host = host.map_or_else(|| address.to_string(), str::to_owned);
     let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: mainland-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: mainland-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
     );
     let failed = |error: std::io::Error| error.to_string();
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
     let mut head = Vec::with_capacity(256);
-    while !head.contains(&b'\n') && head.len() < HEAD_MAX_BYTES {
+    while !is_told(&head) && head.len() < HEAD_MAX_BYTES {
         if stream.read_buf(&mut head).await.map_err(failed)? == 0 {
             break;
         }
     }
-    match status(&head) {
+    match status(final_head(&head)) {
         Some(200..=399) => Ok(()),
         Some(other) => Err(format!("GET {path} answered {other}")),
         None => Err(format!("GET {path} was not answered in HTTP")),
     }
+}
+
+/// What follows the informational answers (100, 103) that may come before the one that counts. 101 is an answer.
+fn final_head(mut head: &[u8]) -> &[u8] {
+    while let Some(100 | 102..=199) = status(head) {
+        let crlf = find(head, b"\r\n\r\n").map(|at| at + 4);
+        let lf = find(head, b"\n\n").map(|at| at + 2);
+        let Some(end) = crlf.into_iter().chain(lf).min() else {
+            return &[];
+        };
+        head = &head[end..];
+    }
+    head
+}
+
+/// Whether the status line that counts is there.
+fn is_told(head: &[u8]) -> bool {
+    final_head(head).contains(&b'\n')
+}
+
+fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
+    text.windows(wanted.len()).position(|part| part == wanted)
 }
 
 pub fn status(head: &[u8]) -> Option<u16> {
@@ -86,6 +113,7 @@ async fn exec(runtime: &dyn Runtime, spec: InstanceSpec, run: &[String]) -> Resu
     let command = ExecCommand {
         argv,
         terminal: None,
+        apart: true,
     };
     let mut session = runtime
         .exec(&spec, command)
@@ -100,7 +128,18 @@ async fn exec(runtime: &dyn Runtime, spec: InstanceSpec, run: &[String]) -> Resu
         let _ = limited.read_to_end(&mut said).await;
         tokio::io::copy(&mut session.error, &mut tokio::io::sink()).await
     };
-    let (exit, _, _) = tokio::join!(session.exit, output, error);
+    let exit = {
+        let mut reading = std::pin::pin!(async { tokio::join!(output, error) }.fuse());
+        let exit = tokio::select! {
+            exit = session.exit => exit,
+            () = async { let _ = (&mut reading).await; std::future::pending().await } => unreachable!("it is pending"),
+        };
+        // What it left in the background may hold the pipes open for ever.
+        if !matches!(exit, Ok(ExitHow::Code { code: 0 })) && !reading.is_terminated() {
+            let _ = tokio::time::timeout(REST_PATIENCE, reading).await;
+        }
+        exit
+    };
     match exit.map_err(|error| error.to_string())? {
         ExitHow::Code { code: 0 } => Ok(()),
         how => {
@@ -132,5 +171,62 @@ mod tests {
         for (head, expected) in table {
             assert_eq!(status(head), expected, "{}", String::from_utf8_lossy(head));
         }
+    }
+
+    #[test]
+    fn the_answer_that_counts_comes_after_the_informational_ones() {
+        let table: [(&[u8], bool, Option<u16>); 7] = [
+            (b"HTTP/1.1 200 OK\r\n", true, Some(200)),
+            (b"HTTP/1.1 100 Continue\r\n", false, None),
+            (b"HTTP/1.1 100 Continue\r\n\r\n", false, None),
+            (
+                b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n",
+                true,
+                Some(200),
+            ),
+            (b"HTTP/1.1 103 X\n\nHTTP/1.1 503 Y\n", true, Some(503)),
+            (b"HTTP/1.1 101 Switching Protocols\r\n", true, Some(101)),
+            (b"HTTP/1.1 103 X\r\n\r\ngarbage\n", true, None),
+        ];
+        for (head, told, expected) in table {
+            let shown = String::from_utf8_lossy(head);
+            assert_eq!(is_told(head), told, "{shown}");
+            assert_eq!(status(final_head(head)), expected, "{shown}");
+        }
+    }
+
+    /// One that answers each request as it is told, and what it was asked.
+    async fn answering(answer: &'static str) -> (SocketAddr, tokio::task::JoinHandle<String>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut asked = vec![0; 4096];
+            let count = stream.read(&mut asked).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            String::from_utf8_lossy(&asked[..count]).into_owned()
+        });
+        (address, asked)
+    }
+
+    #[tokio::test]
+    async fn a_probe_asks_for_the_name_it_is_given() {
+        let answer = "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n";
+        let (address, asked) = answering(answer).await;
+        assert_eq!(http(address, "/up", Some("shop.example.org")).await, Ok(()));
+        assert!(
+            asked
+                .await
+                .unwrap()
+                .contains("\r\nHost: shop.example.org\r\n")
+        );
+        let (address, asked) = answering("HTTP/1.1 200 OK\r\n\r\n").await;
+        assert_eq!(http(address, "/up", None).await, Ok(()));
+        assert!(
+            asked
+                .await
+                .unwrap()
+                .contains(&format!("\r\nHost: {address}\r\n"))
+        );
     }
 }

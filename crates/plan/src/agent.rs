@@ -51,7 +51,7 @@ pub use instance::{History, Instance};
 pub use lease::Lease;
 use lease::Renewal;
 pub use output::Output;
-pub use probing::{NOT_READY_INTERVAL, NOT_READY_PATIENCE};
+pub use probing::{NOT_READY_INTERVAL, NOT_READY_PATIENCE, PROBE_WAIT};
 
 /// Counts the preparations of one instance in one life of the agent: 1 is an adopted process or the first start.
 pub type Run = u32;

@@ -5,6 +5,7 @@
 //!             │ the connection ends
 //!             ├─ exit.json is there ──► Exited
 //!             ├─ the shim lives ──────► connected again
+//!             ├─ it does not answer ──► tried again, until it does or is killed
 //!             └─ the shim is gone ────► what is left is killed ──► Exited, unknown how
 //! ```
 
@@ -23,13 +24,15 @@ use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Shared, blocking, leftovers, unknown_exit};
+use super::{Shared, blocking, unknown_exit};
 use crate::instance::{self, Record};
 use crate::runtime::{Error, Event, Happening};
 use crate::shim::protocol::{Notice, Request};
 
 /// For a shim to say hello, or for one that has just been started to record itself.
 const HELLO_PATIENCE: Duration = Duration::from_secs(5);
+/// For a shim to say hello where none should be.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two looks for a shim that does not answer.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -42,25 +45,30 @@ pub(super) enum Found {
         record: Box<Record>,
         stopped: Option<i32>,
     },
+    /// One lives and does not answer: it is stopped, or waits for a disk. With what is on record of its run.
+    Mute(Option<Box<Record>>),
     Ended(Exit),
+    /// There was one, and it is gone without a word: the machine was restarted, or somebody killed it.
+    Gone,
     Nothing,
 }
 
-/// Connects to the shim of a directory, or settles what became of it.
+/// Connects to the shim of a directory, or finds out what became of it.
 pub(super) async fn find(directory: &Path) -> Result<Found, Error> {
     let deadline = Instant::now() + HELLO_PATIENCE;
     loop {
-        if let Some(exit) = instance::read_exit(directory) {
+        let (locked, record, exit) = look(directory).await?;
+        if let Some(exit) = exit {
             return Ok(Found::Ended(exit));
         }
-        let locked = is_locked(directory).map_err(Error::io("looking at", directory))?;
-        let record = instance::read_record(directory);
         match (locked, record) {
             (false, None) => return Ok(Found::Nothing),
             // Looked at again after the lock: it may have ended in between.
-            (false, Some(_)) if instance::read_exit(directory).is_some() => {}
-            (false, Some(record)) => return settle(directory, record).await.map(Found::Ended),
-            (true, _) => {
+            (false, Some(_)) => {
+                let (_, _, exit) = look(directory).await?;
+                return Ok(exit.map_or(Found::Gone, Found::Ended));
+            }
+            (true, record) => {
                 // A shim lives; it may be starting or ending.
                 if let Ok(found) = timeout(HELLO_PATIENCE, connect(directory)).await
                     && let Ok(found) = found
@@ -68,13 +76,31 @@ pub(super) async fn find(directory: &Path) -> Result<Found, Error> {
                     return Ok(found);
                 }
                 if Instant::now() > deadline {
-                    let error = io::Error::new(io::ErrorKind::TimedOut, "the shim does not answer");
-                    return Err(Error::io("connecting to the shim in", directory)(error));
+                    return Ok(Found::Mute(record.map(Box::new)));
                 }
                 sleep(RETRY_INTERVAL).await;
             }
         }
     }
+}
+
+/// Whether a shim lives in a directory and answers at once.
+pub(super) async fn answers(directory: &Path) -> bool {
+    let hello = timeout(ANSWER_PATIENCE, connect(directory));
+    matches!(hello.await, Ok(Ok(Found::Running { .. })))
+}
+
+type Look = (bool, Option<Record>, Option<Exit>);
+
+/// The exit first: what is locked after that has one still to come.
+async fn look(directory: &Path) -> Result<Look, Error> {
+    let directory = directory.to_owned();
+    blocking(move || {
+        let exit = instance::read_exit(&directory);
+        let locked = is_locked(&directory).map_err(Error::io("looking at", &directory))?;
+        Ok((locked, instance::read_record(&directory), exit))
+    })
+    .await
 }
 
 /// Whether a shim lives there: it holds the directory's lock to its end.
@@ -114,16 +140,6 @@ async fn next_notice(stream: &mut Stream) -> io::Result<Notice> {
     Ok(serde_json::from_str(&line)?)
 }
 
-/// The shim is gone without having recorded an exit: the machine was restarted, or somebody killed it.
-async fn settle(directory: &Path, record: Record) -> Result<Exit, Error> {
-    let directory = directory.to_owned();
-    blocking(move || {
-        leftovers::end(&directory, &record)?;
-        Ok(unknown_exit(&directory))
-    })
-    .await
-}
-
 /// A run that is to be heard.
 pub(super) struct Run {
     pub pid: u32,
@@ -138,6 +154,7 @@ pub(super) struct Run {
 
 /// Starts the task that hears the shim.
 pub(super) fn begin(shared: &Arc<Shared>, instance: &InstanceId, directory: &Path, run: Run) {
+    shared.is_known_as(instance, run.pid);
     let hearer = Hearer {
         shared: shared.clone(),
         instance: instance.clone(),
@@ -163,6 +180,7 @@ impl Hearer {
         mut stream: Option<Stream>,
         shim: Option<Child>,
     ) {
+        let mut said = false;
         let exit = loop {
             if let Some(stream) = stream.take()
                 && let Some(exit) = self.converse(stream, &mut requests).await
@@ -171,7 +189,17 @@ impl Hearer {
             }
             match find(&self.directory).await {
                 Ok(Found::Ended(exit)) => break exit,
-                Ok(Found::Nothing) => break unknown_exit(&self.directory),
+                Ok(Found::Nothing | Found::Gone) => {
+                    self.shared
+                        .settle(&self.instance, &self.directory, None)
+                        .await;
+                    break unknown_exit(&self.directory);
+                }
+                Ok(Found::Mute(_)) => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(instance = %self.instance, "its shim does not answer; trying on");
+                    }
+                }
                 Ok(Found::Running {
                     stream: found,
                     stopped,
@@ -219,8 +247,10 @@ impl Hearer {
                 Some(request) = requests.recv() => {
                     let mut text = serde_json::to_vec(&request).ok()?;
                     text.push(b'\n');
-                    // A shim that ends while it is asked has said so before: that is still to be read.
-                    let _ = stream.get_mut().write_all(&text).await;
+                    // A shim that ends while it is asked has said so before: that is still to be read. One that takes nothing is found anew.
+                    if timeout(HELLO_PATIENCE, stream.get_mut().write_all(&text)).await.is_err() {
+                        return None;
+                    }
                 }
             }
         }
@@ -231,6 +261,11 @@ impl Hearer {
             Notice::Exited { exit } => return Some(exit),
             Notice::Stopped { signal } => self.freeze(Some(signal)).await,
             Notice::Continued => self.freeze(None).await,
+            Notice::Unkillable { processes } => {
+                self.shared
+                    .tell_unkillable(&self.instance, self.pid, processes)
+                    .await;
+            }
             Notice::Refused { error } => {
                 tracing::warn!(instance = %self.instance, error, "the shim refused a request");
             }

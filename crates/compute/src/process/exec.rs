@@ -6,21 +6,28 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use model::compute::ExitHow;
+use rustix::process::{Pid, Signal, kill_process_group};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::process::{Child, Command};
 
-use super::Options;
 use super::launch::program;
+use super::{Options, blocking};
+use crate::cgroup::{Group, Leaf};
 use crate::instance;
 use crate::runtime::{Error, ExecCommand, InstanceSpec, Session, TerminalSize};
 use crate::shim::encode;
 use crate::shim::protocol::Program;
+
+/// For a command that was given up to be gone.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) async fn exec(
     options: &Options,
@@ -33,18 +40,28 @@ pub(super) async fn exec(
     let cgroup = running
         .ok_or_else(|| Error::NotRunning(spec.instance.clone()))?
         .cgroup;
-    let mut program = program(spec, command.argv, cgroup);
+    let leaf = match (&cgroup, command.apart) {
+        (Some(cgroup), true) => make_leaf(cgroup).await?,
+        _ => None,
+    };
+    let joined = leaf.as_ref().map(|leaf| leaf.joined.clone()).or(cgroup);
+    let apart = |child| Apart {
+        child,
+        leaf,
+        is_apart: command.apart,
+    };
+    let mut program = program(spec, command.argv, joined);
     let work = instance::work_directory(&spec.directory);
     match command.terminal {
         Some(size) => {
             let terminal = Terminal::open(size).map_err(failed)?;
             program.terminal = Some(terminal.path.clone());
             let child = spawn(options, &work, &program).await.map_err(failed)?;
-            terminal.session(child).map_err(failed)
+            terminal.session(apart(child)).map_err(failed)
         }
         None => {
             let child = spawn(options, &work, &program).await.map_err(failed)?;
-            pipes(child).map_err(failed)
+            pipes(apart(child)).map_err(failed)
         }
     }
 }
@@ -71,13 +88,63 @@ async fn spawn(options: &Options, work: &Path, program: &Program) -> io::Result<
     Ok(child)
 }
 
-fn pipes(mut child: Child) -> io::Result<Session> {
+/// One that this process has not made before.
+async fn make_leaf(cgroup: &Group) -> Result<Option<Leaf>, Error> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("exec-{}-{number}", std::process::id());
+    let cgroup = cgroup.clone();
+    blocking(move || Ok(cgroup.leaf(&name)?)).await
+}
+
+/// A program beside the workload, with the group that is its own.
+struct Apart {
+    child: Child,
+    leaf: Option<Leaf>,
+    is_apart: bool,
+}
+
+impl Apart {
+    async fn exit(mut self) -> io::Result<ExitHow> {
+        let status = self.child.wait().await?;
+        if let Some(leaf) = self.leaf.take() {
+            // What it left is the instance's.
+            let dissolved = blocking(move || Ok(leaf.dissolve()?)).await;
+            dissolved.map_err(io::Error::other)?;
+        }
+        self.is_apart = false;
+        Ok(exit_how(status))
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        if !self.is_apart {
+            return;
+        }
+        // Not yet reaped, its number is its own; and it leads a group.
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid.and_then(Pid::from_raw) {
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+        if let Some(leaf) = self.leaf.take() {
+            std::thread::spawn(move || {
+                if let Err(error) = leaf.end(END_PATIENCE) {
+                    tracing::warn!(%error, "a command that was given up is not gone");
+                }
+            });
+        }
+    }
+}
+
+fn pipes(mut apart: Apart) -> io::Result<Session> {
+    let child = &mut apart.child;
     let missing = || io::Error::other("a pipe is missing");
     Ok(Session {
         input: Box::new(child.stdin.take().ok_or_else(missing)?),
         output: Box::new(child.stdout.take().ok_or_else(missing)?),
         error: Box::new(child.stderr.take().ok_or_else(missing)?),
-        exit: Box::pin(async move { child.wait().await.map(exit_how) }),
+        exit: Box::pin(apart.exit()),
         resize: None,
     })
 }
@@ -113,11 +180,12 @@ impl Terminal {
         Ok(terminal)
     }
 
-    fn session(self, mut child: Child) -> io::Result<Session> {
+    fn session(self, mut apart: Apart) -> io::Result<Session> {
         rustix::io::ioctl_fionbio(&self.master, true)?;
         let input = Side::new(self.master.try_clone()?)?;
         let output = Side::new(self.master.try_clone()?)?;
-        let error = child
+        let error = apart
+            .child
             .stderr
             .take()
             .ok_or_else(|| io::Error::other("a pipe is missing"))?;
@@ -125,7 +193,7 @@ impl Terminal {
             input: Box::new(input),
             output: Box::new(output),
             error: Box::new(error),
-            exit: Box::pin(async move { child.wait().await.map(exit_how) }),
+            exit: Box::pin(apart.exit()),
             resize: Some(Box::new(move |size| resize(&self.master, size))),
         })
     }

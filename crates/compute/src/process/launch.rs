@@ -13,51 +13,74 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
-use super::Options;
-use crate::cgroup::Group;
+use super::{Options, blocking};
+use crate::cgroup::{Cgroups, Group, Limits};
+use crate::identity::ProcessIdentity;
 use crate::runtime::{Error, InstanceSpec, Started};
 use crate::shim::protocol::{Launch, Launched, Program};
 
-/// For a shim to start its workload or say why not.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The word of the command line by which shims are found.
+pub(super) const SHIM: &str = "shim";
 const LAST_WORDS: &str = "shim.err";
 const LAST_WORDS_BYTES: usize = 2000;
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What came of a launch that failed. Something of it may live.
+pub(super) struct Failed {
+    pub error: Error,
+    /// Where one was started.
+    pub shim: Option<ProcessIdentity>,
+}
 
 pub(super) async fn launch(
     options: &Options,
     spec: &InstanceSpec,
-) -> Result<(Started, Child), Error> {
-    let cgroup = make_cgroup(options, spec)?;
-    let launch = Launch {
-        program: program(spec, spec.argv.clone(), cgroup.clone()),
-        memory: spec.memory,
-        grace: Span(spec.grace),
-        lease_sent_at: (spec.on_partition == OnPartition::Stop).then_some(spec.lease_sent_at),
+) -> Result<(Started, Child), Failed> {
+    let mut shim = begin(options, spec)
+        .await
+        .map_err(|error| Failed { error, shim: None })?;
+    let identity = shim
+        .child
+        .id()
+        .and_then(|pid| ProcessIdentity::of(pid).ok());
+    let patience = options.start_patience;
+    let told = tokio::time::timeout(patience, converse(&mut shim.child, &shim.launch)).await;
+    let error = match told {
+        Ok(Ok(Launched::Started { pid, at })) => return Ok((Started { pid, at }, shim.child)),
+        Ok(Ok(Launched::NotStarted { error })) => Error::NotStarted { error },
+        Ok(Err(error)) => failed(&mut shim.child, &spec.directory, &error.to_string()).await,
+        Err(_) => {
+            let error = format!("it did not answer in {} s", patience.as_secs_f32());
+            failed(&mut shim.child, &spec.directory, &error).await
+        }
     };
-    let launched = start_shim(options, &spec.directory, &launch).await;
-    if let (Err(_), Some(group)) = (&launched, &cgroup) {
-        // It is empty, or it is another shim's, and then it stays.
-        let _ = group.remove();
-    }
-    launched
+    Err(Failed {
+        error,
+        shim: identity,
+    })
 }
 
-async fn start_shim(
-    options: &Options,
-    directory: &Path,
-    launch: &Launch,
-) -> Result<(Started, Child), Error> {
-    let mut shim = spawn(options, directory)?;
-    let told = tokio::time::timeout(PATIENCE, converse(&mut shim, launch)).await;
-    match told {
-        Ok(Ok(Launched::Started { pid, at })) => Ok((Started { pid, at }, shim)),
-        Ok(Ok(Launched::NotStarted { error })) => {
-            let _ = shim.wait().await;
-            Err(Error::NotStarted { error })
-        }
-        Ok(Err(error)) => Err(failed(&mut shim, directory, &error.to_string()).await),
-        Err(_) => Err(failed(&mut shim, directory, "it did not answer in 30 s").await),
-    }
+struct Shim {
+    child: Child,
+    launch: Launch,
+}
+
+/// On a thread of its own: every step of it may wait for a disk.
+async fn begin(options: &Options, spec: &InstanceSpec) -> Result<Shim, Error> {
+    let (cgroups, binary) = (options.cgroups.clone(), options.binary.clone());
+    let spec = spec.clone();
+    blocking(move || {
+        let cgroup = make_cgroup(cgroups.as_ref(), &spec)?;
+        let launch = Launch {
+            program: program(&spec, spec.argv.clone(), cgroup),
+            memory: spec.memory,
+            grace: Span(spec.grace),
+            lease_sent_at: (spec.on_partition == OnPartition::Stop).then_some(spec.lease_sent_at),
+        };
+        let child = spawn(&binary, &spec.directory)?;
+        Ok(Shim { child, launch })
+    })
+    .await
 }
 
 pub(super) fn program(spec: &InstanceSpec, argv: Vec<String>, cgroup: Option<Group>) -> Program {
@@ -68,15 +91,21 @@ pub(super) fn program(spec: &InstanceSpec, argv: Vec<String>, cgroup: Option<Gro
         cgroup,
         open_files: spec.open_files,
         terminal: None,
+        dies_with: None,
     }
 }
 
-fn make_cgroup(options: &Options, spec: &InstanceSpec) -> Result<Option<Group>, Error> {
-    let Some(cgroups) = &options.cgroups else {
+fn make_cgroup(cgroups: Option<&Cgroups>, spec: &InstanceSpec) -> Result<Option<Group>, Error> {
+    let Some(cgroups) = cgroups else {
         return Ok(None);
     };
     let name = cgroup_name(&spec.instance, &spec.directory);
-    Ok(Some(cgroups.create(&name, spec.memory, spec.cpu)?))
+    let limits = Limits {
+        memory: spec.memory,
+        cpu: spec.cpu,
+        pids: spec.pids,
+    };
+    Ok(Some(cgroups.create(&name, limits)?))
 }
 
 /// The name of an instance's cgroup. The directory is in it as a digest: nodes that share a machine have instances of the same name one after the other.
@@ -90,7 +119,7 @@ pub fn cgroup_name(instance: &InstanceId, directory: &Path) -> String {
     )
 }
 
-fn spawn(options: &Options, directory: &Path) -> Result<Child, Error> {
+fn spawn(binary: &Path, directory: &Path) -> Result<Child, Error> {
     let started = |error| Error::io("starting a shim in", directory)(error);
     let last_words = File::options()
         .create(true)
@@ -99,9 +128,9 @@ fn spawn(options: &Options, directory: &Path) -> Result<Child, Error> {
         .mode(0o600)
         .open(directory.join(LAST_WORDS))
         .map_err(started)?;
-    let mut command = Command::new(&options.binary);
+    let mut command = Command::new(binary);
     command
-        .arg("shim")
+        .arg(SHIM)
         .arg(directory)
         .env_clear()
         .current_dir("/");
@@ -124,11 +153,17 @@ async fn converse(shim: &mut Child, launch: &Launch) -> std::io::Result<Launched
     Ok(serde_json::from_str(&line)?)
 }
 
-/// The shim itself failed: what it last said is the best explanation there is.
+/// The shim itself failed: what it last said is the best explanation there is. It is killed; whoever asked sees to it that it ends.
 async fn failed(shim: &mut Child, directory: &Path, error: &str) -> Error {
     let _ = shim.start_kill();
-    let _ = shim.wait().await;
-    let words = std::fs::read_to_string(directory.join(LAST_WORDS)).unwrap_or_default();
+    // One that waits for a disk ends when that answers.
+    let _ = tokio::time::timeout(LAST_WORDS_PATIENCE, shim.wait()).await;
+    let path = directory.join(LAST_WORDS);
+    let reading = tokio::task::spawn_blocking(move || std::fs::read_to_string(path));
+    let words = match tokio::time::timeout(LAST_WORDS_PATIENCE, reading).await {
+        Ok(Ok(Ok(words))) => words,
+        _ => String::new(),
+    };
     let words: String = words.chars().take(LAST_WORDS_BYTES).collect();
     Error::NotStarted {
         error: format!("the shim failed: {error} {words}")

@@ -5,25 +5,28 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use model::compute::ExitHow;
 use model::ids::InstanceId;
 use model::units::Span;
 use tokio::sync::mpsc;
 
-use crate::cgroup::Cgroups;
-use crate::instance;
+use crate::cgroup::{Cgroups, Group};
+use crate::identity::{self, ProcessIdentity};
+use crate::instance::{self, Record};
 use crate::lease::Moment;
 use crate::runtime::{
-    Adopted, BoxFuture, Error, Event, ExecCommand, InstanceSpec, Runtime, Session, Started,
+    Adopted, BoxFuture, Error, Event, ExecCommand, Happening, InstanceSpec, Runtime, Session,
+    Started,
 };
 use crate::shim::protocol::Request;
 
 use conversation::{Found, Run};
 pub use elsewhere::runs_elsewhere;
 pub use launch::cgroup_name;
+use leftovers::Remains;
 
 mod conversation;
 mod elsewhere;
@@ -36,6 +39,17 @@ mod prepare;
 const REQUESTS_MAX: usize = 32;
 /// For a killed instance to be gone when it is removed.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(30);
+/// For a shim to start its workload or say why not.
+pub const START_PATIENCE: Duration = Duration::from_secs(30);
+/// For what was killed to be gone, until it is said that it is not.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+/// After the first SIGKILL, for a shim whose workload is gone to say so. One that does not is ended as well.
+const MUTE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two looks for what the kernel holds.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(500);
+/// Between two SIGKILLs to what is being removed.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the runtime is made of.
 #[derive(Debug)]
@@ -46,6 +60,8 @@ pub struct Options {
     pub cgroups: Option<Cgroups>,
     /// Bounded: when the agent does not keep up, the shims' news wait.
     pub events: mpsc::Sender<Event>,
+    /// For a shim to start its workload: [`START_PATIENCE`], but in tests.
+    pub start_patience: Duration,
 }
 
 /// The process runtime. Its methods must be called inside a tokio runtime.
@@ -55,7 +71,18 @@ pub struct ProcessRuntime {
 
 struct Shared {
     options: Options,
-    running: Mutex<HashMap<InstanceId, mpsc::Sender<Request>>>,
+    running: Mutex<HashMap<InstanceId, Entry>>,
+}
+
+/// An instance that is being started or runs.
+struct Entry {
+    requests: mpsc::Sender<Request>,
+    /// When it was first to be killed.
+    killed_at: Option<Instant>,
+    /// Of its workload; 0 while it is being started.
+    pid: u32,
+    /// What was last told to be still there.
+    told: Vec<String>,
 }
 
 impl ProcessRuntime {
@@ -67,27 +94,49 @@ impl ProcessRuntime {
     }
 }
 
+/// Dropped, as with a start that is given up half way, nobody hears the instance any more.
+struct Registered<'a>(&'a Shared, &'a InstanceId);
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.0.forget(self.1);
+    }
+}
+
 impl Shared {
+    fn entries(&self) -> MutexGuard<'_, HashMap<InstanceId, Entry>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn sender(&self, instance: &InstanceId) -> Option<mpsc::Sender<Request>> {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.get(instance).cloned()
+        let entries = self.entries();
+        entries.get(instance).map(|entry| entry.requests.clone())
     }
 
     fn register(&self, instance: &InstanceId) -> Result<mpsc::Receiver<Request>, Error> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.contains_key(instance) {
+        let mut entries = self.entries();
+        if entries.contains_key(instance) {
             return Err(Error::Running(instance.clone()));
         }
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
-        running.insert(instance.clone(), requests);
+        let entry = Entry {
+            requests,
+            killed_at: None,
+            pid: 0,
+            told: Vec::new(),
+        };
+        entries.insert(instance.clone(), entry);
         Ok(receiver)
     }
 
+    fn is_known_as(&self, instance: &InstanceId, pid: u32) {
+        if let Some(entry) = self.entries().get_mut(instance) {
+            entry.pid = pid;
+        }
+    }
+
     fn forget(&self, instance: &InstanceId) {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(instance);
+        self.entries().remove(instance);
     }
 
     async fn ask(&self, instance: &InstanceId, request: Request) -> Result<(), Error> {
@@ -97,6 +146,107 @@ impl Shared {
             .send(request)
             .await
             .map_err(|_| gone())
+    }
+
+    fn group(&self, instance: &InstanceId, directory: &Path) -> Option<Group> {
+        let cgroups = self.options.cgroups.as_ref()?;
+        Some(cgroups.locate(&launch::cgroup_name(instance, directory)))
+    }
+
+    /// Ends what is left of an instance of which no living shim is known.
+    async fn end(
+        &self,
+        instance: &InstanceId,
+        directory: &Path,
+        shim: Option<ProcessIdentity>,
+    ) -> Result<(), Error> {
+        let group = self.group(instance, directory);
+        let directory = directory.to_owned();
+        blocking(move || Remains::of(&directory, group, shim).end(END_PATIENCE)).await
+    }
+
+    /// Returns when nothing of an instance lives, however long the kernel holds it: what is started before would be a second one.
+    async fn settle(&self, instance: &InstanceId, directory: &Path, shim: Option<ProcessIdentity>) {
+        loop {
+            match self.end(instance, directory, shim.clone()).await {
+                Ok(()) => return,
+                Err(Error::StillThere { processes }) => {
+                    self.tell_unkillable(instance, 0, processes).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%instance, %error, "what is left of it can't be looked for");
+                }
+            }
+            tokio::time::sleep(SETTLE_INTERVAL).await;
+        }
+    }
+
+    /// Where it is news. `pid`: 0 while it is being started.
+    async fn tell_unkillable(&self, instance: &InstanceId, pid: u32, processes: Vec<String>) {
+        let is_news = self.entries().get_mut(instance).is_some_and(|entry| {
+            let is_news = entry.told != processes;
+            entry.told.clone_from(&processes);
+            is_news
+        });
+        if is_news {
+            let event = Event {
+                instance: instance.clone(),
+                pid,
+                what: Happening::Unkillable { processes },
+            };
+            let _ = self.options.events.send(event).await;
+        }
+    }
+
+    async fn start(&self, spec: &InstanceSpec) -> Result<(Started, tokio::process::Child), Error> {
+        let (instance, directory) = (&spec.instance, &spec.directory);
+        if conversation::answers(directory).await {
+            return Err(Error::Running(instance.clone()));
+        }
+        self.settle(instance, directory, None).await;
+        match launch::launch(&self.options, spec).await {
+            Ok(launched) => Ok(launched),
+            Err(failed) => {
+                self.settle(instance, directory, failed.shim).await;
+                Err(failed.error)
+            }
+        }
+    }
+
+    /// The first time now, or when that was.
+    fn killed_at(&self, instance: &InstanceId) -> Option<Instant> {
+        let mut entries = self.entries();
+        let entry = entries.get_mut(instance)?;
+        Some(*entry.killed_at.get_or_insert_with(Instant::now))
+    }
+
+    async fn kill(&self, instance: &InstanceId, directory: &Path) -> Result<(), Error> {
+        let group = self.group(instance, directory);
+        let Some(killed_at) = self.killed_at(instance) else {
+            self.end(instance, directory, None).await?;
+            return Err(Error::NotRunning(instance.clone()));
+        };
+        // It notes who asked for the end. One that is stopped, or waits for a disk, does not hear it.
+        let _ = self
+            .sender(instance)
+            .map(|requests| requests.try_send(Request::Kill));
+        let since = killed_at.elapsed();
+        let directory = directory.to_owned();
+        let left = blocking(move || {
+            let remains = Remains::of(&directory, group, None);
+            let left = remains.kill_workload();
+            if left.is_empty() && since >= MUTE_PATIENCE {
+                remains.kill_shims();
+            }
+            Ok(left)
+        });
+        let left = left.await?;
+        if !left.is_empty() && since >= END_PATIENCE {
+            let pid = self.entries().get(instance).map_or(0, |entry| entry.pid);
+            let processes = identity::describe_all(&left);
+            self.tell_unkillable(instance, pid, processes).await;
+        }
+        Ok(())
     }
 }
 
@@ -109,11 +259,8 @@ impl Runtime for ProcessRuntime {
     fn start<'a>(&'a self, spec: &'a InstanceSpec) -> BoxFuture<'a, Result<Started, Error>> {
         Box::pin(async move {
             let requests = self.shared.register(&spec.instance)?;
-            let launched = match end_leftovers(&spec.directory).await {
-                Ok(()) => launch::launch(&self.shared.options, spec).await,
-                Err(error) => Err(error),
-            };
-            match launched {
+            let registered = Registered(&self.shared, &spec.instance);
+            match self.shared.start(spec).await {
                 Ok((started, shim)) => {
                     let run = Run {
                         pid: started.pid,
@@ -122,13 +269,11 @@ impl Runtime for ProcessRuntime {
                         stream: None,
                         shim: Some(shim),
                     };
+                    std::mem::forget(registered);
                     conversation::begin(&self.shared, &spec.instance, &spec.directory, run);
                     Ok(started)
                 }
-                Err(error) => {
-                    self.shared.forget(&spec.instance);
-                    Err(error)
-                }
+                Err(error) => Err(error),
             }
         })
     }
@@ -145,36 +290,24 @@ impl Runtime for ProcessRuntime {
                     stream,
                     record,
                     stopped,
-                }) => {
-                    let started = Started {
-                        pid: record.workload.pid,
-                        at: record.started_at,
-                    };
-                    let run = Run {
-                        pid: started.pid,
-                        stopped,
-                        requests,
-                        stream: Some(stream),
-                        shim: None,
-                    };
-                    conversation::begin(&self.shared, instance, directory, run);
-                    Ok(Adopted::Running {
-                        started,
-                        frozen: stopped.is_some(),
+                }) => Ok(self.take_over(instance, directory, requests, &record, {
+                    (Some(stream), stopped)
+                })),
+                // What it looks after runs: its shim is heard as soon as it answers.
+                Ok(Found::Mute(Some(record))) if record.workload.is_alive() => {
+                    Ok(self.take_over(instance, directory, requests, &record, (None, None)))
+                }
+                found => {
+                    let ended = self.shared.end(instance, directory, None).await;
+                    self.shared.forget(instance);
+                    ended?;
+                    Ok(match found? {
+                        Found::Ended(exit) => Adopted::Ended { exit },
+                        Found::Mute(_) | Found::Gone => Adopted::Ended {
+                            exit: unknown_exit(directory),
+                        },
+                        _ => Adopted::NotStarted,
                     })
-                }
-                Ok(Found::Ended(exit)) => {
-                    let ended = end_leftovers(directory).await;
-                    self.shared.forget(instance);
-                    ended.map(|()| Adopted::Ended { exit })
-                }
-                Ok(Found::Nothing) => {
-                    self.shared.forget(instance);
-                    Ok(Adopted::NotStarted)
-                }
-                Err(error) => {
-                    self.shared.forget(instance);
-                    Err(error)
                 }
             }
         })
@@ -199,8 +332,12 @@ impl Runtime for ProcessRuntime {
         )
     }
 
-    fn kill<'a>(&'a self, instance: &'a InstanceId) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(self.shared.ask(instance, Request::Kill))
+    fn kill<'a>(
+        &'a self,
+        instance: &'a InstanceId,
+        directory: &'a Path,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.shared.kill(instance, directory))
     }
 
     fn signal<'a>(
@@ -212,14 +349,9 @@ impl Runtime for ProcessRuntime {
     }
 
     fn renew(&self, sent_at: Moment) {
-        let running = self
-            .shared
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        for requests in running.values() {
+        for entry in self.shared.entries().values() {
             // A full queue holds an earlier renewal, or belongs to a shim that does not answer: the next one tells more.
-            let _ = requests.try_send(Request::Renew { sent_at });
+            let _ = entry.requests.try_send(Request::Renew { sent_at });
         }
     }
 
@@ -233,27 +365,52 @@ impl Runtime for ProcessRuntime {
                 // What a former agent left is taken over first, to be killed like any other.
                 self.adopt(instance, directory).await?;
             }
-            if let Some(requests) = self.shared.sender(instance) {
-                let _ = requests.send(Request::Kill).await;
-                let _ = tokio::time::timeout(REMOVE_PATIENCE, requests.closed()).await;
+            let deadline = Instant::now() + REMOVE_PATIENCE;
+            while let Some(requests) = self.shared.sender(instance) {
+                if Instant::now() >= deadline {
+                    return Err(Error::Running(instance.clone()));
+                }
+                match self.shared.kill(instance, directory).await {
+                    Ok(()) | Err(Error::NotRunning(_)) => {}
+                    Err(error) => return Err(error),
+                }
+                let _ = tokio::time::timeout(KILL_AGAIN, requests.closed()).await;
             }
-            if self.shared.sender(instance).is_some() {
-                return Err(Error::Running(instance.clone()));
-            }
-            let name = launch::cgroup_name(instance, directory);
-            let cgroups = self.shared.options.cgroups.as_ref();
-            let cgroup = cgroups.map(|cgroups| cgroups.locate(&name));
-            end_leftovers(directory).await?;
+            self.shared.end(instance, directory, None).await?;
+            let cgroup = self.shared.group(instance, directory);
             let directory = directory.to_owned();
             blocking(move || prepare::remove(&directory, cgroup)).await
         })
     }
 }
 
-/// Where no shim lives, nothing that it should have ended does afterwards.
-async fn end_leftovers(directory: &Path) -> Result<(), Error> {
-    let directory = directory.to_owned();
-    blocking(move || leftovers::end_in(&directory)).await
+impl ProcessRuntime {
+    /// Hears the shim of what runs already.
+    fn take_over(
+        &self,
+        instance: &InstanceId,
+        directory: &Path,
+        requests: mpsc::Receiver<Request>,
+        record: &Record,
+        (stream, stopped): (Option<conversation::Stream>, Option<i32>),
+    ) -> Adopted {
+        let started = Started {
+            pid: record.workload.pid,
+            at: record.started_at,
+        };
+        let run = Run {
+            pid: started.pid,
+            stopped,
+            requests,
+            stream,
+            shim: None,
+        };
+        conversation::begin(&self.shared, instance, directory, run);
+        Adopted::Running {
+            started,
+            frozen: stopped.is_some(),
+        }
+    }
 }
 
 /// Runs what waits for a disk outside of the runtime's thread.

@@ -2,11 +2,14 @@
 //! that an agent may be restarted, updated or killed at any time.
 //!
 //! ```text
-//! launch on stdin ─► directory locked ─► trampoline spawned ─► exec succeeded ─► serving ─► workload ended ─► all killed
-//!                                              │                    │               ▲                            │
-//!                                              └─ not started ──────┴► exit.json    └ agents come and go         ▼
-//!                                                                                                      exit.json, then end
+//! launch on stdin ─► directory locked ─► trampoline waits ─► recorded ─► exec succeeded ─► serving ─► workload ended ─► all killed
+//!                                              │               │             │               ▲                            │
+//!                                              └─ not started ─┴─────────────┴► exit.json    └ agents come and go         ▼
+//!                                                                                                              exit.json, then end
 //! ```
+//!
+//! A disk may stall at any of it. Until the start is on record the trampoline waits, and nothing of the workload runs; afterwards no disk stands
+//! between the exec and the timer. Trampoline and workload die with their shim.
 //!
 //! One thread serves signals, timer and socket and never waits for a disk; a second one carries the output ([`output`]).
 //! The lease is enforced here, by the pure steps of [`supervision`], with or without an agent.
@@ -28,12 +31,14 @@ mod output;
 pub(crate) mod protocol;
 mod serve;
 mod socket;
+mod step;
 pub(crate) mod supervision;
 mod trampoline;
 mod workload;
 
+pub use step::{Before, Step};
 pub(crate) use trampoline::encode;
-pub use trampoline::exec_main;
+pub use trampoline::{exec_main, exec_main_with};
 
 use protocol::{LAUNCH_MAX_BYTES, Launch, Launched};
 
@@ -58,6 +63,11 @@ pub type OpenSink<'a> = &'a dyn Fn(&Path) -> io::Result<Box<dyn Sink>>;
 ///
 /// The process must have one thread when this is called. Returns when the workload has ended.
 pub fn run(arguments: &[OsString], open_sink: OpenSink<'_>) -> ExitCode {
+    run_with(arguments, open_sink, &|_| {})
+}
+
+/// As [`run`], with something to be done before each step.
+pub fn run_with(arguments: &[OsString], open_sink: OpenSink<'_>, before: Before<'_>) -> ExitCode {
     let Some(directory) = arguments.first().map(Path::new) else {
         // Nobody but us calls it: a usage error is for whoever tries it by hand.
         let _ = writeln!(
@@ -71,7 +81,7 @@ pub fn run(arguments: &[OsString], open_sink: OpenSink<'_>) -> ExitCode {
             error: error.to_string(),
             directory: None,
         })
-        .and_then(|directory| start(&directory, open_sink));
+        .and_then(|directory| start(&directory, open_sink, before));
     match started {
         Ok(shim) => shim.serve(),
         Err(refusal) => refuse(refusal),
@@ -85,18 +95,24 @@ struct Refusal {
     directory: Option<PathBuf>,
 }
 
-fn start(directory: &Path, open_sink: OpenSink<'_>) -> Result<serve::Shim, Refusal> {
+fn start(
+    directory: &Path,
+    open_sink: OpenSink<'_>,
+    before: Before<'_>,
+) -> Result<serve::Shim, Refusal> {
     // Fails for the leader of a process group, which has no session to leave; then it already has its own.
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    before(Step::Enter);
     let (launch, lock) = enter(directory).map_err(|error| Refusal {
         error,
         directory: None,
     })?;
-    let shim = prepare(launch, lock, open_sink).map_err(|error| Refusal {
+    let shim = prepare(launch, lock, open_sink, before).map_err(|error| Refusal {
         error,
         directory: Some(directory.to_owned()),
     })?;
+    before(Step::Reply);
     reply(&Launched::Started {
         pid: shim.pid(),
         at: shim.started_at(),
@@ -133,11 +149,18 @@ fn take(lock: &File) -> Result<(), String> {
     Ok(())
 }
 
-fn prepare(launch: Launch, lock: File, open_sink: OpenSink<'_>) -> Result<serve::Shim, String> {
+fn prepare(
+    launch: Launch,
+    lock: File,
+    open_sink: OpenSink<'_>,
+    before: Before<'_>,
+) -> Result<serve::Shim, String> {
+    before(Step::Reserve);
     instance::reserve_exit(Path::new(".")).map_err(told("setting room aside for the exit"))?;
+    before(Step::OpenLog);
     let sink =
         open_sink(&instance::log_directory(Path::new("."))).map_err(told("opening the log"))?;
-    serve::Shim::start(launch, sink, lock)
+    serve::Shim::start(launch, sink, lock, before)
 }
 
 fn read_launch() -> io::Result<Launch> {

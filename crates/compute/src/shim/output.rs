@@ -19,11 +19,12 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// Chunks of one stream between two looks at the other.
 const CHUNKS_PER_TURN: usize = 4;
 
-/// Starts the thread. The sink comes back when both pipes are closed.
+/// Starts the thread, whose first line is `started`, the shim's own. The sink comes back when both pipes are closed.
 pub(super) fn pump(
     stdout: ChildStdout,
     stderr: ChildStderr,
     sink: Box<dyn Sink>,
+    started: String,
 ) -> std::io::Result<Receiver<Box<dyn Sink>>> {
     ioctl_fionbio(&stdout, true)?;
     ioctl_fionbio(&stderr, true)?;
@@ -31,7 +32,12 @@ pub(super) fn pump(
     std::thread::Builder::new()
         .name("output".to_owned())
         .stack_size(128 << 10)
-        .spawn(move || run(stdout, stderr, sink, &finished))?;
+        .spawn(move || {
+            let mut sink = sink;
+            sink.line(Timestamp::now(), Stream::Shim, started.as_bytes());
+            sink.flush();
+            run(stdout, stderr, sink, &finished);
+        })?;
     Ok(receiver)
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Launch {
 }
 
 /// Shim to trampoline (and agent to trampoline, for exec): what to become.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Program {
     pub argv: Vec<String>,
     pub environment: Environment,
@@ -40,6 +40,9 @@ pub(crate) struct Program {
     /// The path of a terminal to be its stdin, stdout and stderr.
     #[serde(default)]
     pub terminal: Option<String>,
+    /// The process with which it dies. `None`: it outlives who started it.
+    #[serde(default)]
+    pub dies_with: Option<u32>,
 }
 
 /// Shim to agent, on stdout: one line.
@@ -81,6 +84,10 @@ pub(crate) enum Notice {
         signal: i32,
     },
     Continued,
+    /// Processes that are still there after SIGKILL, in words. Said again as long as it is so; nothing is recorded before they are gone.
+    Unkillable {
+        processes: Vec<String>,
+    },
     /// The last one: the record is on disk, nothing of the workload is left.
     Exited {
         exit: Exit,

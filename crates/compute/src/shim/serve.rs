@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use model::compute::{Exit, ExitHow};
 use model::signals::Stream;
+use model::timing::TERMINATE_AFTER;
 use model::units::Bytes;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
@@ -21,8 +22,9 @@ use rustix::time::{
 };
 use signal_hook::consts::{SIGCHLD, SIGTERM};
 
-use super::protocol::{Launch, Notice, Request};
+use super::protocol::{Launch, Notice, Program, Request};
 use super::socket::Clients;
+use super::step::{Before, Step};
 use super::supervision::{Action, Cause, Ended, Input, Supervision, exit_how};
 use super::{Sink, output, told, workload};
 use crate::cgroup::Group;
@@ -46,6 +48,8 @@ pub(super) struct Shim {
     /// Out-of-memory kills before this run.
     kills_before: u64,
     supervision: Supervision,
+    /// SIGKILL was sent.
+    killed: bool,
     /// The signal that froze the workload.
     stopped: Option<i32>,
     clients: Clients,
@@ -92,9 +96,11 @@ impl Signals {
 impl Shim {
     pub(super) fn start(
         launch: Launch,
-        mut sink: Box<dyn Sink>,
+        sink: Box<dyn Sink>,
         lock: File,
+        before: Before<'_>,
     ) -> Result<Self, String> {
+        before(Step::Listen);
         let clients =
             Clients::listen(instance::SOCKET).map_err(told("listening on the shim's socket"))?;
         let signals = Signals::register().map_err(told("registering for signals"))?;
@@ -107,35 +113,24 @@ impl Shim {
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
         let cgroup = launch.program.cgroup.clone();
         let kills_before = cgroup.as_ref().map_or(0, Group::out_of_memory_kills);
-        let spawned = workload::spawn(&launch.program, &instance::work_directory(Path::new(".")))?;
-        let pid = spawned.pid.as_raw_nonzero().get() as u32;
-        let at = Timestamp::now();
-        let started = format!("{} {pid}", instance::STARTED);
-        sink.line(at, Stream::Shim, started.as_bytes());
-        sink.flush();
-        let begin = || {
-            let record = Record {
-                shim: ProcessIdentity::of(std::process::id())?,
-                workload: ProcessIdentity::of(pid)?,
-                started_at: at,
-                cgroup: cgroup.clone(),
-            };
-            instance::write_record(Path::new("."), &record)?;
-            let output = output::pump(spawned.stdout, spawned.stderr, sink)?;
-            io::Result::Ok((record, output))
-        };
-        let (record, output) = begin().map_err(|error| {
-            kill_unrecorded(spawned.pid, cgroup.as_ref());
-            format!("recording the start: {error}")
+        let (spawned, record) = begin(&launch, before)?;
+        let pid = spawned.pid;
+        let started = format!("{} {}", instance::STARTED, record.workload.pid);
+        let output = output::pump(spawned.stdout, spawned.stderr, sink, started);
+        let output = output.map_err(|error| {
+            let _ = workload::kill_all(pid, cgroup.as_ref());
+            let _ = workload::kill_rest(cgroup.as_ref());
+            format!("taking in the output: {error}")
         })?;
         Ok(Self {
-            pid: spawned.pid,
+            pid,
             record,
             grace: launch.grace.duration(),
             memory: launch.memory,
             cgroup,
             kills_before,
             supervision: Supervision::new(launch.lease_sent_at),
+            killed: false,
             stopped: None,
             clients,
             signals,
@@ -270,9 +265,13 @@ impl Shim {
                 let _ = kill_process(self.pid, Signal::CONT);
             }
             Some(Action::Kill) => {
-                self.remark("SIGKILL");
-                if let Err(error) = workload::kill_all(self.pid, self.cgroup.as_ref()) {
-                    self.remark(&error);
+                let killed = workload::kill_all(self.pid, self.cgroup.as_ref());
+                // Said once, however often it is done.
+                if !std::mem::replace(&mut self.killed, true) {
+                    self.remark("SIGKILL");
+                    if let Err(error) = killed {
+                        self.remark(&error);
+                    }
                 }
             }
         }
@@ -287,9 +286,7 @@ impl Shim {
         let at = Timestamp::now();
         let kills = self.cgroup.as_ref().map_or(0, Group::out_of_memory_kills);
         let kills = kills.saturating_sub(self.kills_before);
-        if let Err(error) = workload::kill_rest(self.cgroup.as_ref()) {
-            self.remark(&error);
-        }
+        self.end_rest();
         let how = exit_how(ended, self.supervision.cause(), kills > 0, self.memory);
         self.remarks.push((at, describe(&how, kills)));
         self.close_log();
@@ -299,6 +296,26 @@ impl Shim {
         // Told over the socket as well, so that even a disk that fails altogether hides no exit from an agent that is there.
         let _ = instance::write_exit(Path::new("."), &exit);
         self.clients.tell(&Notice::Exited { exit });
+    }
+
+    /// Nothing is recorded, and the directory's lock held, as long as anything of it lives: what is started next would run beside it.
+    fn end_rest(&mut self) {
+        let mut tries = 0_u64;
+        while let Err(error) = workload::kill_rest(self.cgroup.as_ref()) {
+            if tries == 0 {
+                self.remark(&error);
+            }
+            tries += 1;
+            self.clients.accept(&Notice::Hello {
+                record: self.record.clone(),
+                stopped: self.stopped,
+            });
+            self.clients.tell(&Notice::Unkillable {
+                processes: workload::left(self.cgroup.as_ref()),
+            });
+            // Nothing can be asked of it any more.
+            let _ = self.clients.requests();
+        }
     }
 
     fn close_log(&mut self) {
@@ -326,10 +343,34 @@ impl Shim {
     }
 }
 
-/// A workload whose start could not be recorded must not run: nobody would find it.
-fn kill_unrecorded(pid: Pid, cgroup: Option<&Group>) {
-    let _ = workload::kill_all(pid, cgroup);
-    let _ = workload::kill_rest(cgroup);
+/// On record before anything of it runs, so that whatever comes finds it; and after that without a disk, so that the timer starts at once.
+fn begin(launch: &Launch, before: Before<'_>) -> Result<(workload::Spawned, Record), String> {
+    before(Step::Spawn);
+    let work = instance::work_directory(Path::new("."));
+    let program = Program {
+        dies_with: Some(std::process::id()),
+        ..launch.program.clone()
+    };
+    let waiting = workload::spawn(&program, &work)?;
+    let pid = waiting.pid().ok_or("the workload has no pid")?;
+    before(Step::Record);
+    let record = || {
+        let record = Record {
+            shim: ProcessIdentity::of(std::process::id())?,
+            workload: ProcessIdentity::of(pid.as_raw_nonzero().get().unsigned_abs())?,
+            started_at: Timestamp::now(),
+            cgroup: program.cgroup.clone(),
+        };
+        instance::write_record(Path::new("."), &record)?;
+        io::Result::Ok(record)
+    };
+    let record = record().map_err(told("recording the start"))?;
+    before(Step::Release);
+    let is_late = |sent: Moment| Moment::now() >= sent.after(TERMINATE_AFTER);
+    if launch.lease_sent_at.is_some_and(is_late) {
+        return Err("its lease ran out before it was started".to_owned());
+    }
+    Ok((waiting.release()?, record))
 }
 
 fn describe(how: &ExitHow, out_of_memory_kills: u64) -> String {

@@ -14,6 +14,9 @@ use model::units::Bytes;
 
 use crate::lease::Moment;
 
+/// Between two SIGKILLs to what is still there.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Cause {
     Asked,
@@ -24,7 +27,7 @@ pub(crate) enum Cause {
 enum Stage {
     Running,
     Terminating { kill_at: Moment, cause: Cause },
-    Killing { cause: Cause },
+    Killing { again_at: Moment, cause: Cause },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +66,7 @@ impl Supervision {
     pub(crate) fn step(&mut self, input: Input, now: Moment) -> Option<Action> {
         match input {
             Input::Stop { grace } => self.stop(now.after(grace)),
-            Input::Kill => self.kill(Cause::Asked),
+            Input::Kill => self.kill(Cause::Asked, now),
             Input::Renewed { sent_at } => {
                 self.renew(sent_at, now);
                 self.tick(now)
@@ -96,11 +99,12 @@ impl Supervision {
         }
     }
 
-    fn kill(&mut self, cause: Cause) -> Option<Action> {
+    fn kill(&mut self, cause: Cause, now: Moment) -> Option<Action> {
         if matches!(self.stage, Stage::Killing { .. }) {
             return None;
         }
-        self.stage = Stage::Killing { cause };
+        let again_at = now.after(KILL_AGAIN);
+        self.stage = Stage::Killing { again_at, cause };
         Some(Action::Kill)
     }
 
@@ -118,7 +122,7 @@ impl Supervision {
                 .is_some_and(|sent| now >= sent.after(wait))
         };
         match self.stage {
-            Stage::Running if lease_over(KILL_AFTER) => self.kill(Cause::Lease),
+            Stage::Running if lease_over(KILL_AFTER) => self.kill(Cause::Lease, now),
             Stage::Running if lease_over(TERMINATE_AFTER) => {
                 let sent = self.lease_sent_at.unwrap_or(now);
                 self.stage = Stage::Terminating {
@@ -128,9 +132,17 @@ impl Supervision {
                 Some(Action::Terminate)
             }
             Stage::Terminating { cause, .. } if cause == Cause::Asked && lease_over(KILL_AFTER) => {
-                self.kill(Cause::Lease)
+                self.kill(Cause::Lease, now)
             }
-            Stage::Terminating { kill_at, cause } if now >= kill_at => self.kill(cause),
+            Stage::Terminating { kill_at, cause } if now >= kill_at => self.kill(cause, now),
+            // What the kernel held may have been let go, and have started others.
+            Stage::Killing { again_at, cause } if now >= again_at => {
+                self.stage = Stage::Killing {
+                    again_at: now.after(KILL_AGAIN),
+                    cause,
+                };
+                Some(Action::Kill)
+            }
             _ => None,
         }
     }
@@ -148,14 +160,14 @@ impl Supervision {
                 kill_at,
                 cause: Cause::Lease,
             } => Some(kill_at),
-            Stage::Killing { .. } => None,
+            Stage::Killing { again_at, .. } => Some(again_at),
         }
     }
 
     pub(crate) fn cause(&self) -> Option<Cause> {
         match self.stage {
             Stage::Running => None,
-            Stage::Terminating { cause, .. } | Stage::Killing { cause } => Some(cause),
+            Stage::Terminating { cause, .. } | Stage::Killing { cause, .. } => Some(cause),
         }
     }
 }
@@ -310,6 +322,17 @@ mod tests {
                 Some(ms(0)),
                 vec![(60_000, Tick, Some(Kill))],
             ),
+            (
+                "what is still there is killed again",
+                None,
+                vec![
+                    (0, AskKill, Some(Kill)),
+                    (999, AskKill, None),
+                    (1000, Tick, Some(Kill)),
+                    (1999, Tick, None),
+                    (2000, Tick, Some(Kill)),
+                ],
+            ),
         ];
         for (name, lease, steps) in table {
             let mut supervision = Supervision::new(lease);
@@ -332,7 +355,7 @@ mod tests {
         supervision.step(stop(400), ms(100));
         assert_eq!(supervision.next_deadline(), Some(ms(500)));
         supervision.step(Input::Kill, ms(200));
-        assert_eq!(supervision.next_deadline(), None);
+        assert_eq!(supervision.next_deadline(), Some(ms(1200)));
         assert_eq!(Supervision::new(None).next_deadline(), None);
     }
 

@@ -6,6 +6,7 @@
 //! | run as | stdin afterwards | a failure is told |
 //! |---|---|---|
 //! | `shim-exec` | `/dev/null` | as JSON on stdin, which is a socket; it closes by itself when the exec succeeds |
+//! |  |  | before the exec it waits there for [`RELEASE`]: until then nothing of the program runs |
 //! | `shim-exec attached` | what follows the JSON, or the terminal | on stderr, with exit code 126 or 127 |
 
 use std::ffi::OsString;
@@ -18,24 +19,32 @@ use std::process::{Command, ExitCode, Stdio};
 
 use model::compute::programs::STACK_BYTES;
 use rustix::fs::Mode;
-use rustix::process::{Gid, Resource, Rlimit, Uid};
+use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 
 use super::protocol::{Failure, LAUNCH_MAX_BYTES, Program};
+use super::step::{Before, Step};
 use crate::runtime::OWN_PROGRAM;
 
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 const ATTACHED: &str = "attached";
+/// The byte on which a trampoline becomes the program.
+pub(super) const RELEASE: u8 = b'\n';
 
 /// The entry point of `mainland shim-exec`; `arguments` are those after it. Returns when it failed.
 pub fn exec_main(arguments: &[OsString]) -> ExitCode {
+    exec_main_with(arguments, &|_| {})
+}
+
+/// As [`exec_main`], with something to be done before each step.
+pub fn exec_main_with(arguments: &[OsString], before: Before<'_>) -> ExitCode {
     let attached = arguments
         .first()
         .is_some_and(|argument| argument == ATTACHED);
     // A duplicate that closes with the exec: its end of file is the news of success.
     let report = io::stdin().as_fd().try_clone_to_owned();
     let failure = match read_program() {
-        Ok(program) => become_program(&program, attached),
+        Ok(program) => become_program(&program, attached, before),
         Err(error) => failure("reading what to execute", &error),
     };
     let code = match failure.errno {
@@ -81,7 +90,14 @@ fn failure(doing: &str, error: &io::Error) -> Failure {
 }
 
 /// Returns only when it failed.
-fn become_program(program: &Program, attached: bool) -> Failure {
+fn become_program(program: &Program, attached: bool, before: Before<'_>) -> Failure {
+    // Whoever starts it may be killed at any moment: nothing of it is to be left then, wherever it has got to.
+    if let Err(error) = die_with_parent(program) {
+        return failure("waiting for the shim", &error);
+    }
+    if !attached {
+        before(Step::Join);
+    }
     if let Some(cgroup) = &program.cgroup
         && let Err(error) = cgroup.join()
     {
@@ -111,9 +127,29 @@ fn become_program(program: &Program, attached: bool) -> Failure {
     if let Err(error) = drop_privileges(program) {
         return failure("giving up privileges", &error.into());
     }
+    // Asked for anew: the kernel forgets it with a change of user.
+    if let Err(error) = die_with_parent(program) {
+        return failure("waiting for the shim", &error);
+    }
     let Some((name, arguments)) = program.argv.split_first() else {
         return failure("executing", &io::Error::other("no program is named"));
     };
+    if !attached {
+        if let Err(error) = wait_for_release() {
+            return failure("waiting for the shim", &error);
+        }
+        before(Step::Execute);
+    }
+    execute(program, name, arguments, terminal, attached)
+}
+
+fn execute(
+    program: &Program,
+    name: &str,
+    arguments: &[String],
+    terminal: Option<OwnedFd>,
+    attached: bool,
+) -> Failure {
     let mut command = Command::new(name);
     if name == OWN_PROGRAM {
         // As people know it in `ps`.
@@ -133,6 +169,28 @@ fn become_program(program: &Program, attached: bool) -> Failure {
         }
         _ => failure(name, &error),
     }
+}
+
+/// Has the kernel kill this process, and what it becomes, when its parent ends.
+fn die_with_parent(program: &Program) -> io::Result<()> {
+    let Some(parent) = program.dies_with else {
+        return Ok(());
+    };
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before that.
+    let lives = rustix::process::getppid().is_some_and(|pid| {
+        u32::try_from(pid.as_raw_nonzero().get()).is_ok_and(|pid| pid == parent)
+    });
+    match lives {
+        true => Ok(()),
+        false => Err(io::Error::other("it has ended")),
+    }
+}
+
+/// The end of the file says that the shim is gone, or gave up.
+fn wait_for_release() -> io::Result<()> {
+    let mut stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    stdin.read_exact(&mut [0; 1])
 }
 
 /// Whether a program of that name is anywhere in PATH. A folder there that the user may not look into makes the exec say

@@ -6,21 +6,24 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{ChildStderr, ChildStdout, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group, wait};
 
 use super::protocol::{Failure, Program};
-use super::trampoline::encode;
+use super::trampoline::{RELEASE, encode};
 use crate::cgroup::Group;
+use crate::identity;
 
 /// For the trampoline to become the program: it does a handful of system calls.
 const EXEC_PATIENCE: Duration = Duration::from_secs(20);
-/// For processes to vanish after SIGKILL. Longer only when the kernel holds them, on a dead disk for instance.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// For processes to vanish after SIGKILL, until it is said that they do not. Longer only when the kernel holds them, on a dead disk for instance.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+/// The same, where the thread has a timer to serve.
+const KILL_ROUND: Duration = Duration::from_millis(250);
 /// Names of the working directory that are told when the program is missing.
 const TOLD_NAMES: usize = 12;
 
@@ -31,10 +34,20 @@ pub(super) struct Spawned {
     pub stderr: ChildStderr,
 }
 
-/// Starts the program in the folder `work`. Returns once the exec has succeeded; the error is what a user should read.
-pub(super) fn spawn(program: &Program, work: &Path) -> Result<Spawned, String> {
+/// A trampoline that has not become the program yet. Dropped, it is killed: on no path does it outlive its start.
+pub(super) struct Waiting<'a> {
+    program: &'a Program,
+    work: PathBuf,
+    child: Option<Child>,
+    socket: UnixStream,
+}
+
+/// Starts a trampoline in the folder `work`; it waits to be released. The error is what a user should read.
+pub(super) fn spawn<'a>(program: &'a Program, work: &Path) -> Result<Waiting<'a>, String> {
     let told = |error: io::Error| format!("starting {}: {error}", program.argv.join(" "));
     let (ours, theirs) = UnixStream::pair().map_err(told)?;
+    ours.set_read_timeout(Some(EXEC_PATIENCE)).map_err(told)?;
+    ours.set_write_timeout(Some(EXEC_PATIENCE)).map_err(told)?;
     // Our own executable, even after an update has replaced or removed its file.
     let mut command = Command::new("/proc/self/exe");
     command
@@ -47,35 +60,72 @@ pub(super) fn spawn(program: &Program, work: &Path) -> Result<Spawned, String> {
         .stdin(OwnedFd::from(theirs))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(told)?;
+    let child = command.spawn().map_err(told)?;
     // Its end of the socket must be its own alone, for the end of file to mean that it let go.
     drop(command);
-    let failure = hand_over(ours, program).map_err(told)?;
-    if let Some(failure) = failure {
-        let _ = child.wait();
-        return Err(explain(&failure, program, work));
-    }
-    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err("the workload has no pipes".to_owned());
+    let mut waiting = Waiting {
+        program,
+        work: work.to_owned(),
+        child: Some(child),
+        socket: ours,
     };
-    let pid = Pid::from_raw(child.id() as i32).ok_or("the workload has no pid")?;
-    Ok(Spawned {
-        pid,
-        stdout,
-        stderr,
-    })
+    let text = encode(program).map_err(told)?;
+    // One that has failed already says why when it is released.
+    match waiting.socket.write_all(&text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(told(error)),
+        _ => Ok(waiting),
+    }
 }
 
-/// Tells the trampoline what to become, and waits for what comes of it. `None`: it became that.
-fn hand_over(mut socket: UnixStream, program: &Program) -> io::Result<Option<Failure>> {
-    socket.set_read_timeout(Some(EXEC_PATIENCE))?;
-    socket.write_all(&encode(program)?)?;
-    let mut text = Vec::new();
-    socket.read_to_end(&mut text)?;
-    if text.is_empty() {
-        return Ok(None);
+impl Waiting<'_> {
+    pub(super) fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(self.child.as_ref()?.id() as i32)
     }
-    Ok(Some(serde_json::from_slice(&text)?))
+
+    /// Returns once the exec has succeeded.
+    pub(super) fn release(mut self) -> Result<Spawned, String> {
+        let failure = self
+            .hand_over()
+            .map_err(|error| format!("starting {}: {error}", self.program.argv.join(" ")))?;
+        if let Some(failure) = failure {
+            return Err(explain(&failure, self.program, &self.work));
+        }
+        let pid = self.pid().ok_or("the workload has no pid")?;
+        let child = self.child.as_mut().ok_or("the workload is gone")?;
+        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+            return Err("the workload has no pipes".to_owned());
+        };
+        // From here on it is the shim's to end.
+        self.child = None;
+        Ok(Spawned {
+            pid,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Waits for what comes of it. `None`: it became the program.
+    fn hand_over(&mut self) -> io::Result<Option<Failure>> {
+        match self.socket.write_all(&[RELEASE]) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+            _ => {}
+        }
+        let mut text = Vec::new();
+        self.socket.read_to_end(&mut text)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_slice(&text)?))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Some(pid) = self.pid() else { return };
+        let _ = kill_all(pid, self.program.cgroup.as_ref());
+        // Reaps it as well. What the kernel still holds dies before it does anything more, and the agent waits for that.
+        let _ = kill_rest(self.program.cgroup.as_ref());
+    }
 }
 
 /// What a user should read when the program could not be executed.
@@ -149,11 +199,11 @@ fn holds(work: &Path) -> String {
 /// shim becomes its child. The main process must not have been reaped, or the group's number may be another's.
 pub(super) fn kill_all(pid: Pid, cgroup: Option<&Group>) -> Result<(), String> {
     let _ = kill_process_group(pid, Signal::KILL);
-    kill_known(cgroup)
+    kill_known(cgroup, KILL_ROUND)
 }
 
-fn kill_known(cgroup: Option<&Group>) -> Result<(), String> {
-    let result = cgroup.map_or(Ok(()), |group| group.kill_all(KILL_PATIENCE));
+fn kill_known(cgroup: Option<&Group>, patience: Duration) -> Result<(), String> {
+    let result = cgroup.map_or(Ok(()), |group| group.kill_all(patience));
     for child in children() {
         let _ = kill_process(child, Signal::KILL);
     }
@@ -164,22 +214,29 @@ fn kill_known(cgroup: Option<&Group>) -> Result<(), String> {
     clippy::disallowed_methods,
     reason = "a poll interval, inside a wait with a deadline"
 )]
-/// After the main process was reaped: kills and reaps until the shim has no child.
+/// After the main process was reaped: kills and reaps until the shim has no child and the group is empty.
 pub(super) fn kill_rest(cgroup: Option<&Group>) -> Result<(), String> {
     let deadline = Instant::now() + KILL_PATIENCE;
-    let result = kill_known(cgroup);
+    let result = kill_known(cgroup, KILL_PATIENCE);
     loop {
         match wait(WaitOptions::NOHANG) {
             Ok(Some(_)) | Err(Errno::INTR) => {}
             Ok(None) if Instant::now() < deadline => {
                 // A child that was just killed, or one that was orphaned by that.
-                let _ = kill_known(None);
+                let _ = kill_known(None, KILL_ROUND);
                 std::thread::sleep(Duration::from_millis(2));
             }
             Ok(None) => return Err("processes of it are still there after SIGKILL".to_owned()),
             Err(_) => return result,
         }
     }
+}
+
+/// What is still there of it, in words.
+pub(super) fn left(cgroup: Option<&Group>) -> Vec<String> {
+    let mut left = cgroup.map_or_else(Vec::new, Group::processes);
+    left.extend(children());
+    identity::describe_all(&left)
 }
 
 /// Our children now. A thread's list holds those that it started or inherited.

@@ -4,7 +4,7 @@ use compute::runtime::{Error, ExecCommand, InstanceSpec, Runtime as _, Session, 
 use model::compute::ExitHow;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::world::World;
+use crate::world::{World, cgroups, is_alive, wait_until};
 
 async fn read(session: Session) -> (String, String, ExitHow) {
     let Session {
@@ -23,7 +23,11 @@ async fn read(session: Session) -> (String, String, ExitHow) {
 
 fn command(argv: &[&str], terminal: Option<TerminalSize>) -> ExecCommand {
     let argv = argv.iter().map(|argument| (*argument).to_owned()).collect();
-    ExecCommand { argv, terminal }
+    ExecCommand {
+        argv,
+        terminal,
+        apart: false,
+    }
 }
 
 fn running(world: &World) -> InstanceSpec {
@@ -122,4 +126,67 @@ fn a_terminal_is_a_terminal() {
         "{out}"
     );
     assert_eq!(exit, ExitHow::Code { code: 2 });
+}
+
+/// What a probe that takes too long has started goes with it; what one leaves that exits by itself stays.
+#[test]
+fn apart_it_is_killed_with_all_it_started() {
+    for world in [World::new(), World::without_cgroups()] {
+        let spec = running(&world);
+        let start = |script: &str| {
+            let mut command = command(&["sh", "-c", script], None);
+            command.apart = true;
+            world.runtime().exec(&spec, command)
+        };
+        let everywhere = if cgroups().is_some() && world.has_cgroups() {
+            "setsid sleep 1000 & echo $!; "
+        } else {
+            ""
+        };
+        let script = format!("sleep 1000 & echo $!; {everywhere}sleep 1000");
+        let started: Vec<u32> = world.run(async {
+            let mut session = start(&script).await.expect("it runs");
+            let most = script.matches('&').count();
+            let mut said = Vec::new();
+            while said.iter().filter(|byte| **byte == b'\n').count() < most {
+                session
+                    .output
+                    .read_buf(&mut said)
+                    .await
+                    .expect("its output");
+            }
+            let said = String::from_utf8(said).expect("text");
+            said.lines()
+                .map(|line| line.parse().expect("a pid"))
+                .collect()
+        });
+        for pid in started {
+            wait_until("what it started to be gone", || !is_alive(pid));
+        }
+        let (said, exit) = world.run(async {
+            let mut session = start("sleep 1000 >/dev/null 2>&1 & echo $!")
+                .await
+                .expect("it runs");
+            let mut said = String::new();
+            session
+                .output
+                .read_to_string(&mut said)
+                .await
+                .expect("its output");
+            (said, session.exit.await.expect("its exit"))
+        });
+        assert_eq!(exit, ExitHow::Code { code: 0 });
+        let left: u32 = said.trim().parse().expect("a pid");
+        assert!(is_alive(left), "it stays");
+        // As part of the instance, and no longer than that.
+        let (id, directory) = (&spec.instance, &spec.directory);
+        world
+            .run(world.runtime().remove(id, directory))
+            .expect("removed");
+        if world.has_cgroups() {
+            assert!(!is_alive(left));
+        } else {
+            crate::world::signal(left, rustix::process::Signal::KILL);
+        }
+    }
 }

@@ -6,4 +6,5 @@ mod instances;
 mod leases;
 mod packed;
 mod prepared;
+mod stalls;
 mod world;

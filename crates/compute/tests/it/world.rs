@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use compute::cgroup::{self, Cgroups, Support};
 use compute::identity::ProcessIdentity;
 use compute::lease::Moment;
-use compute::process::{Options, ProcessRuntime};
+use compute::process::{Options, ProcessRuntime, START_PATIENCE};
 use compute::runtime::{
     DEFAULT_OPEN_FILES, Environment, Event, Happening, InstanceSpec, Runtime as _,
 };
@@ -25,6 +25,7 @@ pub struct World {
     pub folder: TempDir,
     agent: Option<Agent>,
     with_cgroups: bool,
+    start_patience: Duration,
 }
 
 /// One life of an agent, with a runtime of its own that ends with it.
@@ -35,7 +36,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(with_cgroups: bool) -> Self {
+    fn start(with_cgroups: bool, start_patience: Duration) -> Self {
         let tokio = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -45,6 +46,7 @@ impl Agent {
             binary: env!("CARGO_BIN_EXE_shim-for-tests").into(),
             cgroups: cgroups().filter(|_| with_cgroups),
             events: sender,
+            start_patience,
         };
         Self {
             tokio,
@@ -80,12 +82,25 @@ impl World {
     fn with(with_cgroups: bool) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         open_to_others(folder.path());
-        let agent = Some(Agent::start(with_cgroups));
-        Self {
+        let mut world = Self {
             folder,
-            agent,
+            agent: None,
             with_cgroups,
-        }
+            start_patience: START_PATIENCE,
+        };
+        world.start_agent();
+        world
+    }
+
+    /// Its agents wait no longer than this for a shim that starts.
+    pub fn impatient(mut self, start_patience: Duration) -> Self {
+        self.start_patience = start_patience;
+        self.start_agent();
+        self
+    }
+
+    pub fn has_cgroups(&self) -> bool {
+        self.with_cgroups && cgroups().is_some()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -105,6 +120,7 @@ impl World {
             secret_files: Vec::new(),
             memory: Bytes::mebibytes(64),
             cpu: MilliCpu(250),
+            pids: 512,
             open_files: DEFAULT_OPEN_FILES,
             grace: Duration::from_secs(10),
             on_partition: OnPartition::Keep,
@@ -167,7 +183,7 @@ impl World {
     }
 
     pub fn start_agent(&mut self) {
-        self.agent = Some(Agent::start(self.with_cgroups));
+        self.agent = Some(Agent::start(self.with_cgroups, self.start_patience));
     }
 
     pub fn output(&self, name: &str) -> String {
@@ -204,7 +220,7 @@ impl Drop for World {
             .flatten()
             .flatten();
         let agent = self.agent.as_ref().expect("an agent");
-        for entry in entries.filter(|entry| entry.path().join("shim.json").exists()) {
+        for entry in entries.filter(|entry| entry.path().join("work").exists()) {
             let instance = id(&entry.file_name().to_string_lossy());
             let removed = agent
                 .tokio

@@ -143,6 +143,7 @@ impl Reader<'_> {
             replicas: node.parsed("replicas").unwrap_or(base.replicas),
             cpu: node.parsed("cpu").unwrap_or(base.cpu),
             memory: node.parsed("memory").unwrap_or(base.memory),
+            pids: node.parsed("pids").unwrap_or(base.pids),
             env: text_map(node.get("env")),
             needs: self.needs(node),
             on: state::subscriptions(node),
@@ -251,7 +252,7 @@ impl Reader<'_> {
             let ask = if text == "none" {
                 Ask::None
             } else {
-                Ask::Http { path }
+                Ask::Http { path, host: None }
             };
             return Some(Probe {
                 ask,
@@ -266,6 +267,11 @@ impl Reader<'_> {
             let message = format!("`{first}` and `{second}` are two ways to ask: give one");
             self.report
                 .error(probe.position, &join(&self.path, key), message);
+        }
+        if let (Some(host), None) = (probe.get("host"), probe.get("http")) {
+            let message = "`host` is the name that `http` asks for: give `http` as well";
+            self.report
+                .error(host.position, &join(&self.path, key), message);
         }
         if probe.get("exec").is_some_and(|run| run.items().is_empty()) {
             let message = "`exec` needs at least the program, such as [\"./check\"]";
@@ -364,6 +370,7 @@ fn ask(probe: &Node) -> Ask {
     if let Some(path) = probe.get("http").and_then(Node::text) {
         return Ask::Http {
             path: path.to_owned(),
+            host: probe.get("host").and_then(Node::text).map(str::to_owned),
         };
     }
     match probe.get("exec") {

@@ -290,6 +290,7 @@ fn service_of(run: &[&str]) -> Service {
         health: Probe {
             ask: Ask::Http {
                 path: "/health".to_owned(),
+                host: None,
             },
             times: ProbeTimes {
                 every: Span::milliseconds(100),

@@ -49,6 +49,12 @@ pub enum Input {
         run: Run,
         suspended: bool,
     },
+    /// These processes of it are still there after SIGKILL, in words. Nothing is started in its place before it is told that it exited.
+    Unkillable {
+        instance: InstanceId,
+        run: Run,
+        processes: Vec<String>,
+    },
     Exited {
         instance: InstanceId,
         run: Run,
@@ -83,6 +89,8 @@ pub enum Adopted {
         ready: bool,
         suspended: bool,
     },
+    /// Something of it may live, and nobody can say what: it is ended before it is started again.
+    Unknown,
     /// It ended while no agent looked.
     Exited(Exit),
     /// It was not running when the earlier agent ended.
@@ -105,6 +113,7 @@ pub(super) fn subject(input: &Input) -> &InstanceId {
         | Input::NotStarted { instance, .. }
         | Input::Started { instance, .. }
         | Input::Suspended { instance, .. }
+        | Input::Unkillable { instance, .. }
         | Input::Exited { instance, .. }
         | Input::Probed { instance, .. }
         | Input::Drained { instance } => instance,

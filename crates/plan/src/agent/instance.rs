@@ -28,6 +28,8 @@ pub const WAIT_FOR_NEEDS_ONCE: Duration = Duration::from_secs(300);
 const ALIVE_AFTER: Duration = Duration::from_secs(30);
 /// A failing probe is no news so soon after the start.
 const QUIET_START: Duration = Duration::from_secs(2);
+/// An order to prepare or to start is given again after this, in case it was lost. Whoever is at it already goes on.
+const ORDER_AGAIN: Duration = Duration::from_secs(60);
 /// A killed process that is still there is killed again.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 
@@ -79,8 +81,12 @@ enum Phase {
     Waiting {
         until: Instant,
     },
-    Preparing,
-    Starting,
+    Preparing {
+        again_at: Instant,
+    },
+    Starting {
+        again_at: Instant,
+    },
     Running,
     Draining {
         until: Instant,
@@ -204,7 +210,12 @@ impl Instance {
 
     /// Whether whoever prepares it for this run should go on.
     pub fn prepares(&self, run: Run) -> bool {
-        self.run == run && matches!(self.phase, Phase::Preparing)
+        self.run == run && matches!(self.phase, Phase::Preparing { .. })
+    }
+
+    /// Whether whoever starts it for this run should.
+    pub fn starts(&self, run: Run) -> bool {
+        self.run == run && matches!(self.phase, Phase::Starting { .. })
     }
 
     /// Whether its reason is that of a wait, which ends by itself or by what somebody does.
@@ -217,7 +228,7 @@ impl Instance {
         use Phase::{Draining, Running, Starting, Stopping};
         matches!(
             self.phase,
-            Starting | Running | Draining { .. } | Stopping { .. }
+            Starting { .. } | Running | Draining { .. } | Stopping { .. }
         )
     }
 
@@ -235,10 +246,7 @@ impl Instance {
 impl Instance {
     pub(super) fn new(desired: DesiredInstance, now: Now) -> Self {
         let report = blank_report(&desired);
-        let wait = match desired.purpose {
-            Purpose::Serve => WAIT_FOR_NEEDS,
-            Purpose::BeforeDeploy => WAIT_FOR_NEEDS_ONCE,
-        };
+        let wait = wait_for_needs(&desired);
         Self {
             desired,
             replacement: None,
@@ -288,6 +296,12 @@ impl Instance {
                 instance.address = Some(address);
                 instance.phase = Phase::Running;
             }
+            Adopted::Unknown => {
+                instance.phase = Phase::Stopping {
+                    why: Why::Restart,
+                    kill_at: now.instant,
+                };
+            }
             Adopted::Exited(exit) => instance.ended(exit, None, false, now, draw, outputs),
             Adopted::Absent if instance.has_finished() => instance.phase = Phase::Finished,
             Adopted::Absent if instance.has_failed() => instance.fail(None, outputs),
@@ -312,6 +326,14 @@ impl Instance {
     pub(super) fn is_unwanted(&mut self) {
         self.unwanted = true;
         self.replacement = None;
+    }
+}
+
+/// How long a first start waits for its needs.
+fn wait_for_needs(desired: &DesiredInstance) -> Duration {
+    match desired.purpose {
+        Purpose::Serve => WAIT_FOR_NEEDS,
+        Purpose::BeforeDeploy => WAIT_FOR_NEEDS_ONCE,
     }
 }
 

@@ -10,7 +10,9 @@ use crate::Instant;
 pub const NOT_READY_INTERVAL: Duration = Duration::from_millis(50);
 /// One that has not been ready for this long is asked as rarely as its probe says: it costs the machine more than it gains its users.
 pub const NOT_READY_PATIENCE: Duration = Duration::from_secs(60);
-/// An answer that did not come this long after its timeout was lost, and is asked for anew.
+/// For its turn a probe waits this long where many are out.
+pub const PROBE_WAIT: Duration = Duration::from_secs(10);
+/// An answer that did not come this long after turn and timeout was lost: that counts as a failure, and it is asked anew.
 const ANSWER_LOST_AFTER: Duration = Duration::from_secs(2);
 
 /// One probe of one run.
@@ -39,6 +41,11 @@ impl Probing {
         true
     }
 
+    /// Whether it was asked and the answer will not come.
+    pub(super) fn is_lost(&self, probe: &Probe, now: Instant) -> bool {
+        self.asked_at.is_some() && now >= self.wake(probe)
+    }
+
     /// The next question is counted from when the last was asked, so that a slow answer does not slow the pace.
     pub(super) fn answered(&mut self, good: bool, pause: Duration, now: Instant) {
         let asked_at = self.asked_at.take().unwrap_or(now);
@@ -56,7 +63,9 @@ impl Probing {
 
     pub(super) fn wake(&self, probe: &Probe) -> Instant {
         match self.asked_at {
-            Some(asked_at) => asked_at.after(probe.times.timeout.duration() + ANSWER_LOST_AFTER),
+            Some(asked_at) => {
+                asked_at.after(PROBE_WAIT + probe.times.timeout.duration() + ANSWER_LOST_AFTER)
+            }
             None => self.next_at,
         }
     }

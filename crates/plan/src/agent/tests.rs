@@ -322,6 +322,7 @@ fn a_stopped_process_leaves_the_road_at_once() {
 fn what_never_answered_is_told_where_it_should_listen() {
     let http = Ask::Http {
         path: "/up".to_owned(),
+        host: None,
     };
     let exec = Ask::Exec {
         run: vec!["true".to_owned()],
@@ -385,6 +386,7 @@ fn a_failing_alive_probe_restarts() {
     let alive = Probe {
         ask: Ask::Http {
             path: "/alive".to_owned(),
+            host: None,
         },
         ..Probe::default()
     };
@@ -471,8 +473,9 @@ fn what_lacks_something_waits_and_has_not_failed() {
     assert_eq!((report.restarts, &report.last_exit), (0, &None));
     assert!(node.state.instance(&id("web-1")).unwrap().prepares(1));
 
-    // Nothing but who prepares it goes on.
-    assert_eq!(node.after_ms(120_000), [""; 0]);
+    // Nothing but who prepares it goes on, and is asked to, in case the order was lost.
+    assert_eq!(node.after_ms(59_000), [""; 0]);
+    assert_eq!(node.after_ms(61_000), ["prepare web-1 1"]);
     assert_eq!(node.prepared("web-1", 1), ["start web-1 1"]);
     let report = node.state.report(&id("web-1")).unwrap();
     assert_eq!(
@@ -589,8 +592,13 @@ fn a_lost_lease_stops_what_must_not_run_twice() {
     let lost = node.step(Input::Tick);
     assert_eq!(lost[..2], ["watch anew", "gate db-1 Leaving"]);
     assert_eq!(node.sees("web-1"), InstanceState::Running, "`keep` goes on");
-    // The shim ends it; the agent would, a second later.
-    assert!(node.after_ms(1_000).contains(&"kill db-1".to_owned()));
+    // The shim ends it; the agent does at the same moment, for one that is stopped does nothing.
+    assert!(
+        node.after_ms(749)
+            .iter()
+            .all(|done| !done.starts_with("kill"))
+    );
+    assert!(node.after_ms(1).contains(&"kill db-1".to_owned()));
     assert_eq!(node.exited("db-1", ExitHow::LeaseLost), ["gate db-1 Shut"]);
     assert!(
         !node
@@ -982,7 +990,7 @@ fn questions_come_at_their_pace_and_one_at_a_time() {
     assert_eq!(node.after_ms(4_999), NOTHING);
     assert_eq!(node.after_ms(1), ["probe web-1 Health"]);
     assert_eq!(
-        node.after_ms(3_000),
+        node.after_ms(13_000),
         ["probe web-1 Health"],
         "a lost answer is asked for anew"
     );
@@ -1024,8 +1032,8 @@ fn it_wakes_when_something_is_due_and_not_before() {
     node.want(vec![desired("web-1")]);
     assert_eq!(
         node.state.next_wake(),
-        None,
-        "a preparation has no deadline"
+        Some(Instant(node.clock).after(Duration::from_secs(60))),
+        "an order may be lost"
     );
     node.prepared("web-1", 1);
     node.started("web-1", 1);
@@ -1099,4 +1107,145 @@ fn an_end_is_told_with_its_last_words_and_a_wanted_one_is_no_restart() {
     node.drained("web-1");
     node.exited("web-1", ExitHow::Signal { signal: 15 });
     assert_eq!(restarts(&node), 0, "the end was wanted");
+}
+
+#[test]
+fn an_order_that_was_lost_is_given_again() {
+    let mut node = Node::new();
+    assert_eq!(node.want(vec![desired("web-1")]), ["prepare web-1 1"]);
+    assert_eq!(node.after_ms(59_999), NOTHING);
+    assert_eq!(node.after_ms(1), ["prepare web-1 1"]);
+    assert_eq!(node.after_ms(60_000), ["prepare web-1 1"]);
+    assert_eq!(node.prepared("web-1", 1), ["start web-1 1"]);
+    assert_eq!(node.after_ms(60_000), ["start web-1 1"]);
+    node.started("web-1", 1);
+    let done = node.after_ms(60_000);
+    assert!(
+        !done.iter().any(|done| done.starts_with("start")),
+        "{done:?}"
+    );
+}
+
+#[test]
+fn what_runs_once_says_how_long_it_waited_for_its_needs() {
+    let mut node = Node::new();
+    let waits = changed("a-1", |one| {
+        runs_once(one);
+        one.start_after = vec![ResourceName::new("db").unwrap()];
+    });
+    node.want(vec![waits]);
+    node.after_ms(299_999);
+    let instance = id("a-1");
+    let at = Now {
+        instant: Instant(node.clock + Duration::from_millis(1)),
+        at: jiff::Timestamp::UNIX_EPOCH,
+    };
+    let told = step(&mut node.state, Input::Tick, at);
+    let says = |output: &Output| {
+        matches!(output, Output::Tell { instance: Some(about), reason, .. }
+            if *about == instance && reason.message.contains("waited 300 s"))
+    };
+    assert!(told.iter().any(says), "{told:?}");
+}
+
+impl Node {
+    fn unkillable(&mut self, name: &str) -> Vec<String> {
+        let run = self.state.instance(&id(name)).unwrap().run();
+        self.step(Input::Unkillable {
+            instance: id(name),
+            run,
+            processes: vec!["pid 7 (sleep): in a frozen cgroup".to_owned()],
+        })
+    }
+}
+
+#[test]
+fn what_can_not_be_killed_is_named_and_keeps_its_place() {
+    let stored = |name: &str| {
+        changed(name, |one| {
+            one.slot = Some(0);
+            one.service = ResourceName::new("db").unwrap();
+        })
+    };
+    // While it runs, its main process having ended; while it is being stopped; while it is being started.
+    for phase in ["runs", "leaves", "starts"] {
+        let mut node = Node::new();
+        node.want(vec![stored("db-1")]);
+        node.prepared("db-1", 1);
+        if phase != "starts" {
+            node.started("db-1", 1);
+            node.answers("db-1", Question::Health, true);
+        }
+        let both = |wanted| {
+            let mut old = stored("db-1");
+            old.wanted = wanted;
+            vec![old, stored("db-2")]
+        };
+        node.want(both(match phase {
+            "leaves" => Wanted::Leave,
+            _ => Wanted::Run,
+        }));
+        node.unkillable("db-1");
+        let reason = node.reason("db-1");
+        assert!(reason.contains("pid 7 (sleep)"), "{phase}: {reason}");
+        let later = node.after_ms(59_000);
+        assert!(
+            !later.iter().any(|done| done.starts_with("prepare db-2")),
+            "{phase}: {later:?}"
+        );
+        assert_eq!(
+            node.reason("db-1"),
+            reason,
+            "{phase}: named as long as it is there"
+        );
+        // Not even forgotten by the servers is it out of sight.
+        node.want(vec![stored("db-2")]);
+        assert_eq!(node.reason("db-1"), reason, "{phase}");
+        node.exited("db-1", ExitHow::Signal { signal: 9 });
+        assert!(node.state.instance(&id("db-1")).is_none(), "{phase}");
+        assert!(
+            node.after_ms(1_000).contains(&"prepare db-2 1".to_owned())
+                || node
+                    .state
+                    .instance(&id("db-2"))
+                    .is_some_and(|one| one.prepares(1)),
+            "{phase}"
+        );
+    }
+}
+
+#[test]
+fn of_what_nobody_knows_whether_it_lives_nothing_is_started_before_it_is_ended() {
+    let mut node = Node::new();
+    let adopted = node.step(Input::Adopted {
+        desired: Box::new(desired("a-1")),
+        history: History::default(),
+        process: Adopted::Unknown,
+    });
+    assert_eq!(adopted, ["kill a-1"]);
+    assert_eq!(node.want(vec![desired("a-1")]), NOTHING);
+    assert!(node.state.instance(&id("a-1")).unwrap().has_process());
+    assert_eq!(node.after_ms(1_000), ["kill a-1"]);
+    node.exited("a-1", ExitHow::Unknown);
+    assert!(node.after_ms(5_000).contains(&"prepare a-1 2".to_owned()));
+}
+
+#[test]
+fn answers_that_are_lost_count_as_failures() {
+    let alive = changed("web-1", |one| {
+        one.spec.health.ask = Ask::None;
+        one.spec.alive = Some(model::compute::Probe::default());
+    });
+    let table = [
+        (desired("web-1"), "gate web-1 Held"),
+        (alive, "terminate web-1"),
+    ];
+    for (desired, expected) in table {
+        let mut node = Node::serving(vec![desired]);
+        let mut seen = Vec::new();
+        for _ in 0..60 {
+            seen.extend(node.after_ms(1_000));
+        }
+        assert!(seen.contains(&expected.to_owned()), "{expected}: {seen:?}");
+    }
 }

@@ -1,11 +1,14 @@
 //! `services`, and the `defaults` that they share.
 
 use super::texts::{
-    ACCESS, AFFINITY, BALANCE, CPU, FILES, GRACE, HOST_AND_PORT, HTTP_PATH, LABEL, LABEL_VALUE,
-    NAME, NEED_WORD, ON_PARTITION, PROBE_PATH, PROTOCOL, SIZE, SPAN, SPREAD_BY, TEXT, TRUE,
-    VARIABLE,
+    ACCESS, AFFINITY, BALANCE, CPU, FILES, GRACE, HOST, HOST_AND_PORT, HTTP_PATH, LABEL,
+    LABEL_VALUE, NAME, NEED_WORD, ON_PARTITION, PROBE_PATH, PROTOCOL, SIZE, SPAN, SPREAD_BY, TEXT,
+    TRUE, VARIABLE,
 };
 use super::{Entries, Key, SERVICES_MAX, Shape, key, required};
+
+/// What Linux has of them on a machine at most.
+const PIDS_MAX: u32 = 4_194_304;
 
 pub(super) static SERVICES: Entries = Entries {
     key: &NAME,
@@ -15,10 +18,11 @@ pub(super) static SERVICES: Entries = Entries {
     most: SERVICES_MAX,
 };
 
-pub(super) static DEFAULTS: [Key; 13] = [
+pub(super) static DEFAULTS: [Key; 14] = [
     REPLICAS,
     CPU_KEY,
     MEMORY_KEY,
+    PIDS_KEY,
     ENV_KEY,
     PROTOCOL_KEY,
     HEALTH_KEY,
@@ -31,7 +35,7 @@ pub(super) static DEFAULTS: [Key; 13] = [
     LABELS_KEY,
 ];
 
-static SERVICE: [Key; 23] = [
+static SERVICE: [Key; 24] = [
     key(
         "run",
         COMMAND_LIST,
@@ -50,6 +54,7 @@ static SERVICE: [Key; 23] = [
     REPLICAS,
     CPU_KEY,
     MEMORY_KEY,
+    PIDS_KEY,
     ENV_KEY,
     key(
         "needs",
@@ -119,6 +124,15 @@ pub(super) const MEMORY_KEY: Key = key(
     "memory",
     Shape::Text(&SIZE),
     "What the scheduler counts, and a hard limit. Default: 128Mi.",
+);
+
+const PIDS_KEY: Key = key(
+    "pids",
+    Shape::Number {
+        least: 1,
+        most: PIDS_MAX as u64,
+    },
+    "Processes and threads of one instance together, a hard limit. Default: 4096.",
 );
 
 const ENV_KEY: Key = key(
@@ -277,11 +291,16 @@ static SUBSCRIPTION: [Key; 3] = [
 
 const PROBE: Shape = Shape::OneOf(&[Shape::Text(&PROBE_PATH), Shape::Fields(&PROBE_FIELDS)]);
 
-static PROBE_FIELDS: [Key; 6] = [
+static PROBE_FIELDS: [Key; 7] = [
     key(
         "http",
         Shape::Text(&HTTP_PATH),
         "`GET` of this path answers 200 to 399.",
+    ),
+    key(
+        "host",
+        Shape::Text(&HOST),
+        "The `Host` that `http` asks for. Default: the host of the first route that leads to the service, else the address of the instance.",
     ),
     key(
         "exec",

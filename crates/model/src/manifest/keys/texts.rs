@@ -159,6 +159,23 @@ pub(super) static HOST_AND_PORT: Form = Form {
     ..FORM
 };
 
+/// As a client would send it: a port may follow.
+pub(super) static HOST: Form = Form {
+    expected: "a host",
+    check: |text| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+        let known = !text.is_empty() && text.len() <= 255 && text.chars().all(plain);
+        expect(
+            known,
+            text,
+            "the name of a host, such as `shop.example.org`",
+        )
+    },
+    examples: &["shop.example.org"],
+    pattern: Some("^[-A-Za-z0-9._:\\[\\]]+$"),
+    ..FORM
+};
+
 pub(super) static HTTP_PATH: Form = Form {
     expected: "a path",
     check: |text| {

@@ -7,7 +7,7 @@ use model::compute::{Ask, BEFORE_DEPLOY_FAILED, Completion, Exit, ExitHow};
 use model::control::Reason;
 use model::signals::Level;
 
-use super::{Instance, Phase, Process, QUIET_START, Why};
+use super::{Instance, KILL_AGAIN, ORDER_AGAIN, Phase, Process, QUIET_START, Why};
 use crate::Now;
 use crate::agent::probing::NOT_READY_INTERVAL;
 use crate::agent::{Draw, Input, Output, Question};
@@ -26,20 +26,10 @@ impl Instance {
         outputs: &mut Vec<Output>,
     ) {
         match input {
-            Input::Prepared { run, .. } if run == self.run => {
-                if matches!(self.phase, Phase::Preparing) {
-                    let waited = self.has_waited();
-                    self.phase = Phase::Starting;
-                    self.reason = self.reason.take().filter(|_| !waited);
-                    outputs.push(Output::Start {
-                        instance: self.desired.instance.clone(),
-                        run,
-                    });
-                }
-            }
+            Input::Prepared { run, .. } if self.prepares(run) => self.start(now, outputs),
             Input::Lacks { run, reason, .. } if self.prepares(run) => self.lacks(reason, outputs),
             Input::NotStarted { run, error, .. } if run == self.run => {
-                if matches!(self.phase, Phase::Preparing | Phase::Starting) {
+                if matches!(self.phase, Phase::Preparing { .. } | Phase::Starting { .. }) {
                     let how = ExitHow::NotStarted { error };
                     self.ended(Exit { how, at: now.at }, None, stopping, now, draw, outputs);
                 }
@@ -53,6 +43,9 @@ impl Instance {
             } if run == self.run => self.started(pid, address, at, now, outputs),
             Input::Suspended { run, suspended, .. } if run == self.run => {
                 self.suspended(suspended, now, outputs);
+            }
+            Input::Unkillable { run, processes, .. } if run == self.run && self.has_process() => {
+                self.unkillable(&processes, now, outputs);
             }
             Input::Exited {
                 run,
@@ -77,6 +70,18 @@ impl Instance {
         }
     }
 
+    fn start(&mut self, now: Now, outputs: &mut Vec<Output>) {
+        let waited = self.has_waited();
+        self.phase = Phase::Starting {
+            again_at: now.instant.after(ORDER_AGAIN),
+        };
+        self.reason = self.reason.take().filter(|_| !waited);
+        outputs.push(Output::Start {
+            instance: self.desired.instance.clone(),
+            run: self.run,
+        });
+    }
+
     /// Said once, however often it is tried.
     fn lacks(&mut self, reason: Reason, outputs: &mut Vec<Output>) {
         if self.reason.as_ref() != Some(&reason) {
@@ -93,7 +98,7 @@ impl Instance {
         now: Now,
         outputs: &mut Vec<Output>,
     ) {
-        if !matches!(self.phase, Phase::Starting) {
+        if !matches!(self.phase, Phase::Starting { .. }) {
             return;
         }
         self.phase = Phase::Running;
@@ -110,6 +115,24 @@ impl Instance {
             Reason::new("started", format!("started, pid {pid}")),
             outputs,
         );
+    }
+
+    /// It is named until it is gone, and holds what it held: its place, its volumes, its lease.
+    fn unkillable(&mut self, processes: &[String], now: Now, outputs: &mut Vec<Output>) {
+        let message = format!("still there after SIGKILL: {}", processes.join(", "));
+        let remedy = "it goes when the kernel lets go of it: a disk that answers again, a frozen cgroup that is thawed, or a restart of the machine";
+        let reason = Reason::new("unkillable", message).with_detail(vec![remedy.to_owned()]);
+        if matches!(self.phase, Phase::Running | Phase::Draining { .. }) {
+            // Its main process has ended.
+            self.phase = Phase::Stopping {
+                why: Why::Restart,
+                kill_at: now.instant.after(KILL_AGAIN),
+            };
+        }
+        if self.reason.as_ref() != Some(&reason) {
+            self.reason = Some(reason.clone());
+            self.tell(Level::Error, reason, outputs);
+        }
     }
 
     fn suspended(&mut self, suspended: bool, now: Now, outputs: &mut Vec<Output>) {
@@ -137,7 +160,7 @@ impl Instance {
         self.tell(Level::Warning, reason, outputs);
     }
 
-    fn probed(
+    pub(super) fn probed(
         &mut self,
         question: Question,
         answer: Result<(), String>,
@@ -212,7 +235,7 @@ impl Instance {
                 "`health: none` in the manifest is for a program that listens to nothing"
                     .to_owned(),
             ],
-            Ask::Http { path } => vec![format!(
+            Ask::Http { path, .. } => vec![format!(
                 "GET {path} at {address} should be answered 200 to 399: the port is in $PORT"
             )],
             Ask::Exec { .. } | Ask::Engine | Ask::None => Vec::new(),

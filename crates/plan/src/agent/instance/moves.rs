@@ -4,10 +4,12 @@ use model::compute::{Ask, Wanted};
 use model::control::Reason;
 use model::ids::{InstanceId, ResourceId, ResourceName};
 use model::signals::Level;
-use model::timing::EMPTY_AFTER;
+use model::timing::KILL_AFTER;
 use model::traffic::Protocol;
 
-use super::{Instance, KILL_AGAIN, Phase, Process, WAIT_FOR_NEEDS, Why, World};
+use super::{
+    Instance, KILL_AGAIN, ORDER_AGAIN, Phase, Process, WAIT_FOR_NEEDS, Why, World, wait_for_needs,
+};
 use crate::agent::{Output, Question};
 use crate::{Instant, Now};
 
@@ -30,13 +32,18 @@ impl Instance {
         let leaves = self.leaves(world.stopping);
         match self.phase {
             // An agent that slept may be told only now that it is prepared: what it was allowed then it may not be now.
-            Phase::Preparing if !leaves && self.must_stop(world) => self.wait_for_lease(),
-            Phase::Preparing | Phase::Starting if !leaves => {}
-            // Its process comes up in a moment; then it is stopped.
-            Phase::Starting => {}
+            Phase::Preparing { .. } if !leaves && self.must_stop(world) => self.wait_for_lease(),
+            Phase::Preparing { again_at } if !leaves => self.order_again(again_at, now, outputs),
+            // If it leaves: its process comes up in a moment; then it is stopped.
+            Phase::Starting { again_at } => self.order_again(again_at, now, outputs),
             Phase::Running if leaves => self.leave(world.now, outputs),
             Phase::Running if self.must_stop(world) => self.stop_without_lease(world, outputs),
-            Phase::Running => self.ask(now, outputs),
+            Phase::Running => {
+                self.count_lost(world.now, outputs);
+                if matches!(self.phase, Phase::Running) {
+                    self.ask(now, outputs);
+                }
+            }
             Phase::Draining { until } if now >= until => {
                 let reason = Reason::new(
                     "drain-timeout",
@@ -61,7 +68,7 @@ impl Instance {
                 };
                 self.start_in_order(now.after(WAIT_FOR_NEEDS), world, outputs);
             }
-            Phase::Finished | Phase::Failed | Phase::Preparing => {}
+            Phase::Finished | Phase::Failed | Phase::Preparing { .. } => {}
         }
         true
     }
@@ -85,7 +92,7 @@ impl Instance {
 
     /// The set of volumes that it writes, or is about to: nobody else may until its process has ended.
     pub(in crate::agent) fn holds_volumes(&self) -> Option<((ResourceId, u32), InstanceId)> {
-        let holds = self.has_process() || matches!(self.phase, Phase::Preparing);
+        let holds = self.has_process() || matches!(self.phase, Phase::Preparing { .. });
         self.volumes()
             .filter(|_| holds)
             .map(|volumes| (volumes, self.desired.instance.clone()))
@@ -148,7 +155,7 @@ impl Instance {
         }
         let message = format!(
             "starts without {missing}: waited {} s",
-            WAIT_FOR_NEEDS.as_secs()
+            wait_for_needs(&self.desired).as_secs()
         );
         self.tell(
             Level::Warning,
@@ -182,7 +189,9 @@ impl Instance {
             self.reason = Some(Reason::new("waits-for-volumes", message));
             return;
         }
-        self.phase = Phase::Preparing;
+        self.phase = Phase::Preparing {
+            again_at: world.now.instant.after(ORDER_AGAIN),
+        };
         self.run += 1;
         if self.has_waited() {
             self.reason = None;
@@ -191,6 +200,25 @@ impl Instance {
             instance: self.desired.instance.clone(),
             run: self.run,
         });
+    }
+
+    /// Whoever acts may not have heard the last one.
+    fn order_again(&mut self, again_at: Instant, now: Instant, outputs: &mut Vec<Output>) {
+        if now < again_at {
+            return;
+        }
+        let (instance, run) = (self.desired.instance.clone(), self.run);
+        let again_at = now.after(ORDER_AGAIN);
+        match self.phase {
+            Phase::Starting { .. } => {
+                self.phase = Phase::Starting { again_at };
+                outputs.push(Output::Start { instance, run });
+            }
+            _ => {
+                self.phase = Phase::Preparing { again_at };
+                outputs.push(Output::Prepare { instance, run });
+            }
+        }
     }
 
     fn wait_for_lease(&mut self) {
@@ -236,7 +264,7 @@ impl Instance {
         let sent_at = world.lease.sent_at().unwrap_or(world.now.instant);
         self.phase = Phase::Stopping {
             why: Why::Lease,
-            kill_at: sent_at.after(EMPTY_AFTER),
+            kill_at: sent_at.after(KILL_AFTER),
         };
         let reason = Reason::new(
             "lease-lost",
@@ -263,6 +291,25 @@ impl Instance {
         outputs.push(Output::Kill {
             instance: self.desired.instance.clone(),
         });
+    }
+
+    /// An answer that does not come is one that says nothing good.
+    fn count_lost(&mut self, now: Now, outputs: &mut Vec<Output>) {
+        let Some(process) = self.process.as_ref().filter(|process| !process.suspended) else {
+            return;
+        };
+        let lost = || Err("the answer was lost".to_owned());
+        let health = process
+            .health
+            .is_lost(&self.desired.spec.health, now.instant);
+        let alive = self.desired.spec.alive.as_ref();
+        let alive = alive.is_some_and(|alive| process.alive.is_lost(alive, now.instant));
+        if health {
+            self.probed(Question::Health, lost(), now, outputs);
+        }
+        if alive {
+            self.probed(Question::Alive, lost(), now, outputs);
+        }
     }
 
     fn ask(&mut self, now: Instant, outputs: &mut Vec<Output>) {
@@ -297,6 +344,7 @@ impl Instance {
             Phase::Waiting { until } | Phase::Draining { until } | Phase::BackingOff { until } => {
                 Some(until)
             }
+            Phase::Preparing { again_at } | Phase::Starting { again_at } => Some(again_at),
             Phase::Stopping { kill_at, .. } => Some(kill_at),
             Phase::Running => self.next_question(),
             _ => None,

@@ -60,8 +60,8 @@ impl Instance {
     fn state(&self) -> InstanceState {
         match self.phase {
             Phase::Waiting { .. } => InstanceState::Pending,
-            Phase::Preparing if self.has_waited() => InstanceState::Pending,
-            Phase::Preparing | Phase::Starting => InstanceState::Starting,
+            Phase::Preparing { .. } if self.has_waited() => InstanceState::Pending,
+            Phase::Preparing { .. } | Phase::Starting { .. } => InstanceState::Starting,
             Phase::Running if self.runs_once() => InstanceState::Running,
             Phase::Running => match self
                 .process

@@ -1,0 +1,75 @@
+//! A group below that of an instance: for a command beside the workload that has to be ended apart from it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Error, Group, MOVE_ROUNDS, make};
+
+impl Group {
+    /// Makes a group below this one, for a command that has to be ended apart from the rest. It needs no controller of its own: what it uses
+    /// counts as this group's.
+    pub(crate) fn leaf(&self, name: &str) -> Result<Option<Leaf>, Error> {
+        let Some(parent) = self.unified.as_ref().or(self.legacy.last()) else {
+            return Ok(None);
+        };
+        let path = make(parent, name)?;
+        let below = |one: &PathBuf| match one == parent {
+            true => path.clone(),
+            false => one.clone(),
+        };
+        let joined = Self {
+            unified: self.unified.as_ref().map(below),
+            legacy: self.legacy.iter().map(below).collect(),
+            out_of_memory: None,
+        };
+        let own = match &self.unified {
+            Some(_) => Self {
+                unified: Some(path),
+                ..Self::default()
+            },
+            None => Self {
+                legacy: vec![path],
+                ..Self::default()
+            },
+        };
+        let parent = parent.clone();
+        Ok(Some(Leaf {
+            joined,
+            own,
+            parent,
+        }))
+    }
+}
+
+/// A group below that of an instance.
+#[derive(Debug)]
+pub(crate) struct Leaf {
+    /// What a process joins: the leaf, and the instance's group in the other hierarchies.
+    pub(crate) joined: Group,
+    own: Group,
+    parent: PathBuf,
+}
+
+impl Leaf {
+    /// Ends all in it and removes it.
+    pub(crate) fn end(&self, patience: Duration) -> Result<(), Error> {
+        self.own.kill_all(patience)?;
+        self.own.remove()
+    }
+
+    /// Leaves what is still in it to the instance's own group, and removes it.
+    pub(crate) fn dissolve(&self) -> Result<(), Error> {
+        for _ in 0..MOVE_ROUNDS {
+            for pid in self.own.processes() {
+                // It may have ended.
+                let procs = self.parent.join("cgroup.procs");
+                let _ = fs::write(procs, pid.as_raw_nonzero().to_string());
+            }
+            if self.own.remove().is_ok() {
+                return Ok(());
+            }
+        }
+        self.own.remove()
+    }
+}
