@@ -106,6 +106,7 @@ mod tests {
     fn steps_are_packed_whole_into_bounded_transactions() {
         let record = UidRecord {
             service: "shop/web".parse().unwrap(),
+            freed_at: None,
         };
         let draft = |first: u32| {
             let mut draft = Draft::new();

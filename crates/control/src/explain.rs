@@ -36,7 +36,7 @@ pub fn resource(
 /// What nobody knows of, with the name that was probably meant.
 pub fn unknown(shared: &Shared, project: &ProjectName, subject: &str, now: Now) -> Problem {
     let world = &shared.world;
-    if !world.projects().contains(project) {
+    if !world.has_project(project) {
         return problems::no_project(world, project);
     }
     let instances = views::instances(shared, project, now);

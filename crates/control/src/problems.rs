@@ -73,7 +73,7 @@ pub fn missing<'a>(
 
 /// A service that is not there, where its project is.
 pub fn no_service(world: &World, id: &ResourceId) -> Problem {
-    if !world.projects().contains(&id.project) {
+    if !world.has_project(&id.project) {
         return no_project(world, &id.project);
     }
     let what = match world.names.get(id) {

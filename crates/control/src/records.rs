@@ -10,7 +10,7 @@
 //! | `name/{project}/{name}` | [`NameRecord`]: names are unique across kinds |
 //! | `release/{project}/{service}/{number}` | `Release` |
 //! | `scale/`, `rollout/`, `placement/{project}/{service}` | `Scale`, `Rollout`, `PlacementGroup` |
-//! | `uid/{number}` | [`UidRecord`]: whose it is |
+//! | `uid/{number}` | [`UidRecord`]: whose it is or was |
 //! | `deploy/{project}` | [`DeployRecord`]: who deploys there now |
 //! | `forget/{project}/{service}` | [`ForgetRecord`]: whose volumes are to be deleted where |
 //! | `node/{name}` | `NodeRecord` |
@@ -243,7 +243,11 @@ impl fmt::Display for NameRecord {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UidRecord {
+    /// Whose it is, or was.
     pub service: ResourceId,
+    /// Since when it is nobody's: it rests, and is given anew when no other is left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freed_at: Option<Timestamp>,
 }
 
 /// Volumes whose deletion was asked for: the nodes that have not yet been told.

@@ -91,6 +91,18 @@ impl Entry {
         self.record.as_ref()?.current.as_ref()
     }
 
+    /// The service is gone, or on its way, and its data is kept for one of its name.
+    pub fn keeps_data(&self) -> bool {
+        let removing = self.record.as_ref().map(|record| &record.removing);
+        let goes = match removing {
+            None => true,
+            Some(None) => false,
+            Some(Some(removing)) => !removing.delete_data,
+        };
+        let homes = self.placements.as_ref().map(|group| &group.homes);
+        goes && homes.is_some_and(|homes| !homes.is_empty())
+    }
+
     pub fn group(&self) -> PlacementGroup {
         self.placements
             .as_ref()
@@ -212,7 +224,10 @@ impl World {
     }
 
     fn put_uid(&mut self, number: u32, record: Stored<UidRecord>) {
-        self.entry(record.service.clone()).uid = Some(number);
+        match record.freed_at {
+            None => self.entry(record.service.clone()).uid = Some(number),
+            Some(_) => self.forget_uid(&record.service, number),
+        }
         self.uids.insert(number, record);
     }
 
@@ -236,7 +251,7 @@ impl World {
             Key::Placement(id) => self.change(id, |entry| entry.placements = None),
             Key::Uid(number) => {
                 if let Some(record) = self.uids.remove(&number) {
-                    self.change(record.value.service, |entry| entry.uid = None);
+                    self.forget_uid(&record.value.service, number);
                 }
             }
             Key::Deploy(project) => drop(self.deploys.remove(&project)),
@@ -246,6 +261,12 @@ impl World {
             Key::Token(hash) => drop(self.tokens.remove(&hash)),
             Key::Idempotency(key) => drop(self.idempotency.remove(&key)),
         }
+    }
+
+    fn forget_uid(&mut self, service: &ResourceId, number: u32) {
+        self.change(service.clone(), |entry| {
+            entry.uid = entry.uid.filter(|uid| *uid != number);
+        });
     }
 
     fn entry(&mut self, id: ResourceId) -> &mut Entry {
@@ -298,6 +319,21 @@ impl World {
     }
 
     /// Those with anything declared.
+    /// Whether there is anything of a project, if only data that was kept.
+    pub fn has_project(&self, project: &ProjectName) -> bool {
+        self.projects().contains(project) || self.kept_of(project).next().is_some()
+    }
+
+    /// The services of a project that are gone and whose data was kept.
+    pub fn kept_of<'w>(
+        &'w self,
+        project: &'w ProjectName,
+    ) -> impl Iterator<Item = (&'w ResourceId, &'w Entry)> {
+        let all = self.services.iter();
+        all.filter(move |(id, entry)| id.project == *project && entry.keeps_data())
+    }
+
+    /// Those that something is declared in. Where there are none, those of which data was kept.
     pub fn projects(&self) -> Vec<ProjectName> {
         let services = self
             .services
@@ -306,6 +342,10 @@ impl World {
         let mut projects: Vec<_> = services.map(|(id, _)| id.project.clone()).collect();
         projects.extend(self.routes.keys().map(|(project, _)| project.clone()));
         projects.extend(self.secrets.keys().map(|id| id.project.clone()));
+        if projects.is_empty() {
+            let kept = self.services.iter().filter(|(_, entry)| entry.keeps_data());
+            projects.extend(kept.map(|(id, _)| id.project.clone()));
+        }
         projects.sort_unstable();
         projects.dedup();
         projects
@@ -327,11 +367,18 @@ impl World {
         })
     }
 
-    /// The lowest uid that nobody has.
+    /// The lowest uid that nobody ever had; where there is none, the one that was freed longest ago, since files and processes of its service may
+    /// outlive it for a while.
     pub fn free_uid(&self, taken_meanwhile: &[u32]) -> Option<u32> {
-        records::UIDS
+        let is_open = |uid: &u32| !taken_meanwhile.contains(uid);
+        let fresh = records::UIDS
             .clone()
-            .find(|uid| !self.uids.contains_key(uid) && !taken_meanwhile.contains(uid))
+            .find(|uid| !self.uids.contains_key(uid) && is_open(uid));
+        fresh.or_else(|| {
+            let freed = self.uids.iter().filter(|(uid, _)| is_open(uid));
+            let freed = freed.filter_map(|(uid, record)| Some((record.freed_at?, *uid)));
+            freed.min().map(|(_, uid)| uid)
+        })
     }
 }
 

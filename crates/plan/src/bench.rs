@@ -63,6 +63,7 @@ pub fn run(
             home: None,
             ceiling: Ceiling::Watermark,
             avoid: &[],
+            barred: &[],
             going: &[],
             instead_of: None,
         };

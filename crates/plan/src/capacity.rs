@@ -80,6 +80,7 @@ fn without(
                 home: None,
                 ceiling: Ceiling::Full,
                 avoid: &[],
+                barred: &[],
                 going: &[],
                 instead_of: None,
             };
@@ -181,6 +182,7 @@ mod tests {
                 home: None,
                 ceiling: Ceiling::Watermark,
                 avoid: &[],
+                barred: &[],
                 going: &[],
                 instead_of: None,
             };

@@ -19,6 +19,7 @@ use model::units::MilliCpu;
 
 pub use cluster::Cluster;
 use cluster::{Copies, Node};
+pub use reason::{FORGETTING, LACKS};
 use shelf::{NodeIndex, Pool, ZoneIndex};
 
 /// Of what a node has, in hundredths, what is given out while nothing is lost.
@@ -60,6 +61,8 @@ pub struct Request<'a> {
     pub ceiling: Ceiling,
     /// Nodes where it could not be started a moment ago.
     pub avoid: &'a [NodeName],
+    /// Nodes that it may not be placed on, and why.
+    pub barred: &'a [(NodeName, Reason)],
     /// The nodes of copies that are about to go, one entry for each: they take room still, and don't count for the spread.
     pub going: &'a [NodeName],
     /// The node of a copy whose place it takes, for which it must find a better one: see [`even`].
@@ -280,9 +283,16 @@ impl<'a> Search<'a> {
     }
 
     fn avoids(&self, node: NodeIndex) -> bool {
-        self.request
-            .avoid
-            .contains(&self.cluster.nodes[node].record.name)
+        let name = &self.cluster.nodes[node].record.name;
+        self.request.avoid.contains(name) || self.barred(node).is_some()
+    }
+
+    fn barred(&self, node: NodeIndex) -> Option<&'a Reason> {
+        let name = &self.cluster.nodes[node].record.name;
+        let mut barred = self.request.barred.iter();
+        barred
+            .find(|(barred, _)| barred == name)
+            .map(|(_, why)| why)
     }
 
     fn in_zone(&self, zone: ZoneIndex) -> u32 {

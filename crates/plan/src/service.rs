@@ -15,7 +15,7 @@
 //! What is certain of every step:
 //! * a ready copy is told to leave only while at least `replicas - unavailable` others are ready; new ones count once their release has proved
 //!   itself (see [`trial`]);
-//! * a copy with volumes is placed only when the one before it in its slot is gone, and only at the slot's home;
+//! * a copy with volumes is placed only when the one before it in its slot is gone, and only at the slot's home, which is where one was first ready;
 //! * instance numbers and epochs only grow;
 //! * nothing leaves while a node with copies of the service is silent, since what is ready there is then not known.
 
@@ -72,6 +72,8 @@ pub struct ServiceView<'a> {
     /// What nodes report of this service's instances.
     pub reports: &'a BTreeMap<InstanceName, &'a InstanceReport>,
     pub sight: &'a dyn Fn(&NodeName) -> Sight,
+    /// Nodes where a copy with volumes may not begin, and why: they have yet to forget data that was deleted, or lack what it runs on.
+    pub barred: &'a [(NodeName, Reason)],
     /// A brake is on: nothing is changed until it is released.
     pub hold: Option<&'a Reason>,
 }
@@ -115,6 +117,7 @@ pub fn step(
         on_trial: BTreeSet::new(),
         events: Vec::new(),
     };
+    step.bind_homes();
     step.drop_lost();
     step.drop_gone();
     let Some(target) = view
@@ -132,7 +135,7 @@ pub fn step(
     if let Some(active) = judge::active(&step, &rollout) {
         match step.spec(active).volumes.is_empty() {
             true => wake = earlier(wake, copies::act(&mut step, &rollout, active, memory)),
-            false => slots::act(&mut step, &rollout, active),
+            false => wake = earlier(wake, slots::act(&mut step, &rollout, active, memory)),
         }
     }
     step.decision(Some(rollout), wake)
@@ -225,7 +228,28 @@ impl<'a> Step<'a> {
 
     /// An instance with volumes that waits for its lost node: neither there nor missing.
     fn is_held(&self, placement: &Placement) -> bool {
-        placement.slot.is_some() && self.sight(&placement.node) == Sight::Lost
+        self.is_home(placement) && self.sight(&placement.node) == Sight::Lost
+    }
+
+    /// It has volumes, and they have their home where it stands.
+    fn is_home(&self, placement: &Placement) -> bool {
+        let home = placement.slot.and_then(|slot| self.group.homes.get(&slot));
+        home == Some(&placement.node)
+    }
+
+    /// Volumes have their home where a copy was first ready with them: before that there is nothing in them that anybody was given.
+    fn bind_homes(&mut self) {
+        for placement in &self.group.placements {
+            let report = self.view.reports.get(&placement.instance);
+            let was_ready = report.is_some_and(|report| {
+                report.epoch == placement.epoch
+                    && (report.ready || report.state == InstanceState::Finished)
+            });
+            if let Some(slot) = placement.slot.filter(|_| was_ready) {
+                let homes = &mut self.group.homes;
+                homes.entry(slot).or_insert_with(|| placement.node.clone());
+            }
+        }
     }
 
     /// What ran on a lost node is given up, and its replacement may start: the decision that the node is lost waited for its leases. What has a
@@ -233,7 +257,8 @@ impl<'a> Step<'a> {
     fn drop_lost(&mut self) {
         let keeps_slot = |placement: &Placement| {
             let wanted = placement.slot.is_some_and(|slot| slot < self.view.replicas);
-            wanted && placement.wanted == Wanted::Run && self.view.target.is_some()
+            let kept = wanted && self.is_home(placement);
+            kept && placement.wanted == Wanted::Run && self.view.target.is_some()
         };
         let lost: Vec<_> = self
             .group

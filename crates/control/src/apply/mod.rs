@@ -26,7 +26,7 @@ use crate::records::Key;
 use crate::world::World;
 
 pub use releases::{restart, rollback};
-pub use removal::{Deletion, remove_project, remove_resource};
+pub use removal::{Deletion, delete_data, remove_project, remove_resource};
 pub use secrets::{open as open_secret, set_value, users};
 pub use validate::check_value;
 

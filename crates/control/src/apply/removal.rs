@@ -1,8 +1,12 @@
 //! What is deleted: by name, by `--prune`, or a project as a whole.
 
+use std::collections::BTreeSet;
+
 use api::problem::Problem;
 use api::wire::{Action, Change, Kind};
-use model::ids::{ProjectName, ResourceId};
+use jiff::Timestamp;
+use model::compute::PlacementGroup;
+use model::ids::{NodeName, ProjectName, ResourceId};
 use model::traffic::Route;
 
 use super::secrets::users;
@@ -10,7 +14,7 @@ use super::{Author, Step, change};
 use crate::call::IfMatch;
 use crate::changes;
 use crate::draft::Draft;
-use crate::records::{Key, Removing, SecretRecord, ServiceRecord};
+use crate::records::{ForgetRecord, Key, Removing, SecretRecord, ServiceRecord, UidRecord};
 use crate::world::{Entry, Stored, World};
 
 /// How a resource is to be deleted.
@@ -43,6 +47,9 @@ pub fn remove_resource(
             let id = id()?;
             let entry = world.services.get(&id).ok_or_else(missing)?;
             if_match.check(&what, entry.live())?;
+            if entry.keeps_data() {
+                return of_kept(world, &id, entry, deletion.delete_data, author);
+            }
             let mut step =
                 of_service(&id, entry, deletion.delete_data, author).ok_or_else(missing)?;
             step.change.consequence += &left_without(world, &id);
@@ -140,10 +147,100 @@ pub fn remove_project(
         let id = ResourceId::new(project.clone(), name.clone());
         steps.push(of_secret(world, &id, stored));
     }
-    if steps.is_empty() {
-        return Err(Problem::not_found(format!("project {project}")));
+    for (id, entry) in world.kept_of(project).filter(|_| delete_data) {
+        steps.push(of_kept(world, id, entry, delete_data, author)?);
     }
-    Ok(steps)
+    match (steps.is_empty(), world.kept_of(project).next()) {
+        (false, _) => Ok(steps),
+        (true, None) => Err(Problem::not_found(format!("project {project}"))),
+        (true, Some((id, _))) => Err(only_data_is_left(
+            id,
+            &format!("mainland delete --all -p {project}"),
+        )),
+    }
+}
+
+fn only_data_is_left(id: &ResourceId, command: &str) -> Problem {
+    let title = format!("{id} is deleted already, and its data was kept");
+    Problem::conflict("only-data-left", title).remedy(format!(
+        "`{command} --delete-data` deletes the data as well"
+    ))
+}
+
+/// Deletes what a service left behind.
+fn of_kept(
+    world: &World,
+    id: &ResourceId,
+    entry: &Entry,
+    with_data: bool,
+    author: &Author,
+) -> Result<Step, Problem> {
+    if !with_data {
+        let command = format!("mainland delete service {} -p {}", id.name, id.project);
+        return Err(only_data_is_left(id, &command));
+    }
+    let mut draft = Draft::new();
+    match &entry.record {
+        // Its instances still leave: the leader does the rest.
+        Some(record) => {
+            let next = ServiceRecord {
+                removing: Some(Removing {
+                    delete_data: true,
+                    by: author.name.clone(),
+                    at: author.at,
+                }),
+                ..record.value.clone()
+            };
+            draft.put(Key::Service(id.clone()), Some(record), &next);
+        }
+        None => delete_data(&mut draft, world, id, entry, author.at),
+    }
+    let consequence = "the data that was kept of it is deleted".to_owned();
+    Ok(Step {
+        change: removed(Kind::Services, id.name.as_str(), consequence),
+        draft,
+    })
+}
+
+/// Of a service whose instances are gone: its volumes are forgotten where they are, its uid rests, its secret goes. Its numbers stay, so that they
+/// only grow.
+pub fn delete_data(
+    draft: &mut Draft,
+    world: &World,
+    id: &ResourceId,
+    entry: &Entry,
+    now: Timestamp,
+) {
+    if let Some(uid) = entry.uid {
+        let freed = UidRecord {
+            service: id.clone(),
+            freed_at: Some(now),
+        };
+        draft.put(Key::Uid(uid), world.uids.get(&uid), &freed);
+    }
+    if let Some(secret) = world.engine_secrets.get(id) {
+        draft.delete(Key::EngineSecret(id.clone()), secret);
+    }
+    let Some(stored) = &entry.placements else {
+        return;
+    };
+    let group = entry.group();
+    let kept = PlacementGroup {
+        pending: Vec::new(),
+        homes: Default::default(),
+        ..group.clone()
+    };
+    draft.put(Key::Placement(id.clone()), Some(stored), &kept);
+    if group.homes.is_empty() {
+        return;
+    }
+    // Those that were not yet told of an earlier deletion are told once for both.
+    let known = entry.forget.iter().flat_map(|forget| &forget.nodes);
+    let nodes: BTreeSet<NodeName> = known.chain(group.homes.values()).cloned().collect();
+    let forget = ForgetRecord {
+        nodes: nodes.into_iter().collect(),
+    };
+    draft.put(Key::Forget(id.clone()), entry.forget.as_ref(), &forget);
 }
 
 /// Marks a service as on its way out: its instances leave, then the leader removes its records.

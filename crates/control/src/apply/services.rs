@@ -86,9 +86,6 @@ impl Planner<'_> {
             removing: None,
         };
         draft.put(Key::Service(id.clone()), entry.record.as_ref(), &record);
-        if let Some(forget) = &entry.forget {
-            draft.delete(Key::Forget(id.clone()), forget);
-        }
         let zones = open_zones(self.world);
         let running = Running {
             before: 0,
@@ -158,9 +155,10 @@ impl Planner<'_> {
         self.uids.push(uid);
         draft.put::<UidRecord>(
             Key::Uid(uid),
-            None,
+            self.world.uids.get(&uid),
             &UidRecord {
                 service: id.clone(),
+                freed_at: None,
             },
         );
         Ok(())

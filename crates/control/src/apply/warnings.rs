@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::compute::{PlacementGroup, Service};
-use model::ids::{InstanceName, ReleaseNumber, ResourceId, ResourceName};
+use model::control::{Capacity, Reason};
+use model::ids::{InstanceName, NodeName, ReleaseNumber, ResourceId, ResourceName};
 use plan::place::{self, Ceiling, Cluster, Request};
 
 use super::Planner;
@@ -88,9 +89,15 @@ fn not_covered(
     for (id, group, spec) in &plans {
         cluster.set_group(id, group, |_| place::size_of(spec));
     }
+    let mut warnings = Vec::new();
     for (name, (spec, wanted)) in services {
         let id = planner.id(name);
-        let group = imagined(&mut cluster, world, &id, spec, *wanted);
+        let asked = planner.request.apply.services.contains_key(name);
+        let (group, refused) = imagined(&mut cluster, world, &id, spec, *wanted);
+        if let Some(reason) = refused.filter(|_| asked && !world.nodes.is_empty()) {
+            let placed = group.placements.len();
+            warnings.push(no_place(name, placed, *wanted, &reason));
+        }
         plans.push((id, group, spec.clone()));
     }
     let releases: Vec<BTreeMap<ReleaseNumber, &Service>> = plans
@@ -113,10 +120,20 @@ fn not_covered(
         })
         .collect();
     let shortfalls = plan::capacity::shortfalls(&cluster, &loads);
-    shortfalls
-        .into_iter()
-        .map(|reason| reason.message)
-        .collect()
+    warnings.extend(shortfalls.into_iter().map(|reason| reason.message));
+    warnings
+}
+
+fn no_place(name: &ResourceName, placed: usize, wanted: u32, reason: &Reason) -> String {
+    format!(
+        "only {placed} of {wanted} copies of {name} would have a place, the others are pending: {reason}"
+    )
+}
+
+/// What a copy of it takes as it is now.
+fn size_before(world: &World, id: &ResourceId) -> Option<Capacity> {
+    let record = world.services.get(id)?.record.as_ref()?;
+    Some(place::size_of(&record.spec))
 }
 
 /// The other projects as they are.
@@ -133,20 +150,25 @@ fn others(world: &World, planner: &Planner<'_>) -> Vec<(ResourceId, PlacementGro
         .collect()
 }
 
-/// The copies of one service where they are, and where the missing ones would go.
+/// The copies of one service where they are, and where the missing ones would go; of what asks for more than before, where all would go. With
+/// them why the first without a place has none.
 fn imagined(
     cluster: &mut Cluster,
     world: &World,
     id: &ResourceId,
     spec: &Service,
     wanted: u32,
-) -> PlacementGroup {
+) -> (PlacementGroup, Option<Reason>) {
     let mut group = world
         .services
         .get(id)
         .map(|entry| entry.group())
         .unwrap_or_default();
-    group.placements.truncate(wanted as usize);
+    let size = place::size_of(spec);
+    let grows = size_before(world, id)
+        .is_some_and(|before| before.cpu < size.cpu || before.memory < size.memory);
+    let stay = if grows { 0 } else { wanted as usize };
+    group.placements.truncate(stay);
     cluster.set_group(id, &group, |_| place::size_of(spec));
     let taken: BTreeSet<InstanceName> = group
         .placements
@@ -156,22 +178,30 @@ fn imagined(
     let names =
         (1..).filter_map(|number: u64| InstanceName::new(format!("{}-{number}", id.name)).ok());
     let missing = (wanted as usize).saturating_sub(group.placements.len());
+    let mut homes: Vec<NodeName> = match grows {
+        true => group.homes.values().cloned().collect(),
+        false => Vec::new(),
+    };
     for instance in names.filter(|name| !taken.contains(name)).take(missing) {
+        // What has a volume stays where it is.
+        let home = homes.pop();
         let request = Request {
             service: id,
             instance: &instance,
-            size: place::size_of(spec),
+            size,
             labels: &spec.labels,
             spread: spec.spread,
-            home: None,
+            home: home.as_ref(),
             ceiling: Ceiling::Watermark,
             avoid: &[],
+            barred: &[],
             going: &[],
             instead_of: None,
         };
         // What finds no place is pending, and told as such.
-        let Ok(placed) = place::place(cluster, &request) else {
-            break;
+        let placed = match place::place(cluster, &request) {
+            Ok(placed) => placed,
+            Err(refused) => return (group, Some(refused.reason)),
         };
         group.placements.push(model::compute::Placement {
             instance: instance.clone(),
@@ -187,7 +217,7 @@ fn imagined(
             at: planner_time(),
         });
     }
-    group
+    (group, None)
 }
 
 /// Imagined placements are never stored.

@@ -247,7 +247,7 @@ fn passed_on(headers: &HeaderMap) -> HeaderMap {
 fn instance_of(server: &Server, id: &ResourceId) -> Result<Option<InstanceView>, Problem> {
     let now = server.clock.now();
     let engines = server.with(|shared| {
-        let known = shared.world.projects().contains(&id.project);
+        let known = shared.world.has_project(&id.project);
         known.then(|| views::engines(shared, &id.project, now))
     });
     let engines = engines.ok_or_else(|| projects::unknown(server, &id.project))?;

@@ -30,7 +30,7 @@ pub async fn list(server: Arc<Server>, call: Call) -> Answer {
         let items = views::instances(shared, &project, now);
         (
             items,
-            shared.world.projects().contains(&project),
+            shared.world.has_project(&project),
             shared.world.revision.to_string(),
         )
     });
@@ -47,7 +47,7 @@ pub async fn logs(server: Arc<Server>, call: Call) -> Answer {
     match node_of(&server, &project, &instance) {
         Ok(node) => forward(server, call, &node, "logs").await,
         Err(unknown) if unknown.status == 404 => {
-            let known = server.look(|world| world.projects().contains(&project));
+            let known = server.look(|world| world.has_project(&project));
             let path = path_of(&call, "logs")?;
             let found = match known {
                 true => search(&server, path).await,

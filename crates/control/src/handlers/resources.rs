@@ -61,7 +61,7 @@ pub async fn get(server: Arc<Server>, call: Call) -> Answer {
 }
 
 fn missing(world: &World, project: &ProjectName, kind: Kind, name: &str) -> Problem {
-    if !world.projects().contains(project) {
+    if !world.has_project(project) {
         return problems::no_project(world, project);
     }
     let noun = kind.as_str().trim_end_matches('s');

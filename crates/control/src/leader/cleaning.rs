@@ -11,6 +11,7 @@ use model::signals::Level;
 use plan::{Instant, Now};
 
 use super::{Leader, report};
+use crate::apply::delete_data;
 use crate::draft::Draft;
 use crate::events::About;
 use crate::observed::Observed;
@@ -37,7 +38,7 @@ impl Leader {
     pub(super) async fn clean(&mut self, now: Now) -> bool {
         let mut drafts = self
             .server
-            .with(|shared| removals(&shared.world, &shared.observed));
+            .with(|shared| removals(&shared.world, &shared.observed, now.at));
         let due = self
             .cleaning
             .done
@@ -60,11 +61,11 @@ impl Leader {
 }
 
 /// Services whose instances are gone, and volumes that their nodes have been told to forget.
-fn removals(world: &World, observed: &Observed) -> Vec<Draft> {
+fn removals(world: &World, observed: &Observed, now: Timestamp) -> Vec<Draft> {
     let mut drafts = Vec::new();
     for (id, entry) in &world.services {
-        drafts.extend(finished(world, id, entry));
-        drafts.extend(forgotten(id, entry, world, observed));
+        drafts.extend(finished(world, id, entry, now));
+        drafts.extend(forgotten(id, entry, observed));
         if drafts.len() >= STEPS_AT_ONCE {
             break;
         }
@@ -73,7 +74,7 @@ fn removals(world: &World, observed: &Observed) -> Vec<Draft> {
 }
 
 /// Removes the records of a deleted service once nothing of it runs. Where its numbers stood is kept, so that they only grow.
-fn finished(world: &World, id: &ResourceId, entry: &Entry) -> Option<Draft> {
+fn finished(world: &World, id: &ResourceId, entry: &Entry, now: Timestamp) -> Option<Draft> {
     let record = entry.record.as_ref()?;
     let removing = record.removing.as_ref()?;
     let group = entry.group();
@@ -92,43 +93,27 @@ fn finished(world: &World, id: &ResourceId, entry: &Entry) -> Option<Draft> {
     for number in entry.releases.keys() {
         draft.delete_anyway(Key::Release(id.clone(), *number));
     }
-    let keeps_data = !group.homes.is_empty() && !removing.delete_data;
-    if let Some(uid) = entry.uid.filter(|_| !keeps_data) {
-        draft.delete_anyway(Key::Uid(uid));
+    // Whose data stays has the same uid later, and is opened by the same secret.
+    if !group.homes.is_empty() && !removing.delete_data {
+        if let Some(stored) = &entry.placements {
+            let kept = PlacementGroup {
+                pending: Vec::new(),
+                ..group
+            };
+            draft.put(Key::Placement(id.clone()), Some(stored), &kept);
+        }
+        return Some(draft);
     }
-    // Whose data stays is opened by the same secret later.
-    if let Some(secret) = world.engine_secrets.get(id).filter(|_| !keeps_data) {
-        draft.delete(Key::EngineSecret(id.clone()), secret);
-    }
-    if let Some(stored) = &entry.placements {
-        let homes = if keeps_data {
-            group.homes.clone()
-        } else {
-            Default::default()
-        };
-        let kept = PlacementGroup {
-            pending: Vec::new(),
-            homes,
-            ..group.clone()
-        };
-        draft.put(Key::Placement(id.clone()), Some(stored), &kept);
-    }
-    if !keeps_data && !group.homes.is_empty() {
-        let nodes: BTreeSet<NodeName> = group.homes.into_values().collect();
-        let forget = ForgetRecord {
-            nodes: nodes.into_iter().collect(),
-        };
-        draft.put(Key::Forget(id.clone()), entry.forget.as_ref(), &forget);
-    }
+    delete_data(&mut draft, world, id, entry, now);
     Some(draft)
 }
 
-/// A node that acknowledged what told it to forget has been told. One that was removed is told nothing any more.
-fn forgotten(id: &ResourceId, entry: &Entry, world: &World, observed: &Observed) -> Option<Draft> {
+/// A node that acknowledged what told it to forget has been told. One that was removed may come back with what it has.
+fn forgotten(id: &ResourceId, entry: &Entry, observed: &Observed) -> Option<Draft> {
     let forget = entry.forget.as_ref()?;
     let told = |name: &NodeName| {
         let node = observed.nodes.get(name);
-        !world.nodes.contains_key(name) || node.is_some_and(|node| node.forgot.contains(id))
+        node.is_some_and(|node| node.forgot.contains(id))
     };
     let left: Vec<NodeName> = forget
         .nodes

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::compute::{InstanceReport, PlacementGroup, Release, ReleaseOrigin};
+use model::compute::{InstanceReport, Placement, PlacementGroup, Release, ReleaseOrigin};
 use model::control::{NodeRecord, Reason, Rollout, RolloutPhase};
 use model::ids::{InstanceId, InstanceName, NodeName, ReleaseNumber, ResourceId};
 use model::signals::Level;
@@ -15,7 +15,7 @@ use super::{Basis, LOOK_AT_ALL_EVERY, Leader, report};
 use crate::desired::Seen;
 use crate::draft::Draft;
 use crate::events::About;
-use crate::records::Key;
+use crate::records::{ForgetRecord, Key};
 use crate::state::Shared;
 use crate::world::Entry;
 
@@ -92,6 +92,7 @@ impl Leader {
         let seen = Seen::of(entry);
         self.count(id, entry, &seen);
         let own = own_reports(id, &seen.group, reports);
+        let barred = barred(entry);
         let view = ServiceView {
             id,
             target: entry
@@ -104,6 +105,7 @@ impl Leader {
             rollout: entry.rollout.as_ref().map(|rollout| &rollout.value),
             group: &seen.group,
             reports: &own,
+            barred: &barred,
             sight: &|node| shared.nodes.sight(node, now),
             hold: shared.nodes.brake().map(|brake| &brake.reason),
         };
@@ -248,6 +250,32 @@ impl Leader {
     }
 }
 
+/// Where no copy with volumes of it may begin.
+fn barred(entry: &Entry) -> Vec<(NodeName, Reason)> {
+    let forgetting = entry.forget.iter().flat_map(|forget| &forget.nodes);
+    let told = forgetting.map(|node| {
+        let message = "it has yet to forget deleted data of a service of that name";
+        (node.clone(), Reason::new(place::FORGETTING, message))
+    });
+    told.collect()
+}
+
+/// Nodes that hold what a copy may have written that is gone from there and never was ready: no home, and nothing of it is to be found again.
+fn left_behind(before: &PlacementGroup, after: &PlacementGroup) -> BTreeSet<NodeName> {
+    let is_there = |node: &NodeName| {
+        let stands = |placed: &Placement| placed.slot.is_some() && placed.node == *node;
+        after.homes.values().any(|home| home == node) || after.placements.iter().any(stands)
+    };
+    let with_volumes = before
+        .placements
+        .iter()
+        .filter(|placed| placed.slot.is_some());
+    with_volumes
+        .filter(|placed| !is_there(&placed.node))
+        .map(|placed| placed.node.clone())
+        .collect()
+}
+
 /// The applied release that what is to run came with. Restarts run the same once more; what was rolled back to had its turn.
 fn applied(entry: &Entry) -> Option<ReleaseNumber> {
     let current = entry.live()?.current.as_ref()?;
@@ -315,6 +343,15 @@ fn draft(id: &ResourceId, entry: &Entry, decision: ServiceDecision) -> Decided {
     // Decided from this record: if it changes meanwhile, it is decided anew.
     draft.only_if(Key::Service(id.clone()), entry.record.as_ref());
     let group = Seen::to_store(entry, decision.group);
+    let left = left_behind(&entry.group(), &group);
+    if !left.is_empty() {
+        let known = entry.forget.iter().flat_map(|forget| forget.nodes.clone());
+        let nodes: BTreeSet<NodeName> = left.into_iter().chain(known).collect();
+        let forget = ForgetRecord {
+            nodes: nodes.into_iter().collect(),
+        };
+        draft.put(Key::Forget(id.clone()), entry.forget.as_ref(), &forget);
+    }
     if entry
         .placements
         .as_ref()

@@ -24,7 +24,7 @@ const COVERAGE_NODES_MOST: usize = 200;
 
 /// `status`; `None` for a project that nobody declared.
 pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<ProjectStatus> {
-    if !shared.world.projects().contains(project) {
+    if !shared.world.has_project(project) {
         return None;
     }
     let instances = instances(shared, project, now);

@@ -433,6 +433,97 @@ async fn a_second_rollback_does_not_return_to_what_the_first_left() {
     assert_eq!(back.unwrap().release, ReleaseNumber(4));
 }
 
+fn with_volume(mut spec: model::compute::Service) -> model::compute::Service {
+    let size = Bytes::mebibytes(1);
+    spec.volumes
+        .insert(name("data"), model::state::Volume { size });
+    spec.on_partition = model::compute::OnPartition::Stop;
+    spec.rollout.surge = 0;
+    spec.rollout.unavailable = 1;
+    spec
+}
+
+#[tokio::test]
+async fn data_that_a_deletion_kept_is_listed_and_can_be_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    let client = &cloud.client;
+    for alone in [true, false] {
+        cloud
+            .apply(&apply_of(&[("db", with_volume(service(1)))]))
+            .await;
+        cloud.ready("db", 1).await;
+        client.delete_project(&project(), false).await.unwrap();
+        until("what is left is told", || async {
+            let status = client.status(&project()).await.ok()?;
+            let told = status
+                .attention
+                .iter()
+                .any(|reason| reason.code == "data-kept" && reason.message.contains("kept on a"));
+            (told && status.services.is_empty()).then_some(())
+        })
+        .await;
+        until("its instance is gone", || async {
+            cloud.ps().await.is_empty().then_some(())
+        })
+        .await;
+        let without = client.delete_project(&project(), false).await.map(drop);
+        assert_eq!(code(without), "only-data-left");
+        let told = node.forgot().len();
+        let changes = match alone {
+            true => client.delete(&project(), Kind::Services, "db", true).await,
+            false => client.delete_project(&project(), true).await,
+        };
+        assert!(changes.unwrap()[0].consequence.contains("is deleted"));
+        until("the node is told to forget", || async {
+            (node.forgot().len() > told).then_some(())
+        })
+        .await;
+        until("nothing is left", || async {
+            let gone = client.status(&project()).await.map(drop);
+            (code(gone) == "not-found").then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_would_find_no_place_is_warned_of_and_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _nodes = cloud.three_nodes().await;
+    let asking = |cpu: u64| {
+        let mut spec = service(3);
+        spec.cpu = model::units::MilliCpu(cpu);
+        spec
+    };
+    cloud.apply(&apply_of(&[("web", asking(5))])).await;
+    cloud.phase_of("web", 1, RolloutPhase::Done).await;
+    let more = apply_of(&[("web", asking(100_000))]);
+    let dry = cloud.client.apply(&project(), &more, true, &key()).await;
+    let warnings = dry.unwrap().warnings.join("\n");
+    assert!(
+        warnings.contains("only 0 of 3 copies of web would have a place")
+            && warnings.contains("cpu 100"),
+        "{warnings}"
+    );
+    let fits = apply_of(&[("web", asking(500))]);
+    let dry = cloud.client.apply(&project(), &fits, true, &key()).await;
+    assert!(!dry.unwrap().warnings.join("").contains("have a place"));
+    cloud.apply(&more).await;
+    until("it is told what it waits for", || async {
+        let rollout = cloud.client.rollout(&project(), &name("web")).await.ok()?;
+        let said = &rollout.reason.message;
+        let told = said.contains("0 of 3 new copies ready, 3 old ones are there")
+            && said.contains("waits for web-")
+            && said.contains("cpu 100");
+        told.then_some(())
+    })
+    .await;
+    assert_eq!(cloud.ready("web", 3).await.len(), 3);
+}
+
 #[tokio::test]
 async fn conditions_hold_or_nothing_is_done() {
     let directory = tempfile::tempdir().unwrap();

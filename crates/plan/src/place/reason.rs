@@ -11,6 +11,11 @@ use model::units::Bytes;
 use super::shelf::{NodeIndex, carries_one};
 use super::{Ceiling, Search};
 
+/// The node lacks a program that an engine runs on.
+pub const LACKS: &str = "lacks-program";
+/// The node has yet to forget deleted data of a service of that name.
+pub const FORGETTING: &str = "still-forgetting";
+
 pub(super) fn volume_on_lost_node(home: &NodeName) -> Reason {
     Reason::new("volume-on-lost-node", format!("volume on lost node {home}"))
 }
@@ -112,7 +117,7 @@ impl Search<'_> {
 
     /// Looks at every node once: a refusal is what a user most wants explained.
     pub(super) fn refusal(&self) -> Reason {
-        let mut counts: Vec<(&'static str, Cow<'static, str>, usize)> = Vec::new();
+        let mut counts: Vec<(&str, Cow<'static, str>, usize)> = Vec::new();
         for node in 0..self.cluster.nodes.len() {
             let Some((code, cause)) = self.cause(node) else {
                 continue;
@@ -157,13 +162,12 @@ impl Search<'_> {
     }
 
     /// The cause a user can do something about, before those that only describe the cluster.
-    fn nearest_miss<'c, C, T>(
-        &self,
-        counts: &'c [(&'static str, C, T)],
-    ) -> Option<&'c (&'static str, C, T)> {
+    fn nearest_miss<'c, C, T>(&self, counts: &'c [(&'c str, C, T)]) -> Option<&'c (&'c str, C, T)> {
         let order = [
             "spread",
             "not-started",
+            LACKS,
+            FORGETTING,
             "no-room",
             "labels",
             "cordoned",
@@ -175,7 +179,7 @@ impl Search<'_> {
     }
 
     /// Why this node was no choice; `None` for one that left the cluster, and for an edge, which never is one.
-    fn cause(&self, index: NodeIndex) -> Option<(&'static str, Cow<'static, str>)> {
+    fn cause(&self, index: NodeIndex) -> Option<(&str, Cow<'static, str>)> {
         let node = &self.cluster.nodes[index];
         let free = self.free(index);
         let size = self.request.size;
@@ -187,6 +191,10 @@ impl Search<'_> {
             && let Some(label) = labels.find(|label| !carries_one(&node.record, *label))
         {
             return Some(("labels", without(label).into()));
+        }
+        let stands = node.is_candidate();
+        if let Some(why) = self.barred(index).filter(|_| stands) {
+            return Some((why.code.as_str(), why.message.clone().into()));
         }
         let (code, cause) = match () {
             () if node.record.standing == Standing::Lost => ("node-lost", "lost"),

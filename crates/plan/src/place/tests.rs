@@ -67,6 +67,7 @@ fn full(cluster: &mut Cluster, ask: &Ask, instance: &InstanceName) -> Result<Pla
         home: ask.home.as_ref(),
         ceiling: ask.ceiling,
         avoid: &ask.avoid,
+        barred: &[],
         going: &[],
         instead_of: None,
     };
@@ -123,6 +124,7 @@ fn single_copies_of_many_services_fill_zones_evenly() {
             home: None,
             ceiling: Ceiling::Watermark,
             avoid: &[],
+            barred: &[],
             going: &[],
             instead_of: None,
         };
@@ -415,6 +417,7 @@ fn better(by: SpreadBy, copies: &[(&str, u32)], from: &str) -> (Option<String>, 
         home: None,
         ceiling: Ceiling::Watermark,
         avoid: &[],
+        barred: &[],
         going: &[],
         instead_of: Some(&from),
     };
@@ -500,7 +503,7 @@ proptest::proptest! {
             let labels = BTreeMap::new();
             let request = Request {
                 service: &service, instance: &instance, size: needed, labels: &labels,
-                spread: Spread::default(), home: None, ceiling: Ceiling::Watermark, avoid: &[], going: &[],
+                spread: Spread::default(), home: None, ceiling: Ceiling::Watermark, avoid: &[], barred: &[], going: &[],
                 instead_of: None,
             };
             proptest::prop_assert_eq!(place(&mut cluster, &request).is_ok(), fits);

@@ -141,18 +141,19 @@ fn move_not_started(
     let Some(failing) = failing.cloned() else {
         return;
     };
-    let until = step.now.instant.after(AVOID_FOR);
-    memory.avoided.insert(failing.node.clone(), until);
-    memory.moves = memory.moves.saturating_add(1);
-    // Ten times the waits of a restart: 1 s, doubling.
-    memory.next_move = step
-        .now
-        .instant
-        .after(backoff::wait(memory.moves, 1.0) * 10);
+    avoid(memory, &failing.node, step.now.instant);
     let message = format!("node {} could not start it: another is tried", failing.node);
     if bounds.is_exclusive(step, active) || start_elsewhere(step, active, memory) {
         step.leave(&failing.instance, Reason::new("not-started", message));
     }
+}
+
+/// A node is not tried again for a while, and the next copy is not moved at once.
+pub(super) fn avoid(memory: &mut Memory, node: &NodeName, now: Instant) {
+    memory.avoided.insert(node.clone(), now.after(AVOID_FOR));
+    memory.moves = memory.moves.saturating_add(1);
+    // Ten times the waits of a restart: 1 s, doubling.
+    memory.next_move = now.after(backoff::wait(memory.moves, 1.0) * 10);
 }
 
 fn start_elsewhere(step: &mut Step<'_>, active: ReleaseNumber, memory: &Memory) -> bool {

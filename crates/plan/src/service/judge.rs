@@ -300,7 +300,7 @@ fn fault<'s>(step: &'s Step<'_>, memory: &Memory, to: ReleaseNumber) -> Option<F
 }
 
 /// It ends again and again: more time would not mend it.
-fn loops(step: &Step<'_>, new: &Placement) -> bool {
+pub(super) fn loops(step: &Step<'_>, new: &Placement) -> bool {
     step.report(new).is_some_and(|report| {
         let exit = report.last_exit.as_ref().map(|exit| &exit.how);
         let loops = |reason: &Reason| reason.code == backoff::CRASH_LOOP;

@@ -135,6 +135,10 @@ impl<'a> Step<'a> {
             home: None,
             ceiling: wish.ceiling,
             avoid: wish.avoid,
+            barred: match wish.slot {
+                Some(_) => self.view.barred,
+                None => &[],
+            },
             going,
             instead_of: wish.instead_of.map(|old| &old.node),
         }
@@ -162,12 +166,6 @@ impl<'a> Step<'a> {
     fn placed(&mut self, wish: &Wish<'_>, instance: &InstanceName, placed: place::Placed) {
         let epoch = self.group.next_epoch.max(Epoch(1));
         self.group.next_epoch = epoch.next();
-        if let Some(slot) = wish.slot {
-            self.group
-                .homes
-                .entry(slot)
-                .or_insert_with(|| placed.node.clone());
-        }
         let reason = match wish.instead_of {
             Some(old) => balance::why_here(self, old, instance, &placed),
             None => placed.reason,

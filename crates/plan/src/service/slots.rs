@@ -2,21 +2,70 @@
 
 use model::compute::{Pending, Placement, Purpose};
 use model::control::{Reason, Rollout, RolloutPhase};
-use model::ids::{InstanceName, ReleaseNumber};
+use model::ids::{InstanceName, NodeName, ReleaseNumber};
 
 use super::placing::Wish;
-use super::{Step, prepare};
+use super::{Memory, Step, copies, judge, prepare};
+use crate::Instant;
 use crate::place;
 
-pub(super) fn act(step: &mut Step<'_>, rollout: &Rollout, active: ReleaseNumber) {
+pub(super) fn act(
+    step: &mut Step<'_>,
+    rollout: &Rollout,
+    active: ReleaseNumber,
+    memory: &mut Memory,
+) -> Option<Instant> {
     hold_lost(step);
-    fill(step, active);
+    memory.avoided.retain(|_, until| *until > step.now.instant);
+    fill(step, active, memory);
+    let mut wake = None;
     if step.is_settled() {
         leave_unwanted(step);
+        wake = move_not_ready(step, active, memory);
         if rollout.phase != RolloutPhase::Paused && !holds(step, rollout) {
             roll(step, rollout, active);
         }
     }
+    wake
+}
+
+/// A copy that can't start, or ends again and again, where its volumes have no home yet is tried on another node, at growing intervals. Where there
+/// is none it is left to try on. Answers when the next one may be moved.
+fn move_not_ready(
+    step: &mut Step<'_>,
+    active: ReleaseNumber,
+    memory: &mut Memory,
+) -> Option<Instant> {
+    let fails = |step: &Step<'_>, copy: &Placement| {
+        let homeless = copy
+            .slot
+            .is_some_and(|slot| !step.group.homes.contains_key(&slot));
+        let fails = copies::cannot_start(step, copy) || judge::loops(step, copy);
+        copy.release == active && homeless && !step.is_ready(copy) && fails
+    };
+    let failing = step.running().find(|copy| fails(step, copy)).cloned()?;
+    if memory.next_move > step.now.instant {
+        return Some(memory.next_move);
+    }
+    let mut avoid: Vec<NodeName> = memory.avoided.keys().cloned().collect();
+    avoid.push(failing.node.clone());
+    let wish = Wish {
+        release: active,
+        slot: failing.slot,
+        purpose: Purpose::Serve,
+        ceiling: step.ceiling(),
+        avoid: &avoid,
+        instead_of: None,
+    };
+    if step.find(&wish, &failing.instance).is_some() {
+        copies::avoid(memory, &failing.node, step.now.instant);
+        let message = format!(
+            "node {} could not run it, and it never was ready: another is tried",
+            failing.node
+        );
+        step.leave(&failing.instance, Reason::new("not-started", message));
+    }
+    None
 }
 
 /// While a release is prepared nothing moves; where that failed, what is not of the release that serves goes.
@@ -62,7 +111,8 @@ fn hold_lost(step: &mut Step<'_>) {
 }
 
 /// Fills the empty slots, as far as copies without a slot (from a release without volumes) leave room.
-fn fill(step: &mut Step<'_>, active: ReleaseNumber) {
+fn fill(step: &mut Step<'_>, active: ReleaseNumber, memory: &Memory) {
+    let avoid: Vec<NodeName> = memory.avoided.keys().cloned().collect();
     let without_slot = step
         .copies()
         .filter(|placement| placement.slot.is_none())
@@ -81,7 +131,7 @@ fn fill(step: &mut Step<'_>, active: ReleaseNumber) {
             slot: Some(slot),
             purpose: Purpose::Serve,
             ceiling: step.ceiling(),
-            avoid: &[],
+            avoid: &avoid,
             instead_of: None,
         };
         step.place(&wish);

@@ -25,6 +25,8 @@ struct World {
     ready_for: BTreeMap<InstanceName, u64>,
     /// Releases that can't be started anywhere.
     unstartable: BTreeSet<ReleaseNumber>,
+    /// Nodes where everything ends again and again.
+    looping_on: BTreeSet<NodeName>,
     /// Nodes where nothing can be started.
     failing: BTreeSet<NodeName>,
     /// Nodes where nothing becomes ready.
@@ -44,6 +46,7 @@ struct World {
     memory: Memory,
     wake: Option<Instant>,
     hold: Option<Reason>,
+    barred: Vec<(NodeName, Reason)>,
     seconds: u64,
     events: Vec<String>,
     /// The fewest copies ready at any moment, once there were as many as wanted.
@@ -70,6 +73,7 @@ impl World {
             short_lived: BTreeMap::new(),
             ready_for: BTreeMap::new(),
             unstartable: BTreeSet::new(),
+            looping_on: BTreeSet::new(),
             failing: BTreeSet::new(),
             hanging: BTreeSet::new(),
             slow: false,
@@ -84,6 +88,7 @@ impl World {
             memory: Memory::default(),
             wake: None,
             hold: None,
+            barred: Vec::new(),
             seconds: 0,
             events: Vec::new(),
             fewest_ready: usize::MAX,
@@ -139,6 +144,7 @@ impl World {
             rollout: self.rollout.as_ref(),
             group: &self.group,
             reports: &reports,
+            barred: &self.barred,
             sight: &sight,
             hold: self.hold.as_ref(),
         };
@@ -227,6 +233,16 @@ impl World {
                 continue;
             }
             if self.hanging.contains(&placement.node) && !report.ready {
+                continue;
+            }
+            if self.looping_on.contains(&placement.node) {
+                report.restarts += 1;
+                report.state = InstanceState::Failed;
+                report.last_exit = Some(Exit {
+                    how: ExitHow::Code { code: 1 },
+                    at: jiff::Timestamp::UNIX_EPOCH,
+                });
+                report.reason = Some(Reason::new(crate::backoff::CRASH_LOOP, "crash loop"));
                 continue;
             }
             let cannot_start = self.unstartable.contains(&placement.release);
@@ -385,6 +401,7 @@ fn run_once(
 
 mod balancing;
 mod growing;
+mod homes;
 mod preparing;
 mod trial;
 

@@ -272,6 +272,7 @@ impl Server {
             rollout: record.rollout.as_ref(),
             group: &record.group,
             reports: &reports,
+            barred: &[],
             sight: &sight,
             hold: self.watch.brake().map(|brake| &brake.reason),
         };

@@ -1,11 +1,12 @@
 //! What a person should know first.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use api::wire::{InstanceView, RouteStatus, ServiceStatus};
 use model::compute::{InstanceState, Purpose};
 use model::control::{Reason, RolloutPhase, Standing};
-use model::ids::{ProjectName, ResourceId, ResourceName};
+use model::ids::{NodeName, ProjectName, ResourceId, ResourceName};
 use plan::Now;
 use plan::backoff::CRASH_LOOP;
 
@@ -35,6 +36,7 @@ impl Seen<'_> {
         all.extend(self.troubled(now));
         all.extend(self.old_secrets(world));
         all.extend(self.demand());
+        all.extend(self.kept_data(world));
         all
     }
 
@@ -145,6 +147,22 @@ impl Seen<'_> {
                 secrets.join(" and ")
             );
             Some(Reason::new("old-secret", message))
+        });
+        told.take(LINES_MOST).collect()
+    }
+
+    /// What services left behind that are gone.
+    fn kept_data(&self, world: &World) -> Vec<Reason> {
+        let told = world.kept_of(self.project).map(|(id, entry)| {
+            let group = entry.group();
+            let nodes: BTreeSet<_> = group.homes.values().map(NodeName::as_str).collect();
+            let nodes: Vec<_> = nodes.into_iter().collect();
+            let name = &id.name;
+            let (nodes, project) = (nodes.join(", "), self.project);
+            let message = format!(
+                "data of {name}, which was deleted, is kept on {nodes}: a {name} that is applied again finds it, and `mainland delete service {name} -p {project} --delete-data` deletes it"
+            );
+            Reason::new("data-kept", message)
         });
         told.take(LINES_MOST).collect()
     }

@@ -67,7 +67,7 @@ impl Picture<'_> {
         match pending.reason.code.as_str() {
             "volume-on-removed-node" => true,
             // A lost node may be the one that fits.
-            "labels" | "cordoned" => !self.has_lost_nodes(),
+            "labels" | "cordoned" | place::LACKS => !self.has_lost_nodes(),
             "no-room" | "home-full" | "spread" => {
                 self.is_settled() || self.is_too_large(entry, group, pending)
             }

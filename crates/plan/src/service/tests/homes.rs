@@ -1,0 +1,119 @@
+//! Where volumes have their home.
+
+use super::*;
+
+fn home(world: &World) -> Option<String> {
+    world.group.homes.get(&0).map(ToString::to_string)
+}
+
+fn place_of(world: &World) -> String {
+    world.group.placements[0].node.to_string()
+}
+
+#[test]
+fn a_home_is_where_a_copy_was_first_ready() {
+    let mut world = World::new(with_volume(service(1)));
+    world.step();
+    assert_eq!((world.group.placements.len(), home(&world)), (1, None));
+    world.run(2);
+    assert_eq!(home(&world), Some(place_of(&world)));
+}
+
+#[test]
+fn what_never_was_ready_is_tried_elsewhere_and_then_stays() {
+    // It can't be started on two of three nodes; or it ends again and again there.
+    for loops in [false, true] {
+        let mut world = World::new(with_volume(service(1)));
+        world.step();
+        let first = place_of(&world);
+        let good = ["node-a", "node-b", "node-c"].map(str::to_owned);
+        let good = good.into_iter().find(|name| *name != first).unwrap();
+        for name in world.nodes.keys().filter(|name| name.as_str() != good) {
+            match loops {
+                false => drop(world.failing.insert(name.clone())),
+                true => drop(world.looping_on.insert(name.clone())),
+            }
+        }
+        world.run(30);
+        assert_eq!(
+            (place_of(&world), home(&world)),
+            (good.clone(), Some(good.clone()))
+        );
+        assert_eq!(world.phase(), RolloutPhase::Done);
+        // From now on it waits there, whatever happens.
+        world.failing.insert(node_name(&good));
+        world.reports.clear();
+        world.run(60);
+        assert_eq!(place_of(&world), good);
+        world.lose(&good);
+        world.run(60);
+        assert_eq!((place_of(&world), world.ready()), (good.clone(), 0));
+        assert_eq!(world.group.pending[0].reason.code, "volume-on-lost-node");
+    }
+}
+
+#[test]
+fn a_node_that_is_lost_before_its_copy_was_ready_holds_nothing_up() {
+    let mut world = World::new(with_volume(service(1)));
+    world.step();
+    let first = place_of(&world);
+    world.lose(&first);
+    world.run(4);
+    assert_eq!(world.ready(), 1);
+    assert_ne!(place_of(&world), first);
+}
+
+/// What was told ready before the node fell silent counts, though it is not heard now.
+#[test]
+fn a_copy_that_was_ready_when_its_node_was_lost_waits_for_it() {
+    let mut world = World::new(with_volume(service(1)));
+    world.step();
+    world.act();
+    world.act();
+    let first = place_of(&world);
+    world.lose(&first);
+    world.run(10);
+    assert_eq!(
+        (place_of(&world), home(&world)),
+        (first.clone(), Some(first))
+    );
+}
+
+#[test]
+fn nothing_with_volumes_begins_where_it_may_not() {
+    let why = Reason::new(crate::place::LACKS, "it has no PostgreSQL 15");
+    let mut world = World::new(with_volume(service(1)));
+    let names = ["node-a", "node-b", "node-c"].map(node_name);
+    world.barred = names[..2]
+        .iter()
+        .map(|name| (name.clone(), why.clone()))
+        .collect();
+    world.run(3);
+    assert_eq!(place_of(&world), "node-c");
+
+    let mut world = World::new(with_volume(service(1)));
+    world.barred = names
+        .iter()
+        .map(|name| (name.clone(), why.clone()))
+        .collect();
+    world.run(3);
+    let pending = &world.group.pending[0].reason;
+    assert_eq!(pending.code, "lacks-program");
+    assert!(
+        pending
+            .message
+            .contains("3 nodes rejected: it has no PostgreSQL 15"),
+        "{pending}"
+    );
+    world.barred.clear();
+    world.run(3);
+    assert_eq!(world.ready(), 1);
+    // Without volumes nothing is barred.
+    let mut world = World::new(service(3));
+    world.barred = names
+        .iter()
+        .map(|name| (name.clone(), why.clone()))
+        .collect();
+    world.run(3);
+    assert_eq!(world.ready(), 3);
+}
