@@ -203,21 +203,29 @@ fn imagined(
             Ok(placed) => placed,
             Err(refused) => return (group, Some(refused.reason)),
         };
-        group.placements.push(model::compute::Placement {
-            instance: instance.clone(),
-            release: ReleaseNumber::default(),
-            node: placed.node,
-            slot: (!spec.volumes.is_empty()).then_some(0),
-            role: model::compute::Role::Member,
-            purpose: model::compute::Purpose::Serve,
-            epoch: model::ids::Epoch::default(),
-            wanted: model::compute::Wanted::Run,
-            replaces: None,
-            reason: placed.reason,
-            at: planner_time(),
-        });
+        group.placements.push(imagined_copy(instance, placed, spec));
     }
     (group, None)
+}
+
+fn imagined_copy(
+    instance: InstanceName,
+    placed: place::Placed,
+    spec: &Service,
+) -> model::compute::Placement {
+    model::compute::Placement {
+        instance,
+        release: ReleaseNumber::default(),
+        node: placed.node,
+        slot: (!spec.volumes.is_empty()).then_some(0),
+        role: model::compute::Role::Member,
+        purpose: model::compute::Purpose::Serve,
+        epoch: model::ids::Epoch::default(),
+        wanted: model::compute::Wanted::Run,
+        replaces: None,
+        reason: placed.reason,
+        at: planner_time(),
+    }
 }
 
 /// Imagined placements are never stored.

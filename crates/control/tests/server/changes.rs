@@ -450,9 +450,12 @@ async fn data_that_a_deletion_kept_is_listed_and_can_be_deleted() {
     let node = cloud.join("a").await;
     let client = &cloud.client;
     for alone in [true, false] {
-        cloud
-            .apply(&apply_of(&[("db", with_volume(service(1)))]))
-            .await;
+        let db = apply_of(&[("db", with_volume(service(1)))]);
+        // The node is still being told to forget what was there before.
+        until("it may be there again", || async {
+            client.apply(&project(), &db, false, &key()).await.ok()
+        })
+        .await;
         cloud.ready("db", 1).await;
         client.delete_project(&project(), false).await.unwrap();
         until("what is left is told", || async {
