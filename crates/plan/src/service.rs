@@ -226,15 +226,10 @@ impl<'a> Step<'a> {
             .filter(move |new| new.replaces.as_ref().is_some_and(runs))
     }
 
-    /// An instance with volumes that waits for its lost node: neither there nor missing.
+    /// An instance with volumes that waits for its lost node: neither there nor missing. One whose volumes have no home yet does so too: it has no
+    /// lease, so that it may run there still.
     fn is_held(&self, placement: &Placement) -> bool {
-        self.is_home(placement) && self.sight(&placement.node) == Sight::Lost
-    }
-
-    /// It has volumes, and they have their home where it stands.
-    fn is_home(&self, placement: &Placement) -> bool {
-        let home = placement.slot.and_then(|slot| self.group.homes.get(&slot));
-        home == Some(&placement.node)
+        placement.slot.is_some() && self.sight(&placement.node) == Sight::Lost
     }
 
     /// Volumes have their home where a copy was first ready with them: before that there is nothing in them that anybody was given.
@@ -257,8 +252,7 @@ impl<'a> Step<'a> {
     fn drop_lost(&mut self) {
         let keeps_slot = |placement: &Placement| {
             let wanted = placement.slot.is_some_and(|slot| slot < self.view.replicas);
-            let kept = wanted && self.is_home(placement);
-            kept && placement.wanted == Wanted::Run && self.view.target.is_some()
+            wanted && placement.wanted == Wanted::Run && self.view.target.is_some()
         };
         let lost: Vec<_> = self
             .group
