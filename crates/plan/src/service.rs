@@ -264,6 +264,11 @@ impl<'a> Step<'a> {
             .cloned()
             .collect();
         for placement in lost {
+            // Nobody heard it end, and it has no lease: as far as is known it was ready there, and runs.
+            if let Some(slot) = placement.slot {
+                let homes = &mut self.group.homes;
+                homes.entry(slot).or_insert_with(|| placement.node.clone());
+            }
             if placement.wanted == Wanted::Run {
                 let message = format!(
                     "node {} is lost: {} {}",
