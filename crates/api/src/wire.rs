@@ -29,7 +29,7 @@ mod resources;
 mod secrets;
 mod services;
 
-pub use about::{Health, Version, WhoAmI};
+pub use about::{AuditChain, Health, Version, WhoAmI};
 pub use artifacts::{BeginUpload, CHUNK_MAX_BYTES, UploadState};
 pub use deploys::{Action, Applied, Apply, Change, Deploy, HoldDeploy};
 pub use engines::{DeadLetter, EngineKind, EngineView, Message, Messages, Published};
@@ -41,5 +41,5 @@ pub use nodes::{
 };
 pub use projects::{Because, Explanation, ProjectStatus, RouteStatus, ServiceStatus};
 pub use resources::{Kind, List, WatchEvent};
-pub use secrets::{SecretValue, SecretValues, SecretView};
+pub use secrets::{Keyring, RingKey, SecretValue, SecretValues, SecretView};
 pub use services::{ReleaseView, Released, Rollback, Scaled, SetScale, Steer, SteerRollout};

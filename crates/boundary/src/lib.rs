@@ -9,7 +9,7 @@
 //! | [`audit`] | who changed what, and when: a bounded log on disk |
 //!
 //! A request runs through them in this order: certificates (the crate `tls`) or [`token`] tell the principal, [`authorize::authorize`] and
-//! [`authorize::admit`] decide, and [`audit::Log`] keeps the verdict of each change.
+//! [`authorize::admit`] decide, and [`audit::Filter`] chooses from what is kept of each change.
 //!
 //! Time is handed in, as a [`jiff::Timestamp`] or, where a library asks for it later, as a [`Clock`]. The randomness of keys,
 //! nonces and tokens is not: it comes from the kernel, since a caller who can choose it can choose it badly.

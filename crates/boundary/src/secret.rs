@@ -167,6 +167,7 @@ impl fmt::Debug for Envelope {
 type Key = Zeroizing<[u8; KEY_LENGTH]>;
 
 /// The keys that wrap data keys: one current, and older ones for envelopes that are not yet re-wrapped.
+#[derive(Clone)]
 pub struct Keyring {
     current: KeyId,
     keys: BTreeMap<KeyId, Key>,
@@ -210,6 +211,10 @@ impl Keyring {
 
     pub fn current(&self) -> &KeyId {
         &self.current
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = &KeyId> {
+        self.keys.keys()
     }
 
     /// Adds a new key and makes it the current one. Save the ring before sealing anything with it.

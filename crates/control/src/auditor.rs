@@ -1,61 +1,279 @@
-//! Keeps the audit log: on a thread of its own, since each record is synced.
+//! Keeps the audit log: a chain of records in the store. A record is written in the transaction of its change, so that neither is ever there
+//! without the other; what changes nothing in the store is done after its record is there.
+//!
+//! Changes take turns, and who has the turn has the [`Chain`].
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use api::wire::AuditChain;
+use boundary::audit::Filter;
+use model::boundary::audit::{Head, Link};
+use model::boundary::{AuditOutcome, AuditRecord, PrincipalName};
+use store::{Error, Fault, List, Store, Transaction};
 
-use boundary::audit::{Bounds, Error, Filter, Log};
-use model::boundary::AuditRecord;
-use tokio::sync::oneshot;
+use crate::draft::Draft;
+use crate::records::{AUDIT, AUDIT_HEAD, encode};
 
-const WAITING_MOST: usize = 1024;
-/// Records written with one sync.
-const AT_ONCE: usize = 64;
+/// Links read at once.
+const PAGE: u64 = 256;
+/// Links of one answer to who walks along the chain.
+const WALKED_AT_ONCE: usize = 500;
+/// Bytes of records in one answer, but for the last of them.
+const ANSWERED_MAX_BYTES: usize = 8 << 20;
+/// Links dropped in one transaction.
+const DROPPED_AT_ONCE: usize = 100;
 
-type Entry = (AuditRecord, oneshot::Sender<()>);
-
-pub struct Auditor {
-    sender: SyncSender<Entry>,
-    log: Arc<Log>,
+/// What somebody does, as the log names it.
+#[derive(Debug, Clone)]
+pub struct Deed {
+    pub by: PrincipalName,
+    pub action: &'static str,
+    pub on: String,
 }
 
-impl Auditor {
-    pub fn open(folder: &Path) -> Result<Self, Error> {
-        let log = Arc::new(Log::open(folder, Bounds::default())?);
-        let (sender, receiver) = sync_channel(WAITING_MOST);
-        let thread_log = log.clone();
-        std::thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(move || write(&thread_log, &receiver))
-            .expect("the machine can start a thread");
-        Ok(Self { sender, log })
+impl Deed {
+    pub fn new(by: PrincipalName, action: &'static str, on: impl ToString) -> Self {
+        let on = on.to_string();
+        Self { by, action, on }
     }
 
-    /// Hands a record over; the answer comes when it is on disk, or could not be written, which is logged.
-    pub fn keep(&self, record: AuditRecord) -> oneshot::Receiver<()> {
-        let (done, kept) = oneshot::channel();
-        if let Err(refused) = self.sender.try_send((record, done)) {
-            tracing::error!(%refused, "an audit record was dropped: the disk is too slow");
+    fn record(&self, at: jiff::Timestamp, detail: Vec<String>) -> AuditRecord {
+        AuditRecord {
+            sequence: None,
+            at,
+            principal: self.by.clone(),
+            action: self.action.to_owned(),
+            on: self.on.clone(),
+            outcome: AuditOutcome::Done,
+            times: 1,
+            detail,
         }
-        kept
-    }
-
-    /// Reads files: to be called where that may take its time.
-    pub fn newest(&self, most: usize) -> Result<Vec<AuditRecord>, Error> {
-        self.log.newest(&Filter::default(), most)
     }
 }
 
-fn write(log: &Log, receiver: &Receiver<Entry>) {
-    while let Ok(first) = receiver.recv() {
-        let more = std::iter::from_fn(|| receiver.try_recv().ok());
-        let (records, waiting): (Vec<_>, Vec<_>) =
-            std::iter::once(first).chain(more.take(AT_ONCE - 1)).unzip();
-        if let Err(error) = log.append_all(&records) {
-            tracing::error!(%error, "audit records can't be written");
+/// How much is kept. Some records more are there until they are dropped.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub records: u64,
+    pub bytes: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            records: 100_000,
+            bytes: 64 << 20,
         }
-        for done in waiting {
-            let _ = done.send(());
+    }
+}
+
+/// The end of the chain. Unknown while a record is on its way to the store, and after its outcome was not told: it is then read anew.
+#[derive(Default)]
+pub struct Chain {
+    head: Option<Head>,
+    bounds: Bounds,
+}
+
+impl Chain {
+    /// Adds a record to a draft that has lines for it. [`Chain::added`] is to be told once the draft is written.
+    pub async fn add(
+        &mut self,
+        store: &dyn Store,
+        deed: &Deed,
+        at: jiff::Timestamp,
+        draft: &mut Draft,
+    ) -> Result<Head, Error> {
+        let head = match self.head.take() {
+            Some(head) => head,
+            None => read_head(store).await?,
+        };
+        let (link, next) = head.link(&deed.record(at, std::mem::take(&mut draft.lines)));
+        draft.add_record(place(link.sequence), &link);
+        draft.set_record(AUDIT_HEAD, &next);
+        Ok(next)
+    }
+
+    pub fn added(&mut self, head: Head) {
+        self.head = Some(head);
+    }
+
+    /// What drops the oldest records where there are too many. [`Chain::added`] is to be told its head once it is written.
+    pub async fn prune(&mut self, store: &dyn Store) -> Result<Option<(Transaction, Head)>, Error> {
+        let Some(head) = &self.head else {
+            return Ok(None);
+        };
+        let surplus = head.records().saturating_sub(self.bounds.records);
+        let is_full = head.bytes > self.bounds.bytes && head.records() > 1;
+        if surplus < DROPPED_AT_ONCE as u64 && !is_full {
+            return Ok(None);
         }
+        let most = (head.records() - 1).min(DROPPED_AT_ONCE as u64);
+        let mut links = links(store, head.first, most + 1).await?;
+        let Some(first) = links.pop().filter(|_| !links.is_empty()) else {
+            return Ok(None);
+        };
+        let next = head.pruned(&links, &first);
+        let places = links.iter().map(|link| place(link.sequence));
+        let transaction = places.fold(Transaction::new(), Transaction::delete);
+        let transaction = transaction.put(AUDIT_HEAD, encode(&next));
+        self.head = None;
+        Ok(Some((transaction, next)))
+    }
+}
+
+fn place(sequence: u64) -> String {
+    format!("{AUDIT}{sequence:020}")
+}
+
+/// The head as it is stored. None where there are records is no empty log: nothing is changed then.
+async fn read_head(store: &dyn Store) -> Result<Head, Error> {
+    let broken = |what: String| Error::Unavailable(Fault::new(std::io::Error::other(what)));
+    if let Some(record) = store.get(AUDIT_HEAD).await? {
+        let head = serde_json::from_slice(&record.value);
+        return head
+            .map_err(|error| broken(format!("the audit log's head can't be read: {error}")));
+    }
+    let any = store.list(List::prefix(AUDIT).limit(1)).await?;
+    match any.records.is_empty() {
+        true => Ok(Head::default()),
+        false => Err(broken("the audit log's head is missing".to_owned())),
+    }
+}
+
+/// At most so many links from one on, as far as they can be read: what can't is a break that who walks along finds.
+async fn links(store: &dyn Store, from: u64, most: u64) -> Result<Vec<Link>, Error> {
+    let limit = usize::try_from(most).unwrap_or(usize::MAX);
+    let list = List {
+        after: Some(place(from.saturating_sub(1)).into()),
+        ..List::prefix(AUDIT).limit(limit)
+    };
+    let page = store.list(list).await?;
+    let read = page.records.iter();
+    Ok(read
+        .filter_map(|record| serde_json::from_slice(&record.value).ok())
+        .collect())
+}
+
+/// The newest records that match, newest first.
+pub async fn newest(
+    store: &dyn Store,
+    filter: &Filter,
+    most: usize,
+) -> Result<Vec<AuditRecord>, Error> {
+    let head = read_head(store).await?;
+    let (mut found, mut bytes, mut end) = (Vec::new(), 0, head.next);
+    while end > head.first && found.len() < most && bytes < ANSWERED_MAX_BYTES {
+        let begin = end.saturating_sub(PAGE).max(head.first);
+        for link in links(store, begin, end - begin).await?.iter().rev() {
+            let record = link.record().filter(|record| filter.matches(record));
+            if let Some(record) = record.filter(|_| found.len() < most) {
+                bytes += link.record.len();
+                found.push(record);
+            }
+        }
+        end = begin;
+    }
+    Ok(found)
+}
+
+/// A piece of the chain, oldest first, with where all of it ends.
+pub async fn walk(store: &dyn Store, from: u64) -> Result<AuditChain, Error> {
+    // The head first: what is added meanwhile is beyond it, and seen by the next look.
+    let head = read_head(store).await?;
+    let mut links = links(store, from.max(head.first), WALKED_AT_ONCE as u64).await?;
+    links.retain(|link| link.sequence < head.next);
+    let mut bytes = 0;
+    let beyond = links.iter().position(|link| {
+        let is_beyond = bytes > ANSWERED_MAX_BYTES;
+        bytes += link.record.len();
+        is_beyond
+    });
+    links.truncate(beyond.unwrap_or(links.len()));
+    Ok(AuditChain { head, links })
+}
+
+#[cfg(test)]
+mod tests {
+    use model::boundary::audit::Walk;
+    use store::memory::MemoryStore;
+
+    use super::*;
+
+    async fn keep(chain: &mut Chain, store: &MemoryStore, index: usize) {
+        let deed = Deed::new(PrincipalName("admin:root".to_owned()), "scale", "shop/web");
+        let mut draft = Draft::new();
+        draft.note(format!("replicas: {index}"));
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let head = chain.add(store, &deed, now, &mut draft).await.unwrap();
+        store.transact(draft.transaction).await.unwrap();
+        chain.added(head);
+    }
+
+    async fn is_whole(store: &MemoryStore) -> u64 {
+        let mut page = walk(store, 1).await.unwrap();
+        let mut way = Walk::begin(&page.head);
+        while !page.links.is_empty() {
+            page.links.iter().for_each(|link| way.take(link).unwrap());
+            page = walk(store, way.next()).await.unwrap();
+        }
+        way.end(&page.head).unwrap();
+        page.head.records()
+    }
+
+    #[tokio::test]
+    async fn the_oldest_go_and_the_chain_stays_whole() {
+        let store = MemoryStore::default();
+        let bounds = Bounds {
+            records: 150,
+            bytes: u64::MAX,
+        };
+        let mut chain = Chain { head: None, bounds };
+        for index in 0..700 {
+            // As if what became of a transaction was not told.
+            if index % 50 == 0 {
+                chain.head = None;
+            }
+            keep(&mut chain, &store, index).await;
+            if let Some((transaction, head)) = chain.prune(&store).await.unwrap() {
+                store.transact(transaction).await.unwrap();
+                chain.added(head);
+            }
+            assert!(chain.head.as_ref().unwrap().records() < 250);
+        }
+        let kept = is_whole(&store).await;
+        assert!((150..250).contains(&kept), "{kept}");
+        let newest = newest(&store, &Filter::default(), 300).await.unwrap();
+        assert_eq!(newest.len() as u64, kept);
+        assert_eq!(newest[0].detail, ["replicas: 699"]);
+        assert_eq!(newest[0].sequence, Some(700));
+    }
+
+    #[tokio::test]
+    async fn long_records_are_bounded_by_their_bytes() {
+        let store = MemoryStore::default();
+        let bounds = Bounds {
+            records: u64::MAX,
+            bytes: 4096,
+        };
+        let mut chain = Chain { head: None, bounds };
+        for index in 0..100 {
+            keep(&mut chain, &store, index).await;
+            while let Some((transaction, head)) = chain.prune(&store).await.unwrap() {
+                store.transact(transaction).await.unwrap();
+                chain.added(head);
+            }
+        }
+        assert!(is_whole(&store).await < 50);
+    }
+
+    #[tokio::test]
+    async fn a_head_that_is_gone_is_no_empty_log() {
+        let store = MemoryStore::default();
+        keep(&mut Chain::default(), &store, 1).await;
+        let cut = Transaction::new().delete(AUDIT_HEAD);
+        store.transact(cut).await.unwrap();
+        let mut draft = Draft::new();
+        let deed = Deed::new(PrincipalName("admin:root".to_owned()), "scale", "shop/web");
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let added = Chain::default().add(&store, &deed, now, &mut draft).await;
+        assert!(matches!(added, Err(Error::Unavailable(_))));
     }
 }

@@ -20,6 +20,7 @@ use model::boundary::Principal;
 use tls::PeerId;
 
 use crate::actions;
+use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::handlers;
 use crate::idempotency;
@@ -159,15 +160,8 @@ async fn handle(
     let action = actions::of(&server, operation.id, &call)?;
     if let Err(refusal) = authorize(&call.principal, &action) {
         let refusal = refusal.in_words(&call.principal, actions::words(operation.id));
-        if operation.method != Method::GET {
-            let on = call.request.uri().path().to_owned();
-            server.audit_refusal(
-                call.principal.name(),
-                operation.id,
-                on,
-                refusal.reason.message.clone(),
-            );
-        }
+        let deed = deed(&operation, &call);
+        server.refused(&deed, &refusal.reason.code, &refusal.reason.message);
         discard(&server, call.request.into_body()).await;
         return Err(problems::of_refusal(&refusal));
     }
@@ -203,15 +197,24 @@ async fn run(
     call: Call,
 ) -> Answer {
     let is_change = operation.method != Method::GET && actions::is_change(operation.id);
-    let change = is_change.then(|| (call.principal.name(), call.request.uri().path().to_owned()));
+    let change = is_change.then(|| deed(&operation, &call));
     let answered = match operation.keyed {
         true => idempotency::once(server.clone(), handler, call).await,
         false => handler(server.clone(), call).await,
     };
-    if let (Err(problem), Some((by, path))) = (&answered, change) {
-        server.audit_refusal(by, operation.id, path, problem.title.clone());
+    if let (Err(problem), Some(deed)) = (&answered, change) {
+        server.refused(&deed, &problem.code, &problem.title);
     }
     answered
+}
+
+/// What is asked, as a refusal names it.
+fn deed(operation: &Operation, call: &Call) -> Deed {
+    Deed::new(
+        call.principal.name(),
+        operation.id,
+        call.request.uri().path(),
+    )
 }
 
 /// Takes a small body off the wire before a refusal: over HTTP/2 an answer to a request that is still being sent resets its stream, which

@@ -10,12 +10,14 @@ use crate::world::Stored;
 #[derive(Debug, Clone, Default)]
 pub struct Draft {
     pub transaction: Transaction,
+    /// What the audit log keeps of it.
+    pub lines: Vec<String>,
     bytes: usize,
 }
 
-/// What a transaction may hold at most, with room for the fence and an answer to remember.
-const OPERATIONS_MOST: usize = 124;
-const CONDITIONS_MOST: usize = 124;
+/// What a transaction may hold at most, with room for the fence, an answer to remember, who deploys, and the audit log's link and head.
+const OPERATIONS_MOST: usize = 122;
+const CONDITIONS_MOST: usize = 122;
 const BYTES_MOST: usize = 1 << 20;
 
 impl Draft {
@@ -34,6 +36,28 @@ impl Draft {
         let value = encode(value);
         self.bytes += value.len();
         self.transaction = std::mem::take(&mut self.transaction).put(key, value);
+    }
+
+    /// Writes a record that is no part of the world, if it is not there.
+    pub fn add_record(&mut self, key: String, value: &impl Serialize) {
+        self.expect(key.clone(), None);
+        self.set_record(&key, value);
+    }
+
+    /// Writes a record that is no part of the world, if it is still what was read.
+    pub fn replace_record(&mut self, key: &str, read: Revision, value: &impl Serialize) {
+        self.expect(key.to_owned(), Some(read));
+        self.set_record(key, value);
+    }
+
+    pub fn set_record(&mut self, key: &str, value: &impl Serialize) {
+        let value = encode(value);
+        self.transaction = std::mem::take(&mut self.transaction).put(key, value);
+    }
+
+    /// Says in the audit log what it does.
+    pub fn note(&mut self, line: impl Into<String>) {
+        self.lines.push(line.into());
     }
 
     /// Deletes a record, if it is still what was read.
@@ -74,6 +98,7 @@ impl Draft {
             return Err(other);
         }
         self.bytes += other.bytes;
+        self.lines.extend(other.lines);
         self.transaction
             .operations
             .extend(other.transaction.operations);

@@ -29,7 +29,9 @@
 //! | `leader`, `desired`, `engines` | the loop that decides, and what it tells nodes; who uses databases and topics |
 //! | `views`, `explain` | what people read |
 //! | `tunnel` | the way back to a node: logs and exec |
-//! | `artifacts`, `events`, `auditor` | files: uploads, what happened, who did it |
+//! | `auditor`, `refusals` | who did what, in the transaction that does it; what was refused, counted |
+//! | `ring` | the keys that seal secrets, and their rotation |
+//! | `artifacts`, `events` | files: uploads, what happened |
 
 mod actions;
 mod apply;
@@ -53,6 +55,8 @@ mod mirror;
 mod observed;
 mod problems;
 mod records;
+mod refusals;
+mod ring;
 mod seats;
 pub mod server;
 mod state;

@@ -18,7 +18,8 @@
 //! | `token/{hash}` | `TokenRecord`: access and join tokens, by the hash of their text |
 //! | `idempotency/{principal}/{key}` | [`IdempotencyRecord`] |
 //! | `authority` | the cluster's authority, its key sealed |
-//! | `audit/{time}-{number}` | `AuditRecord` |
+//! | `audit/{sequence}`, `audit-head` | the audit log: a `Link` for each change, and the end of their chain. No part of the world |
+//! | `refused/{time}` | what was refused until then, counted: `AuditRecord`s. No part of the world |
 //! | `key/{project}/{name}` | a project's own small value: bytes as they came. Many, often written, and no part of the world |
 
 use std::fmt;
@@ -56,6 +57,12 @@ pub const OF_THE_WORLD: [&str; 18] = [
     "token/",
     "idempotency/",
 ];
+
+/// Where the links of the audit log lie, and its head.
+pub const AUDIT: &str = "audit/";
+pub const AUDIT_HEAD: &str = "audit-head";
+/// Where lies what was refused.
+pub const REFUSED: &str = "refused/";
 
 /// Where the keys of projects lie.
 pub const KEYS: &str = "key/";

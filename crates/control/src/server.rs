@@ -4,10 +4,9 @@
 //! directory/
 //!   lock          held while a server runs here
 //!   keyring       the keys that seal secrets and the authority's key (0600)
-//!   store.db      what was decided
+//!   store.db      what was decided, and the audit log
 //!   artifacts/    what was uploaded
 //!   events/       what happened, bounded
-//!   audit/        who changed what, bounded
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +23,7 @@ use boundary::authority::{Authority, SealedAuthority};
 use boundary::authorize::Limits;
 use boundary::secret::Keyring;
 use boundary::token::{self, Record, Token};
+use model::boundary::Principal;
 use model::ids::Epoch;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
 use crate::artifacts::Artifacts;
-use crate::auditor::Auditor;
+use crate::auditor::Deed;
 use crate::clock::Clock;
 use crate::dispatch;
 use crate::draft::Draft;
@@ -42,6 +42,8 @@ use crate::listen::{self, Certificate, Speaks};
 use crate::mirror;
 use crate::observed::Observed;
 use crate::records::{AUTHORITY, Key, LEADER, LeaderRecord, decode, encode};
+use crate::refusals::{self, Refusals};
+use crate::ring::{self, Ring};
 use crate::state::{CommitError, Gates, Leadership, Server, Shared, Turns};
 use crate::tunnel::Tunnels;
 use crate::world::World;
@@ -52,7 +54,7 @@ pub type OpenStore = Box<dyn FnOnce(&Path) -> Result<Arc<dyn Store>, store::Erro
 /// How a server is to run.
 pub struct Options {
     pub directory: PathBuf,
-    /// For people and scripts. On loopback it is plain, elsewhere TLS.
+    /// For people and scripts: TLS, and on loopback plain HTTP as well.
     pub api: SocketAddr,
     /// For nodes: always TLS.
     pub nodes: SocketAddr,
@@ -100,8 +102,6 @@ pub enum Error {
     #[error(transparent)]
     Events(#[from] signals::events::Error),
     #[error(transparent)]
-    Audit(#[from] boundary::audit::Error),
-    #[error(transparent)]
     Artifacts(#[from] compute::artifact::Error),
     #[error("the owner's token can't be stored: {0}")]
     Token(#[from] CommitError),
@@ -115,10 +115,16 @@ pub struct ClientFile {
     pub api: SocketAddr,
     pub nodes: SocketAddr,
     pub token: String,
+    /// The certificates (PEM) by which a server proves that it is one of this cluster, before it is shown the token.
+    #[serde(default)]
+    pub authority: Option<String>,
 }
 
 /// Between two looks at whether the server's certificate is to be exchanged: somebody may set the clock.
 const ROTATION_EVERY: Duration = Duration::from_secs(2);
+
+/// How long the end waits for what was refused to be stored.
+const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs until `shutdown` is done. The client file is written once requests are answered.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
@@ -149,11 +155,13 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         true => Speaks::Either(certificate.clone()),
         false => Speaks::Tls(certificate.clone()),
     };
+    let refusals = tokio::spawn(refusals::run(server.clone()));
     let tasks = [
         tokio::spawn(mirror::run(server.clone())),
         tokio::spawn(Leader::new(server.clone()).run()),
         tokio::spawn(store::maintain(server.store.clone())),
         tokio::spawn(rotate(server.clone(), certificate.clone())),
+        tokio::spawn(ring::go_on(server.clone())),
     ];
     // Once the mirror runs, so that the token in it is known when somebody reads it.
     write_client_file(&server, &options.client_file, addresses).await?;
@@ -175,6 +183,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     ending_sender.send_replace(true);
     // Answers under way end, watches are closed.
     tokio::time::sleep(Duration::from_millis(50)).await;
+    let _ = tokio::time::timeout(ENDING_PATIENCE, refusals).await;
     tasks.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())
 }
@@ -240,8 +249,8 @@ struct Begun<'a> {
 /// Reads what is there, makes what is missing, and takes the lead.
 async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
     let directory = begun.directory;
-    let keyring = Keyring::load_or_create(&directory.join("keyring"))?;
-    let authority = authority(&*begun.store, &keyring, &begun.clock).await?;
+    let ring = Ring::open(&directory.join("keyring"))?;
+    let authority = authority(&*begun.store, &ring.keys(), &begun.clock).await?;
     let (epoch, claim) = take_lead(&*begun.store, &begun.clock).await?;
     let world = mirror::load(&*begun.store).await?;
     let revision = world.revision;
@@ -252,10 +261,10 @@ async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
         version: begun.version,
         nodes: begun.nodes,
         authority,
-        keyring,
+        ring,
         limits: limits(),
         events: Recorder::open(&directory.join("events"))?,
-        auditor: Auditor::open(&directory.join("audit"))?,
+        refusals: Refusals::default(),
         artifacts: Artifacts::open(&directory.join("artifacts"))?,
         tunnels: Tunnels::default(),
         leadership: Leadership {
@@ -400,7 +409,13 @@ async fn write_client_file(
         Some(known) => known.token,
         None => make_token(server).await?,
     };
-    let text = serde_json::to_vec_pretty(&ClientFile { api, nodes, token }).expect("plain data");
+    let file = ClientFile {
+        api,
+        nodes,
+        token,
+        authority: Some(server.authority.certificate().to_owned()),
+    };
+    let text = serde_json::to_vec_pretty(&file).expect("plain data");
     if let Some(parent) = path.parent() {
         fs::DirBuilder::new()
             .recursive(true)
@@ -448,7 +463,13 @@ async fn make_token(server: &Server) -> Result<String, Error> {
     for hash in old {
         draft.delete_anyway(Key::Token(hash));
     }
-    server.commit(draft).await?;
+    draft.note(format!("token of {OWNER}"));
+    let by = Principal::Administrator {
+        name: "server".to_owned(),
+    };
+    let deed = Deed::new(by.name(), "token.make", format!("token/{OWNER}"));
+    let mut chain = server.changing.lock().await;
+    server.commit_kept(&mut chain, &deed, draft).await?;
     Ok(token.reveal().to_string())
 }
 

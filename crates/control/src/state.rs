@@ -10,10 +10,8 @@ use std::time::Duration;
 use api::problem::Problem;
 use boundary::authority::Authority;
 use boundary::authorize::Limits;
-use boundary::secret::Keyring;
 use bytes::Bytes;
 use jiff::Timestamp;
-use model::boundary::{AuditOutcome, AuditRecord, PrincipalName};
 use model::control::{NodeDesired, Reason};
 use model::ids::{Epoch, NodeName};
 use model::signals::Level;
@@ -21,13 +19,15 @@ use store::{Condition, Revision, Store, Transaction};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::artifacts::Artifacts;
-use crate::auditor::Auditor;
+use crate::auditor::{Chain, Deed};
 use crate::clock::Clock;
 use crate::draft::Draft;
 use crate::events::{About, Recorder};
 use crate::observed::Observed;
 use crate::problems;
 use crate::records::LEADER;
+use crate::refusals::Refusals;
+use crate::ring::Ring;
 use crate::tunnel::Tunnels;
 use crate::world::World;
 
@@ -47,16 +47,17 @@ pub struct Server {
     /// Where nodes reach it.
     pub nodes: SocketAddr,
     pub authority: Authority,
-    pub keyring: Keyring,
+    pub ring: Ring,
     pub limits: Limits,
     pub events: Recorder,
-    pub auditor: Auditor,
+    pub refusals: Refusals,
     pub artifacts: Artifacts,
     pub tunnels: Tunnels,
     pub leadership: Leadership,
     pub shared: Mutex<Shared>,
-    /// Changes that people ask for are planned and written one after the other: none has to start over for another.
-    pub changing: tokio::sync::Mutex<()>,
+    /// Changes that people ask for are planned and written one after the other: none has to start over for another, and each adds to the
+    /// audit log's chain.
+    pub changing: tokio::sync::Mutex<Chain>,
     pub gates: Gates,
     /// Wakes the leader.
     pub changed: Notify,
@@ -235,19 +236,41 @@ impl Server {
         }
     }
 
-    /// Builds a change from the world as it is, writes it, and starts over when the world moved on meanwhile.
+    /// Builds a change from the world as it is, writes it with its record in the audit log, and starts over when the world moved on
+    /// meanwhile.
     pub async fn change<T>(
         &self,
+        deed: &Deed,
+        build: impl FnMut(&World) -> Result<(Draft, T), Problem>,
+    ) -> Result<(T, Revision), Problem> {
+        self.change_as(Some(deed), build).await
+    }
+
+    /// The same without a record: for what is asked for every few seconds and decides nothing.
+    pub async fn change_unkept<T>(
+        &self,
+        build: impl FnMut(&World) -> Result<(Draft, T), Problem>,
+    ) -> Result<(T, Revision), Problem> {
+        self.change_as(None, build).await
+    }
+
+    async fn change_as<T>(
+        &self,
+        deed: Option<&Deed>,
         mut build: impl FnMut(&World) -> Result<(Draft, T), Problem>,
     ) -> Result<(T, Revision), Problem> {
-        let _turn = self.changing.lock().await;
+        let mut chain = self.changing.lock().await;
         let mut last = None;
         for _ in 0..ATTEMPTS {
             let (draft, answer) = self.look(|world| build(world))?;
             if draft.is_empty() {
                 return Ok((answer, self.look(|world| world.revision)));
             }
-            match self.commit(draft).await {
+            let written = match deed {
+                Some(deed) => self.commit_kept(&mut chain, deed, draft).await,
+                None => self.commit(draft).await,
+            };
+            match written {
                 Ok(revision) => {
                     self.changed.notify_one();
                     return Ok((answer, revision));
@@ -275,33 +298,44 @@ impl Server {
         self.events.say(self.now(), level, about, reason);
     }
 
-    /// Keeps a change that was made, and waits until it is on disk.
-    pub async fn audited(
-        &self,
-        by: PrincipalName,
-        action: &str,
-        on: impl ToString,
-        detail: Vec<String>,
-    ) {
-        let kept = self.auditor.keep(AuditRecord {
-            at: self.now(),
-            principal: by,
-            action: action.to_owned(),
-            on: on.to_string(),
-            outcome: AuditOutcome::Done,
-            detail,
-        });
-        let _ = kept.await;
+    /// Keeps what somebody is about to do that is no change of the store. An error: it must not be done.
+    pub async fn keep(&self, deed: &Deed, lines: Vec<String>) -> Result<(), Problem> {
+        let mut chain = self.changing.lock().await;
+        let mut draft = Draft::new();
+        lines.into_iter().for_each(|line| draft.note(line));
+        let kept = self.commit_kept(&mut chain, deed, draft).await;
+        kept.map(drop).map_err(|error| error.problem())
     }
 
-    pub fn audit_refusal(&self, by: PrincipalName, action: &str, on: impl ToString, why: String) {
-        drop(self.auditor.keep(AuditRecord {
-            at: self.now(),
-            principal: by,
-            action: action.to_owned(),
-            on: on.to_string(),
-            outcome: AuditOutcome::Refused { why },
-            detail: Vec::new(),
-        }));
+    /// Writes a draft together with its record in the audit log.
+    pub async fn commit_kept(
+        &self,
+        chain: &mut Chain,
+        deed: &Deed,
+        mut draft: Draft,
+    ) -> Result<Revision, CommitError> {
+        let now = self.now();
+        let added = chain.add(&*self.store, deed, now, &mut draft).await;
+        let head = added.map_err(CommitError::Store)?;
+        let revision = self.commit(draft).await?;
+        chain.added(head);
+        if let Err(error) = self.prune(chain).await {
+            tracing::warn!(%error, "the oldest audit records can't be dropped");
+        }
+        Ok(revision)
+    }
+
+    async fn prune(&self, chain: &mut Chain) -> Result<(), CommitError> {
+        let pruned = chain.prune(&*self.store).await;
+        if let Some((transaction, head)) = pruned.map_err(CommitError::Store)? {
+            self.write(transaction).await?;
+            chain.added(head);
+        }
+        Ok(())
+    }
+
+    /// Counts what was refused.
+    pub fn refused(&self, deed: &Deed, code: &str, why: &str) {
+        self.refusals.count(self.now(), deed, code, why);
     }
 }

@@ -57,16 +57,32 @@ pub struct Globals {
     pub env: Option<String>,
     #[arg(skip)]
     client_file: Option<PathBuf>,
+    #[arg(skip)]
+    prove: Option<Prove>,
 }
+
+/// Makes the way to a server that must prove that it is of the cluster with this authority (PEM) before anything is sent to it.
+pub type Prove = fn(SocketAddr, &str) -> Result<Transport, String>;
 
 /// What a server leaves for the owner's commands.
 #[derive(Deserialize)]
 struct ClientFile {
     api: SocketAddr,
     token: String,
+    /// By which the server proves that it is one. A server of an earlier version did not write it.
+    #[serde(default)]
+    authority: Option<String>,
 }
 
 impl Globals {
+    /// With how a server is made to prove what it is.
+    pub fn proving(self, prove: Prove) -> Self {
+        Self {
+            prove: Some(prove),
+            ..self
+        }
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.data_dir.clone().unwrap_or_else(default_data_dir)
     }
@@ -85,11 +101,12 @@ impl Globals {
     }
 
     fn client_file(&self) -> Option<ClientFile> {
-        let path = self
-            .client_file
-            .clone()
-            .unwrap_or_else(|| self.data_dir().join("client.json"));
-        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+        serde_json::from_slice(&std::fs::read(self.client_path()).ok()?).ok()
+    }
+
+    fn client_path(&self) -> PathBuf {
+        let known = self.client_file.clone();
+        known.unwrap_or_else(|| self.data_dir().join("client.json"))
     }
 
     /// Whose cloud it is, where there is one that this user may not ask.
@@ -119,13 +136,19 @@ impl Globals {
             )));
         }
         // The token of one server is not shown to another.
-        let own = known
-            .filter(|known| known.api == address)
-            .map(|known| known.token);
-        Ok(Client::new(
-            Transport::Tcp(address),
-            self.token.clone().or(own),
-        ))
+        let own = known.filter(|known| known.api == address);
+        let authority = own.as_ref().and_then(|own| own.authority.as_deref());
+        let transport = match (authority, self.prove) {
+            (Some(authority), Some(prove)) => prove(address, authority).map_err(|cause| {
+                Failure::failed(format!(
+                    "{} can't be used: {cause}\n  remedy: start the server again: it writes it anew",
+                    self.client_path().display()
+                ))
+            })?,
+            _ => Transport::Tcp(address),
+        };
+        let token = self.token.clone().or(own.map(|own| own.token));
+        Ok(Client::new(transport, token))
     }
 
     /// The project that is meant: named, or the manifest's here, or the only one there is.

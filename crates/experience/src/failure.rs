@@ -99,6 +99,13 @@ impl From<Error> for Failure {
             Error::Unreachable { .. } => Self::failed(format!(
                 "{error} [unreachable]\n  remedy: `mainland up` starts a cloud on this machine; --api or MAINLAND_API names another"
             )),
+            Error::NotTheServer { address, .. } => {
+                let port = address.rsplit(':').next().unwrap_or_default();
+                Self::failed(format!(
+                    "{error}; it was shown no token [not-the-server]\n  remedy: see what listens there (`ss -ltnp 'sport = :{port}'`), end it, and start \
+                     the cloud again; if its server has new data by now, --data-dir names them"
+                ))
+            }
             _ => Self::failed(error.to_string()),
         }
     }

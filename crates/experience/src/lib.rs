@@ -11,11 +11,12 @@
 //! | [`ps`] | `ps` |
 //! | [`see`] | `nodes`, `status`, `get`, `explain` |
 //! | [`events`] | `events` |
+//! | [`audit`] | `audit`, `audit verify` |
 //! | [`releases`] | `releases`, `rollout` |
 //! | [`logs`] | the output of instances, merged |
 //! | [`exec`] | a command beside an instance, with a terminal |
 //! | [`operate`] | `scale`, `restart`, `rollback`, `cordon`, `leave`, `nodes release` |
-//! | [`secret`] | `secret list`, `set` |
+//! | [`secret`] | `secret list`, `set`, `rotate-key` |
 //! | [`key`] | `key get`, `put`, `list`, `delete` |
 //! | [`topic`] | `topic list`, `peek`, `dead`, `redrive`, `discard`, `publish` |
 //! | [`db`] | `db list`, `connect`, `dump`, `load` |
@@ -23,6 +24,7 @@
 //! | [`doctor`] | what this machine has and lacks |
 
 pub mod artifact;
+pub mod audit;
 pub mod context;
 pub mod db;
 pub mod deploy;
@@ -73,6 +75,8 @@ pub enum Command {
     Logs(logs::Logs),
     /// Show what happened
     Events(events::Events),
+    /// Show who changed what, and what was refused
+    Audit(audit::Audit),
     /// Say why a service, instance, route or node is as it is
     Explain(see::Explain),
     /// Run a command beside an instance
@@ -138,6 +142,7 @@ impl Command {
             Self::Nodes(command) => command.run(globals).await,
             Self::Logs(command) => command.run(globals).await,
             Self::Events(command) => command.run(globals).await,
+            Self::Audit(command) => command.run(globals).await,
             Self::Explain(command) => command.run(globals).await,
             Self::Exec(command) => command.run(globals).await,
             Self::Scale(command) => command.run(globals).await,

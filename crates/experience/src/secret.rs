@@ -1,4 +1,4 @@
-//! `secret list`, `secret set`.
+//! `secret list`, `secret set`, `secret rotate-key`.
 
 use std::io::IsTerminal;
 
@@ -19,6 +19,22 @@ pub enum Secret {
     List(List),
     /// Give a secret a value, read from standard input or a file
     Set(Set),
+    /// Seal all secrets of the cloud by a new key
+    RotateKey(RotateKey),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The server makes a new key in its `keyring` file, wraps what seals each secret anew by it, and forgets the old keys. What runs does not \
+                  notice. Ended half way, it goes on when the server starts. A copy of the store from before needs a copy of the old file.\n\n\
+                  Examples:\n  mainland secret rotate-key\n  mainland secret rotate-key --status"
+)]
+pub struct RotateKey {
+    /// Only show the keys there are, and how many secrets each seals
+    #[arg(long)]
+    status: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, clap::Args)]
@@ -53,6 +69,7 @@ impl Secret {
         match self {
             Self::List(command) => command.run(globals).await,
             Self::Set(command) => command.run(globals).await,
+            Self::RotateKey(command) => command.run(globals).await,
         }
     }
 }
@@ -86,6 +103,24 @@ impl List {
                 ["NAME", "VERSION", "AGE", "BY", "KEY"],
                 secrets.iter().map(row),
             )
+        })?;
+        Ok(0)
+    }
+}
+
+impl RotateKey {
+    async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = globals.client()?;
+        let ring = match self.status {
+            true => client.keyring().await?,
+            false => client.rotate_keyring().await?,
+        };
+        self.output.print(&ring, || {
+            let row = |key: &wire::RingKey| {
+                let current = if key.current { "current" } else { "old" };
+                [key.id.clone(), current.to_owned(), key.seals.to_string()]
+            };
+            table(["KEY", "STATE", "SEALS"], ring.keys.iter().map(row))
         })?;
         Ok(0)
     }

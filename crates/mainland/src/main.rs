@@ -8,6 +8,7 @@
 //!
 //! Everything else that a user types is in the crate `experience`.
 
+mod log;
 mod processes;
 mod up;
 
@@ -120,7 +121,7 @@ fn run(cli: Cli) -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> Result<u8, Failure> {
-    let globals = cli.globals;
+    let globals = cli.globals.proving(processes::proven);
     match cli.command {
         Command::Up(command) => command.run(globals).await,
         Command::Down(command) => command.run(globals).await,

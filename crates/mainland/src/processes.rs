@@ -19,6 +19,8 @@ use model::traffic::Network;
 use model::units::{Bytes, MilliCpu};
 use signals::logs::{DEFAULT_LIMITS, Writer};
 
+use crate::log::Lines;
+
 /// Run a server: the API and the leader
 #[derive(Debug, clap::Args)]
 #[command(
@@ -97,7 +99,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 
 impl Server {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        begin_daemon();
+        let log = begin_daemon()?;
         let directory = globals.data_dir();
         let client_file = self
             .client_file
@@ -111,16 +113,15 @@ impl Server {
             version: crate::VERSION,
             directory,
         };
-        control::server::run(options, ended()?)
-            .await
-            .map_err(Failure::from_error)?;
-        Ok(0)
+        let ended = control::server::run(options, ended()?).await;
+        log.flush();
+        ended.map(|()| 0).map_err(Failure::from_error)
     }
 }
 
 impl Agent {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
-        begin_daemon();
+        let log = begin_daemon()?;
         let options = node::agent::Options {
             data_dir: globals.data_dir(),
             executable: std::env::current_exe().context("the path of this program is not known")?,
@@ -128,10 +129,9 @@ impl Agent {
             clock: clock(),
             given: self.given(globals),
         };
-        node::agent::run(options, ended()?)
-            .await
-            .map_err(Failure::from_error)?;
-        Ok(0)
+        let ended = node::agent::run(options, ended()?).await;
+        log.flush();
+        ended.map(|()| 0).map_err(Failure::from_error)
     }
 
     fn given(self, globals: &Globals) -> node::options::Given {
@@ -167,16 +167,19 @@ fn clock() -> boundary::Clock {
 }
 
 /// A session of its own, and words of its own in a log.
-fn begin_daemon() {
+fn begin_daemon() -> Result<Lines, Failure> {
     // Fails for the leader of a process group, which has no session to leave; then it already has its own.
     let _ = rustix::process::setsid();
+    let lines = Lines::to(io::stdout()).context("the machine can't start a thread")?;
     tracing_subscriber::fmt()
         .with_ansi(false)
         .with_target(false)
         .with_max_level(tracing::Level::INFO)
         // A full disk refuses the log; complaining of that on the same disk would end the thread.
         .log_internal_errors(false)
+        .with_writer(lines.clone())
         .init();
+    Ok(lines)
 }
 
 /// Comes with SIGTERM or SIGINT.
@@ -194,7 +197,13 @@ fn ended() -> Result<impl Future<Output = ()>, Failure> {
 
 /// `mainland proxy DIRECTORY SOCKET`: started by the agent.
 pub fn proxy(mut words: impl Iterator<Item = OsString>) -> ExitCode {
-    begin_daemon();
+    let log = match begin_daemon() {
+        Ok(log) => log,
+        Err(failure) => {
+            failure.print();
+            return ExitCode::FAILURE;
+        }
+    };
     let (Some(directory), Some(control_socket)) = (words.next(), words.next()) else {
         eprintln!("usage: mainland proxy DIRECTORY SOCKET (started by the agent)");
         return ExitCode::from(2);
@@ -204,7 +213,9 @@ pub fn proxy(mut words: impl Iterator<Item = OsString>) -> ExitCode {
         control_socket: control_socket.into(),
         workers: None,
     };
-    match traffic::proxy::run(options) {
+    let ended = traffic::proxy::run(options);
+    log.flush();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -241,4 +252,20 @@ impl compute::shim::Sink for LogSink {
     fn flush(&mut self) {
         let _ = self.writer.flush();
     }
+}
+
+/// The way to a server that proves by its certificate that it is one of the cluster with this authority.
+pub fn proven(
+    address: std::net::SocketAddr,
+    authority: &str,
+) -> Result<api::client::Transport, String> {
+    let expect = tls::Expect::Holder(model::boundary::Holder::Server);
+    let config = tls::client_config_without_identity(authority, expect, clock());
+    let mut config = config.map_err(|error| error.to_string())?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(api::client::Transport::Tls {
+        address,
+        config: std::sync::Arc::new(config),
+        name: tls::server_name(),
+    })
 }

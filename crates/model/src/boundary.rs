@@ -1,5 +1,7 @@
 //! Who may do what: principals, secrets, audit records.
 
+pub mod audit;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -138,9 +140,13 @@ pub enum SecretSource {
     Given,
 }
 
-/// Who changed what, when: one record per change.
+/// Who changed what, when: one record per change. Of what was refused there is one for all requests of a kind within a minute.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditRecord {
+    /// Its place in the chain. What was refused has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// Of what was refused several times: the first time.
     pub at: Timestamp,
     pub principal: PrincipalName,
     /// `apply`, `delete`, `scale`, `restart`, `rollback`, `secret.set`, `node.join`, ...
@@ -148,9 +154,21 @@ pub struct AuditRecord {
     /// `shop/checkout`, `node/a`.
     pub on: String,
     pub outcome: AuditOutcome,
+    /// How often it was asked for.
+    #[serde(default = "once", skip_serializing_if = "is_once")]
+    pub times: u64,
     /// What changed, a line each; never a secret's value.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub detail: Vec<String>,
+}
+
+fn once() -> u64 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_once(times: &u64) -> bool {
+    *times == 1
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

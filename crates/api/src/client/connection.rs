@@ -25,7 +25,25 @@ const DOUBT_GRACE: Duration = Duration::from_millis(100);
 
 type Sender = SendRequest<Body>;
 /// How the making went: `None` while it goes on.
-type Made = watch::Receiver<Option<Result<Sender, String>>>;
+type Made = watch::Receiver<Option<Result<Sender, Unmade>>>;
+
+/// Why there is no connection. Nothing was sent.
+#[derive(Debug, Clone)]
+pub(super) enum Unmade {
+    Unreachable(String),
+    /// Who answers did not prove to be the server.
+    NotTheServer(String),
+}
+
+impl Unmade {
+    fn error(self, transport: &Transport) -> Error {
+        let address = transport.to_string();
+        match self {
+            Self::Unreachable(cause) => Error::Unreachable { address, cause },
+            Self::NotTheServer(cause) => Error::NotTheServer { address, cause },
+        }
+    }
+}
 
 pub(super) struct Connection {
     transport: Transport,
@@ -82,10 +100,10 @@ impl Connection {
                 let made = tokio::time::timeout(DOUBT_GRACE, wait(self.make())).await;
                 Ok(made.ok().and_then(Result::ok).unwrap_or(sender))
             }
-            None => wait(self.make()).await.map_err(|cause| Error::Unreachable {
-                address: self.transport.to_string(),
-                cause,
-            }),
+            None => {
+                let made = wait(self.make()).await;
+                made.map_err(|unmade| unmade.error(&self.transport))
+            }
         }
     }
 
@@ -116,16 +134,17 @@ impl Connection {
     }
 }
 
-async fn wait(mut made: Made) -> Result<Sender, String> {
+async fn wait(mut made: Made) -> Result<Sender, Unmade> {
     let made = made.wait_for(Option::is_some).await;
-    let made = made.map_err(|_| "the connection was given up".to_owned())?;
+    let made = made.map_err(|_| Unmade::Unreachable("the connection was given up".to_owned()))?;
     made.clone().expect("it was waited for")
 }
 
-async fn connect(transport: &Transport) -> Result<Sender, String> {
+async fn connect(transport: &Transport) -> Result<Sender, Unmade> {
     let io = transport.connect().await.map_err(|error| match error {
-        Error::Unreachable { cause, .. } => cause,
-        error => error.to_string(),
+        Error::Unreachable { cause, .. } => Unmade::Unreachable(cause),
+        Error::NotTheServer { cause, .. } => Unmade::NotTheServer(cause),
+        error => Unmade::Unreachable(error.to_string()),
     })?;
     let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -133,7 +152,7 @@ async fn connect(transport: &Transport) -> Result<Sender, String> {
         .keep_alive_timeout(PING_TIMEOUT)
         .handshake(TokioIo::new(Pin::new(io)))
         .await;
-    let (sender, driver) = handshake.map_err(|error| error.to_string())?;
+    let (sender, driver) = handshake.map_err(|error| Unmade::Unreachable(error.to_string()))?;
     tokio::spawn(driver);
     Ok(sender)
 }

@@ -50,6 +50,9 @@ pub enum Error {
     /// Nothing was sent.
     #[error("{address} can't be reached: {cause}")]
     Unreachable { address: String, cause: String },
+    /// Something answers there, and did not prove that it is the server. Nothing was sent to it.
+    #[error("what answers at {address} is not the server of this cloud: {cause}")]
+    NotTheServer { address: String, cause: String },
     /// It was sent, and no whole answer came.
     #[error("the answer of {address} did not come: {cause}; whether it was done is not known")]
     Unknown { address: String, cause: String },
@@ -114,6 +117,13 @@ impl Transport {
         };
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.connect_unbounded());
         match connecting.await {
+            // A handshake that did not end as it must: that is the kind that TLS gives.
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                Err(Error::NotTheServer {
+                    address: self.to_string(),
+                    cause: error.to_string(),
+                })
+            }
             Ok(result) => result.map_err(|error| unreachable(error.to_string())),
             Err(_) => Err(unreachable(format!(
                 "no connection within {CONNECT_TIMEOUT:?}"

@@ -383,7 +383,36 @@ impl Client {
     }
 
     pub async fn audit(&self, limit: u32) -> Result<wire::List<AuditRecord>, Error> {
-        self.get(&format!("/v1/audit?limit={limit}")).await
+        self.audit_of(limit, &[]).await
+    }
+
+    /// Of a principal, action, thing or time: `principal`, `action`, `on`, `since`, `until`.
+    pub async fn audit_of(
+        &self,
+        limit: u32,
+        filter: &[(&str, String)],
+    ) -> Result<wire::List<AuditRecord>, Error> {
+        let filter = filter.iter();
+        let filter: String = filter
+            .map(|(name, value)| format!("&{name}={}", escape(value)))
+            .collect();
+        self.get(&format!("/v1/audit?limit={limit}{filter}")).await
+    }
+
+    /// The keys that seal secrets.
+    pub async fn keyring(&self) -> Result<wire::Keyring, Error> {
+        self.get("/v1/keyring").await
+    }
+
+    /// Seals all secrets by a new key. Repeated, it does so again.
+    pub async fn rotate_keyring(&self) -> Result<wire::Keyring, Error> {
+        self.exchange(Method::POST, "/v1/keyring/rotate", &(), None)
+            .await
+    }
+
+    /// The audit log as it is chained, from a record on.
+    pub async fn audit_chain(&self, from: u64) -> Result<wire::AuditChain, Error> {
+        self.get(&format!("/v1/audit/chain?from={from}")).await
     }
 
     /// The lines of one instance: the last `tail`, and with `follow` what comes.

@@ -48,7 +48,15 @@ pub(super) fn all() -> Vec<Operation> {
             "/v1/audit",
             Shape::Nothing,
             json_of::<wire::List<AuditRecord>>(),
-            "Who changed what, newest first",
+            "Who changed what, newest first; `?principal=`, `?action=`, `?on=`, `?since=` and `?until=` choose, `?limit=` is 100 where it is not said",
+        ),
+        operation(
+            "auditChain",
+            Method::GET,
+            "/v1/audit/chain",
+            Shape::Nothing,
+            json_of::<wire::AuditChain>(),
+            "The audit log as it is chained, from record `?from=` on: who walks along it sees whether it is whole",
         ),
         operation(
             "events",

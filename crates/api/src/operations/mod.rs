@@ -57,6 +57,7 @@ pub fn all() -> Vec<Operation> {
         projects::all(),
         deploys::all(),
         resources::all(),
+        resources::keyring(),
         keys::all(),
         services::all(),
         services::rollouts(),

@@ -61,3 +61,25 @@ pub(super) fn all() -> Vec<Operation> {
         ),
     ]
 }
+
+/// The keys that seal secrets.
+pub(super) fn keyring() -> Vec<Operation> {
+    vec![
+        operation(
+            "keyring",
+            Method::GET,
+            "/v1/keyring",
+            Shape::Nothing,
+            json_of::<wire::Keyring>(),
+            "The keys that seal secrets, and how many each seals",
+        ),
+        operation(
+            "rotateKeyring",
+            Method::POST,
+            "/v1/keyring/rotate",
+            Shape::Nothing,
+            json_of::<wire::Keyring>(),
+            "Seal all secrets by a new key, and forget the old ones",
+        ),
+    ]
+}

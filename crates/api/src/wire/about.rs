@@ -1,6 +1,7 @@
 //! The server itself.
 
 use model::boundary::PrincipalName;
+use model::boundary::audit::{Head, Link};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,4 +26,12 @@ pub struct Health {
 pub struct WhoAmI {
     pub principal: PrincipalName,
     pub cluster: String,
+}
+
+/// `GET /v1/audit/chain`: a piece of the audit log, oldest first, and where all of it begins and ends.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct AuditChain {
+    pub head: Head,
+    /// Empty: there is none from the record on that was asked for.
+    pub links: Vec<Link>,
 }

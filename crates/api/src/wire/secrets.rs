@@ -40,3 +40,19 @@ pub struct SecretValues {
     /// base64 each.
     pub values: BTreeMap<ResourceName, String>,
 }
+
+/// `GET /v1/keyring`: the keys that seal secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Keyring {
+    pub keys: Vec<RingKey>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RingKey {
+    pub id: String,
+    /// Whether what is sealed now is sealed by it.
+    pub current: bool,
+    /// How many secrets it seals, the key of the cluster's authority among them. An older key that seals none is forgotten at once.
+    pub seals: usize,
+}

@@ -4,13 +4,18 @@ use std::sync::Arc;
 
 use api::problem::Problem;
 use api::wire;
+use boundary::audit::Filter;
 use futures_util::stream;
-use model::boundary::Principal;
+use jiff::Timestamp;
+use model::boundary::{Principal, PrincipalName};
 use model::ids::ProjectName;
 use model::signals::Event;
 
 use super::projects;
+use crate::auditor;
 use crate::call::{self, Answer, Call};
+use crate::problems;
+use crate::refusals;
 use crate::state::Server;
 
 /// Events and audit records of one answer at most.
@@ -54,12 +59,44 @@ pub async fn openapi(_: Arc<Server>, _: Call) -> Answer {
 
 pub async fn audit(server: Arc<Server>, call: Call) -> Answer {
     let limit = call.asks("limit", 100_usize)?.min(ANSWERED_MOST);
+    let filter = filter(&call)?;
     let revision = server.look(|world| world.revision.to_string());
-    let read = tokio::task::spawn_blocking(move || server.auditor.newest(limit)).await;
-    let items = read
-        .map_err(|panic| Problem::internal(panic.to_string()))?
-        .map_err(|error| Problem::unavailable("disk", error.to_string()))?;
+    let of_store = |error| problems::of_store(&error);
+    let items = auditor::newest(&*server.store, &filter, limit).await;
+    let mut items = items.map_err(of_store)?;
+    let stored = refusals::stored(&*server.store).await.map_err(of_store)?;
+    let refused = stored.into_iter().chain(server.refusals.counted());
+    items.extend(refused.filter(|record| filter.matches(record)));
+    // Of the same moment in the order of the chain.
+    items.sort_by(|one, other| (other.at, other.sequence).cmp(&(one.at, one.sequence)));
+    items.truncate(limit);
     Ok(call::json(&wire::List { items, revision }))
+}
+
+fn filter(call: &Call) -> Result<Filter, Problem> {
+    let text = |name: &str| call.query.get(name).cloned();
+    let time = |name: &str| {
+        let time = text(name).map(|text| text.parse::<Timestamp>());
+        time.transpose().map_err(|error| {
+            Problem::invalid(format!("`{name}`: {error}")).remedy("give it as 2026-01-31T12:00:00Z")
+        })
+    };
+    Ok(Filter {
+        principal: text("principal").map(PrincipalName),
+        action: text("action"),
+        on: text("on"),
+        since: time("since")?,
+        until: time("until")?,
+    })
+}
+
+/// The audit log as it is chained, from one record on.
+pub async fn audit_chain(server: Arc<Server>, call: Call) -> Answer {
+    let from = call.asks("from", 1_u64)?;
+    let chain = auditor::walk(&*server.store, from).await;
+    Ok(call::json(
+        &chain.map_err(|error| problems::of_store(&error))?,
+    ))
 }
 
 /// Of everything, or of the project in the path.

@@ -32,7 +32,7 @@ pub async fn hold(server: Arc<Server>, mut call: Call) -> Answer {
     // It is printed on the terminals of others.
     let client: String = ask.client.chars().filter(|c| !c.is_control()).collect();
     let (held, _) = server
-        .change(|world: &World| {
+        .change_unkept(|world: &World| {
             let now = server.now();
             refuse_other(world, &project, &id, now)?;
             let known = world.deploys.get(&project);
@@ -62,7 +62,7 @@ pub async fn end(server: Arc<Server>, call: Call) -> Answer {
     let project = call.project()?;
     let id = call.text("id").to_owned();
     let (ended, _) = server
-        .change(|world: &World| {
+        .change_unkept(|world: &World| {
             let mut draft = Draft::new();
             let known = world.deploys.get(&project);
             let mine = known.filter(|known| known.id == id);

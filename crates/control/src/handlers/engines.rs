@@ -18,6 +18,7 @@ use model::state::EngineStatus;
 use tokio::time::{Instant, timeout_at};
 
 use super::projects;
+use crate::auditor::Deed;
 use crate::call::{Answer, Call};
 use crate::problems;
 use crate::state::Server;
@@ -39,12 +40,11 @@ pub async fn ask(server: Arc<Server>, call: Call) -> Answer {
 pub async fn tell(server: Arc<Server>, mut call: Call) -> Answer {
     let body = call.bytes().await?;
     let (id, request) = request(&server, &call, Method::POST, body)?;
-    let answered = answer(&server, request).await?;
     // The path alone: a body may hold what is nobody's business.
     let told = vec![format!("POST /{}", call.text("path"))];
-    let by = call.principal.name();
-    server.audited(by, "tell", id, told).await;
-    Ok(answered)
+    let deed = Deed::new(call.principal.name(), "tell", id);
+    server.keep(&deed, told).await?;
+    answer(&server, request).await
 }
 
 /// What each engine of a project says of itself, all asked at once.

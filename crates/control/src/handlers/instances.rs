@@ -13,6 +13,7 @@ use http::{Method, Request, header};
 use model::ids::{InstanceName, NodeName, ProjectName};
 
 use super::projects;
+use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::state::Server;
 use crate::tunnel;
@@ -86,9 +87,8 @@ pub async fn exec(server: Arc<Server>, call: Call) -> Answer {
     let by = call.principal.name();
     let project = call.project()?;
     let node = node_of(&server, &project, &call.parameter("instance")?)?;
-    let answer = forward(server.clone(), call, &node, "exec").await?;
-    server.audited(by, "exec", on, Vec::new()).await;
-    Ok(answer)
+    server.keep(&Deed::new(by, "exec", on), Vec::new()).await?;
+    forward(server, call, &node, "exec").await
 }
 
 /// Asks the instance's node over its tunnel; bodies go both ways as they come.

@@ -19,6 +19,7 @@ use model::timing::LOST_AFTER;
 use plan::nodes::{self, Input};
 
 use super::projects;
+use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::dispatch::Peer;
 use crate::draft::Draft;
@@ -45,8 +46,13 @@ pub async fn make_join_token(server: Arc<Server>, mut call: Call) -> Answer {
     let end = author.at + Duration::from_secs(ask.valid_seconds);
     let token = JoinToken::generate(server.authority.fingerprint(), ask.node.clone(), end);
     let record = Record::of_join(&token, ask.node.as_ref().map_or("any", NodeName::as_str));
+    let on = ask
+        .node
+        .as_ref()
+        .map_or("node/*".to_owned(), |node| format!("node/{node}"));
+    let deed = Deed::new(author.name, "node.token", on);
     server
-        .change(|world: &World| {
+        .change(&deed, |world: &World| {
             if world.tokens.len() >= JOIN_TOKENS_MOST {
                 return Err(
                     Problem::new(422, "limit", "too many tokens are valid at once")
@@ -58,12 +64,6 @@ pub async fn make_join_token(server: Arc<Server>, mut call: Call) -> Answer {
             Ok((draft, ()))
         })
         .await?;
-    let on = ask
-        .node
-        .map_or("node/*".to_owned(), |node| format!("node/{node}"));
-    server
-        .audited(author.name, "node.token", on, Vec::new())
-        .await;
     Ok(call::json(&MadeJoinToken {
         token: token.reveal().to_string(),
         server: server.nodes,
@@ -80,8 +80,9 @@ pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
     };
     let key = identity::key_of(&ask.request)?;
     let chain = issue(&server, &ask.request, Holder::Node(ask.name.clone()))?;
+    let deed = of_node(&ask.name, "node.join");
     let (before, _) = server
-        .change(|world: &World| {
+        .change(&deed, |world: &World| {
             let known = world.nodes.get(&ask.name);
             let name = &ask.name;
             let admitted = admits(
@@ -92,7 +93,8 @@ pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
                 known.is_some(),
                 now,
             )?;
-            let draft = let_in(&server, world, &ask, &key, admitted)?;
+            let mut draft = let_in(&server, world, &ask, &key, admitted)?;
+            draft.note(said(known.is_some()));
             Ok((draft, known.map(|known| known.key.clone())))
         })
         .await?;
@@ -101,25 +103,23 @@ pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
         // What another machine said of itself under this name.
         forget_seen(&server, &ask.name);
     }
-    let said = if was_there { "joined again" } else { "joined" };
+    let said = said(was_there);
     let reason = Reason::new(
         "joined",
         format!("node {} {said} in zone {}", ask.name, ask.zone),
     );
     server.say(Level::Info, About::node(&ask.name), reason);
-    let by = Principal::Node {
-        name: ask.name.clone(),
-    }
-    .name();
-    server
-        .audited(
-            by,
-            "node.join",
-            format!("node/{}", ask.name),
-            vec![said.to_owned()],
-        )
-        .await;
     Ok(call::json(&joined(&server, chain)))
+}
+
+fn said(was_there: bool) -> &'static str {
+    if was_there { "joined again" } else { "joined" }
+}
+
+/// What a node does of itself.
+fn of_node(name: &NodeName, action: &'static str) -> Deed {
+    let by = Principal::Node { name: name.clone() };
+    Deed::new(by.name(), action, format!("node/{name}"))
 }
 
 fn let_in(
@@ -325,8 +325,10 @@ fn is_unbound(world: &World, name: &NodeName) -> bool {
 
 /// A node that joined before keys were kept: the certificate that it has shows whose it is.
 async fn bind(server: &Server, name: &NodeName, key: &KeyFingerprint) -> Result<(), Problem> {
-    let bound = server.change(|world: &World| {
+    let deed = of_node(name, "node.key");
+    let bound = server.change(&deed, |world: &World| {
         let mut draft = Draft::new();
+        draft.note("its key is kept from now on");
         if let Some(record) = world.nodes.get(name).filter(|record| record.key.is_none()) {
             let next = NodeRecord {
                 key: Some(key.clone()),

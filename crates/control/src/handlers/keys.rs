@@ -94,6 +94,16 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
     }
 }
 
+/// Whether a project has keys.
+pub async fn are_any(server: &Server, project: &ProjectName) -> Result<bool, Problem> {
+    let page = server
+        .store
+        .list(List::prefix(folder(project)).limit(1))
+        .await;
+    let page = page.map_err(|error| problems::of_store(&error))?;
+    Ok(!page.records.is_empty())
+}
+
 /// Deletes all keys of a project, some at a time; answers how many.
 pub async fn clear(server: &Server, project: &ProjectName) -> Result<usize, Problem> {
     let mut next = Some(List::prefix(folder(project)).limit(DELETED_AT_ONCE));

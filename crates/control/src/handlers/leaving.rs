@@ -9,6 +9,7 @@ use model::control::{NodeRecord, Reason, Standing};
 use model::ids::{NodeName, ResourceId};
 use model::signals::Level;
 
+use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::draft::Draft;
 use crate::events::About;
@@ -25,25 +26,29 @@ pub async fn remove(server: Arc<Server>, call: Call) -> Answer {
     let name = call.node()?;
     let dry_run = call.asks("dry_run", false)?;
     let if_match = call.if_match()?;
+    let by = call.principal.name();
+    let deed = Deed::new(by.clone(), "node.remove", format!("node/{name}"));
     let (lost_volumes, _) = server
-        .change(|world: &World| {
+        .change(&deed, |world: &World| {
             let missing = || problems::no_node(world, &name);
             let record = world.nodes.get(&name).ok_or_else(missing)?;
             if_match.check(format!("node {name}"), Some(record))?;
             check_may_leave(world, record)?;
             let mut draft = Draft::new();
+            let lost = volumes_on(world, &name);
             if !dry_run {
+                draft.lines = lines(&lost);
                 draft.delete(Key::Node(name.clone()), record);
                 if let Some(key) = &record.key {
                     let by = call.principal.name();
                     identity::forget_key(world, &mut draft, key, &name, by, server.now());
                 }
             }
-            Ok((draft, volumes_on(world, &name)))
+            Ok((draft, lost))
         })
         .await?;
     if !dry_run {
-        tell(&server, call.principal.name(), &name, &lost_volumes).await;
+        tell(&server, &by, &name, &lost_volumes);
     }
     Ok(call::json(&NodeRemoved {
         node: name,
@@ -103,23 +108,22 @@ fn volumes_on(world: &World, node: &NodeName) -> Vec<LostVolume> {
         .collect()
 }
 
-async fn tell(server: &Server, by: PrincipalName, node: &NodeName, lost: &[LostVolume]) {
-    let lines: Vec<String> = lost
-        .iter()
+fn lines(lost: &[LostVolume]) -> Vec<String> {
+    lost.iter()
         .map(|lost| {
             format!(
                 "volume of {}/{} copy {} lost",
                 lost.project, lost.service, lost.slot
             )
         })
-        .collect();
+        .collect()
+}
+
+fn tell(server: &Server, by: &PrincipalName, node: &NodeName, lost: &[LostVolume]) {
     let reason = Reason::new("node-removed", format!("node {node} was removed by {by}"));
     server.say(
         Level::Warning,
         About::node(node),
-        reason.with_detail(lines.clone()),
+        reason.with_detail(lines(lost)),
     );
-    server
-        .audited(by, "node.remove", format!("node/{node}"), lines)
-        .await;
 }

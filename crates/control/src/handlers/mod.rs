@@ -7,6 +7,7 @@ mod deploys;
 mod engines;
 mod instances;
 mod joining;
+mod keyring;
 mod keys;
 mod leaving;
 mod nodes;
@@ -34,6 +35,7 @@ pub fn of(operation: &str) -> Option<Handler> {
         "whoami" => handler!(about::whoami),
         "openapi" => handler!(about::openapi),
         "audit" => handler!(about::audit),
+        "auditChain" => handler!(about::audit_chain),
         "events" | "projectEvents" => handler!(about::events),
         "listProjects" => handler!(projects::list),
         "apply" => handler!(projects::apply),
@@ -57,6 +59,8 @@ pub fn of(operation: &str) -> Option<Handler> {
         "steerRollout" => handler!(steering::steer),
         "restart" => handler!(services::restart),
         "rollback" => handler!(services::rollback),
+        "keyring" => handler!(keyring::status),
+        "rotateKeyring" => handler!(keyring::rotate),
         "setSecret" => handler!(secrets::set),
         "secretValues" => handler!(secrets::values),
         "listInstances" => handler!(instances::list),

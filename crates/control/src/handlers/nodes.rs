@@ -13,6 +13,7 @@ use plan::service::Sight;
 use tokio::sync::watch;
 
 use super::joining;
+use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::draft::Draft;
 use crate::events::About;
@@ -57,8 +58,11 @@ pub async fn cordon(server: Arc<Server>, mut call: Call) -> Answer {
     let name = call.node()?;
     let cordoned: bool = call.json().await?;
     let if_match = call.if_match()?;
+    let action = if cordoned { "cordon" } else { "uncordon" };
+    let by = call.principal.name();
+    let deed = Deed::new(by.clone(), action, format!("node/{name}"));
     server
-        .change(|world: &World| {
+        .change(&deed, |world: &World| {
             let missing = || problems::no_node(world, &name);
             let record = world.nodes.get(&name).ok_or_else(missing)?;
             if_match.check(format!("node {name}"), Some(record))?;
@@ -76,16 +80,11 @@ pub async fn cordon(server: Arc<Server>, mut call: Call) -> Answer {
             Ok((draft, ()))
         })
         .await?;
-    let action = if cordoned { "cordon" } else { "uncordon" };
-    let by = call.principal.name();
     server.say(
         Level::Info,
         About::node(&name),
         Reason::new(action, format!("{action}ed by {by}")),
     );
-    server
-        .audited(by, action, format!("node/{name}"), Vec::new())
-        .await;
     let now = server.clock.now();
     let view = server.with(|shared| views::node_of(shared, &name, now));
     Ok(call::json(&view.ok_or_else(|| missing(&server, &name))?))

@@ -13,6 +13,7 @@ use model::ids::{Digest, ProjectName, ResourceName};
 
 use super::{deploys, engines, keys};
 use crate::apply::{self, Author, Planned, Step};
+use crate::auditor::{Chain, Deed};
 use crate::call::{self, Answer, Call, IfMatch};
 use crate::draft::Draft;
 use crate::explain;
@@ -73,7 +74,8 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
     let project = call.project()?;
     let delete_data = call.asks("delete_data", false)?;
     let author = author(&server, &call.principal);
-    let removed = write_steps(&server, None, None, |world| {
+    let deed = Deed::new(author.name.clone(), "delete", &project);
+    let removed = write_steps(&server, &deed, None, None, |world| {
         let steps = apply::remove_project(world, &project, delete_data, &author)?;
         Ok(Planned {
             steps,
@@ -81,21 +83,21 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
         })
     })
     .await;
-    let keys = match delete_data {
-        true => keys::clear(&server, &project).await?,
+    let keys = match delete_data && keys::are_any(&server, &project).await? {
+        true => {
+            server
+                .keep(&deed, vec!["delete all keys".to_owned()])
+                .await?;
+            keys::clear(&server, &project).await?
+        }
         false => 0,
     };
     let changes = match removed {
         // A project may have nothing but keys.
         Err(problem) if keys == 0 || problem.status != 404 => return Err(problem),
         Err(_) => Vec::new(),
-        Ok((applied, _)) => applied.changes,
+        Ok(applied) => applied.changes,
     };
-    let mut told = lines(&changes);
-    if keys > 0 {
-        told.push(format!("delete {keys} keys"));
-    }
-    server.audited(author.name, "delete", &project, told).await;
     Ok(call::json(&changes))
 }
 
@@ -152,6 +154,7 @@ pub async fn run(
         .missing(digests, server.clock.now().instant)
         .await?;
     let plan = |world: &crate::world::World| {
+        let keys = server.ring.keys();
         let request = apply::Request {
             project,
             apply: ask,
@@ -160,7 +163,7 @@ pub async fn run(
             if_match,
             missing_artifacts: &missing,
             limits: &server.limits,
-            keyring: &server.keyring,
+            keyring: &keys,
             dry_run,
         };
         apply::plan(world, &request)
@@ -170,13 +173,8 @@ pub async fn run(
             server.look(|world| Ok::<_, Problem>((plan(world)?, world.revision)))?;
         return Ok(applied(&planned, true, revision.to_string()));
     }
-    let (applied, wrote) = write_steps(server, Some(&terms.under), terms.remember, plan).await?;
-    if wrote {
-        server
-            .audited(author.name, "apply", project, lines(&applied.changes))
-            .await;
-    }
-    Ok(applied)
+    let deed = Deed::new(author.name.clone(), "apply", project);
+    write_steps(server, &deed, Some(&terms.under), terms.remember, plan).await
 }
 
 fn values(ask: &wire::Apply) -> Result<BTreeMap<ResourceName, SecretValue>, Problem> {
@@ -224,11 +222,12 @@ pub fn lines(changes: &[wire::Change]) -> Vec<String> {
 /// in several, in order; if a later one fails, the problem says how much is done, and the same request again does the rest.
 async fn write_steps(
     server: &Arc<Server>,
+    deed: &Deed,
     under: Option<&deploys::Under>,
     remember: Option<Remember>,
     plan: impl Fn(&crate::world::World) -> Result<Planned, Problem>,
-) -> Result<(wire::Applied, bool), Problem> {
-    let _turn = server.changing.lock().await;
+) -> Result<wire::Applied, Problem> {
+    let mut chain = server.changing.lock().await;
     let mut done = 0;
     let mut first: Option<wire::Applied> = None;
     for _ in 0..ATTEMPTS {
@@ -240,16 +239,19 @@ async fn write_steps(
         let answer = applied(&planned, false, at.to_string());
         // What an earlier attempt has written is no longer a change now: the first plan is what was done.
         let answer = first.get_or_insert(answer).clone();
-        let mut drafts = Draft::pack(planned.steps.into_iter().map(|Step { draft, .. }| draft));
+        let mut drafts = Draft::pack(planned.steps.into_iter().map(noted));
         if let Some(held) = &held {
             drafts.iter_mut().for_each(|draft| held.bind(draft));
         }
-        match write(server, drafts, remember.as_ref(), &answer, &mut done).await {
+        if let (Some(remember), Some(last)) = (&remember, drafts.last_mut()) {
+            remember.add(last, server.now(), &answer);
+        }
+        match write(server, &mut chain, deed, drafts, &mut done).await {
             Ok(Some(revision)) => {
                 server.changed.notify_one();
-                return Ok((wire::Applied { revision, ..answer }, true));
+                return Ok(wire::Applied { revision, ..answer });
             }
-            Ok(None) => return Ok((answer, done > 0)),
+            Ok(None) => return Ok(answer),
             Err(CommitError::Conflict(_)) if done == 0 => first = None,
             Err(CommitError::Conflict(_)) => {}
             Err(error) => return Err(partly(error.problem(), done)),
@@ -270,19 +272,23 @@ fn partly(problem: Problem, done: usize) -> Problem {
     }
 }
 
+/// A step's draft, with what the audit log says of it.
+fn noted(Step { mut draft, change }: Step) -> Draft {
+    draft.lines = lines(&[change]);
+    draft
+}
+
 async fn write(
     server: &Server,
-    mut drafts: Vec<Draft>,
-    remember: Option<&Remember>,
-    answer: &wire::Applied,
+    chain: &mut Chain,
+    deed: &Deed,
+    drafts: Vec<Draft>,
     done: &mut usize,
 ) -> Result<Option<String>, CommitError> {
-    if let (Some(remember), Some(last)) = (remember, drafts.last_mut()) {
-        remember.add(last, server.now(), answer);
-    }
     let mut revision = None;
     for draft in drafts {
-        revision = Some(server.commit(draft).await?.to_string());
+        let written = server.commit_kept(chain, deed, draft).await?;
+        revision = Some(written.to_string());
         *done += 1;
     }
     Ok(revision)

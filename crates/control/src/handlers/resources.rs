@@ -11,6 +11,7 @@ use store::{Error, Event, Revision, Watcher};
 
 use super::projects;
 use crate::apply;
+use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::problems;
 use crate::records::{self, Key, ServiceRecord};
@@ -84,26 +85,21 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
     };
     let if_match = call.if_match()?;
     let author = projects::author(&server, &call.principal);
+    let deed = Deed::new(author.name.clone(), "delete", format!("{project}/{name}"));
     let (change, _) = server
-        .change(|world: &World| {
+        .change(&deed, |world: &World| {
             let step =
                 apply::remove_resource(world, &project, kind, &name, deletion, if_match, &author);
             let step = step.map_err(|problem| match problem.status {
                 404 => missing(world, &project, kind, &name),
                 _ => problem,
             })?;
-            Ok((step.draft, step.change))
+            let (mut draft, change) = (step.draft, step.change);
+            draft.lines = projects::lines(std::slice::from_ref(&change));
+            Ok((draft, change))
         })
         .await?;
     let changes = [change];
-    server
-        .audited(
-            author.name,
-            "delete",
-            format!("{project}/{name}"),
-            projects::lines(&changes),
-        )
-        .await;
     Ok(call::json(&changes))
 }
 

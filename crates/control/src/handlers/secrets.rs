@@ -15,6 +15,7 @@ use model::state::role_password;
 
 use super::projects;
 use crate::apply;
+use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::engines::{self, Source};
 use crate::problems;
@@ -42,21 +43,17 @@ pub async fn set(server: Arc<Server>, mut call: Call) -> Answer {
         .map_err(|refusal| problems::of_refusal(&refusal))?;
     let if_match = call.if_match()?;
     let author = projects::author(&server, &call.principal);
+    let deed = Deed::new(author.name.clone(), "secret.set", &id);
     let ((record, unchanged), revision) = server
-        .change(|world: &World| {
+        .change(&deed, |world: &World| {
             if_match.check(format!("secret {id}"), world.secrets.get(&id))?;
-            let set = apply::set_value(world, &id, &value, &server.keyring, &author)?;
-            let (draft, record) = set;
+            let (mut draft, record) =
+                apply::set_value(world, &id, &value, &server.ring.keys(), &author)?;
+            draft.note(format!("version {}", record.version));
             let unchanged = draft.is_empty();
             Ok((draft, (record, unchanged)))
         })
         .await?;
-    if !unchanged {
-        let line = format!("version {}", record.version);
-        server
-            .audited(author.name, "secret.set", &id, vec![line])
-            .await;
-    }
     let mut view = views::secret(&id, &record);
     view.unchanged = unchanged;
     view.warnings = server.look(|world| nobody_needs(world, &id).into_iter().collect());
@@ -142,7 +139,7 @@ fn value(
     let Some(record) = record.filter(|record| record.envelope.is_some()) else {
         return Ok(None);
     };
-    let value = apply::open_secret(&server.keyring, id, record).ok_or_else(|| {
+    let value = apply::open_secret(&server.ring.keys(), id, record).ok_or_else(|| {
         Problem::internal(format!("the envelope of secret {id} does not open"))
             .remedy("restore the server's `keyring` file")
     })?;

@@ -13,6 +13,7 @@ use model::ids::{ReleaseNumber, ResourceId};
 
 use super::{deploys, projects};
 use crate::apply;
+use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::draft::Draft;
 use crate::idempotency::Remember;
@@ -52,8 +53,9 @@ pub async fn scale(server: Arc<Server>, mut call: Call) -> Answer {
         at: author.at,
     };
     let limits = server.limits;
-    let ((before, warnings), _) = server
-        .change(|world: &World| {
+    let deed = Deed::new(author.name.clone(), "scale", &id);
+    let (warnings, _) = server
+        .change(&deed, |world: &World| {
             let missing = || problems::no_service(world, &id);
             let (entry, record) = world.service(&id).ok_or_else(missing)?;
             if record.spec.is_external() {
@@ -68,13 +70,11 @@ pub async fn scale(server: Arc<Server>, mut call: Call) -> Answer {
             let mut draft = Draft::new();
             draft.only_if(Key::Service(id.clone()), Some(record));
             draft.put(Key::Scale(id.clone()), entry.scale.as_ref(), &scale);
-            let before = entry.wanted();
+            draft.note(format!("replicas: {} → {}", entry.wanted(), ask.replicas));
             let warnings = volumes_of_their_own(&id, entry, &record.spec, ask.replicas);
-            Ok((draft, (before, warnings.into_iter().collect())))
+            Ok((draft, warnings.into_iter().collect()))
         })
         .await?;
-    let line = format!("replicas: {before} → {}", ask.replicas);
-    server.audited(author.name, "scale", &id, vec![line]).await;
     Ok(call::json(&wire::Scaled { scale, warnings }))
 }
 
@@ -270,16 +270,19 @@ async fn released(
     id: &ResourceId,
     build: impl Fn(&World) -> Result<(Draft, Released), Problem>,
 ) -> Answer {
+    let deed = Deed::new(asked.by, asked.action, id);
     let (released, _) = server
-        .change(|world| {
+        .change(&deed, |world| {
             let (mut draft, released) = build(world)?;
+            draft.note(format!(
+                "release {}: {}",
+                released.release, released.consequence
+            ));
             if let Some(remember) = &asked.remember {
                 remember.add(&mut draft, server.now(), &released);
             }
             Ok((draft, released))
         })
         .await?;
-    let line = format!("release {}: {}", released.release, released.consequence);
-    server.audited(asked.by, asked.action, id, vec![line]).await;
     Ok(call::json(&released))
 }

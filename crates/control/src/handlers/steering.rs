@@ -8,6 +8,7 @@ use model::control::{Reason, Rollout, RolloutPhase};
 use model::ids::ResourceId;
 
 use super::projects;
+use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::draft::Draft;
 use crate::problems;
@@ -19,8 +20,9 @@ pub async fn steer(server: Arc<Server>, mut call: Call) -> Answer {
     let id = call.resource("service")?;
     let ask: wire::SteerRollout = call.json().await?;
     let author = projects::author(&server, &call.principal);
+    let deed = Deed::new(author.name.clone(), "rollout", &id);
     let (rollout, _) = server
-        .change(|world: &World| {
+        .change(&deed, |world: &World| {
             let unknown = || problems::no_service(world, &id);
             let (entry, record) = world.service(&id).ok_or_else(unknown)?;
             let current = record.current.as_ref().map(|current| current.number);
@@ -30,6 +32,7 @@ pub async fn steer(server: Arc<Server>, mut call: Call) -> Answer {
             };
             let next = steered(&id, stored, ask.to, &author)?;
             let mut draft = Draft::new();
+            draft.note(next.reason.message.clone());
             draft.only_if(Key::Service(id.clone()), Some(record));
             draft.put(Key::Rollout(id.clone()), Some(stored), &next);
             if let Some(release) = entry.releases.get(&next.to)
@@ -42,10 +45,6 @@ pub async fn steer(server: Arc<Server>, mut call: Call) -> Answer {
             Ok((draft, next))
         })
         .await?;
-    let line = rollout.reason.message.clone();
-    server
-        .audited(author.name, "rollout", &id, vec![line])
-        .await;
     Ok(call::json(&rollout))
 }
 

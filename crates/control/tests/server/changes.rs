@@ -953,10 +953,12 @@ async fn many_changes_at_once_are_all_done_and_no_uid_is_given_twice() {
     let done: Vec<_> = at_once.collect().await;
     assert!(done.iter().all(Result::is_ok), "{done:?}");
     let desired = until("all of them", || {
-        let desired = node
-            .desired()
-            .filter(|desired| desired.instances.len() >= 21);
-        std::future::ready(desired)
+        // Two copies of what rolls are one service.
+        let of_all = |desired: &model::control::NodeDesired| {
+            let services = desired.instances.iter().map(|one| &one.service);
+            services.collect::<std::collections::BTreeSet<_>>().len() == 21
+        };
+        std::future::ready(node.desired().filter(of_all))
     })
     .await;
     let uids: std::collections::BTreeMap<_, _> = desired

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::client::{Client, Transport};
+use api::client::{Client, Error, Transport};
+use boundary::authority::{Authority, Terms};
 use futures_util::StreamExt;
 use futures_util::stream;
+use model::boundary::{Holder, SpiffeId};
 use model::ids::ReleaseNumber;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::cloud::*;
 use crate::held::{Disk, Held};
@@ -86,6 +88,103 @@ async fn a_key_is_kept_until_its_outcome_is_stored() {
     assert_eq!(releases(&cloud).await, 2);
     assert_eq!(again().await.unwrap().release, ReleaseNumber(2));
     assert_eq!(releases(&cloud).await, 2);
+}
+
+/// As the owner's commands come: on the API's own port, to who proves what it is.
+fn pinned(cloud: &Cloud) -> Client {
+    let authority = cloud.file.authority.as_deref().unwrap();
+    let expect = tls::Expect::Holder(model::boundary::Holder::Server);
+    let config = tls::client_config_without_identity(authority, expect, clock());
+    let mut config = config.unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let transport = Transport::Tls {
+        address: cloud.file.api,
+        config: Arc::new(config),
+        name: tls::server_name(),
+    };
+    Client::new(transport, Some(cloud.file.token.clone()))
+}
+
+/// Takes one connection, and answers what it was told on it. With an identity it speaks TLS, else it answers in plain text.
+async fn impostor(
+    address: SocketAddr,
+    identity: Option<model::traffic::Identity>,
+    authority: String,
+) -> Vec<u8> {
+    let listener = until("the port is free", || async {
+        TcpListener::bind(address).await.ok()
+    })
+    .await;
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut told = vec![0; 4096];
+    match identity {
+        Some(identity) => {
+            let auth = tls::ClientAuth::Optional;
+            let anyone = tls::Expect::Anyone;
+            let config = tls::server_config(&identity, &authority, auth, anyone, clock());
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config.unwrap()));
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                return Vec::new();
+            };
+            let count = stream.read(&mut told).await.unwrap_or(0);
+            told.truncate(count);
+        }
+        None => {
+            let count = stream.read(&mut told).await.unwrap();
+            told.truncate(count);
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]")
+                .await;
+        }
+    }
+    told
+}
+
+#[tokio::test]
+async fn whoever_holds_the_address_sees_no_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut cloud = Cloud::start(directory.path()).await;
+    // One port for both: scripts go on in plain text.
+    pinned(&cloud).projects().await.unwrap();
+    cloud.client.projects().await.unwrap();
+    let node = cloud.join("a").await;
+    let (of_a_node, authority) = (node.identity.clone(), node.authority.clone());
+    drop(node);
+    cloud.stop().await;
+    let stranger = Authority::generate("elsewhere", jiff::Timestamp::now()).unwrap();
+    let id = SpiffeId {
+        cluster: "elsewhere".to_owned(),
+        holder: Holder::Server,
+    };
+    let of_a_stranger = stranger
+        .identity(&id, &Terms::default(), jiff::Timestamp::now())
+        .unwrap();
+    let impostors = [
+        (None, String::new()),
+        (Some(of_a_stranger), stranger.certificate().to_owned()),
+        // A node of the same cluster is no server.
+        (Some(of_a_node), authority),
+    ];
+    for (identity, authority) in impostors {
+        let is_plain = identity.is_none();
+        let taken = tokio::spawn(impostor(cloud.file.api, identity, authority));
+        let refused = until("the impostor answers", || async {
+            match pinned(&cloud).projects().await {
+                Err(Error::Unreachable { .. }) => None,
+                other => Some(other.unwrap_err()),
+            }
+        })
+        .await;
+        assert!(matches!(refused, Error::NotTheServer { .. }), "{refused:?}");
+        let told = taken.await.unwrap();
+        let text = String::from_utf8_lossy(&told);
+        assert!(
+            !text.contains("ml_admin") && !text.contains("authorization"),
+            "{text}"
+        );
+        // Of TLS the impostor that can't prove anything is told nothing at all.
+        assert_eq!(told.is_empty(), !is_plain);
+    }
 }
 
 #[tokio::test]

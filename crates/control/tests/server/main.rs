@@ -1,6 +1,7 @@
 //! A server on loopback, and nodes that do what they are told in memory: what people and agents see from outside.
 
 mod artifacts;
+mod audit;
 mod balance;
 mod changes;
 mod cloud;
@@ -9,6 +10,7 @@ mod edge;
 mod engines;
 mod explain;
 mod held;
+mod keyring;
 mod keys;
 mod nodes;
 mod secrets;

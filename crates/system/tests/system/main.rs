@@ -16,6 +16,7 @@ mod faults;
 mod first;
 mod hidden;
 mod identity;
+mod impostor;
 mod leftovers;
 mod neighbours;
 mod reasons;

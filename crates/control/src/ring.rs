@@ -1,0 +1,247 @@
+//! The ring of keys that seal secrets, and its rotation.
+//!
+//! ```text
+//! ring [old]
+//!   │ recorded, then the file holds both            from here on everything is sealed by the new one
+//!   ▼
+//! ring [old, new]
+//!   │ each envelope wrapped anew, some in a transaction; the authority's too
+//!   ▼
+//! nothing is wrapped by old ── recorded, then the file holds new alone ──▶ ring [new]
+//! ```
+//!
+//! Whatever is sealed can be opened at every step, and a server that ended at one goes on there when it starts.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use api::problem::Problem;
+use api::wire;
+use boundary::authority::SealedAuthority;
+use boundary::secret::{Binding, Envelope, Error, KeyId, Keyring};
+use model::boundary::{Principal, PrincipalName};
+use model::ids::ResourceId;
+
+use crate::auditor::Deed;
+use crate::draft::Draft;
+use crate::problems;
+use crate::records::{AUTHORITY, Key, SecretRecord, decode};
+use crate::state::Server;
+use crate::world::{Stored, World};
+
+/// Between two tries to end a rotation that was left half done.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+/// Envelopes wrapped anew in one transaction at most.
+const WRAPPED_AT_ONCE: usize = 60;
+
+/// The ring and its file.
+pub struct Ring {
+    path: PathBuf,
+    keys: Mutex<Arc<Keyring>>,
+    /// One rotates at a time.
+    rotating: tokio::sync::Mutex<()>,
+}
+
+impl Ring {
+    /// Reads the file, or makes it.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            keys: Mutex::new(Arc::new(Keyring::load_or_create(path)?)),
+            path: path.to_owned(),
+            rotating: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// The keys as they are now. Who seals takes them while it has the turn to change something.
+    pub fn keys(&self) -> Arc<Keyring> {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.clone()
+    }
+
+    /// Writes the file, then uses the keys.
+    async fn set(&self, keys: Keyring) -> Result<(), Problem> {
+        let (keys, path) = (Arc::new(keys), self.path.clone());
+        let saved = {
+            let keys = keys.clone();
+            tokio::task::spawn_blocking(move || keys.save(&path)).await
+        };
+        let saved = saved.map_err(|panic| Problem::internal(panic.to_string()))?;
+        saved.map_err(|error| {
+            Problem::unavailable("disk", error.to_string())
+                .remedy("see that the disk of the server has room and works, then repeat")
+        })?;
+        *self.keys.lock().unwrap_or_else(PoisonError::into_inner) = keys;
+        Ok(())
+    }
+}
+
+/// A new key becomes the current one; everything is wrapped by it; the others go.
+pub async fn rotate(server: &Server, by: PrincipalName) -> Result<wire::Keyring, Problem> {
+    let _alone = server.ring.rotating.lock().await;
+    {
+        let mut keys = (*server.ring.keys()).clone();
+        let id = keys.rotate();
+        let id = id.map_err(|error| Problem::conflict("ring-full", error.to_string()))?;
+        let deed = Deed::new(by.clone(), "keyring.rotate", "keyring");
+        server
+            .keep(&deed, vec![format!("key {id} becomes the current one")])
+            .await?;
+        // Nobody seals in between: whoever does has the turn.
+        let _turn = server.changing.lock().await;
+        server.ring.set(keys).await?;
+    }
+    finish(server, by).await?;
+    status(server).await
+}
+
+/// Goes on with a rotation that an earlier server left half done, until it is.
+pub async fn go_on(server: Arc<Server>) {
+    let by = Principal::Administrator {
+        name: "server".to_owned(),
+    };
+    while server.ring.keys().ids().count() > 1 {
+        let ended = {
+            let _alone = server.ring.rotating.lock().await;
+            finish(&server, by.name()).await
+        };
+        match ended {
+            Ok(()) => return,
+            Err(problem) => {
+                let title = problem.title;
+                tracing::warn!(%title, "the rotation of the key ring can't be ended yet");
+            }
+        }
+        tokio::time::sleep(RETRY_AFTER).await;
+    }
+}
+
+async fn finish(server: &Server, by: PrincipalName) -> Result<(), Problem> {
+    let deed = Deed::new(by.clone(), "keyring.rewrap", "keyring");
+    rewrap_authority(server, &deed).await?;
+    while rewrap_some(server, &deed).await? > 0 {}
+    let old = old_keys(&server.ring.keys());
+    if old.is_empty() {
+        return Ok(());
+    }
+    let deed = Deed::new(by, "keyring.retire", "keyring");
+    let lines = old.iter().map(|id| format!("key {id} is forgotten"));
+    server.keep(&deed, lines.collect()).await?;
+    let _turn = server.changing.lock().await;
+    let mut keys = (*server.ring.keys()).clone();
+    let in_use = server.look(|world| old.iter().any(|id| sealed_by(world, id) > 0));
+    if in_use || sealed_authority(server).await?.0.key.key_id != *keys.current() {
+        let title = "something was sealed by an old key meanwhile";
+        return Err(Problem::conflict("busy", title).remedy("repeat the command"));
+    }
+    for id in &old {
+        keys.retire(id);
+    }
+    server.ring.set(keys).await
+}
+
+fn old_keys(keys: &Keyring) -> Vec<KeyId> {
+    let ids = keys.ids().filter(|id| *id != keys.current());
+    ids.cloned().collect()
+}
+
+async fn sealed_authority(server: &Server) -> Result<(SealedAuthority, store::Revision), Problem> {
+    let record = server.store.get(AUTHORITY).await;
+    let record = record.map_err(|error| problems::of_store(&error))?;
+    let record = record.ok_or_else(|| Problem::internal("the authority is not in the store"))?;
+    let sealed = decode(AUTHORITY, &record.value);
+    let sealed = sealed.map_err(|error| Problem::internal(error.to_string()))?;
+    Ok((sealed, record.modified))
+}
+
+async fn rewrap_authority(server: &Server, deed: &Deed) -> Result<(), Problem> {
+    let (sealed, modified) = sealed_authority(server).await?;
+    let keys = server.ring.keys();
+    let binding = Binding::Authority {
+        cluster: server.authority.cluster().to_owned(),
+    };
+    let Some(key) = rewrapped(&keys, &binding, &sealed.key)? else {
+        return Ok(());
+    };
+    let sealed = SealedAuthority { key, ..sealed };
+    let change = |_: &World| {
+        let mut draft = Draft::new();
+        draft.replace_record(AUTHORITY, modified, &sealed);
+        draft.note("the authority's key");
+        Ok((draft, ()))
+    };
+    server.change(deed, change).await.map(drop)
+}
+
+/// Answers how many.
+async fn rewrap_some(server: &Server, deed: &Deed) -> Result<usize, Problem> {
+    let change = |world: &World| {
+        let keys = server.ring.keys();
+        let (mut all, mut count) = (Draft::new(), 0);
+        for (key, id, stored) in envelopes(world) {
+            let Some(envelope) = &stored.envelope else {
+                continue;
+            };
+            if envelope.key_id == *keys.current() {
+                continue;
+            }
+            let binding = Binding::Secret {
+                id: id.clone(),
+                version: stored.version,
+            };
+            let envelope = rewrapped(&keys, &binding, envelope)?;
+            let record = SecretRecord {
+                envelope,
+                ..stored.value.clone()
+            };
+            let mut draft = Draft::new();
+            draft.put(key, Some(stored), &record);
+            if count == WRAPPED_AT_ONCE || all.join(draft).is_err() {
+                break;
+            }
+            count += 1;
+        }
+        all.note(format!("{count} secrets"));
+        Ok((all, count))
+    };
+    server.change(deed, change).await.map(|(count, _)| count)
+}
+
+/// `None`: the current key wraps it already.
+fn rewrapped(
+    keys: &Keyring,
+    binding: &Binding,
+    envelope: &Envelope,
+) -> Result<Option<Envelope>, Problem> {
+    keys.rewrap(binding, envelope).map_err(|error| {
+        Problem::internal(error.to_string()).remedy("restore the server's `keyring` file")
+    })
+}
+
+/// All that is sealed, with where it lies. What other room than secrets' there is stays what it is.
+fn envelopes(world: &World) -> impl Iterator<Item = (Key, &ResourceId, &Stored<SecretRecord>)> {
+    let secrets = world.secrets.iter();
+    let secrets = secrets.map(|(id, stored)| (Key::Secret(id.clone()), id, stored));
+    let engines = world.engine_secrets.iter();
+    let engines = engines.map(|(id, stored)| (Key::EngineSecret(id.clone()), id, stored));
+    secrets.chain(engines)
+}
+
+fn sealed_by(world: &World, id: &KeyId) -> usize {
+    let sealed = envelopes(world).filter_map(|(_, _, stored)| stored.envelope.as_ref());
+    sealed.filter(|envelope| envelope.key_id == *id).count()
+}
+
+/// Each key, and how much it seals.
+pub async fn status(server: &Server) -> Result<wire::Keyring, Problem> {
+    let (authority, _) = sealed_authority(server).await?;
+    let keys = server.ring.keys();
+    let view = |world: &World, id: &KeyId| wire::RingKey {
+        id: id.to_string(),
+        current: id == keys.current(),
+        seals: sealed_by(world, id) + usize::from(authority.key.key_id == *id),
+    };
+    Ok(wire::Keyring {
+        keys: server.look(|world| keys.ids().map(|id| view(world, id)).collect()),
+    })
+}
