@@ -1,5 +1,9 @@
 //! A daemon's own log, written by a thread of its own: a disk that stands still stops no answer and no heartbeat.
 
+mod bounded;
+
+pub use bounded::{Bounded, open};
+
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

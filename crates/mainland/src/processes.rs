@@ -166,11 +166,11 @@ fn clock() -> boundary::Clock {
     Arc::new(Timestamp::now)
 }
 
-/// A session of its own, and words of its own in a log.
+/// A session of its own, and words of its own in a log, which it keeps within bounds.
 fn begin_daemon() -> Result<Lines, Failure> {
     // Fails for the leader of a process group, which has no session to leave; then it already has its own.
     let _ = rustix::process::setsid();
-    let lines = Lines::to(io::stdout()).context("the machine can't start a thread")?;
+    let lines = Lines::to(crate::log::Bounded::standard_output()).context("the machine can't start a thread")?;
     tracing_subscriber::fmt()
         .with_ansi(false)
         .with_target(false)

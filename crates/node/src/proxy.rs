@@ -114,7 +114,7 @@ async fn connect(agent: &Agent) -> Option<UnixStream> {
 
 /// It makes a session of its own, so that it outlives the agent and its terminal.
 fn start(agent: &Agent) -> std::io::Result<Child> {
-    let log = std::fs::File::create(agent.layout.proxy().join("proxy.log"))?;
+    let log = open_log(agent)?;
     Command::new(&agent.executable)
         .arg("proxy")
         .arg(agent.layout.proxy())
@@ -125,6 +125,19 @@ fn start(agent: &Agent) -> std::io::Result<Child> {
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
+}
+
+/// An empty one, which the proxy keeps within bounds itself; what the one before has said is kept beside it.
+fn open_log(agent: &Agent) -> std::io::Result<std::fs::File> {
+    let path = agent.layout.proxy().join("proxy.log");
+    match std::fs::rename(&path, path.with_extension("log.1")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(path)
 }
 
 fn last_words(agent: &Agent) -> String {

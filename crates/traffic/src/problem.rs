@@ -38,6 +38,8 @@ pub enum Code {
     DeadlineExceeded,
     /// This proxy is not told of the service.
     UnknownService,
+    /// The client has as many connections to the service as one client may.
+    ClientShare,
 }
 
 impl Code {
@@ -55,6 +57,7 @@ impl Code {
             Self::UpstreamBroken => "upstream-broken",
             Self::DeadlineExceeded => "deadline-exceeded",
             Self::UnknownService => "unknown-service",
+            Self::ClientShare => "client-share",
         }
     }
 
@@ -70,6 +73,7 @@ impl Code {
             Self::NoEndpoint | Self::UnknownService => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamBroken => StatusCode::BAD_GATEWAY,
             Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            Self::ClientShare => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -87,12 +91,16 @@ impl Code {
             Self::UpstreamBroken => "The service broke off",
             Self::DeadlineExceeded => "The time for the request ran out",
             Self::UnknownService => "The service is not known here",
+            Self::ClientShare => "The client has its share",
         }
     }
 
     /// Whether it is worth asking again soon.
     pub fn passes(self) -> bool {
-        matches!(self, Self::NoEndpoint | Self::UnknownService)
+        matches!(
+            self,
+            Self::NoEndpoint | Self::UnknownService | Self::ClientShare
+        )
     }
 }
 

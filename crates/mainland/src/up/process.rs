@@ -9,9 +9,6 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 
-/// A log of a process is begun anew beyond this; one old one is kept.
-const LOG_MAX_BYTES: u64 = 4 << 20;
-
 /// Lines that are shown of what ended without being ready.
 const LAST_WORDS: usize = 20;
 
@@ -110,7 +107,8 @@ pub struct Start<'a> {
 
 /// Starts it. It makes itself a session of its own, so that a ctrl-C at the terminal is not its concern.
 pub fn start(start: Start<'_>) -> Result<Identity> {
-    let log = open_log(start.log)?;
+    let log = crate::log::open(start.log)
+        .with_context(|| format!("{} can't be written", start.log.display()))?;
     let mut child = Command::new(start.binary)
         .args(&start.words)
         .envs(start.environment)
@@ -124,17 +122,6 @@ pub fn start(start: Start<'_>) -> Result<Identity> {
     // Its exit status is of no interest, but somebody must take it.
     tokio::spawn(async move { child.wait().await });
     identity.with_context(|| format!("`{}` ended at once", start.words.join(" ")))
-}
-
-fn open_log(path: &Path) -> Result<std::fs::File> {
-    if std::fs::metadata(path).is_ok_and(|log| log.len() > LOG_MAX_BYTES) {
-        std::fs::rename(path, path.with_extension("log.1"))?;
-    }
-    std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .with_context(|| format!("{} can't be written", path.display()))
 }
 
 /// The last lines that were written to a log since it had this length. A log that is shorter now has been begun anew.

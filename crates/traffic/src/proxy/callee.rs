@@ -1,6 +1,7 @@
 //! The callee's side: who may call, the gate, and the instance behind it. Used by the mesh and, without a wire, by callers on
 //! the same node.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,6 +16,7 @@ use model::boundary::KeyFingerprint;
 use model::ids::{Epoch, InstanceId, ResourceId};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 use super::admission;
 use super::body::{Guards, RequestBody, ResponseBody};
@@ -23,6 +25,7 @@ use super::gate::Pass;
 use super::held::{Taken, Tickets};
 use super::instances;
 use super::peers;
+use super::shares::{Kind, Party, Place};
 use super::tls;
 use super::tunnel::{self, Io};
 use super::view::{Caller, Local, View};
@@ -143,18 +146,12 @@ fn origin_form(uri: &Uri) -> Uri {
 }
 
 /// One connection of another proxy.
-pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
-    // A peer that is gone by now is noticed in the handshake.
-    let _ = peers::prepare(&stream);
-    let view = worker.view();
-    let acceptor = TlsAcceptor::from(view.tls.server.clone());
-    let own_end = view.tls.server_end;
-    drop(view);
-    let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
-    let stream = match accepted.await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return tracing::debug!(%error, "a peer was not let in"),
-        Err(_) => return tracing::debug!("a peer did not finish its handshake"),
+pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
+    let Some(place) = worker.place(Kind::Handshakes, Party::client(client.ip())) else {
+        return;
+    };
+    let Some((stream, own_end)) = shake_hands(&worker, stream, &place).await else {
+        return;
     };
     let peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let life = tls::Life::new(SystemTime::now(), own_end, peer);
@@ -164,13 +161,26 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
     let Some(caller) = worker.view().caller(id.name) else {
         return tracing::debug!("a peer's certificate names no caller of this cluster");
     };
-    let width = Width::of(stream.get_ref().1.alpn_protocol());
+    let party = Party::Caller(caller.clone());
+    let Some(_place) = worker
+        .place(Kind::Mesh, party)
+        .inspect(|it| it.keeper().keep(true))
+    else {
+        return;
+    };
+    drop(place);
     let peer = Arc::new(Peer {
-        worker: worker.clone(),
+        worker,
         caller,
         key: id.key,
         tickets: Arc::default(),
     });
+    converse(peer, stream, life).await;
+}
+
+async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life) {
+    let width = Width::of(stream.get_ref().1.alpn_protocol());
+    let worker = peer.worker.clone();
     let service = service_fn(move |request| {
         let peer = peer.clone();
         async move { Ok::<_, std::convert::Infallible>(peer.answer(request).await) }
@@ -198,6 +208,33 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
         _ = connection.as_mut() => {}
         () = life.until_end() => tracing::debug!("a peer's connection ended with its certificate"),
     }
+}
+
+/// The TLS of a peer, and when our own certificate ends.
+async fn shake_hands(
+    worker: &Worker,
+    stream: TcpStream,
+    place: &Place,
+) -> Option<(TlsStream<TcpStream>, SystemTime)> {
+    // A peer that is gone by now is noticed in the handshake.
+    let _ = peers::prepare(&stream);
+    let (acceptor, own_end) = {
+        let view = worker.view();
+        (
+            TlsAcceptor::from(view.tls.server.clone()),
+            view.tls.server_end,
+        )
+    };
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)) => accepted,
+        () = place.given_up() => return None,
+    };
+    match accepted {
+        Ok(Ok(stream)) => return Some((stream, own_end)),
+        Ok(Err(error)) => tracing::debug!(%error, "a peer was not let in"),
+        Err(_) => tracing::debug!("a peer did not finish its handshake"),
+    }
+    None
 }
 
 /// Who calls on one connection.

@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::reports::{TELL_EVERY, Told};
 use super::worker::Common;
@@ -23,6 +23,8 @@ use super::worker::Common;
 /// A snapshot of ten thousand endpoints is about 4 MB.
 const MOST_LINE_BYTES: u64 = 64 * 1024 * 1024;
 const MOST_AGENTS: usize = 8;
+/// Between two looks for news.
+const TELL_PAUSE: Duration = Duration::from_millis(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the agent is told that this process runs: as often as it looks.
 const ALIVE_EVERY: Duration = Duration::from_millis(250);
@@ -112,21 +114,32 @@ impl Agent {
 
     async fn tell(&self, mut writer: OwnedWriteHalf) -> io::Result<()> {
         let mut changed = self.common.reports.subscribe();
+        let mut counted = self.common.reports.subscribe_counted();
         let mut told = Told::default();
         let mut beat = tokio::time::interval(ALIVE_EVERY);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             changed.mark_unchanged();
+            counted.mark_unchanged();
+            let began = Instant::now();
             let (news, held_back) = match self.common.view() {
                 Some(view) => told.news(&self.common.reports, &view, self.common.now()),
                 None => told.without_view(&self.common.reports),
             };
             write(&mut writer, &news).await?;
+            let grown = async {
+                let grown = counted.changed().await;
+                tokio::time::sleep_until(began + TELL_EVERY).await;
+                grown
+            };
             tokio::select! {
                 ended = changed.changed() => ended.map_err(io::Error::other)?,
+                ended = grown => ended.map_err(io::Error::other)?,
                 () = tokio::time::sleep(TELL_EVERY), if held_back => {}
                 _ = beat.tick() => write(&mut writer, &[FromProxy::Alive]).await?,
             }
+            // However often something changes, what is told is put together only so often.
+            tokio::time::sleep_until(began + TELL_PAUSE).await;
         }
     }
 }

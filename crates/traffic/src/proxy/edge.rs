@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
+use super::client::ClientStream;
 use super::wire::{MOST_HEADER_BYTES, MOST_HEADERS};
 use crate::problem::{Code, Problem};
 
@@ -36,7 +36,7 @@ pub struct Talk {
     answers: AtomicU32,
     /// The last answer may come before the client has sent all.
     lingers: AtomicBool,
-    returned: Mutex<Option<TcpStream>>,
+    returned: Mutex<Option<ClientStream>>,
 }
 
 impl Talk {
@@ -77,7 +77,7 @@ impl Talk {
 /// A client's stream.
 pub struct Edge {
     /// `None` only while it is dropped.
-    stream: Option<TcpStream>,
+    stream: Option<ClientStream>,
     talk: Arc<Talk>,
     /// The beginning of the request that is being read.
     kept: Vec<u8>,
@@ -89,7 +89,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    pub fn new(stream: TcpStream, talk: Arc<Talk>) -> Self {
+    pub fn new(stream: ClientStream, talk: Arc<Talk>) -> Self {
         Self {
             stream: Some(stream),
             talk,
@@ -100,7 +100,7 @@ impl Edge {
         }
     }
 
-    fn stream(&mut self) -> Pin<&mut TcpStream> {
+    fn stream(&mut self) -> Pin<&mut ClientStream> {
         Pin::new(self.stream.as_mut().expect("it is there until the drop"))
     }
 

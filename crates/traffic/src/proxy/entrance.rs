@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -17,11 +17,13 @@ use tokio::net::TcpStream;
 
 use super::admission;
 use super::body::ResponseBody;
+use super::client::ClientStream;
 use super::edge::{Edge, Talk};
 use super::forward::{self, Errand};
 use super::origin::{self, Origin};
 use super::proxy_protocol;
 use super::refusal::{self, Refusal};
+use super::shares::{Keeper, Kind, Party};
 use super::tunnel;
 use super::view::{Caller, View, missing_need};
 use super::wire;
@@ -41,12 +43,27 @@ pub async fn serve_gateway(worker: Arc<Worker>, mut stream: TcpStream, peer: Soc
     let Some(client) = client(&worker.view(), &mut stream, peer).await else {
         return;
     };
-    let from = Arc::new(Origin::new(client));
+    let party = party(&worker.view(), client);
+    let Some(place) = worker.place(Kind::Gateway, party.clone()) else {
+        return;
+    };
+    let stream = ClientStream::impatient(stream, place, worker.stalled());
+    let from = Arc::new((Origin::new(client), party));
     serve_http(&worker, stream, move |worker, request| {
         let from = from.clone();
-        async move { from_outside(&from, &worker, request).await }
+        async move { from_outside(&from.0, &from.1, &worker, request).await }
     })
     .await;
+}
+
+/// A balancer whose word about its clients is taken brings many of them.
+fn party(view: &View, client: SocketAddr) -> Party {
+    let trusted = view.gateway.iter().flat_map(|it| &it.trusted);
+    let address = client.ip().to_canonical();
+    match trusted.into_iter().any(|it| it.contains(address)) {
+        true => Party::Balancer(address),
+        false => Party::client(address),
+    }
 }
 
 /// Whose connection it is: the peer's, or whose a balancer says that it is. `None`: a balancer that does not say so in time.
@@ -68,6 +85,7 @@ async fn client(view: &View, stream: &mut TcpStream, peer: SocketAddr) -> Option
 
 async fn from_outside(
     from: &Origin,
+    party: &Party,
     worker: &Worker,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
@@ -82,7 +100,7 @@ async fn from_outside(
         timeout: None,
         once: false,
     };
-    send(worker, &errand, request, upgrades).await
+    send(worker, &errand, Some(party), request, upgrades).await
 }
 
 /// Where a request from outside leads; it is made ready to go there.
@@ -160,9 +178,18 @@ pub async fn serve_door(
     door: Arc<Door>,
 ) {
     let refusal = refusal::at_door(&worker.view(), &door, client);
+    let caller = Caller::Service(door.caller.clone());
+    let (kind, party) = match &refusal {
+        None => (Kind::Doors, Party::Caller(caller.clone())),
+        Some(_) => (Kind::Refused, Party::client(client.ip())),
+    };
+    let Some(place) = worker.place(kind, party) else {
+        return;
+    };
+    let stream = ClientStream::patient(stream, place);
     match (door.protocol, refusal) {
         (Protocol::Tcp, None) => {
-            let caller = Caller::Service(door.caller.clone());
+            stream.keeper().keep(true);
             tunnel::serve_tcp(&worker, &caller, &door.need, stream).await;
         }
         (Protocol::Tcp, Some(refusal)) => refusal.tell(&worker),
@@ -172,7 +199,7 @@ pub async fn serve_door(
 
 async fn serve_http_door(
     worker: Arc<Worker>,
-    stream: TcpStream,
+    stream: ClientStream,
     door: Arc<Door>,
     refusal: Option<Refusal>,
 ) {
@@ -217,7 +244,7 @@ async fn through_door(
         timeout: Some(door.timeout.duration()),
         once: door.once,
     };
-    send(worker, &errand, request, upgrades).await
+    send(worker, &errand, None, request, upgrades).await
 }
 
 /// What is left of the request's `body` is not waited for, so no other request can follow it.
@@ -246,26 +273,46 @@ fn admit_at_door<B>(request: &mut Request<B>) -> Result<(), Problem> {
 async fn send(
     worker: &Worker,
     errand: &Errand<'_>,
+    party: Option<&Party>,
     request: Request<Incoming>,
     upgrades: bool,
 ) -> Response<ResponseBody> {
     if upgrades {
         // Rare, and large: kept out of the future of every request.
-        Box::pin(tunnel::upgrade(worker, errand, request)).await
+        Box::pin(tunnel::upgrade(worker, errand, party, request)).await
     } else {
         forward::forward(worker, errand, request).await
     }
 }
 
-/// One HTTP/1.1 connection; requests on it are answered one after the other.
-pub async fn serve_http<Answer, Answered>(worker: &Arc<Worker>, stream: TcpStream, answer: Answer)
+/// One HTTP/1.1 connection; requests on it are answered one after the other. A client that says nothing costs its place and no more.
+pub async fn serve_http<Answer, Answered>(
+    worker: &Arc<Worker>,
+    stream: ClientStream,
+    answer: Answer,
+) where
+    Answer: Fn(Arc<Worker>, Request<Incoming>) -> Answered,
+    Answered: Future<Output = Response<ResponseBody>>,
+{
+    let speaks = tokio::select! {
+        speaks = stream.speaks(HEADER_TIMEOUT) => speaks,
+        () = worker.stopping() => false,
+    };
+    if speaks {
+        // Large: made only for who speaks.
+        Box::pin(converse(worker, stream, answer)).await;
+    }
+}
+
+async fn converse<Answer, Answered>(worker: &Arc<Worker>, stream: ClientStream, answer: Answer)
 where
     Answer: Fn(Arc<Worker>, Request<Incoming>) -> Answered,
     Answered: Future<Output = Response<ResponseBody>>,
 {
-    let _ = stream.set_nodelay(true);
     let talk = Arc::<Talk>::default();
-    speak(worker, Edge::new(stream, talk.clone()), &talk, answer).await;
+    let keeper = stream.keeper();
+    let stream = Edge::new(stream, talk.clone());
+    speak(worker, stream, &talk, &keeper, answer).await;
     talk.linger().await;
 }
 
@@ -273,6 +320,7 @@ async fn speak<Answer, Answered>(
     worker: &Arc<Worker>,
     stream: Edge,
     talk: &Arc<Talk>,
+    keeper: &Keeper,
     answer: Answer,
 ) where
     Answer: Fn(Arc<Worker>, Request<Incoming>) -> Answered,
@@ -280,10 +328,13 @@ async fn speak<Answer, Answered>(
 {
     let service = service_fn(|request| {
         talk.request();
+        keeper.keep(true);
         let answered = answer(worker.clone(), request);
         async move {
             let response = answered.await;
             talk.answer(response.headers().contains_key(header::CONNECTION));
+            // What it has become is not known to be idle by its requests.
+            keeper.keep(response.status() == StatusCode::SWITCHING_PROTOCOLS);
             Ok::<_, Infallible>(response)
         }
     });

@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::body::{REPLAY_BYTES, RequestBody};
 use super::failure::{Failure, chain};
-use super::stream::{Stream, Watch};
+use super::stream::{READ_BYTES, Stream, Watch};
 use super::wire::{self, MOST_HEADER_BYTES, MOST_HEADERS};
 
 /// Idle connections that are kept for each instance by each worker.
@@ -111,6 +111,7 @@ impl Instances {
             connection.watch.begin(!fresh);
             match connection.sender.try_send_request(request).await {
                 Ok(response) => {
+                    connection.watch.answered();
                     is_framed_once(&response)?;
                     let lease = Lease {
                         pool: self.clone(),
@@ -159,7 +160,8 @@ impl Instances {
         });
     }
 
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
 
@@ -195,6 +197,7 @@ async fn connect_http(address: &Address, patience: Duration) -> Result<Idle, Fai
     let (sender, connection) = http1::Builder::new()
         .max_headers(MOST_HEADERS)
         .max_header_size(MOST_HEADER_BYTES)
+        .max_buf_size(READ_BYTES)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| Failure::unreachable(chain(&error)))?;

@@ -11,8 +11,8 @@
 //! One thread takes snapshots and talks to the agent; each worker is a thread with a single-threaded runtime, its own connections and
 //! pools. It lives across restarts of the agent and starts on the last snapshot that it kept on disk.
 //!
-//! Modules by the way of a request: [`sockets`] → [`worker`] → [`entrance`] → [`search`] → [`forward`], [`tunnel`] → [`peers`] → [`callee`] → [`gate`] →
-//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`affinity`], [`origin`], [`proxy_protocol`], [`edge`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`held`], [`failure`]. Bounds: [`window`].
+//! Modules by the way of a request: [`sockets`] → [`worker`] → [`client`] → [`entrance`] → [`search`] → [`forward`], [`tunnel`] → [`peers`] → [`callee`] → [`gate`] →
+//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`affinity`], [`origin`], [`proxy_protocol`], [`edge`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`held`], [`failure`]. Bounds: [`shares`], [`upgrades`], [`window`].
 
 mod admission;
 mod affinity;
@@ -20,6 +20,7 @@ mod applier;
 mod body;
 mod callee;
 mod caller;
+mod client;
 mod control;
 mod disk;
 mod edge;
@@ -35,10 +36,12 @@ mod proxy_protocol;
 mod refusal;
 mod reports;
 mod search;
+mod shares;
 mod sockets;
 mod stream;
 mod tls;
 mod tunnel;
+mod upgrades;
 mod view;
 mod window;
 mod wire;
@@ -163,7 +166,10 @@ fn start_workers(
             let seed = SmallRng::from_os_rng().random();
             std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || worker::run(common, index, seed))
+                .spawn(move || {
+                    worker::run(common, index, seed)
+                        .inspect_err(|error| tracing::error!(%error, "a worker can't run"))
+                })
         })
         .collect()
 }
@@ -195,9 +201,8 @@ async fn obey(applier: &mut Applier, commands: &mut mpsc::Receiver<ToProxy>) -> 
 async fn wait_for(workers: Vec<JoinHandle<io::Result<()>>>, grace: Duration) {
     let joined = tokio::task::spawn_blocking(|| {
         for worker in workers {
-            if let Ok(Err(error)) = worker.join() {
-                tracing::error!(%error, "a worker could not run");
-            }
+            // What went wrong it has said itself.
+            let _ = worker.join();
         }
     });
     if tokio::time::timeout(grace, joined).await.is_err() {

@@ -13,7 +13,9 @@ use tokio::net::TcpStream;
 
 use super::body::ResponseBody;
 use super::caller;
+use super::client::ClientStream;
 use super::entrance::serve_http;
+use super::shares::{Kind, Party};
 use super::view::{Caller, View, missing_need};
 use super::wire;
 use super::worker::Worker;
@@ -96,10 +98,14 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
     let Some((refusal, protocol)) = at_port(&worker.view(), SocketAddr::V4(meant), client) else {
         return;
     };
+    let Some(place) = worker.place(Kind::Refused, Party::client(client.ip())) else {
+        return;
+    };
     if protocol == Protocol::Tcp {
         return refusal.tell(&worker);
     }
     let refusal = Arc::new(refusal);
+    let stream = ClientStream::patient(stream, place);
     serve_http(&worker, stream, move |worker, _| {
         let refusal = refusal.clone();
         async move { refusal.answer(&worker) }

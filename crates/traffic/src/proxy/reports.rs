@@ -15,11 +15,16 @@ use crate::load::Instant;
 /// Refused pairs beyond this are not counted one by one: a program that dials everything must not fill the memory.
 const MOST_REFUSED_PAIRS: usize = 1024;
 
+/// A pair of which no call was refused for so long is forgotten, and its count begins anew.
+const PAIR_LASTS: Duration = Duration::from_secs(600);
+
 /// How often a growing count is told.
 pub const TELL_EVERY: Duration = Duration::from_secs(1);
 
 pub struct Reports {
     changed: watch::Sender<()>,
+    /// Of what is counted: told with others, at most every [`TELL_EVERY`].
+    counted: watch::Sender<()>,
     state: Mutex<State>,
 }
 
@@ -40,12 +45,23 @@ impl Reports {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             changed: watch::Sender::new(()),
+            counted: watch::Sender::new(()),
             state: Mutex::default(),
         })
     }
 
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// Marked when a count has grown: whoever tells it takes its time.
+    pub fn subscribe_counted(&self) -> watch::Receiver<()> {
+        self.counted.subscribe()
+    }
+
+    /// A count has grown.
+    pub fn touch_counted(&self) {
+        self.counted.send_replace(());
     }
 
     /// Something that is told may have changed.
@@ -77,7 +93,7 @@ impl Reports {
             .or_insert(RefusedCalls { count: 0, reason });
         calls.count += 1;
         drop(state);
-        self.touch();
+        self.touch_counted();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -186,27 +202,85 @@ impl Told {
 
     fn calls(&mut self, reports: &Reports, now: Instant, news: &mut Vec<FromProxy>) -> bool {
         let mut held = false;
-        for (pair, calls) in &reports.state().calls {
-            match self.calls.get(pair) {
-                Some((count, _)) if *count == calls.count => continue,
+        let told = &mut self.calls;
+        reports.state().calls.retain(|pair, calls| {
+            match told.get(pair) {
+                Some((count, at)) if *count == calls.count => {
+                    return now < after(*at, PAIR_LASTS);
+                }
                 Some((_, at)) if now < later(*at) => {
                     held = true;
-                    continue;
+                    return true;
                 }
                 _ => {}
             }
-            self.calls.insert(pair.clone(), (calls.count, now));
+            told.insert(pair.clone(), (calls.count, now));
             news.push(FromProxy::CallRefused {
                 caller: pair.0.clone(),
                 callee: pair.1.clone(),
                 count: calls.count,
                 reason: calls.reason.clone(),
             });
-        }
+            true
+        });
+        told.retain(|_, (_, at)| now < after(*at, PAIR_LASTS));
         held
     }
 }
 
 fn later(at: Instant) -> Instant {
-    Instant(at.0 + TELL_EVERY.as_nanos() as u64)
+    after(at, TELL_EVERY)
+}
+
+fn after(at: Instant, span: Duration) -> Instant {
+    Instant(at.0 + span.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refuse(reports: &Reports, caller: &str) {
+        let callee = "shop/cart".parse().unwrap();
+        reports.call_refused(caller.to_owned(), callee, "not declared".to_owned());
+    }
+
+    /// The counts that are told at a second, and whether some were held back.
+    fn counts(told: &mut Told, reports: &Reports, second: u64) -> (Vec<u64>, bool) {
+        let mut news = Vec::new();
+        let held = told.calls(reports, Instant(second * 1_000_000_000), &mut news);
+        let count = |it: FromProxy| match it {
+            FromProxy::CallRefused { count, .. } => count,
+            other => panic!("{other:?}"),
+        };
+        (news.into_iter().map(count).collect(), held)
+    }
+
+    #[test]
+    fn refused_calls_are_counted_told_now_and_then_and_forgotten() {
+        let reports = Reports::new();
+        let mut told = Told::default();
+        let (now, counted) = (reports.subscribe(), reports.subscribe_counted());
+        refuse(&reports, "a");
+        assert!(counted.has_changed().unwrap() && !now.has_changed().unwrap());
+        assert_eq!(counts(&mut told, &reports, 10), (vec![1], false));
+        (0..1000).for_each(|_| refuse(&reports, "a"));
+        assert_eq!(counts(&mut told, &reports, 10), (vec![], true));
+        assert_eq!(counts(&mut told, &reports, 11), (vec![1001], false));
+        assert_eq!(counts(&mut told, &reports, 620), (vec![], false));
+        refuse(&reports, "b");
+        assert_eq!(counts(&mut told, &reports, 621), (vec![1], false));
+        assert_eq!((told.calls.len(), reports.state().calls.len()), (1, 1));
+        refuse(&reports, "a");
+        assert_eq!(counts(&mut told, &reports, 630), (vec![1], false));
+    }
+
+    #[test]
+    fn callers_without_end_are_not_counted_without_end() {
+        let reports = Reports::new();
+        for number in 0..5_000 {
+            refuse(&reports, &number.to_string());
+        }
+        assert_eq!(reports.state().calls.len(), MOST_REFUSED_PAIRS);
+    }
 }

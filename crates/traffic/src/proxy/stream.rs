@@ -1,23 +1,32 @@
-//! A connected byte stream, TCP or Unix, that can be asked whether a request on it was ever sent.
+//! A connected byte stream, TCP or Unix, that can be asked whether a request on it was ever sent, and takes only so much before an answer's head is
+//! there: interim answers (1xx) are read and dropped, and a server may send them for ever.
 
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+/// Read at once off an instance.
+pub const READ_BYTES: usize = 2 * super::wire::MOST_HEADER_BYTES;
+/// Bytes until an answer's head has been seen: one head, interim answers before it, and as much of the body as comes along.
+const MOST_HEAD_BYTES: u32 = 8 * READ_BYTES as u32;
+/// No head is awaited.
+const ANSWERED: u32 = u32::MAX;
+
 pub struct Stream {
     socket: Socket,
     watch: Arc<Watch>,
+    /// Other tasks have had their turn since the last read of a head.
+    has_yielded: bool,
 }
 
 /// What is known of the request on a stream, for the one who sent it.
-#[derive(Default)]
 pub struct Watch {
     /// Look whether the other end is there before the next write.
     look_first: AtomicBool,
@@ -25,6 +34,19 @@ pub struct Watch {
     sent: AtomicBool,
     /// A request is on it, whose answer may lie here although the other end takes no more.
     may_be_answered: AtomicBool,
+    /// Bytes that came since the request began, until its answer has.
+    head_bytes: AtomicU32,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self {
+            look_first: AtomicBool::new(false),
+            sent: AtomicBool::new(false),
+            may_be_answered: AtomicBool::new(false),
+            head_bytes: AtomicU32::new(ANSWERED),
+        }
+    }
 }
 
 impl Watch {
@@ -33,6 +55,12 @@ impl Watch {
         self.sent.store(false, Relaxed);
         self.look_first.store(look_first, Relaxed);
         self.may_be_answered.store(true, Relaxed);
+        self.head_bytes.store(0, Relaxed);
+    }
+
+    /// The head of the answer is there.
+    pub fn answered(&self) {
+        self.head_bytes.store(ANSWERED, Relaxed);
     }
 
     /// Not a byte was written since the request began.
@@ -60,6 +88,7 @@ impl Stream {
         Self {
             socket,
             watch: Arc::default(),
+            has_yielded: false,
         }
     }
 
@@ -84,6 +113,31 @@ impl Stream {
             return Err(io::ErrorKind::NotConnected.into());
         }
         Ok(())
+    }
+
+    /// Whether the next read has to wait for other tasks: the one before brought bytes, and not yet the answer's head.
+    fn before_read(&mut self, cx: &Context<'_>) -> io::Result<Poll<()>> {
+        let head_bytes = self.watch.head_bytes.load(Relaxed);
+        if matches!(head_bytes, 0 | ANSWERED) {
+            return Ok(Poll::Ready(()));
+        }
+        if head_bytes > MOST_HEAD_BYTES {
+            return Err(io::Error::other("too many interim answers"));
+        }
+        self.has_yielded = !self.has_yielded;
+        if self.has_yielded {
+            cx.waker().wake_by_ref();
+            return Ok(Poll::Pending);
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    fn after_read(&self, count: usize) {
+        let head_bytes = self.watch.head_bytes.load(Relaxed);
+        if head_bytes != ANSWERED {
+            let sum = head_bytes.saturating_add(count as u32).min(ANSWERED - 1);
+            self.watch.head_bytes.store(sum, Relaxed);
+        }
     }
 
     /// Who answers before it has read all, and closes, resets the connection; the answer lies here all the same. So what can't be sent any more counts
@@ -121,10 +175,15 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
+        let stream = self.get_mut();
+        ready!(stream.before_read(cx)?);
+        let before = buffer.filled().len();
+        ready!(match &mut stream.socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+        })?;
+        stream.after_read(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -15,17 +15,19 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use model::ids::ResourceId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
 use super::body::{Guards, RequestBody, ResponseBody};
 use super::callee;
+use super::client::ClientStream;
 use super::failure::{Failure, chain};
 use super::forward::{self, Errand, address_to, out_of_time, send_over_the_mesh};
 use super::gate::Pass;
 use super::instances;
 use super::search::{Chosen, Search};
+use super::shares::Party;
 use super::stream::Stream;
+use super::upgrades::{self, Upgrade};
 use super::view::{Caller, Place, Target};
 use super::wire;
 use super::worker::Worker;
@@ -58,10 +60,14 @@ pub async fn carry(mut one: impl AsyncRead + AsyncWrite + Unpin, mut other: Io) 
 }
 
 /// A TCP door: finds an endpoint and carries the connection.
-pub async fn serve_tcp(worker: &Worker, caller: &Caller, service: &ResourceId, client: TcpStream) {
+pub async fn serve_tcp(
+    worker: &Worker,
+    caller: &Caller,
+    service: &ResourceId,
+    client: ClientStream,
+) {
     match open(worker, caller, service, None).await {
         Ok(tunnel) => {
-            let _ = client.set_nodelay(true);
             carry(client, tunnel.io).await;
             drop((tunnel.pass, tunnel.in_flight));
         }
@@ -171,12 +177,41 @@ pub fn asks_for_upgrade<B: Body>(request: &Request<B>) -> bool {
         && wire::has_token(request.headers(), &header::CONNECTION, "upgrade")
 }
 
-/// Passes on a request that asks for an upgrade, over a connection of its own.
+/// What a client takes of a service's connections; nothing where the service is not known, which is told elsewhere.
+fn share(
+    worker: &Worker,
+    client: &Party,
+    service: &ResourceId,
+) -> Result<Option<Upgrade>, Problem> {
+    let view = worker.view();
+    let Some(destination) = view.destinations.get(service) else {
+        return Ok(None);
+    };
+    let share = worker.upgrades().take(client, destination);
+    share.map(Some).ok_or_else(|| {
+        let most = upgrades::share(destination);
+        let detail = format!(
+            "one client may have {most} upgraded connections to service {service}: half of the max_in_flight of its copies"
+        );
+        Problem::new(crate::problem::Code::ClientShare, detail)
+    })
+}
+
+/// Passes on a request that asks for an upgrade, over a connection of its own. `client`: of the gateway, which has only its share.
 pub async fn upgrade(
     worker: &Worker,
     errand: &Errand<'_>,
+    client: Option<&Party>,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
+    let share = match client
+        .filter(|it| !matches!(it, Party::Balancer(_)))
+        .map(|client| share(worker, client, errand.service))
+    {
+        Some(Err(problem)) => return forward::refuse(worker, errand, &problem),
+        Some(Ok(share)) => share,
+        None => None,
+    };
     let client = hyper::upgrade::on(&mut request);
     let (parts, _) = request.into_parts();
     let deadline = errand.time(worker, &parts).end();
@@ -200,9 +235,10 @@ pub async fn upgrade(
     let (parts, _) = response.into_parts();
     tokio::spawn(async move {
         if let (Ok(client), Ok(instance)) = tokio::join!(client, instance) {
-            carry(TokioIo::new(client), Io::Mesh(TokioIo::new(instance))).await;
+            let instance = Io::Mesh(TokioIo::new(instance));
+            upgrades::carry_until_idle(TokioIo::new(client), instance, upgrades::IDLE).await;
         }
-        drop((pass, in_flight));
+        drop((pass, in_flight, share));
     });
     Response::from_parts(parts, ResponseBody::empty())
 }

@@ -11,21 +11,25 @@ use arc_swap::ArcSwapOption;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
+use super::client::Stalled;
 use super::instances::Instances;
 use super::peers::Peers;
 use super::reports::Reports;
+use super::shares::{Kind, Party, Place, Shares};
+use super::upgrades::Upgrades;
 use super::view::View;
 use super::window::Room;
 use super::{callee, entrance, refusal};
 use crate::load;
 
-/// Connections that one worker serves at a time; further ones wait in the kernel's queue.
-const MOST_CONNECTIONS: usize = 16_384;
 /// After a failed accept (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// For a worker to take a view.
+const TAKE_PATIENCE: Duration = Duration::from_secs(5);
 const TIDY_EVERY: Duration = Duration::from_secs(5);
 
 /// What all workers, and the one who tells them, share.
@@ -39,6 +43,10 @@ pub struct Common {
     pub reports: Arc<Reports>,
     /// For what the streams of the mesh hold unread.
     room: Arc<Room>,
+    shares: Shares,
+    upgrades: Arc<Upgrades>,
+    /// Clients that take nothing of their answers.
+    pub stalled: Stalled,
     started: std::time::Instant,
 }
 
@@ -52,6 +60,9 @@ impl Common {
             taken_changed: Notify::new(),
             reports: Reports::new(),
             room: Arc::default(),
+            shares: Shares::of_this_process(),
+            upgrades: Arc::default(),
+            stalled: Stalled::default(),
             started: std::time::Instant::now(),
         })
     }
@@ -64,7 +75,7 @@ impl Common {
         load::Instant(self.started.elapsed().as_nanos() as u64)
     }
 
-    /// New requests see `view` from here on; returns when every worker has its sockets too.
+    /// New requests see `view` from here on; returns when every worker has its sockets too. One that has ended, or is stuck, is not waited for.
     pub async fn publish(&self, view: Arc<View>) {
         self.view.store(Some(view.clone()));
         let mut number = 0;
@@ -75,17 +86,27 @@ impl Common {
         for destination in view.destinations.values() {
             destination.shared.arrived.notify_waiters();
         }
+        let taken = tokio::time::timeout(TAKE_PATIENCE, self.all_have_taken(number));
+        if taken.await.is_err() {
+            tracing::error!("a worker does not take what it is told");
+        }
+    }
+
+    async fn all_have_taken(&self, number: u64) {
         loop {
-            let changed = self.taken_changed.notified();
-            if self
-                .taken
-                .iter()
-                .all(|taken| taken.load(Ordering::Acquire) >= number)
-            {
+            let mut changed = std::pin::pin!(self.taken_changed.notified());
+            changed.as_mut().enable();
+            let has_taken = |taken: &AtomicU64| taken.load(Ordering::Acquire) >= number;
+            if self.taken.iter().all(has_taken) {
                 return;
             }
             changed.await;
         }
+    }
+
+    fn has_taken(&self, worker: usize, number: u64) {
+        self.taken[worker].store(number, Ordering::Release);
+        self.taken_changed.notify_waiters();
     }
 
     pub fn stop(&self) {
@@ -100,7 +121,6 @@ pub struct Worker {
     pub instances: Arc<Instances>,
     pub peers: Peers,
     random: Mutex<SmallRng>,
-    room: Arc<Semaphore>,
     /// Closed when the last connection has ended.
     alive: mpsc::Sender<Infallible>,
 }
@@ -125,6 +145,23 @@ impl Worker {
         draw(&mut self.random.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// A place for a connection; `None`: it is to be closed.
+    pub fn place(&self, kind: Kind, party: Party) -> Option<Place> {
+        let place = self.common.shares.take(kind, party);
+        if place.is_none() {
+            tracing::debug!(?kind, "a connection finds no place");
+        }
+        place
+    }
+
+    pub fn upgrades(&self) -> &Arc<Upgrades> {
+        &self.common.upgrades
+    }
+
+    pub fn stalled(&self) -> Stalled {
+        self.common.stalled.clone()
+    }
+
     /// Completes when the proxy stops.
     pub async fn stopping(&self) {
         let mut stopping = self.common.stopping.subscribe();
@@ -135,6 +172,10 @@ impl Worker {
 
 /// Runs worker `index` on this thread until it is stopped and its connections have ended. `seed`: for its random choices.
 pub fn run(common: Arc<Common>, index: usize, seed: u64) -> std::io::Result<()> {
+    let _ended = Ended {
+        common: common.clone(),
+        index,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -146,28 +187,42 @@ pub fn run(common: Arc<Common>, index: usize, seed: u64) -> std::io::Result<()> 
         instances: Arc::default(),
         peers: Peers::new(room),
         random: Mutex::new(SmallRng::seed_from_u64(seed)),
-        room: Arc::new(Semaphore::new(MOST_CONNECTIONS)),
         alive,
     });
     runtime.block_on(work(worker, ended));
     Ok(())
 }
 
+/// Nobody waits for a worker whose thread ends, however it ends.
+struct Ended {
+    common: Arc<Common>,
+    index: usize,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.common.has_taken(self.index, u64::MAX);
+    }
+}
+
 async fn work(worker: Arc<Worker>, mut ended: mpsc::Receiver<Infallible>) {
     let mut sequence = worker.common.sequence.subscribe();
     let mut accepting = Accepting::default();
+    let mut tidy_at = Instant::now() + TIDY_EVERY;
     loop {
         let number = *sequence.borrow_and_update();
         if let Some(view) = worker.common.view() {
             accepting.follow(&worker, &view);
             worker.peers.tidy(&view);
         }
-        worker.common.taken[worker.index].store(number, Ordering::Release);
-        worker.common.taken_changed.notify_waiters();
+        worker.common.has_taken(worker.index, number);
         tokio::select! {
             changed = sequence.changed() => if changed.is_err() { break },
             () = worker.stopping() => break,
-            () = tokio::time::sleep(TIDY_EVERY), if !worker.instances.is_empty() => worker.instances.tidy(),
+            () = tokio::time::sleep_until(tidy_at) => {
+                worker.instances.tidy();
+                tidy_at = Instant::now() + TIDY_EVERY;
+            }
         }
     }
     accepting.stop();
@@ -226,16 +281,13 @@ fn listen(socket: &TcpListener) -> std::io::Result<tokio::net::TcpListener> {
 
 async fn accept(worker: Arc<Worker>, address: SocketAddr, listener: tokio::net::TcpListener) {
     loop {
-        let Ok(place) = worker.room.clone().acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
             Ok((stream, client)) => {
                 let worker = worker.clone();
                 let alive = worker.alive.clone();
                 tokio::spawn(async move {
                     serve(worker, address, stream, client).await;
-                    drop((place, alive));
+                    drop(alive);
                 });
             }
             Err(error) => {
@@ -251,7 +303,7 @@ async fn serve(worker: Arc<Worker>, address: SocketAddr, stream: TcpStream, clie
     let view = worker.view();
     if address == view.mesh {
         drop(view);
-        return callee::serve(worker, stream).await;
+        return callee::serve(worker, stream, client).await;
     }
     if view
         .gateway

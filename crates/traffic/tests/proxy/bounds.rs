@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::harness::*;
@@ -43,7 +44,7 @@ fn a_connection_ends_with_its_certificate_and_its_successor_goes_on() {
 /// A gateway on an edge node, and on node `a` behind the mesh `shop/small` beside one service for each of `others`.
 struct Crowd {
     _edge: Node,
-    _a: Node,
+    a: Node,
     gateway: SocketAddr,
 }
 
@@ -57,7 +58,7 @@ fn crowd(others: &[(&'static str, &Instance)]) -> Crowd {
         let service = format!("shop/{name}");
         let endpoint = a.runs(&format!("{service}-1"), &service, instance.address);
         a.lets_in(&service, &[], true);
-        edge.road(&service, vec![endpoint]);
+        edge.road(&service, vec![endpoint]).traffic.max_in_flight = 64;
         routes.push((format!("{name}.localhost"), service));
     }
     let routes = routes.iter().map(|(host, to)| (&**host, "/", &**to));
@@ -66,7 +67,7 @@ fn crowd(others: &[(&'static str, &Instance)]) -> Crowd {
     edge.apply();
     Crowd {
         _edge: edge,
-        _a: a,
+        a,
         gateway,
     }
 }
@@ -168,5 +169,120 @@ fn a_long_body_comes_whole_however_it_is_sent() {
             let answer = String::from_utf8(client.read_to_end()).unwrap();
             assert!(answer.contains(&bytes.to_string()), "{framing}: {answer}");
         }
+    }
+}
+
+/// Connections that say nothing; whether the first of them was given up.
+fn silent(count: usize, from: u8, to: SocketAddr) -> (Vec<Client>, bool) {
+    let mut silent: Vec<_> = (0..count).map(|_| Client::connect_from(from, to)).collect();
+    let first = silent[0].stream();
+    first
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    let given_up = match first.read(&mut [0]) {
+        Ok(count) => count == 0,
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    };
+    (silent, given_up)
+}
+
+/// More than a client's share of the gateway's descriptors, which are two fifths of all.
+fn more_than_a_share() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let descriptors = limit.current.map_or(1_000_000, |it| it as usize);
+    (descriptors * 2 / 5).min(16_384) / 4 + 200
+}
+
+#[test]
+fn a_client_that_holds_silent_connections_gives_up_its_own() {
+    let crowd = crowd(&[]);
+    let (_held, given_up) = silent(more_than_a_share(), 2, crowd.gateway);
+    assert!(given_up, "the oldest makes room");
+    crowd.others_go_on();
+    let mut own = Client::connect_from(2, crowd.gateway);
+    own.send("GET / HTTP/1.1\r\nHost: small.localhost\r\n\r\n");
+    assert_eq!(own.receive().expect("an answer").body, "small");
+}
+
+#[test]
+fn silent_connections_at_the_mesh_keep_no_peer_out() {
+    let crowd = crowd(&[]);
+    let (_held, given_up) = silent(1100, 1, crowd.a.snapshot.mesh);
+    // The gateway's first request is what dials the mesh.
+    crowd.others_go_on();
+    assert!(given_up, "the oldest makes room, or its handshake was late");
+}
+
+#[test]
+fn silent_connections_at_a_door_stop_that_caller_alone() {
+    let authority = Authority::new();
+    let cart = Instance::answering("cart");
+    let mut shop = shop(&authority, cart.address, Protocol::Http);
+    shop.b.lets_in("shop/cart", &["shop/other"], false);
+    let other = shop
+        .a
+        .door(&authority, "shop/other", "shop/cart", Protocol::Http);
+    shop.b.apply();
+    shop.a.apply();
+    let (_held, given_up) = silent(more_than_a_share() / 2 + 100, 1, shop.door);
+    assert!(given_up, "the oldest makes room");
+    for door in [other, shop.door] {
+        assert_eq!(get(door, "cart", "/").body, "cart");
+    }
+}
+
+#[test]
+fn upgrades_of_one_client_are_its_share_and_others_go_on() {
+    let echo = Instance::start(|seen| match header(&seen.head, "upgrade") {
+        Some(_) => Act::Echo,
+        None => Act::Answer("plain"),
+    });
+    let crowd = crowd(&[("echo", &echo)]);
+    let upgrade = "GET / HTTP/1.1\r\nHost: echo.localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let ask = |from| {
+        let mut client = Client::connect_from(from, crowd.gateway);
+        client.send(upgrade);
+        let head = client.receive_head().expect("an answer's head");
+        (client, head)
+    };
+    // Half of the 64 that the one copy takes.
+    let mut held: Vec<_> = (0..32).map(|_| ask(2)).collect();
+    for (_, head) in &held {
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    }
+    let (_, refused) = ask(2);
+    assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
+    let (mut other, head) = ask(3);
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    other.send("ping");
+    assert_eq!(other.read_exact(4), b"ping");
+    assert_eq!(get(crowd.gateway, "echo.localhost", "/").body, "plain");
+    held.truncate(31);
+    eventually("a place is free again", || {
+        ask(2).1.starts_with("HTTP/1.1 101 ")
+    });
+}
+
+#[test]
+fn interim_answers_without_end_are_no_answer() {
+    let listener = TcpListener::bind(free_address()).unwrap();
+    let address = listener.local_addr().unwrap();
+    let chatty = Instance::nobody_reads(&listener);
+    std::thread::spawn(move || {
+        let words = Arc::new("HTTP/1.1 103 Early Hints\r\n\r\n".repeat(1000));
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let words = words.clone();
+            std::thread::spawn(move || while stream.write_all(words.as_bytes()).is_ok() {});
+        }
+    });
+    assert_eq!(chatty.address, address);
+    let crowd = crowd(&[("chatty", &chatty)]);
+    let mut asked: Vec<_> = (0..5)
+        .map(|_| crowd.send("GET / HTTP/1.1\r\nHost: chatty.localhost\r\n\r\n"))
+        .collect();
+    crowd.others_go_on();
+    for client in &mut asked {
+        let answer = client.receive().expect("an answer");
+        assert_eq!(answer.status, 502, "{}", answer.body);
     }
 }

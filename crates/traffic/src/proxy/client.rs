@@ -1,0 +1,194 @@
+//! The connection of a client, at the gateway or a door: it has a place among the others, and an end when it takes nothing.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::shares::{Keeper, Place};
+
+/// A client of the gateway that takes nothing of an answer for this long is gone (`send_timeout` of nginx).
+const TAKES_NOTHING: Duration = Duration::from_secs(60);
+/// So many that take nothing are no coincidence,
+const CROWD: usize = 256;
+/// and then this has to do: what they hold up to here is a few hundred KiB each.
+const TAKES_NOTHING_IN_A_CROWD: Duration = Duration::from_secs(10);
+/// How much of an answer the kernel holds unsent: more would hide from us for long that a client takes nothing.
+const UNSENT_BYTES: u32 = 128 * 1024;
+
+/// How many clients of this proxy take nothing at the moment.
+pub type Stalled = Arc<AtomicUsize>;
+
+pub struct ClientStream {
+    socket: TcpStream,
+    place: Place,
+    stall: Option<Stall>,
+}
+
+impl ClientStream {
+    /// Of a service of this node: it may take its time, since that costs nobody but itself.
+    pub fn patient(socket: TcpStream, place: Place) -> Self {
+        // Both can only fail where the client has left already.
+        let _ = socket.set_nodelay(true);
+        let _ = socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES);
+        Self {
+            socket,
+            place,
+            stall: None,
+        }
+    }
+
+    /// Of anybody: ended when it takes nothing of what it asked for.
+    pub fn impatient(socket: TcpStream, place: Place, stalled: Stalled) -> Self {
+        let mut stream = Self::patient(socket, place);
+        stream.stall = Some(Stall::new(stalled));
+        stream
+    }
+
+    pub fn keeper(&self) -> Keeper {
+        self.place.keeper()
+    }
+
+    /// Waits for the first byte, and holds next to nothing meanwhile. False: it won't come.
+    pub async fn speaks(&self, patience: Duration) -> bool {
+        tokio::select! {
+            ready = self.socket.readable() => ready.is_ok(),
+            () = self.place.given_up() => false,
+            () = sleep(patience) => false,
+        }
+    }
+
+    fn wrote<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_pending() {
+            if self.stall.as_mut().is_some_and(|stall| stall.is_over(cx)) {
+                tracing::debug!("a client took nothing of its answer");
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            return written;
+        }
+        if let Some(stall) = &mut self.stall {
+            stall.end();
+        }
+        self.place.used();
+        written
+    }
+}
+
+/// The time in which a client takes nothing.
+struct Stall {
+    since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+    stalled: Stalled,
+}
+
+impl Stall {
+    fn new(stalled: Stalled) -> Self {
+        Self {
+            since: None,
+            timer: None,
+            stalled,
+        }
+    }
+
+    /// It takes nothing now. Whether it has done so for too long; else `cx` is woken in time.
+    fn is_over(&mut self, cx: &mut Context<'_>) -> bool {
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep(TAKES_NOTHING_IN_A_CROWD)));
+        let since = match self.since {
+            Some(since) => since,
+            None => {
+                let now = Instant::now();
+                self.stalled.fetch_add(1, Relaxed);
+                timer.as_mut().reset(now + TAKES_NOTHING_IN_A_CROWD);
+                *self.since.insert(now)
+            }
+        };
+        while timer.as_mut().poll(cx).is_ready() {
+            let crowded = self.stalled.load(Relaxed) > CROWD;
+            let elapsed = since.elapsed();
+            if elapsed >= TAKES_NOTHING || (crowded && elapsed >= TAKES_NOTHING_IN_A_CROWD) {
+                return true;
+            }
+            timer
+                .as_mut()
+                .reset(Instant::now() + TAKES_NOTHING_IN_A_CROWD);
+        }
+        false
+    }
+
+    fn end(&mut self) {
+        if self.since.take().is_some() {
+            self.stalled.fetch_sub(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let stream = self.get_mut();
+        let read = Pin::new(&mut stream.socket).poll_read(cx, buffer);
+        if read.is_ready() {
+            stream.place.used();
+            return read;
+        }
+        match stream.place.poll_given_up(cx) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let stream = self.get_mut();
+        let written = Pin::new(&mut stream.socket).poll_write(cx, bytes);
+        stream.wrote(cx, written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let stream = self.get_mut();
+        let written = Pin::new(&mut stream.socket).poll_write_vectored(cx, slices);
+        stream.wrote(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,205 @@
+//! Connections that have become something else (WebSocket): how many of a client there are, and how long one lives on which nothing happens.
+//!
+//! Each holds one of the `max_in_flight` of its copy for as long as it lasts. So one client of the gateway, but a declared balancer, has half of what all copies of a service
+//! take, at most, and what lies idle is ended.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use model::ids::ResourceId;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::shares::Party;
+use super::tunnel::{Io, carry};
+use super::view::Destination;
+
+/// Without a byte either way for this long an upgraded connection is ended (`proxy_read_timeout` of nginx). A WebSocket's ping is a byte: servers and
+/// libraries that send any do so every 20 to 55 s.
+pub const IDLE: Duration = Duration::from_secs(60);
+/// It is looked at so many times in that time.
+const LOOKS: u32 = 4;
+
+/// How many each client has with each service.
+#[derive(Default)]
+pub struct Upgrades(Mutex<HashMap<(Party, ResourceId), u32>>);
+
+impl Upgrades {
+    /// `None`: the client has its share.
+    pub fn take(self: &Arc<Self>, client: &Party, to: &Destination) -> Option<Upgrade> {
+        self.take_of(client, &to.service, share(to))
+    }
+
+    fn take_of(
+        self: &Arc<Self>,
+        client: &Party,
+        service: &ResourceId,
+        most: u32,
+    ) -> Option<Upgrade> {
+        let key = (client.clone(), service.clone());
+        let mut held = self.lock();
+        let count = held.entry(key.clone()).or_insert(0);
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Upgrade {
+            upgrades: self.clone(),
+            key,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Party, ResourceId), u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Half of what the copies take.
+pub fn share(to: &Destination) -> u32 {
+    let copies = u32::try_from(to.endpoints.len()).unwrap_or(u32::MAX);
+    let all = to.traffic.max_in_flight.saturating_mul(copies.max(1));
+    (all / 2).max(1)
+}
+
+/// One of a client's, until it is dropped.
+pub struct Upgrade {
+    upgrades: Arc<Upgrades>,
+    key: (Party, ResourceId),
+}
+
+impl Drop for Upgrade {
+    fn drop(&mut self) {
+        let mut held = self.upgrades.lock();
+        if let Some(count) = held.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// Copies both ways until both have ended, or nothing has come or gone for `idle`.
+pub async fn carry_until_idle(
+    client: impl AsyncRead + AsyncWrite + Unpin,
+    instance: Io,
+    idle: Duration,
+) {
+    let moved = Arc::new(AtomicBool::new(false));
+    let client = Watched {
+        inner: client,
+        moved: moved.clone(),
+    };
+    tokio::select! {
+        () = carry(client, instance) => {}
+        () = stands_still(&moved, idle) => tracing::debug!("an upgraded connection was idle"),
+    }
+}
+
+async fn stands_still(moved: &AtomicBool, idle: Duration) {
+    let mut looks = 0;
+    while looks < LOOKS {
+        tokio::time::sleep(idle / LOOKS).await;
+        looks = if moved.swap(false, Relaxed) {
+            0
+        } else {
+            looks + 1
+        };
+    }
+}
+
+/// Notes that bytes come or go.
+struct Watched<Inner> {
+    inner: Inner,
+    moved: Arc<AtomicBool>,
+}
+
+impl<Inner: AsyncRead + Unpin> AsyncRead for Watched<Inner> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let watched = self.get_mut();
+        ready!(Pin::new(&mut watched.inner).poll_read(cx, buffer))?;
+        watched.moved.store(true, Relaxed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<Inner: AsyncWrite + Unpin> AsyncWrite for Watched<Inner> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let watched = self.get_mut();
+        let count = ready!(Pin::new(&mut watched.inner).poll_write(cx, bytes))?;
+        watched.moved.store(true, Relaxed);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::proxy::stream::Stream;
+
+    #[tokio::test]
+    async fn an_idle_one_ends_and_a_ping_keeps_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let to_instance = TcpStream::connect(address).await.unwrap();
+        let (mut instance, _) = listener.accept().await.unwrap();
+        let (mut client, inner) = tokio::io::duplex(64);
+        let idle = Duration::from_millis(800);
+        let io = Io::Plain(Stream::tcp(to_instance).unwrap());
+        let carried = tokio::spawn(carry_until_idle(inner, io, idle));
+        let began = Instant::now();
+        // Either way, for longer than it may be idle.
+        while began.elapsed() < idle * 2 {
+            client.write_all(b"i").await.unwrap();
+            assert_eq!(instance.read_u8().await.unwrap(), b'i');
+            tokio::time::sleep(idle / 4).await;
+            instance.write_all(b"o").await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), b'o');
+            tokio::time::sleep(idle / 4).await;
+        }
+        assert!(!carried.is_finished());
+        let ended = tokio::time::timeout(idle * 10, carried).await;
+        assert!(ended.is_ok(), "it idles for ever");
+        assert!(client.read_u8().await.is_err() && instance.read_u8().await.is_err());
+    }
+
+    #[test]
+    fn a_client_has_its_share_of_each_service() {
+        let upgrades = Arc::new(Upgrades::default());
+        let party = |number: u8| Party::client([192, 0, 2, number].into());
+        let service = |name: &str| format!("shop/{name}").parse::<ResourceId>().unwrap();
+        let take = |client, name| upgrades.take_of(&party(client), &service(name), 3);
+        let mut held: Vec<_> = (0..5).filter_map(|_| take(1, "chat")).collect();
+        assert_eq!(held.len(), 3);
+        assert!(take(2, "chat").is_some() && take(1, "feed").is_some());
+        held.pop();
+        assert!(take(1, "chat").is_some());
+        drop(held);
+        assert!(upgrades.lock().is_empty());
+    }
+}
