@@ -95,12 +95,10 @@ impl<'a> MakeWriter<'a> for Lines {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
-
     use super::*;
 
     /// Stands still until it is told to go on.
-    struct Standing(Receiver<()>, std::sync::mpsc::Sender<Vec<u8>>);
+    struct Standing(Receiver<()>, SyncSender<Vec<u8>>);
 
     impl Write for Standing {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -116,8 +114,8 @@ mod tests {
 
     #[test]
     fn who_says_something_never_waits_and_what_is_lost_is_counted() {
-        let (go, stands) = channel();
-        let (sender, written) = channel();
+        let (go, stands) = sync_channel(1);
+        let (sender, written) = sync_channel(2 * WAITING_MOST);
         let mut lines = Lines::to(Standing(stands, sender)).unwrap();
         let begun = std::time::Instant::now();
         for index in 0..WAITING_MOST + 100 {

@@ -68,7 +68,7 @@ pub async fn audit(server: Arc<Server>, call: Call) -> Answer {
     let refused = stored.into_iter().chain(server.refusals.counted());
     items.extend(refused.filter(|record| filter.matches(record)));
     // Of the same moment in the order of the chain.
-    items.sort_by(|one, other| (other.at, other.sequence).cmp(&(one.at, one.sequence)));
+    items.sort_by_key(|item| std::cmp::Reverse((item.at, item.sequence)));
     items.truncate(limit);
     Ok(call::json(&wire::List { items, revision }))
 }
