@@ -170,7 +170,8 @@ fn clock() -> boundary::Clock {
 fn begin_daemon() -> Result<Lines, Failure> {
     // Fails for the leader of a process group, which has no session to leave; then it already has its own.
     let _ = rustix::process::setsid();
-    let lines = Lines::to(crate::log::Bounded::standard_output()).context("the machine can't start a thread")?;
+    let lines = Lines::to(crate::log::Bounded::standard_output())
+        .context("the machine can't start a thread")?;
     tracing_subscriber::fmt()
         .with_ansi(false)
         .with_target(false)

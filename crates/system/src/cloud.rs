@@ -6,6 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use rustix::process::Signal;
 use serde::Deserialize;
 
@@ -26,6 +27,7 @@ pub struct Instance {
     pub version: u64,
     /// `serve` or `before-deploy`.
     pub purpose: String,
+    pub started_at: Option<Timestamp>,
 }
 
 /// One line of `nodes -o json`.
@@ -232,6 +234,13 @@ impl Cloud {
             .into_iter()
             .filter(|one| one.service == service && one.ready && one.state == "running")
             .collect())
+    }
+
+    /// From then to the start of the last copy that was started since; nothing if none was.
+    pub fn last_start_since(&self, moment: Timestamp) -> Result<Duration> {
+        let starts = self.ps()?.into_iter().filter_map(|one| one.started_at);
+        let last = starts.max().unwrap_or(moment);
+        Ok(last.duration_since(moment).try_into().unwrap_or_default())
     }
 
     /// Waits until a service has `count` ready instances; how long it took.

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use rustix::process::Signal;
 use system::cloud::Instance;
 use system::{proc, wait};
 
 use super::{BACK_WITHIN, RATE, Shop, books_are_right};
 
-/// From the loss of a zone to its copies serving elsewhere.
-const REPLACED_WITHIN: Duration = Duration::from_secs(5);
+/// From the loss of a zone to the start of the last replacement: 3.5 s until the node is lost, a step of the leader, the order, the start.
+const STARTED_WITHIN: Duration = Duration::from_millis(4_500);
+/// To the last of them serving. How long a program takes to begin is its own, on cores that the load and builds for debugging share.
+const REPLACED_WITHIN: Duration = Duration::from_secs(8);
 /// An engine that is killed serves again.
 const RESTARTED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -60,6 +63,7 @@ fn a_zone_without_engines_dies_and_later_the_server() {
     let analytics_waits = homes[2] == victim;
     shop.unnoticed(25, |shop| {
         let before = wanted(&shop.cloud.ps().unwrap());
+        let killed = Timestamp::now();
         shop.cloud.kill_node(victim).unwrap();
         let replaced = || {
             let ready = outside(&shop.cloud.ps().map_err(|error| error.to_string())?, victim);
@@ -74,8 +78,13 @@ fn a_zone_without_engines_dies_and_later_the_server() {
             }
         };
         let (_, took) = wait::until("all copies serve elsewhere", BACK_WITHIN, replaced);
-        println!("all copies serve outside of {victim} after {took:?}");
-        assert!(took <= REPLACED_WITHIN, "it took {took:?}");
+        let started = shop.cloud.last_start_since(killed).unwrap();
+        println!("replacements started after {started:?}, all served after {took:?}");
+        assert!(
+            !started.is_zero() && started < STARTED_WITHIN,
+            "{started:?}"
+        );
+        assert!(took < REPLACED_WITHIN, "{took:?}");
         shop.cloud.say(&["start", victim]).unwrap();
         shop.all_ready();
         let server = shop.cloud.processes_with(&["server", "--api"]);
