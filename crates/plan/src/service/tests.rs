@@ -1077,9 +1077,9 @@ impl World {
 
     /// Nothing is under way, and the copies stand as evenly as they can.
     fn is_at_rest(&self) -> bool {
-        let volumes = self
-            .target
-            .is_some_and(|target| !self.releases[&target].volumes.is_empty());
+        // Those of the release that serves: a later one may have been judged bad.
+        let placements = &self.group.placements;
+        let volumes = placements.iter().any(|placed| placed.slot.is_some());
         let wanted = self.replicas as usize;
         let all_serve = self.group.placements.len() == wanted && self.ready() == wanted;
         all_serve
