@@ -88,6 +88,8 @@ pub fn words(operation: &str) -> &'static str {
         "listInstances" => "list instances",
         "logs" => "read logs",
         "exec" => "run a command in an instance",
+        "run" => "run a command as a service",
+        "connect" => "connect to a service",
         "askEngine" => "look into a database or topic",
         "tellEngine" => "change what is in a database or topic",
         "beginUpload" | "uploadChunk" => "upload an artifact",
@@ -114,7 +116,10 @@ pub fn words(operation: &str) -> &'static str {
 pub fn changes(operation: &Operation) -> bool {
     let id = operation.id;
     operation.method != Method::GET
-        && !matches!(id, "heartbeat" | "renew" | "serviceCertificate" | "exec")
+        && !matches!(
+            id,
+            "heartbeat" | "renew" | "serviceCertificate" | "exec" | "run" | "connect"
+        )
 }
 
 /// Operations whose refusal is worth a line in the audit log.
@@ -157,7 +162,7 @@ fn node(call: &Call, wants: NodeWants) -> Result<Action, Problem> {
 fn placed(server: &Server, call: &Call) -> Result<Placed, Problem> {
     let (service, node) = (call.resource("service")?, call.node()?);
     Ok(Placed::here(
-        server.look(|world| world.is_placed(&service, &node)),
+        server.with(|shared| shared.is_placed(&service, &node)),
     ))
 }
 
@@ -167,11 +172,12 @@ fn artifact(server: &Server, call: &Call) -> Result<Action, Problem> {
     let Principal::Node { name } = &call.principal else {
         return Ok(cluster(Verb::Read, "artifacts", Some(call.text("digest"))));
     };
-    let here = server.look(|world| {
-        let services = world
+    let here = server.with(|shared| {
+        let services = shared
+            .world
             .services
             .iter()
-            .filter(|(id, _)| world.is_placed(id, name));
+            .filter(|(id, _)| shared.is_placed(id, name));
         let mut specs = services.flat_map(|(_, entry)| {
             let current = entry.record.as_ref().map(|record| &record.spec);
             entry
@@ -208,7 +214,7 @@ fn resource(operation: &str, call: &Call) -> Result<Action, Problem> {
         "scale" => (Verb::Write, "scales"),
         "listReleases" | "getRelease" => (Verb::Read, "releases"),
         "getRollout" => (Verb::Read, "rollouts"),
-        "restart" | "rollback" | "steerRollout" => (Verb::Operate, "services"),
+        "restart" | "rollback" | "steerRollout" | "run" | "connect" => (Verb::Operate, "services"),
         "listInstances" | "logs" => (Verb::Read, "instances"),
         "exec" => (Verb::Operate, "instances"),
         "askEngine" => (Verb::Read, "engines"),

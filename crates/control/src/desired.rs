@@ -14,6 +14,7 @@ use plan::road;
 
 use crate::engines;
 use crate::observed::Observed;
+use crate::state::Shared;
 use crate::world::{Entry, World};
 
 /// One service as decisions see it: under the newest number everything that needs no restart to be that.
@@ -78,16 +79,17 @@ pub fn reports<'a>(
 }
 
 /// For every node what it should now be told. The generation is left for who tells it.
-pub fn of_all(
-    world: &World,
-    observed: &Observed,
-    complete: bool,
-) -> BTreeMap<NodeName, NodeDesired> {
-    let seen: BTreeMap<&ResourceId, Seen<'_>> = world
+pub fn of_all(shared: &Shared, complete: bool) -> BTreeMap<NodeName, NodeDesired> {
+    let (world, observed) = (&shared.world, &shared.observed);
+    let mut seen: BTreeMap<&ResourceId, Seen<'_>> = world
         .services
         .iter()
         .map(|(id, entry)| (id, Seen::of(entry)))
         .collect();
+    for (id, seen) in &mut seen {
+        let runs = shared.runs.of(id).cloned();
+        seen.group.placements.extend(runs);
+    }
     let index = road_index(world, observed, &seen, complete);
     let mut all: BTreeMap<NodeName, NodeDesired> = world
         .nodes
@@ -176,13 +178,14 @@ fn instance(
     let spec = match placement.purpose {
         Purpose::Serve => declared.clone(),
         Purpose::BeforeDeploy => declared.before_deploy_work(),
+        Purpose::Run => declared.apart_from_copies(Vec::new()),
     };
     let spec = &asked_by_name(spec, world, id);
-    let stored = entry.placements.as_ref()?;
-    let started_as = stored
-        .placements
-        .iter()
-        .find(|stored| stored.instance == placement.instance)?;
+    let mut stored = entry.placements.iter().flat_map(|group| &group.placements);
+    let started_as = match placement.purpose {
+        Purpose::Run => placement,
+        _ => stored.find(|stored| stored.instance == placement.instance)?,
+    };
     Some(DesiredInstance {
         instance: InstanceId::new(id.project.clone(), placement.instance.clone()),
         service: id.name.clone(),

@@ -51,7 +51,7 @@ pub struct Leader {
     looked_at: Instant,
     wake: Option<Instant>,
     /// What the nodes were last told rested on.
-    told: Option<(Revision, u64, bool)>,
+    told: Option<(Revision, u64, u64, bool)>,
     counter: u64,
     cleaning: cleaning::Cleaning,
     /// Violations already told.
@@ -219,12 +219,13 @@ impl Leader {
         let (told, counter) = (&mut self.told, &mut self.counter);
         self.server.with(|shared| {
             let complete = shared.nodes.has_heard_all();
-            let basis = (shared.world.changed, shared.observed.version, complete);
+            let (observed, runs) = (shared.observed.version, shared.runs.version());
+            let basis = (shared.world.changed, observed, runs, complete);
             if *told == Some(basis) {
                 return;
             }
             *told = Some(basis);
-            for (name, mut wanted) in desired::of_all(&shared.world, &shared.observed, complete) {
+            for (name, mut wanted) in desired::of_all(shared, complete) {
                 let sender = shared
                     .desired
                     .entry(name)

@@ -57,6 +57,7 @@ mod problems;
 mod records;
 mod refusals;
 mod ring;
+mod runs;
 mod seats;
 pub mod server;
 mod state;

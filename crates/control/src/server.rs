@@ -44,6 +44,7 @@ use crate::observed::Observed;
 use crate::records::{AUTHORITY, Key, LEADER, LeaderRecord, decode, encode};
 use crate::refusals::{self, Refusals};
 use crate::ring::{self, Ring};
+use crate::runs::Runs;
 use crate::state::{CommitError, Gates, Leadership, Server, Shared, Turns};
 use crate::tunnel::Tunnels;
 use crate::world::World;
@@ -296,6 +297,8 @@ fn shared(world: World, nodes: plan::nodes::State) -> Shared {
         world,
         observed: Observed::default(),
         desired: BTreeMap::new(),
+        runs: Runs::default(),
+        connected: BTreeMap::new(),
         running: BTreeSet::new(),
         nodes,
         node_outputs: Vec::new(),

@@ -12,9 +12,11 @@ use boundary::authority::Authority;
 use boundary::authorize::Limits;
 use bytes::Bytes;
 use jiff::Timestamp;
+use model::boundary::PrincipalName;
 use model::control::{NodeDesired, Reason};
-use model::ids::{Epoch, NodeName};
+use model::ids::{Epoch, NodeName, ResourceId};
 use model::signals::Level;
+use plan::Instant;
 use store::{Condition, Revision, Store, Transaction};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -28,6 +30,7 @@ use crate::problems;
 use crate::records::LEADER;
 use crate::refusals::Refusals;
 use crate::ring::Ring;
+use crate::runs::Runs;
 use crate::tunnel::Tunnels;
 use crate::world::World;
 
@@ -74,6 +77,10 @@ pub struct Shared {
     pub observed: Observed,
     /// What each node was last told to run.
     pub desired: BTreeMap<NodeName, watch::Sender<Option<Arc<NodeDesired>>>>,
+    /// What people run beside the copies of services.
+    pub runs: Runs,
+    /// Who connected to which service lately, and when that was last recorded.
+    pub connected: BTreeMap<(PrincipalName, ResourceId), Instant>,
     /// Keys of POSTs that are being answered.
     pub running: BTreeSet<String>,
     /// Who is silent, lost, back: fed by each heartbeat, acted on by the leader.
@@ -82,6 +89,13 @@ pub struct Shared {
     pub node_outputs: Vec<plan::nodes::Output>,
     /// The leader has looked at the world once.
     pub ready: bool,
+}
+
+impl Shared {
+    /// Whether the service has a copy on the node, or something that a person runs as one.
+    pub fn is_placed(&self, id: &ResourceId, node: &NodeName) -> bool {
+        self.world.is_placed(id, node) || self.runs.is_placed(id, node)
+    }
 }
 
 /// How many do something at once. Who finds one shut is refused, or does without.

@@ -9,7 +9,7 @@ use api::wire;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
-use model::ids::ProjectName;
+use model::ids::{ProjectName, ResourceName};
 use rustix::termios;
 use tokio::sync::mpsc;
 
@@ -42,25 +42,52 @@ pub struct Exec {
 
 impl Exec {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let asked = Asked::of(self.command, self.terminal, self.interactive)?;
+        let place = Place::find(globals, &self.name).await?;
+        asked.run(&place).await
+    }
+}
+
+/// A command as a person asked for it, on the streams of this process.
+pub(crate) struct Asked {
+    command: Vec<String>,
+    terminal: bool,
+    reads: bool,
+}
+
+impl Asked {
+    /// Without a command it is a shell.
+    pub(crate) fn of(
+        command: Vec<String>,
+        terminal: bool,
+        interactive: bool,
+    ) -> Result<Self, Failure> {
         // Its shell would wait for a key for ever.
-        if self.terminal && !std::io::stdin().is_terminal() {
+        if terminal && !std::io::stdin().is_terminal() {
             return Err(Failure::usage(
                 "-t passes a terminal on, and standard input is none [no-terminal]\n  remedy: leave -t out; -i alone passes on what is piped in",
             ));
         }
-        let is_shell = self.command.is_empty();
-        let terminal = self.terminal || (is_shell && std::io::stdin().is_terminal());
-        let command = match is_shell {
-            true => vec!["sh".to_owned()],
-            false => self.command,
-        };
-        let place = Place::find(globals, &self.name).await?;
-        let reads = self.interactive || terminal || is_shell;
+        let is_shell = command.is_empty();
+        let terminal = terminal || (is_shell && std::io::stdin().is_terminal());
+        Ok(Self {
+            command: match is_shell {
+                true => vec!["sh".to_owned()],
+                false => command,
+            },
+            terminal,
+            reads: interactive || terminal || is_shell,
+        })
+    }
+
+    pub(crate) async fn run(self, place: &Place) -> Result<u8, Failure> {
         let streams = Streams {
-            input: reads.then(|| Box::new(std::io::stdin()) as Box<dyn Read + Send>),
+            input: self
+                .reads
+                .then(|| Box::new(std::io::stdin()) as Box<dyn Read + Send>),
             output: Box::new(std::io::stdout()),
         };
-        place.run(command, terminal, streams).await
+        place.run(self.command, self.terminal, streams).await
     }
 }
 
@@ -78,6 +105,12 @@ pub struct Place {
 }
 
 impl Place {
+    /// What the server makes for this one command: see [`crate::run`].
+    pub(crate) fn beside(client: Client, project: &ProjectName, service: &ResourceName) -> Self {
+        let path = format!("/v1/projects/{project}/services/{service}/run");
+        Self { client, path }
+    }
+
     pub async fn find(globals: &Globals, name: &str) -> Result<Self, Failure> {
         let client = globals.client()?;
         let project = globals.project(&client).await;

@@ -15,6 +15,8 @@
 //! | [`releases`] | `releases`, `rollout` |
 //! | [`logs`] | the output of instances, merged |
 //! | [`exec`] | a command beside an instance, with a terminal |
+//! | [`run`] | a command as a copy of a service would run it, without one |
+//! | [`connect`] | a port of this machine that leads to a service |
 //! | [`operate`] | `scale`, `restart`, `rollback`, `cordon`, `leave`, `nodes release` |
 //! | [`secret`] | `secret list`, `set`, `rotate-key` |
 //! | [`key`] | `key get`, `put`, `list`, `delete` |
@@ -25,6 +27,7 @@
 
 pub mod artifact;
 pub mod audit;
+pub mod connect;
 pub mod context;
 pub mod db;
 pub mod deploy;
@@ -40,6 +43,7 @@ pub mod output;
 pub mod progress;
 pub mod ps;
 pub mod releases;
+pub mod run;
 pub mod secret;
 pub mod see;
 pub mod topic;
@@ -81,6 +85,10 @@ pub enum Command {
     Explain(see::Explain),
     /// Run a command beside an instance
     Exec(exec::Exec),
+    /// Run a command as a copy of a service would, beside those that run
+    Run(run::Run),
+    /// Open a port here that leads to a service
+    Connect(connect::Connect),
     /// Ask for a number of copies; `apply` does not undo it
     Scale(operate::Scale),
     /// Start every instance of a service anew, one after the other
@@ -145,6 +153,8 @@ impl Command {
             Self::Audit(command) => command.run(globals).await,
             Self::Explain(command) => command.run(globals).await,
             Self::Exec(command) => command.run(globals).await,
+            Self::Run(command) => command.run(globals).await,
+            Self::Connect(command) => command.run(globals).await,
             Self::Scale(command) => command.run(globals).await,
             Self::Restart(command) => command.run(globals).await,
             Self::Rollout(command) => command.run(globals).await,

@@ -135,9 +135,15 @@ impl Service {
     /// What runs in its name before a release of it is rolled out: `before_deploy` in place of `run`, with the same artifact, environment and
     /// needs. Nobody calls it, nothing is asked of it, and volumes stay with the copies that hold them.
     pub fn before_deploy_work(&self) -> Self {
+        self.apart_from_copies(self.before_deploy.clone())
+    }
+
+    /// The same with `command` in place of `run`, as an instance that is no copy.
+    pub fn apart_from_copies(&self, command: Vec<String>) -> Self {
         let mut spec = self.clone();
         if let Work::Process { run, .. } = &mut spec.work {
-            *run = std::mem::take(&mut spec.before_deploy);
+            *run = command;
+            spec.before_deploy.clear();
         }
         spec.completion = Completion::OnSuccess;
         spec.health.ask = Ask::None;

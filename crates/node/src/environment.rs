@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use compute::runtime::{Environment, expand};
-use model::compute::{DesiredInstance, Work, environment_name};
+use compute::runtime::{Environment, OWN_PROGRAM, expand};
+use model::compute::{DesiredInstance, Purpose, Work, environment_name};
 use model::ids::{NodeName, ResourceName, ZoneName};
 use model::state::Login;
 use model::traffic::Protocol;
@@ -14,6 +14,9 @@ use crate::engine;
 
 /// As a login shell on Debian has it, for root and others alike.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The argument by which the binary does nothing until it is ended: see [`compute::shim::hold_main`].
+const HOLD: &str = "hold";
 
 /// All that goes in.
 pub struct Given<'a> {
@@ -135,6 +138,10 @@ fn fixed(given: &Given<'_>) -> [(&'static str, String); 10] {
 /// The command, with variables replaced.
 pub fn arguments(desired: &DesiredInstance, environment: &Environment) -> Vec<String> {
     match &desired.spec.work {
+        // Only there for what runs beside it.
+        Work::Process { .. } if desired.purpose == Purpose::Run => {
+            vec![OWN_PROGRAM.to_owned(), HOLD.to_owned()]
+        }
         Work::Process { run, .. } => run
             .iter()
             .map(|argument| expand(argument, environment))

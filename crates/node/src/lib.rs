@@ -37,7 +37,7 @@
 //! | [`record`] | what is kept of an instance for the next agent |
 //! | [`tunnel`] | the way from the servers to this node, which the node dials |
 //! | [`clock`], [`pause`] | what time it is; how long until the next try |
-//! | [`socket`] | the node's own API, on its Unix socket and through the tunnel; [`exec`] and logs |
+//! | [`socket`] | the node's own API, on its Unix socket and through the tunnel; [`exec`], [`connect`] and logs |
 
 mod addresses;
 pub mod agent;
@@ -45,6 +45,7 @@ mod alone;
 mod artifacts;
 mod begin;
 mod clock;
+mod connect;
 mod core;
 mod desired;
 mod doors;

@@ -6,6 +6,7 @@
 //! | `GET /v1/instances`, `GET /v1/projects/{project}/instances` | what runs here |
 //! | `GET …/instances/{project}/{instance}/logs?tail=&follow=` | JSON lines of [`model::signals::LogLine`] |
 //! | `POST …/instances/{project}/{instance}/exec` | frames, both ways |
+//! | `POST …/instances/{project}/{instance}/connect?port=` | frames, both ways: one TCP connection to the instance |
 //! | any `…/instances/{project}/{instance}/engine/{path}` | what the instance's engine answers at `/{path}` |
 //! | `POST /v1/stop?instances=true` | the agent ends; with instances, everything else on the node first |
 //!
@@ -35,7 +36,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::agent::Agent;
-use crate::{engine, exec};
+use crate::{connect, engine, exec};
 
 /// Connections at a time: the tools of one machine.
 const CONNECTIONS_MAX: usize = 64;
@@ -140,6 +141,11 @@ async fn route(
         {
             let id = find(&agent, project, instance)?;
             Ok(exec::answer(agent, id, request.into_body()))
+        }
+        ["v1", "instances", project, instance, "connect"] if post => {
+            let id = find(&agent, project, instance)?;
+            let port = parameter(request.uri().query(), "port").map(str::to_owned);
+            connect::answer(&agent, &id, port.as_deref(), request.into_body()).await
         }
         ["v1", "instances", project, instance, "engine", rest @ ..]
         | [

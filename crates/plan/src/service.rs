@@ -278,6 +278,7 @@ impl<'a> Step<'a> {
                         Purpose::Serve => "is replaced",
                         Purpose::BeforeDeploy =>
                             "may have ended or not, so its command runs again elsewhere",
+                        Purpose::Run => "is gone, and so is the command beside it",
                     }
                 );
                 self.say(

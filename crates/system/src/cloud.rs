@@ -177,7 +177,7 @@ impl Cloud {
         self.up.as_ref().map(Child::id)
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command
             .arg("--data-dir")

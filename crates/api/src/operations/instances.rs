@@ -32,5 +32,21 @@ pub(super) fn all() -> Vec<Operation> {
             Shape::Frames,
             "Run a command beside an instance",
         ),
+        operation(
+            "run",
+            Method::POST,
+            "/v1/projects/{project}/services/{service}/run",
+            Shape::Frames,
+            Shape::Frames,
+            "Run a command as a copy of a service would, on a node of the scheduler's choice, for as long as the connection lives",
+        ),
+        operation(
+            "connect",
+            Method::POST,
+            "/v1/projects/{project}/services/{service}/connect",
+            Shape::Frames,
+            Shape::Frames,
+            "Carry one connection to a ready copy of a service: to its `PORT`, or `?port=NUMBER` of its node on which it listens",
+        ),
     ]
 }

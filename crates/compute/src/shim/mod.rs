@@ -59,6 +59,13 @@ pub trait Sink: Send {
 /// Opens the sink for the folder where the instance's logs are.
 pub type OpenSink<'a> = &'a dyn Fn(&Path) -> io::Result<Box<dyn Sink>>;
 
+/// The entry point of `mainland hold`: nothing, until a signal ends it. What a node runs where only what is executed beside it counts.
+pub fn hold_main() -> ExitCode {
+    loop {
+        std::thread::park();
+    }
+}
+
 /// The entry point of `mainland shim`; `arguments` are those after it: the instance's directory.
 ///
 /// The process must have one thread when this is called. Returns when the workload has ended.

@@ -93,7 +93,10 @@ async fn start_twice(world: &World, seed: u64) {
     let runtime = world.runtime();
     runtime.prepare(&spec).await.expect("prepared");
     let step = Step::ALL[seed as usize % Step::ALL.len()];
-    let freezer = (seed / 10 % 2 == 0).then(|| Freezer::new(&name)).flatten();
+    let freezer = (seed / 10)
+        .is_multiple_of(2)
+        .then(|| Freezer::new(&name))
+        .flatten();
     let how = freezer
         .as_ref()
         .map_or_else(String::new, |freezer| format!(" {}", freezer.0.display()));

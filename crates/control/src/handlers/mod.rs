@@ -2,6 +2,7 @@
 
 mod about;
 mod artifacts;
+mod beside;
 mod brake;
 mod deploys;
 mod engines;
@@ -66,6 +67,8 @@ pub fn of(operation: &str) -> Option<Handler> {
         "listInstances" => handler!(instances::list),
         "logs" => handler!(instances::logs),
         "exec" => handler!(instances::exec),
+        "run" => handler!(beside::run),
+        "connect" => handler!(beside::connect),
         "askEngine" => handler!(engines::ask),
         "tellEngine" => handler!(engines::tell),
         "beginUpload" => handler!(artifacts::begin),

@@ -53,6 +53,9 @@ pub enum Purpose {
     Serve,
     /// It runs the service's `before_deploy` to its end, and is none of its copies.
     BeforeDeploy,
+    /// A person's command runs beside it (`mainland run`), and it is none of the copies. It is placed for as long as they are connected, and
+    /// never stored.
+    Run,
 }
 
 /// The code of the reason with which a node reports that a `before_deploy` ended badly, and a rollout that it failed by that.

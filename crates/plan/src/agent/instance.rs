@@ -234,7 +234,7 @@ impl Instance {
 
     /// It runs to its end once, is asked nothing and called by nobody.
     pub(super) fn runs_once(&self) -> bool {
-        self.desired.purpose == Purpose::BeforeDeploy
+        self.desired.purpose != Purpose::Serve
     }
 
     pub(super) fn waits(&self) -> bool {
@@ -334,6 +334,8 @@ fn wait_for_needs(desired: &DesiredInstance) -> Duration {
     match desired.purpose {
         Purpose::Serve => WAIT_FOR_NEEDS,
         Purpose::BeforeDeploy => WAIT_FOR_NEEDS_ONCE,
+        // A person looks on, and may have come because a need is down.
+        Purpose::Run => Duration::ZERO,
     }
 }
 

@@ -176,7 +176,7 @@ fn desired(
         wanted: placement.wanted,
         uid: 1000,
         spec: match placement.purpose {
-            Purpose::Serve => record.releases[&placement.release].clone(),
+            Purpose::Serve | Purpose::Run => record.releases[&placement.release].clone(),
             Purpose::BeforeDeploy => record.releases[&placement.release].before_deploy_work(),
         },
         secrets: Vec::new(),

@@ -3,6 +3,7 @@
 //! Each test has a cloud of its own on loopback addresses and a directory of its own; they run one after the other, for the machine is small.
 
 mod absence;
+mod beside;
 mod broken;
 mod change;
 mod clock;

@@ -1,0 +1,284 @@
+//! A port of this machine that leads to a service. Each connection goes to a ready copy, by the API and the node's own connection to it: no port is
+//! opened anywhere but here.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::client::Client;
+use api::stream::{BoxStream, FRAME_MAX_BYTES, Frame};
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use futures_util::stream;
+use model::ids::{ProjectName, ResourceName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::failure::Failure;
+use crate::{Globals, notice, output};
+
+/// Connections at one time. Who comes next waits.
+const CONNECTIONS_MAX: usize = 128;
+/// Frames of one connection that wait to be sent.
+const QUEUE: usize = 16;
+const READ_BYTES: usize = FRAME_MAX_BYTES / 4;
+/// After an accept that failed, as it does without descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "It leads to the port that PORT names to the service, or to another on which the service's copies listen. Each connection goes \
+                  to a copy that is ready; without one it is closed, and the reason is said. ctrl-C ends it.\n\n\
+                  Examples:\n  mainland connect web\n  mainland connect web 9000\n  mainland connect broker:5672 5672\n  \
+                  mainland connect web 127.0.0.2:80"
+)]
+pub struct Connect {
+    /// The service, and where that is not its PORT, the port
+    #[arg(value_name = "SERVICE[:PORT]")]
+    target: Target,
+    /// Where to listen: a port of 127.0.0.1, or ADDRESS:PORT (default: any free port)
+    #[arg(value_name = "LOCAL", value_parser = local)]
+    local: Option<SocketAddr>,
+}
+
+/// What is led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Target {
+    service: ResourceName,
+    port: Option<NonZeroU16>,
+}
+
+impl FromStr for Target {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (service, port) = match text.split_once(':') {
+            None => (text, None),
+            Some((service, port)) => {
+                let number = port.parse();
+                let number = number.map_err(|_| format!("`{port}` is not a port: 1 to 65535"))?;
+                (service, Some(number))
+            }
+        };
+        let service = service.parse().map_err(|error| format!("{error}"))?;
+        Ok(Self { service, port })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.service),
+            None => write!(f, "{}", self.service),
+        }
+    }
+}
+
+fn local(text: &str) -> Result<SocketAddr, String> {
+    let port = text.parse::<u16>();
+    let port = port.map(|port| SocketAddr::new(IpAddr::from(Ipv4Addr::LOCALHOST), port));
+    port.or_else(|_| text.parse())
+        .map_err(|_| format!("`{text}` is not a place to listen: a port, or ADDRESS:PORT"))
+}
+
+impl Connect {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
+        let client = Arc::new(globals.client()?);
+        let project = globals.project(&client).await?;
+        let way = Way {
+            path: path(&project, &self.target),
+            client,
+        };
+        way.try_out().await?;
+        let any = SocketAddr::new(IpAddr::from(Ipv4Addr::LOCALHOST), 0);
+        let asked = self.local.unwrap_or(any);
+        let listener = TcpListener::bind(asked).await.map_err(|error| {
+            let remedy = "name another port, or none: then a free one is taken";
+            Failure::failed(format!(
+                "{asked} can't be listened on: {error}\n  remedy: {remedy}"
+            ))
+        })?;
+        let address = listener.local_addr().map_err(Failure::from_error)?;
+        output::say(&format!(
+            "{address} leads to {}; ctrl-C ends it",
+            self.target
+        ))?;
+        if !address.ip().is_loopback() {
+            notice(&format!(
+                "whoever reaches {address} reaches {}",
+                self.target
+            ));
+        }
+        tokio::select! {
+            () = serve(listener, way) => Ok(0),
+            _ = tokio::signal::ctrl_c() => Ok(0),
+        }
+    }
+}
+
+fn path(project: &ProjectName, target: &Target) -> String {
+    let query = target
+        .port
+        .map_or(String::new(), |port| format!("?port={port}"));
+    format!(
+        "/v1/projects/{project}/services/{}/connect{query}",
+        target.service
+    )
+}
+
+async fn serve(listener: TcpListener, way: Way) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = room.clone().acquire_owned().await else {
+            return;
+        };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let way = way.clone();
+        tokio::spawn(async move {
+            if let Err(failure) = way.carry(stream).await {
+                notice(&failure.message);
+            }
+            drop(place);
+        });
+    }
+}
+
+/// How a copy is reached.
+#[derive(Clone)]
+struct Way {
+    client: Arc<Client>,
+    path: String,
+}
+
+type Answer = BoxStream<Result<Frame, api::stream::Error>>;
+
+impl Way {
+    /// Opens a connection and lets go of it: that there is no such service, port or ready copy is known before anything is listened on.
+    async fn try_out(&self) -> Result<(), Failure> {
+        let (frames, answer) = self.open().await?;
+        let _ = frames.send(Frame::StdinClosed).await;
+        drop(answer);
+        Ok(())
+    }
+
+    async fn open(&self) -> Result<(mpsc::Sender<Frame>, Answer), Failure> {
+        let (frames, queue) = mpsc::channel(QUEUE);
+        let body = stream::unfold(queue, |mut queue| async move {
+            let frame: Frame = queue.recv().await?;
+            Some((frame.encode(), queue))
+        });
+        Ok((frames, self.client.duplex(&self.path, body).await?))
+    }
+
+    async fn carry(&self, stream: TcpStream) -> Result<(), Failure> {
+        let _ = stream.set_nodelay(true);
+        let (frames, answer) = match self.open().await {
+            Ok(opened) => opened,
+            Err(failure) => {
+                // What was asked of it is not answered: that is no clean end.
+                let _ = stream.set_zero_linger();
+                return Err(failure);
+            }
+        };
+        let (reader, writer) = stream.into_split();
+        let (_, taken) = tokio::join!(send(reader, frames), take(answer, writer));
+        taken
+    }
+}
+
+/// What is typed here. That it breaks off ends the frames without a word, and the copy sees a broken connection too.
+async fn send(mut reader: OwnedReadHalf, frames: mpsc::Sender<Frame>) {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(READ_BYTES);
+        let mut room = (&mut reader).take(READ_BYTES as u64);
+        let read = tokio::select! {
+            read = room.read_buf(&mut buffer) => read,
+            // The copy is gone, or takes no more.
+            () = frames.closed() => return,
+        };
+        let frame = match read {
+            Ok(0) => Frame::StdinClosed,
+            Ok(_) => Frame::Stdin(buffer.split().freeze()),
+            Err(_) => return,
+        };
+        let is_last = frame == Frame::StdinClosed;
+        if frames.send(frame).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// What the copy answers.
+async fn take(mut answer: Answer, mut writer: OwnedWriteHalf) -> Result<(), Failure> {
+    let broken = |writer: &OwnedWriteHalf, why: &str| {
+        let _ = writer.as_ref().set_zero_linger();
+        Err(Failure::failed(format!("a connection broke: {why}")))
+    };
+    while let Some(frame) = answer.next().await {
+        match frame {
+            Ok(Frame::Stdout(bytes)) => {
+                if writer.write_all(&bytes).await.is_err() {
+                    // Who dialled here is gone.
+                    return Ok(());
+                }
+            }
+            Ok(Frame::Exit { .. }) => {
+                let _ = writer.shutdown().await;
+                return Ok(());
+            }
+            Ok(Frame::Failed(why)) => {
+                return broken(&writer, &String::from_utf8_lossy(&why));
+            }
+            Ok(_) => {}
+            Err(error) => return broken(&writer, &error.to_string()),
+        }
+    }
+    broken(&writer, "the server is gone")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_led_to_is_read() {
+        let port = |number| NonZeroU16::new(number);
+        for (text, expect) in [
+            ("web", Ok(("web", None))),
+            ("web:80", Ok(("web", port(80)))),
+            ("web:0", Err("`0` is not a port: 1 to 65535")),
+            ("web:", Err("`` is not a port: 1 to 65535")),
+            ("web:70000", Err("`70000` is not a port: 1 to 65535")),
+        ] {
+            let read: Result<Target, _> = text.parse();
+            let read = read.map(|target| (target.service.to_string(), target.port));
+            let expect = expect.map(|(name, port)| (name.to_owned(), port));
+            assert_eq!(read, expect.map_err(str::to_owned), "{text}");
+        }
+        assert!("Web:80".parse::<Target>().is_err());
+    }
+
+    #[test]
+    fn where_to_listen_is_read() {
+        for (text, expect) in [
+            ("8080", Some("127.0.0.1:8080")),
+            ("0", Some("127.0.0.1:0")),
+            ("127.0.0.2:80", Some("127.0.0.2:80")),
+            ("[::1]:80", Some("[::1]:80")),
+            ("localhost:80", None),
+            ("-1", None),
+            ("65536", None),
+        ] {
+            let read = local(text).ok().map(|address| address.to_string());
+            assert_eq!(read.as_deref(), expect, "{text}");
+        }
+    }
+}
