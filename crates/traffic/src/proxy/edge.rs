@@ -284,12 +284,17 @@ impl AsyncWrite for Edge {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let first = slices.iter().find(|slice| !slice.is_empty());
-        let is_head = first.is_some_and(|first| first.starts_with(b"HTTP/1."));
-        if self.instead.is_some() || is_head {
-            return self.poll_write(cx, first.map_or(&[], |first| first));
+        let edge = self.get_mut();
+        if edge.instead.is_none() {
+            let first = slices.iter().find(|slice| !slice.is_empty());
+            edge.instead = first.and_then(|first| edge.in_place_of(first));
+            if edge.instead.is_none() {
+                // The head and what there is of the body leave by one call.
+                return edge.stream().poll_write_vectored(cx, slices);
+            }
         }
-        self.get_mut().stream().poll_write_vectored(cx, slices)
+        ready!(edge.poll_instead(cx))?;
+        Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -307,7 +312,46 @@ impl AsyncWrite for Edge {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::proxy::shares::{Kind, Party, Shares};
+
+    async fn edge() -> (Edge, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (socket, from) = listener.accept().await.unwrap();
+        let place = Shares::new(40).take(Kind::Gateway, Party::client(from.ip()));
+        let stream = ClientStream::patient(socket, place.unwrap());
+        (Edge::new(stream, Arc::default()), client.unwrap())
+    }
+
+    /// One system call and one packet for each answer, as the kernel counts them.
+    #[tokio::test]
+    async fn the_head_of_an_answer_and_its_body_leave_together() {
+        let (mut edge, _client) = edge().await;
+        for head in ["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", "more"] {
+            edge.talk.answer(false);
+            let slices = [head, "", "body"].map(|part| io::IoSlice::new(part.as_bytes()));
+            let count = edge.write_vectored(&slices).await.unwrap();
+            assert_eq!(count, head.len() + 4);
+        }
+    }
+
+    /// What is written in place of the library's answer counts as all that was to be written.
+    #[tokio::test]
+    async fn a_bare_answer_is_replaced_however_it_is_written() {
+        let bare = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let (mut edge, mut client) = edge().await;
+        let slices = [io::IoSlice::new(bare.as_bytes())];
+        let count = edge.write_vectored(&slices).await.unwrap();
+        assert_eq!(count, bare.len());
+        drop(edge);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("request-broken"), "{answer}");
+    }
 
     #[test]
     fn what_is_wrong_is_named() {
