@@ -50,6 +50,8 @@ pub struct Load {
     resting_until: AtomicU64,
     answered_at: AtomicU64,
     suspect_until: AtomicU64,
+    /// When it first broke off since it last answered; 0: it has not.
+    broke_at: AtomicU64,
 }
 
 impl Load {
@@ -70,6 +72,9 @@ impl Load {
     /// An answer that began after `latency`.
     pub fn observe(&self, latency: Duration, now: Instant) {
         self.answered_at.store(now.0, Relaxed);
+        if self.broke_at.load(Relaxed) != 0 {
+            self.broke_at.store(0, Relaxed);
+        }
         self.sample(latency, now);
     }
 
@@ -138,6 +143,15 @@ impl Load {
             let length = (FIRST_EJECTION * (1 << times)).min(LONGEST_EJECTION);
             self.ejected_until.store(now.after(length), Relaxed);
         }
+    }
+
+    /// A try that began at `began` broke off. Whether the copy had it in hand when it first broke off since it last answered: then what came down with it is
+    /// one death, however much. What it was sent later, and broke off as well, is not.
+    pub fn broke_off(&self, began: Instant, now: Instant) -> bool {
+        let first = self
+            .broke_at
+            .compare_exchange(0, now.0.max(1), Relaxed, Relaxed);
+        first.is_ok() || first.is_err_and(|first| began.0 <= first)
     }
 
     /// It refused before it began.
@@ -234,6 +248,18 @@ mod tests {
         assert!(load.ejected(at(18)) && !load.ejected(at(19)));
         load.revive();
         assert!(!load.ejected(at(18)) && !load.is_suspect(at(18)));
+    }
+
+    #[test]
+    fn what_a_copy_had_in_hand_when_it_died_is_known() {
+        let load = Load::default();
+        load.observe(Duration::from_millis(1), at(1));
+        assert!(load.broke_off(at(2), at(5)));
+        for (began, in_hand) in [(1, true), (3, true), (5, true), (6, false), (7, false)] {
+            assert_eq!(load.broke_off(at(began), at(8)), in_hand, "{began}");
+        }
+        load.observe(Duration::from_millis(1), at(9));
+        assert!(load.broke_off(at(6), at(10)), "it has answered since");
     }
 
     #[test]

@@ -135,6 +135,11 @@ impl Asked {
         well * 2 >= endpoints.len()
     }
 
+    /// Its copy died with this in hand (`docs/decisions/010-a-copys-death-costs-no-budget.md`). Asked once of each try that broke off.
+    fn was_in_hand(&self, now: load::Instant) -> bool {
+        self.endpoint().load.broke_off(self.began, now)
+    }
+
     /// At most half of the endpoints are ejected.
     fn may_eject(&self, now: load::Instant) -> bool {
         let endpoints = &self.destination.endpoints;
@@ -314,7 +319,9 @@ impl<'a> Search<'a> {
                 self.repeats += 1;
                 let now = self.worker.now();
                 let budget = &chosen.asked.destination.shared.budget;
-                let free = self.repeats == 1 && chosen.asked.most_others_are_well(now);
+                let asked = &chosen.asked;
+                let first = self.repeats == 1;
+                let free = asked.was_in_hand(now) || first && asked.most_others_are_well(now);
                 if self.repeats > MOST_REPEATS || !(free || budget.withdraw(now)) {
                     return Err(problem);
                 }

@@ -1,5 +1,7 @@
 //! Copies that accept and never answer, and peers that can't be dialled.
 
+use std::sync::Condvar;
+
 use model::traffic::Balance;
 
 use super::*;
@@ -161,4 +163,79 @@ fn an_upload_lives_as_long_as_it_flows() {
     let mut client = Client::connect(shop.door);
     client.send("PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 15\r\n\r\nx");
     assert_eq!(client.receive().unwrap().status, 504);
+}
+
+/// A copy that can be made to keep what it is asked in hand, and to die with it.
+struct Mortal {
+    copy: Instance,
+    hand: Arc<(Mutex<Hand>, Condvar)>,
+}
+
+#[derive(Default)]
+struct Hand {
+    in_hand: usize,
+    holds: bool,
+}
+
+impl Mortal {
+    fn start() -> Self {
+        let hand = Arc::<(Mutex<Hand>, Condvar)>::default();
+        let own = hand.clone();
+        let copy = Instance::start(move |_| {
+            let (hand, changed) = &*own;
+            let mut hand = hand.lock().unwrap();
+            if !hand.holds {
+                return Act::Answer("well");
+            }
+            hand.in_hand += 1;
+            while hand.holds {
+                hand = changed.wait(hand).unwrap();
+            }
+            hand.in_hand -= 1;
+            Act::Close
+        });
+        Self { copy, hand }
+    }
+
+    fn holds(&self) {
+        self.hand.0.lock().unwrap().holds = true;
+    }
+
+    fn in_hand(&self) -> usize {
+        self.hand.0.lock().unwrap().in_hand
+    }
+
+    /// Dies with all that it has in hand; its successor, who serves at once, is asked for what comes from now on.
+    fn dies_and_is_back(&self) {
+        self.hand.0.lock().unwrap().holds = false;
+        self.hand.1.notify_all();
+    }
+}
+
+/// Far more than the retry budget takes.
+const IN_HAND: usize = 50;
+
+#[test]
+fn copies_that_die_one_after_the_other_fail_no_request_that_may_be_repeated() {
+    let copies = [Mortal::start(), Mortal::start(), Mortal::start()];
+    let (mut nodes, gateway) = three(&copies[0].copy, [&copies[1].copy, &copies[2].copy]);
+    let edge = nodes.last_mut().unwrap();
+    let traffic = &mut edge.snapshot.destinations[0].traffic;
+    (traffic.balance, traffic.timeout) = (Balance::RoundRobin, Span::seconds(20));
+    edge.apply();
+    let mut asked = Vec::new();
+    for copy in &copies {
+        copy.holds();
+        while copy.in_hand() < IN_HAND {
+            let ask = move || get(gateway, "web.localhost", "/").status;
+            asked.extend((0..8).map(|_| std::thread::spawn(ask)));
+            assert!(asked.len() < 64 * IN_HAND, "it is never asked");
+            pass(Duration::from_millis(5));
+        }
+        // The one before is taken for broken still, so that most others are not well.
+        copy.dies_and_is_back();
+    }
+    for asked in asked {
+        assert_eq!(asked.join().unwrap(), 200);
+    }
 }
