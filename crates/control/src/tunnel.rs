@@ -35,6 +35,12 @@ impl Tunnels {
             .insert(node, sender);
     }
 
+    /// Nodes come and go: nothing is kept of who has left.
+    fn forget_closed(&self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, sender| !sender.is_closed());
+    }
+
     fn get(&self, node: &NodeName) -> Option<SendRequest<Body>> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.get(node).filter(|sender| !sender.is_closed()).cloned()
@@ -135,6 +141,7 @@ async fn serve(server: &crate::state::Server, node: NodeName, upgraded: hyper::u
                 ended = connection => tracing::debug!(%node, ?ended, "tunnel closed"),
                 _ = ending.wait_for(|ending| *ending) => {}
             }
+            server.tunnels.forget_closed();
         }
         Err(error) => tracing::warn!(%node, %error, "a tunnel speaks no HTTP/2"),
     }
