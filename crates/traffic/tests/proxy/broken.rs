@@ -92,14 +92,14 @@ fn kinds() -> impl Iterator<Item = Kind> {
     })
 }
 
-/// 100 uploads of each kind through `door`: none is delivered whole, none is sent to a second copy, and both copies stay in good standing.
+/// 200 uploads of each kind through `door`: none is delivered whole, none is sent to a second copy, and both copies stay in good standing.
 fn break_off_everywhere(door: SocketAddr, copies: [&Instance; 2]) {
     let whole = || copies.map(Instance::count);
     let mut number = 0;
     let mut begun = Vec::new();
     for kind in kinds() {
         let before = whole();
-        for _ in 0..100 {
+        for _ in 0..200 {
             number += 1;
             let status = cut(door, kind, number);
             assert!(matches!(status, None | Some(400)), "{kind:?}: {status:?}");
