@@ -2,11 +2,13 @@
 
 use model::compute::{Need, Service, Work};
 use model::ids::ZoneName;
+use model::state::Engine;
+use model::state::extensions::preloaded;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
 /// Whether running instances must be started anew to be what `new` says. `replicas`, `traffic`, `rollout`, `spread`, `grace` and the
-/// options of needs are taken up as they run.
+/// options of needs are taken up as they run, and so are a database's extensions that need no library loaded at its start.
 pub fn restarts(old: &Service, new: &Service) -> bool {
     let mut aligned = old.clone();
     aligned.replicas = new.replicas;
@@ -14,6 +16,7 @@ pub fn restarts(old: &Service, new: &Service) -> bool {
     aligned.rollout = new.rollout;
     aligned.spread = new.spread;
     aligned.grace = new.grace;
+    align_extensions(&mut aligned, new);
     for (name, need) in &mut aligned.needs {
         if let Some(wanted) = new.needs.get(name) {
             *need = Need {
@@ -23,6 +26,24 @@ pub fn restarts(old: &Service, new: &Service) -> bool {
         }
     }
     aligned != *new
+}
+
+/// Extensions are made and dropped as the database runs, but for what PostgreSQL loads when it starts.
+fn align_extensions(old: &mut Service, new: &Service) {
+    let (old, new) = match (&mut old.work, &new.work) {
+        (
+            Work::Engine {
+                engine: Engine::Postgres(old),
+            },
+            Work::Engine {
+                engine: Engine::Postgres(new),
+            },
+        ) => (old, new),
+        _ => return,
+    };
+    if preloaded(old) == preloaded(new) {
+        old.extensions.clone_from(&new.extensions);
+    }
 }
 
 /// What differs, a line each: `replicas: 2 → 3`, `env.LOG_LEVEL: added info`.
@@ -261,6 +282,8 @@ pub fn count(count: usize, noun: &str) -> String {
 mod tests {
     use super::*;
     use crate::testing::service;
+    use model::state::Postgres;
+    use model::state::extensions::Wish;
     use model::units::Span;
 
     fn zones(names: &[&str]) -> BTreeSet<ZoneName> {
@@ -325,6 +348,54 @@ mod tests {
                 after: new.replicas,
                 zones: &zones,
             };
+            assert_eq!(consequence_of_change(&old, &new, running), consequence);
+        }
+    }
+
+    #[test]
+    fn only_an_extension_that_is_loaded_at_the_start_restarts_a_database() {
+        let database = |extensions: &[&str]| Service {
+            work: Work::Engine {
+                engine: Engine::Postgres(Postgres {
+                    version: 15,
+                    outbox: None,
+                    extensions: extensions
+                        .iter()
+                        .map(|name| ((*name).to_owned(), Wish::Create))
+                        .collect(),
+                }),
+            },
+            ..service(1)
+        };
+        let zones = zones(&["a"]);
+        let running = Running {
+            before: 1,
+            after: 1,
+            zones: &zones,
+        };
+        let table: [(Names, Names, Names, &str); 3] = [
+            (
+                &[],
+                &["vector"],
+                &["work.engine.extensions.vector: added create"],
+                "nothing restarts",
+            ),
+            (
+                &["vector"],
+                &["vector", "pg_stat_statements"],
+                &["work.engine.extensions.pg_stat_statements: added create"],
+                "1 instance rolls",
+            ),
+            (
+                &["vector"],
+                &[],
+                &["work.engine.extensions.vector: removed create"],
+                "nothing restarts",
+            ),
+        ];
+        for (before, after, lines, consequence) in table {
+            let (old, new) = (database(before), database(after));
+            assert_eq!(diff(&old, &new), lines);
             assert_eq!(consequence_of_change(&old, &new, running), consequence);
         }
     }

@@ -21,7 +21,7 @@ use crate::state::Shared;
 use crate::world::{Entry, Stored, World};
 
 pub use alike::{alike, with_others};
-pub use engines::{concerns, engines};
+pub use engines::{concerns, engines, of_extensions};
 pub use nodes::{node_of, nodes};
 pub use rollouts::with_progress;
 pub use status::status;

@@ -4,6 +4,8 @@
 //! moved, released and explained like any other, under the one name it was declared by. Its process is the engine. What an engine must know beyond
 //! its spec changes while it runs ([`EngineSettings`]), so a new reader of a database or a new consumer of a topic restarts nothing.
 
+pub mod extensions;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -54,6 +56,9 @@ pub struct Postgres {
     /// The engine makes the table, with the columns `id`, `key`, `type`, `data` and `at`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outbox: Option<ResourceName>,
+    /// What is asked of extensions, by their names. At most [`extensions::MOST`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extensions: BTreeMap<String, extensions::Wish>,
 }
 
 /// A queue of messages that separates who publishes from who consumes.
@@ -150,6 +155,9 @@ pub enum EngineStatus {
         /// Rows of the outbox that are not messages yet.
         outbox_backlog: u64,
         outbox_oldest_ms: u64,
+        /// Those that are declared, and those that were.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        extensions: BTreeMap<String, extensions::ExtensionStatus>,
     },
     Topic {
         messages: u64,

@@ -59,17 +59,21 @@ pub async fn views(server: &Server, project: &ProjectName) -> Vec<EngineView> {
         .await
 }
 
-/// Why an engine that runs doesn't say how it is. One that doesn't run is told by what is told of its instance.
-pub async fn silence(server: &Server, project: &ProjectName, name: &str) -> Option<Reason> {
+/// What an engine that runs says that a person should know: why it doesn't serve, or what of it is not as declared. One that doesn't run is told by
+/// what is told of its instance.
+pub async fn word(server: &Server, project: &ProjectName, name: &str) -> Vec<Reason> {
     let now = server.clock.now();
     let engines = server.with(|shared| views::engines(shared, project, now));
     let is_it = |(view, _): &(EngineView, _)| {
         view.name.as_str() == name && view.state == InstanceState::Running
     };
-    let (view, instance) = engines.into_iter().find(is_it)?;
+    let Some((view, instance)) = engines.into_iter().find(is_it) else {
+        return Vec::new();
+    };
     let deadline = Instant::now() + STATUS_PATIENCE;
     let asked = with_status(server, view, instance, deadline).await;
-    asked.silence
+    let extensions = views::of_extensions(&asked);
+    asked.silence.into_iter().chain(extensions).collect()
 }
 
 async fn with_status(

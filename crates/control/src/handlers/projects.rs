@@ -63,10 +63,10 @@ pub async fn explain(server: Arc<Server>, call: Call) -> Answer {
     let unexplained =
         || server.with(|shared| explain::unknown(shared, &project, &subject, server.clock.now()));
     let mut explanation = explanation.ok_or_else(unexplained)?;
-    if let Some(silence) = engines::silence(&server, &project, &subject).await {
-        let line = explain::because(now.at, "report", silence);
-        explanation.because.insert(0, line);
-    }
+    let said = engines::word(&server, &project, &subject).await;
+    let said = said.into_iter();
+    let lines = said.map(|reason| explain::because(now.at, "report", reason));
+    explanation.because.splice(0..0, lines);
     Ok(call::json(&explanation))
 }
 

@@ -6,6 +6,7 @@ use api::wire::{EngineKind, EngineView, InstanceView};
 use model::compute::InstanceState;
 use model::control::Reason;
 use model::ids::{ProjectName, ResourceId, ResourceName};
+use model::state::extensions::ExtensionStatus;
 use model::state::{Access, ConsumerStatus, Engine, EngineStatus, Share};
 use plan::Now;
 
@@ -118,6 +119,7 @@ fn concerns_of(
         }) => of_outbox(&view.name, *outbox_backlog, *outbox_oldest_ms)
             .into_iter()
             .chain(of_connections(&view.name, shares))
+            .chain(of_extensions(view))
             .collect(),
         None => of_silence(view).into_iter().collect(),
     });
@@ -204,6 +206,19 @@ fn of_outbox(database: &ResourceName, backlog: u64, oldest_ms: u64) -> Option<Re
     (backlog > 0 && oldest_ms > WAITS_LONG_MS).then(|| Reason::new("outbox", text))
 }
 
+/// What of a database's extensions is not as declared.
+pub fn of_extensions(view: &EngineView) -> Vec<Reason> {
+    let Some(EngineStatus::Postgres { extensions, .. }) = &view.status else {
+        return Vec::new();
+    };
+    let concern = |(extension, status): (&String, &ExtensionStatus)| {
+        let concern = status.concern.as_ref()?;
+        let text = format!("the extension {extension} of {}: {concern}", view.name);
+        Some(Reason::new("extension", text))
+    };
+    extensions.iter().filter_map(concern).collect()
+}
+
 /// Who has nearly all connections that it may have.
 fn of_connections(
     database: &ResourceName,
@@ -261,7 +276,20 @@ mod tests {
             outbox_backlog,
             outbox_oldest_ms,
             shares: BTreeMap::new(),
+            extensions: BTreeMap::new(),
         })
+    }
+
+    fn extended(concern: Option<&str>) -> EngineView {
+        let mut view = database(0, 0);
+        if let Some(EngineStatus::Postgres { extensions, .. }) = &mut view.status {
+            let status = ExtensionStatus {
+                version: None,
+                concern: concern.map(str::to_owned),
+            };
+            extensions.insert("vector".to_owned(), status);
+        }
+        view
     }
 
     fn connected(connections: u32) -> EngineView {
@@ -316,6 +344,11 @@ mod tests {
             (database(3, 40_000), vec!["outbox"]),
             (connected(7), vec![]),
             (connected(8), vec!["connections"]),
+            (extended(None), vec![]),
+            (
+                extended(Some("the machine does not have it")),
+                vec!["extension"],
+            ),
         ] {
             let codes: Vec<_> = concerns_of(std::slice::from_ref(&view), |_| Reader::Alike)
                 .into_iter()

@@ -49,6 +49,7 @@ fn database() -> Service {
     let mut spec = engine(Engine::Postgres(Postgres {
         version: 15,
         outbox: None,
+        extensions: Default::default(),
     }));
     spec.protocol = Protocol::Tcp;
     spec

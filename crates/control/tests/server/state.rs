@@ -33,6 +33,7 @@ fn database(version: u32) -> Service {
     let postgres = Postgres {
         version,
         outbox: None,
+        extensions: Default::default(),
     };
     Service {
         protocol: Protocol::Tcp,

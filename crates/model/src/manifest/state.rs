@@ -1,11 +1,12 @@
 //! Databases and topics: declared in a few words, resolved to ordinary services whose work is an engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::compute::{
     Ask, ExternalLogin, Need, OnPartition, Probe, ProbeTimes, RolloutOptions, Service, Work,
 };
 use crate::ids::ResourceName;
+use crate::state::extensions::{self, Wish};
 use crate::state::{
     Access, ENGINE_VOLUME, Engine, Login, Postgres, Retention, Subscription, Topic, Volume,
 };
@@ -74,6 +75,7 @@ fn database(report: &mut Report, entry: &Entry) -> Option<Service> {
                 let message = "`password` is for a database that runs elsewhere (`url`): this one's passwords are made by Mainland";
                 report.error(password.position, &path, message);
             }
+            check_extensions(report, node, &path);
             Some(postgres(node, node.parsed("postgres")?))
         }
         (None, None) => {
@@ -100,12 +102,45 @@ fn postgres(node: &Node, version: u32) -> Service {
             (topic.clone(), need)
         })
         .collect();
-    let engine = Engine::Postgres(Postgres { version, outbox });
+    let engine = Engine::Postgres(Postgres {
+        version,
+        outbox,
+        extensions: wishes(node),
+    });
     Service {
         needs,
         protocol: Protocol::Tcp,
         memory: node.parsed("memory").unwrap_or(DATABASE_MEMORY),
         ..engine_service(node, engine)
+    }
+}
+
+fn wishes(node: &Node) -> BTreeMap<String, Wish> {
+    let items = node.get("extensions").map(Node::items).unwrap_or_default();
+    let wish = |item: &Node| match item.entries().first() {
+        None => Some((item.text()?.to_owned(), Wish::Create)),
+        Some(entry) => Some((entry.key.clone(), Wish::Drop)),
+    };
+    items.iter().filter_map(wish).collect()
+}
+
+/// Whether each is named once, in a database that this version can hold.
+fn check_extensions(report: &mut Report, node: &Node, path: &str) {
+    let Some(list) = node.get("extensions") else {
+        return;
+    };
+    let path = join(path, "extensions");
+    let mut named = BTreeSet::new();
+    for item in list.items() {
+        let name = item.text().or_else(|| item.keys().first().copied());
+        if let Some(name) = name.filter(|name| !named.insert(*name)) {
+            let message = format!("{} is named twice", shown(name));
+            report.error(item.position, &path, message);
+        }
+    }
+    if named.len() > extensions::MOST {
+        let message = format!("at most {} extensions", extensions::MOST);
+        report.error(list.position, &path, message);
     }
 }
 

@@ -26,6 +26,11 @@ pub fn hand() -> ResourceName {
     ResourceName::new("mainland-owner").expect("a name")
 }
 
+/// Has what the owner may do by an extension and no owner of a database can: the owner is its member, and keeps that when all it owns is dropped.
+pub fn keeper() -> ResourceName {
+    ResourceName::new("mainland-extensions").expect("a name")
+}
+
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// What all of the engine's own connections have: no name is looked up where the team puts things.
 const OPTIONS: &str = "-c search_path=pg_catalog,pg_temp -c default_transaction_read_only=off";

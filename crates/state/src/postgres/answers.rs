@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use super::access::{Access, hand, superuser, told};
+use super::extensions::Extensions;
 use super::health::Health;
 use super::outbox;
 use super::tuning::OF_PEOPLE;
@@ -43,6 +44,7 @@ pub struct Answers {
     /// Once the server runs.
     pub access: OnceLock<Access>,
     pub outbox: Option<outbox::Table>,
+    pub extensions: Arc<Extensions>,
     sessions: [Session; 3],
     size: Mutex<Option<(Instant, Bytes)>>,
 }
@@ -85,11 +87,16 @@ impl From<tokio_postgres::Error> for NotReady {
 }
 
 impl Answers {
-    pub fn new(health: Arc<Health>, outbox: Option<outbox::Table>) -> Self {
+    pub fn new(
+        health: Arc<Health>,
+        outbox: Option<outbox::Table>,
+        extensions: Arc<Extensions>,
+    ) -> Self {
         Self {
             health,
             access: OnceLock::new(),
             outbox,
+            extensions,
             sessions: Default::default(),
             size: Mutex::default(),
         }
@@ -145,6 +152,7 @@ impl Answers {
             outbox_backlog: backlog,
             outbox_oldest_ms: oldest_ms,
             shares: shares(&client).await?,
+            extensions: self.extensions.now(),
         })
     }
 

@@ -1,12 +1,13 @@
-//! Making a running server the database that was declared, and keeping it so: database, owner, outbox, roles.
+//! Making a running server the database that was declared, and keeping it so: database, owner, outbox, roles, extensions.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::state::EngineFile;
 use tokio_postgres::{Client, Error};
 
 use super::access::{Access, identifier, superuser, told};
+use super::extensions::{self, Extensions};
 use super::health::Health;
 use super::outbox::Table;
 use super::roles;
@@ -17,12 +18,15 @@ const RETRY_FROM: Duration = Duration::from_millis(10);
 const RETRY_MAX: Duration = Duration::from_millis(250);
 /// Between two looks at whether the server still has the engine's connection.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Between two looks at extensions of which one is not as it should be: a package may have come.
+const EXTENSIONS_EVERY: Duration = Duration::from_secs(30);
 
 pub struct Governor {
     pub access: Access,
     pub settings: Settings,
     pub health: Arc<Health>,
     pub outbox: Option<Table>,
+    pub extensions: Arc<Extensions>,
 }
 
 impl Governor {
@@ -56,21 +60,25 @@ impl Governor {
         if let Some(table) = &self.outbox {
             table.ensure(&client, database).await?;
         }
-        self.follow_roles(&client).await
+        self.follow(&client).await
     }
 
-    async fn follow_roles(&self, client: &Client) -> Result<(), Error> {
+    async fn follow(&self, client: &Client) -> Result<(), Error> {
         let mut changes = self.settings.changes();
         loop {
             let file = changes.borrow_and_update().clone();
             self.apply_roles(client, &file).await?;
+            // One that can't be made keeps nobody from the rest.
+            let well = extensions::apply(client, &file, &self.extensions).await?;
             self.health.serving();
+            let looked = Instant::now();
             loop {
                 match tokio::time::timeout(LOOK_EVERY, changes.changed()).await {
                     Ok(Ok(())) => break,
                     // Nobody tells any more: the engine is ending.
                     Ok(Err(_)) => std::future::pending().await,
                     Err(_) if client.is_closed() => return Ok(()),
+                    Err(_) if !well && looked.elapsed() >= EXTENSIONS_EVERY => break,
                     Err(_) => {}
                 }
             }

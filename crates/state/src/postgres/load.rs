@@ -59,7 +59,15 @@ fn command(sql: String) -> [String; 2] {
     ["--command".to_owned(), sql]
 }
 
-/// The statements after which a database has nothing but its outbox, whose rows are messages that are on their way.
+/// All that is in `public` and no extension's, where an extension keeps the schema: each by its kind and name, as `drop` takes them.
+const IN_PUBLIC: &str = "select case o.type when 'composite type' then 'type' when 'statistics object' then 'statistics' else o.type end as kind, o.identity as name
+    from pg_depend d, lateral pg_identify_object(d.classid, d.objid, 0) o
+    where d.refclassid = 'pg_namespace'::regclass and d.refobjid = 'public'::regnamespace and d.deptype = 'n'
+      and d.classid <> 'pg_extension'::regclass and d.classid <> 'pg_default_acl'::regclass
+      and not exists (select from pg_depend e where e.classid = d.classid and e.objid = d.objid and e.deptype = 'e')";
+
+/// The statements after which a database has nothing but its outbox, whose rows are messages that are on their way, and the extensions that are
+/// the superuser's.
 ///
 /// Done as the engine's hand: it is a member of the owner, and may own what is not to go with all that is the owner's.
 pub fn emptying(owner: &str, outbox: Option<&Table>) -> String {
@@ -70,12 +78,20 @@ pub fn emptying(owner: &str, outbox: Option<&Table>) -> String {
 set local client_min_messages = error;
 set local lock_timeout = '{LOCK_PATIENCE}';
 {aside}
+do $$ begin if to_regnamespace('public') is not null then alter schema public owner to {hand}; end if; end $$;
 drop owned by {owner} cascade;
-do $$ declare other name; begin
-  for other in select nspname from pg_namespace where nspname !~ '^pg_' and nspname not in ('information_schema', '{ASIDE}')
+do $$ declare other text; kind text; begin
+  for other in select nspname from pg_namespace n where nspname !~ '^pg_' and nspname not in ('information_schema', '{ASIDE}')
+    and not exists (select from pg_depend d where d.classid = 'pg_namespace'::regclass and d.objid = n.oid and d.deptype = 'e')
+    and not exists (select from pg_extension e where e.extnamespace = n.oid)
   loop execute format('drop schema %I cascade', other); end loop;
+  if to_regnamespace('public') is not null then
+    for kind, other in {IN_PUBLIC}
+    loop execute format('drop %s if exists %s cascade', kind, other); end loop;
+  end if;
 end $$;
-create schema public authorization {owner};
+create schema if not exists public authorization {owner};
+alter schema public owner to {owner};
 comment on schema public is 'standard public schema';
 {back}
 set local lock_timeout = 0;

@@ -9,6 +9,7 @@
 //! | [`tuning`] | what it is told at each start |
 //! | [`server`], [`child`] | its process |
 //! | [`access`], [`password`], [`roles`] | who comes in how |
+//! | [`extensions`] | what is made as superuser for those who are none |
 //! | [`govern`] | making a running server what was declared |
 //! | [`outbox`] | rows that become messages |
 //! | [`room`] | whether the disk is full |
@@ -16,7 +17,7 @@
 //! | [`tool`](mod@tool), [`load`] | `psql`, `dump`, `load` and `replace` beside it |
 //!
 //! ```text
-//! find ─▶ make files ─▶ end leftovers ─▶ start ─▶ recover ─▶ database, owner, outbox, roles ─▶ serve ─▶ stop
+//! find ─▶ make files ─▶ end leftovers ─▶ start ─▶ recover ─▶ database, owner, outbox, roles, extensions ─▶ serve ─▶ stop
 //! ```
 //!
 //! When PostgreSQL's process ends, so does the engine's, with a failure that says how: the node starts both again.
@@ -24,6 +25,7 @@
 mod access;
 mod answers;
 pub mod child;
+mod extensions;
 mod files;
 mod govern;
 mod health;
@@ -55,6 +57,7 @@ pub use self::tool::{is_one as is_tool, tool};
 
 use self::access::Access;
 use self::answers::{Answers, Purpose};
+use self::extensions::Extensions;
 use self::govern::Governor;
 use self::health::Health;
 use self::outbox::{Relay, Table};
@@ -143,10 +146,11 @@ pub fn run(settings: Settings) -> Result<(), Error> {
 async fn answer_and_keep(settings: Settings) -> Result<(), Error> {
     let file = settings.current();
     let health = Arc::new(Health::default());
+    let extensions = Arc::new(Extensions::default());
     let table = declared(&file)
         .ok()
         .and_then(|(postgres, _)| postgres.outbox.as_ref().map(Table::of));
-    let answers = Arc::new(Answers::new(health.clone(), table));
+    let answers = Arc::new(Answers::new(health.clone(), table, extensions));
     let mut stop = Stop::new()?;
     let socket = settings.socket.clone();
     let router = answers::router(answers.clone());
@@ -224,8 +228,8 @@ async fn prepare(
         false => health.starting("starting"),
     }
     files::end_leftovers(place).await?;
-    let configuration =
-        tuning::configuration(file.memory, postgres.version, postgres.outbox.is_some());
+    let libraries = extensions::libraries(postgres, programs);
+    let configuration = tuning::configuration(file.memory, postgres, &libraries);
     Ok(files::configure(place, &configuration)?)
 }
 
@@ -242,6 +246,7 @@ fn attend(
         settings: settings.clone(),
         health: answers.health.clone(),
         outbox: answers.outbox.clone(),
+        extensions: answers.extensions.clone(),
     };
     attending.spawn(governor.run());
     if let Some(topic) = &postgres.outbox {

@@ -11,6 +11,8 @@ const LAYOUTS: [(&str, &str, &str); 2] = [
     ("Debian", "/usr/lib/postgresql/", "/bin"),
     ("PGDG's RPMs", "/usr/pgsql-", "/bin"),
 ];
+/// Where libraries are, from the folder above that of the programs: Debian and PGDG; built from source; distributions of 64 bits.
+const LIBRARIES: [&str; 4] = ["lib", "lib/postgresql", "lib64", "lib64/pgsql"];
 /// All that an engine executes.
 const NEEDED: [&str; 4] = ["postgres", "initdb", "psql", "pg_dump"];
 const NEWEST_LOOKED_FOR: u32 = 40;
@@ -51,6 +53,18 @@ pub struct Programs(PathBuf);
 impl Programs {
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    /// Whether the server finds a library by its bare name: in the folder that was built into it, beside these programs in all layouts.
+    pub fn has_library(&self, name: &str) -> bool {
+        let programs = self.0.canonicalize().unwrap_or_else(|_| self.0.clone());
+        let Some(root) = programs.parent() else {
+            return false;
+        };
+        let file = format!("{name}.so");
+        LIBRARIES
+            .iter()
+            .any(|folder| root.join(folder).join(&file).exists())
     }
 
     /// Whether psql knows `\restrict`: after it, no other of its commands is done.

@@ -12,7 +12,7 @@ use model::ids::ResourceName;
 use model::state::{Access, EngineSettings};
 use tokio_postgres::{Client, Error};
 
-use super::access::{hand, identifier, literal, superuser};
+use super::access::{hand, identifier, keeper, literal, superuser};
 use super::password::verifier;
 use super::tuning::OF_PEOPLE;
 
@@ -75,6 +75,7 @@ pub fn refused<'a>(
 fn is_refused(name: &ResourceName, owner: &str) -> bool {
     *name == superuser()
         || *name == hand()
+        || *name == keeper()
         || RESERVED.contains(&name.as_str())
         || name.as_str() == owner
 }
@@ -442,6 +443,7 @@ mod tests {
     fn some_names_are_no_service_s() {
         let services = [
             "mainland",
+            "mainland-extensions",
             "mainland-owner",
             "none",
             "orders",
@@ -452,6 +454,15 @@ mod tests {
         let services: BTreeMap<_, _> = services.into();
         let refused = refused(&services, "db");
         let names: Vec<&str> = refused.iter().map(|name| name.as_str()).collect();
-        assert_eq!(names, ["mainland", "mainland-owner", "none", "public"]);
+        assert_eq!(
+            names,
+            [
+                "mainland",
+                "mainland-extensions",
+                "mainland-owner",
+                "none",
+                "public"
+            ]
+        );
     }
 }

@@ -11,6 +11,7 @@
 //!
 //! What must hold whatever a team sets with `ALTER SYSTEM` is given on the command line: [`fixed`].
 
+use model::state::Postgres;
 use model::units::Bytes;
 
 use super::place::{Place, SETTINGS_FILE};
@@ -49,8 +50,8 @@ impl Sizes {
     }
 }
 
-/// The contents of `mainland.conf`.
-pub fn configuration(memory: Bytes, version: u32, outbox: bool) -> String {
+/// The contents of `mainland.conf`. `libraries`: what is loaded at the start; one that is not there would keep PostgreSQL from starting.
+pub fn configuration(memory: Bytes, postgres: &Postgres, libraries: &[&str]) -> String {
     let sizes = Sizes::from(memory);
     let switch = |on| if on { "on" } else { "off" };
     let mut lines = vec![
@@ -74,7 +75,10 @@ pub fn configuration(memory: Bytes, version: u32, outbox: bool) -> String {
         // Compiling a query costs more than most queries of a service.
         "jit = off".to_owned(),
         // The order of the outbox is that of commits.
-        format!("track_commit_timestamp = {}", switch(outbox)),
+        format!(
+            "track_commit_timestamp = {}",
+            switch(postgres.outbox.is_some())
+        ),
         "password_encryption = 'scram-sha-256'".to_owned(),
         "timezone = 'UTC'".to_owned(),
         "log_timezone = 'UTC'".to_owned(),
@@ -83,7 +87,11 @@ pub fn configuration(memory: Bytes, version: u32, outbox: bool) -> String {
         "log_parameter_max_length = 0".to_owned(),
         "log_parameter_max_length_on_error = 0".to_owned(),
     ];
-    if version >= SYNCFS_FROM {
+    if !libraries.is_empty() {
+        let libraries = libraries.join(", ");
+        lines.push(format!("shared_preload_libraries = '{libraries}'"));
+    }
+    if postgres.version >= SYNCFS_FROM {
         // Before it recovers from a crash it makes sure of each of its thousand files, one by one, which takes longer than all the rest.
         lines.push("recovery_init_sync_method = syncfs".to_owned());
     }
@@ -113,6 +121,10 @@ pub fn include() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use model::ids::ResourceName;
+
     use super::*;
 
     #[test]
@@ -138,11 +150,28 @@ mod tests {
     }
 
     #[test]
-    fn commit_times_are_kept_for_an_outbox() {
-        for (outbox, line) in [(true, "= on"), (false, "= off")] {
-            let text = configuration(Bytes::mebibytes(256), 15, outbox);
-            let line = format!("\ntrack_commit_timestamp {line}\n");
-            assert!(text.contains(&line), "{text}");
+    fn what_is_declared_is_in_the_settings_like_a_table() {
+        let topic = ResourceName::new("events").unwrap();
+        for (outbox, libraries, line) in [
+            (Some(topic), &[][..], "track_commit_timestamp = on"),
+            (None, &[], "track_commit_timestamp = off"),
+            (
+                None,
+                &["pg_stat_statements", "x"],
+                "shared_preload_libraries = 'pg_stat_statements, x'",
+            ),
+        ] {
+            let postgres = Postgres {
+                version: 15,
+                outbox,
+                extensions: BTreeMap::new(),
+            };
+            let text = configuration(Bytes::mebibytes(256), &postgres, libraries);
+            assert!(text.contains(&format!("\n{line}\n")), "{text}");
+            assert_eq!(
+                text.contains("shared_preload_libraries"),
+                !libraries.is_empty()
+            );
         }
     }
 }

@@ -3,7 +3,7 @@
 use api::problem::Problem;
 use model::compute::{Service, Work};
 use model::ids::ResourceName;
-use model::state::{Access, ENGINE_VOLUME, Engine};
+use model::state::{Access, ENGINE_VOLUME, Engine, extensions};
 
 use super::{Known, invalid, unknown};
 
@@ -41,6 +41,18 @@ fn check_shape(name: &ResourceName, spec: &Service, engine: &Engine) -> Result<(
         Engine::Topic(_) => None,
     };
     let mut volumes = spec.volumes.keys().map(ResourceName::as_str);
+    if let Engine::Postgres(postgres) = engine {
+        if postgres.extensions.len() > extensions::MOST {
+            return refuse(&format!("it has at most {} extensions", extensions::MOST));
+        }
+        let mut wrong = postgres
+            .extensions
+            .keys()
+            .map(|name| extensions::check(name));
+        if let Some(why) = wrong.find_map(Result::err) {
+            return refuse(&why);
+        }
+    }
     if spec.replicas != 1 {
         return refuse("it has one copy in this version");
     }
@@ -148,11 +160,20 @@ mod tests {
         let postgres = Postgres {
             version: 15,
             outbox,
+            extensions: BTreeMap::new(),
         };
         Service {
             needs,
             ..engine(Engine::Postgres(postgres))
         }
+    }
+
+    fn with_extension(name: &str) -> Service {
+        engine(Engine::Postgres(Postgres {
+            version: 15,
+            outbox: None,
+            extensions: [(name.to_owned(), extensions::Wish::Create)].into(),
+        }))
     }
 
     fn on(topic: &str, path: &str, max_in_flight: u32) -> Service {
@@ -192,6 +213,9 @@ mod tests {
         let table = [
             (topic(), None),
             (database(None), None),
+            (with_extension("vector"), None),
+            (with_extension("plpython3u"), Some("runs programs")),
+            (with_extension("a b"), Some("is not the name")),
             (database(Some("events")), None),
             (on("events", "/x", 16), None),
             (reading("db"), None),

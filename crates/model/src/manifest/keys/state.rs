@@ -1,7 +1,7 @@
 //! `databases` and `topics`.
 
 use super::service::{CPU_KEY, LABELS_KEY, MEMORY_KEY};
-use super::texts::{DATABASE_URL, NAME, SIZE, SPAN, STANDBYS};
+use super::texts::{DATABASE_URL, EXTENSION, EXTENSION_WISH, NAME, SIZE, SPAN, STANDBYS};
 use super::{Entries, Key, Shape, key};
 
 pub(super) static DATABASES: Entries = Entries {
@@ -12,7 +12,7 @@ pub(super) static DATABASES: Entries = Entries {
     most: 100,
 };
 
-static DATABASE: [Key; 9] = [
+static DATABASE: [Key; 10] = [
     key(
         "postgres",
         Shape::Number { least: 9, most: 99 },
@@ -49,8 +49,24 @@ static DATABASE: [Key; 9] = [
         Shape::Text(&NAME),
         "A topic: committed rows of the table of the same name (with `_` for `-`) become its messages.",
     ),
+    key(
+        "extensions",
+        Shape::List(&Shape::OneOf(&[
+            Shape::Text(&EXTENSION),
+            Shape::Entries(&EXTENSION_WISHES),
+        ])),
+        "Extensions that Mainland makes as the database's superuser: `[vector, pg_stat_statements]`. `{ vector: drop }` removes one that nothing depends on.",
+    ),
     LABELS_KEY,
 ];
+
+static EXTENSION_WISHES: Entries = Entries {
+    key: &EXTENSION,
+    value: Shape::Text(&EXTENSION_WISH),
+    single: true,
+    unsets: false,
+    most: 1,
+};
 
 pub(super) static TOPICS: Entries = Entries {
     key: &NAME,

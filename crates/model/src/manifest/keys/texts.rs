@@ -238,6 +238,16 @@ pub(super) static STANDBYS: Form = words(
     "`0`: standbys are not supported by this version yet",
 );
 
+pub(super) static EXTENSION: Form = Form {
+    expected: "the name of an extension",
+    check: crate::state::extensions::check,
+    examples: &["vector", "pg_stat_statements"],
+    pattern: Some("^[a-z_][a-z0-9_-]{0,62}$"),
+    ..FORM
+};
+
+pub(super) static EXTENSION_WISH: Form = words(&["drop"], "`drop`");
+
 pub(super) static ACCESS: Form = words(&["read", "write"], "`read` or `write`");
 pub(super) static TRUE: Form = words(&["true"], "`true`");
 

@@ -4,23 +4,26 @@
 //!  stdin ──► (pg_restore ──►) scan ──► psql
 //! ```
 
-use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
 
 use super::RELEASE;
 use super::format::{self, Format, HEAD_BYTES};
 use super::scan::Scan;
+use super::statement::Here;
 
 const BUFFER_BYTES: usize = 64 << 10;
 /// Of one line of SQL; rows of a COPY have one each.
 const LINE_BYTES_MAX: u64 = 1 << 30;
-const ROLES: &str = "select rolname from pg_catalog.pg_roles where not rolsuper";
+/// What it has that a statement may name: its kind, and its name.
+const HERE: &str = "select 'role', rolname from pg_catalog.pg_roles where not rolsuper
+    union select 'made', e.extname from pg_catalog.pg_extension e join pg_catalog.pg_roles r on r.oid = e.extowner where r.rolsuper
+    union select 'trusted', name from pg_catalog.pg_available_extension_versions where trusted";
 
 /// The programs of PostgreSQL, with the environment to come to the database.
 pub struct Programs {
     pub psql: Command,
-    /// To ask for the roles.
+    /// To ask what is there.
     pub asking: Command,
     pub restore: Command,
 }
@@ -76,7 +79,7 @@ fn load(
     sql: impl Read,
     whole: impl FnOnce() -> Result<(), String>,
 ) -> Result<ExitCode, String> {
-    let mut scan = Scan::new(roles(asking)?);
+    let mut scan = Scan::new(here(asking)?);
     let mut child = psql
         .stdin(Stdio::piped())
         .spawn()
@@ -106,13 +109,14 @@ fn code(status: ExitStatus) -> ExitCode {
     code.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-fn roles(mut asking: Command) -> Result<BTreeSet<String>, String> {
+fn here(mut asking: Command) -> Result<Here, String> {
     asking.args([
         "--no-psqlrc",
         "--tuples-only",
         "--no-align",
+        "--field-separator= ",
         "--command",
-        ROLES,
+        HERE,
     ]);
     let output = asking.stderr(Stdio::inherit()).output();
     let output = output.map_err(|error| format!("psql: {error}"))?;
@@ -120,7 +124,16 @@ fn roles(mut asking: Command) -> Result<BTreeSet<String>, String> {
         return Err("the database does not say which roles it has".to_owned());
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().map(str::to_owned).collect())
+    let named = |kind: &str| {
+        let lines = text.lines().filter_map(|line| line.split_once(' '));
+        let of_kind = lines.filter(|(known, _)| *known == kind);
+        of_kind.map(|(_, name)| name.to_owned()).collect()
+    };
+    Ok(Here {
+        roles: named("role"),
+        extensions: named("made"),
+        trusted: named("trusted"),
+    })
 }
 
 /// Everything, and only then what lets psql commit it. A psql that has ended says why itself.

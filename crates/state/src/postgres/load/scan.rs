@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::statement::{self, Verdict};
+use super::statement::{self, Here, Verdict};
 
 /// What is looked at of one statement. A longer one is none of those that are left out.
 const STATEMENT_BYTES: usize = 64 << 10;
@@ -95,7 +95,7 @@ impl LeftOut {
 
 /// Reads lines, and gives what of them psql is to read.
 pub struct Scan {
-    roles: BTreeSet<String>,
+    here: Here,
     line: u64,
     inside: Inside,
     /// Rows of a COPY follow, to a line with `\.`.
@@ -115,10 +115,10 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// `roles`: those that may be named.
-    pub fn new(roles: BTreeSet<String>) -> Self {
+    /// `here`: what may be named.
+    pub fn new(here: Here) -> Self {
         Self {
-            roles,
+            here,
             line: 0,
             inside: Inside::Statement,
             rows: false,
@@ -300,7 +300,7 @@ impl Scan {
         let bare = std::mem::take(&mut self.bare);
         let passed = std::mem::take(&mut self.passing);
         let text = String::from_utf8_lossy(&bare);
-        let verdict = statement::judge(&text, self.objects, &self.roles);
+        let verdict = statement::judge(&text, self.objects, &self.here);
         match verdict {
             Verdict::Keep => {}
             Verdict::Rows if after.trim_ascii().is_empty() => self.rows = true,

@@ -2,12 +2,16 @@
 
 use super::*;
 
-fn roles() -> BTreeSet<String> {
-    ["orders", "report"].map(str::to_owned).into()
+fn here() -> Here {
+    Here {
+        roles: ["orders", "report"].map(str::to_owned).into(),
+        extensions: ["vector", "uuid-ossp"].map(str::to_owned).into(),
+        trusted: ["citext", "uuid-ossp"].map(str::to_owned).into(),
+    }
 }
 
 fn scan(text: &str) -> Result<(String, LeftOut), Error> {
-    let (mut scan, mut out) = (Scan::new(roles()), Vec::new());
+    let (mut scan, mut out) = (Scan::new(here()), Vec::new());
     for line in text.as_bytes().split_inclusive(|byte| *byte == b'\n') {
         scan.line(line, &mut out)?;
     }
@@ -138,6 +142,42 @@ fn what_is_not_the_databases_is_left_out_and_counted() {
             "",
         ),
         ("CREATE ROLE alice;\n", "statement about roles", ""),
+        (
+            "CREATE EXTENSION IF NOT EXISTS adminpack WITH SCHEMA pg_catalog;\n",
+            "statement about extensions",
+            "(adminpack)",
+        ),
+        (
+            "create extension \"plpython3u\";\n",
+            "statement about extensions",
+            "(plpython3u)",
+        ),
+        (
+            "CREATE EVENT TRIGGER e ON ddl_command_end EXECUTE FUNCTION f();\n",
+            "statement that only a superuser",
+            "",
+        ),
+        (
+            "ALTER EVENT TRIGGER e DISABLE;\n",
+            "statement that only a superuser",
+            "",
+        ),
+        (
+            "CREATE PUBLICATION p FOR ALL TABLES WITH (publish = 'insert');\n",
+            "statement that only a superuser",
+            "",
+        ),
+        (
+            "CREATE SUBSCRIPTION s CONNECTION 'x' PUBLICATION p;\n",
+            "statement that only a superuser",
+            "",
+        ),
+        (
+            "ALTER SYSTEM SET work_mem = '1GB';\n",
+            "statement that only a superuser",
+            "",
+        ),
+        ("DROP TABLESPACE fast;\n", "statement about roles", ""),
         ("\\connect shop\n", "\\connect", "(shop)"),
     ] {
         let (out, left_out) = scan(text).unwrap();
@@ -217,4 +257,44 @@ fn what_has_no_semicolon_at_its_end_gets_one() {
     assert_eq!(scan("select 1").unwrap().0, "select 1\n;\n");
     assert_eq!(scan("select '1").unwrap().0, "select '1");
     assert_eq!(scan("select 1;\n-- end").unwrap().0, "select 1;\n-- end");
+}
+
+#[test]
+fn an_extension_is_there_or_made_or_declared_first() {
+    for (text, expected) in [
+        (
+            "CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public;\n",
+            Ok("\n"),
+        ),
+        ("create extension \"uuid-ossp\";\n", Ok("\n")),
+        ("DROP EXTENSION IF EXISTS vector;\n", Ok("\n")),
+        ("ALTER EXTENSION vector UPDATE;\n", Ok("\n")),
+        ("COMMENT ON EXTENSION vector IS 'x';\n", Ok("\n")),
+        (
+            "CREATE EXTENSION citext;\n",
+            Ok("CREATE EXTENSION citext;\n"),
+        ),
+        (
+            "DROP EXTENSION IF EXISTS postgis;\n",
+            Ok("DROP EXTENSION IF EXISTS postgis;\n"),
+        ),
+        (
+            "CREATE PUBLICATION p FOR TABLE t;\n",
+            Ok("CREATE PUBLICATION p FOR TABLE t;\n"),
+        ),
+        (
+            "select 1;\nCREATE EXTENSION IF NOT EXISTS postgis;\n",
+            Err(
+                "line 2: the extension `postgis` needs a superuser: declare it for this database, `extensions: [postgis]`",
+            ),
+        ),
+    ] {
+        match (scan(text), expected) {
+            (Ok((out, left_out)), Ok(expected)) => {
+                assert_eq!((out.as_str(), left_out), (expected, LeftOut::default()));
+            }
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (found, _) => panic!("{text}: {found:?}"),
+        }
+    }
 }

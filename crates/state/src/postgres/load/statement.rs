@@ -2,6 +2,18 @@
 
 use std::collections::BTreeSet;
 
+use model::state::extensions;
+
+/// What the database has that a statement may name.
+#[derive(Debug, Default, Clone)]
+pub struct Here {
+    pub roles: BTreeSet<String>,
+    /// Extensions that are made already, and not the owner's.
+    pub extensions: BTreeSet<String>,
+    /// Extensions that an owner may make.
+    pub trusted: BTreeSet<String>,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     Keep,
@@ -18,11 +30,14 @@ const ROLE: &str = "SET ROLE or SET SESSION AUTHORIZATION";
 const SERVER: &str =
     "statement about roles, databases or tablespaces, which are not the database's";
 
+const EXTENSION: &str = "statement about extensions that are refused, with what they bring";
+const SUPERUSER: &str = "statement that only a superuser may make: event triggers, subscriptions, publications of all tables, settings of the server";
+
 /// Names that mean whoever it is.
 const ANYBODY: [&str; 4] = ["public", "current_user", "current_role", "session_user"];
 
 /// `text`: the statement without comments, and without what is in texts; `objects`: it stands among a dump's large objects.
-pub fn judge(text: &str, objects: bool, roles: &BTreeSet<String>) -> Verdict {
+pub fn judge(text: &str, objects: bool, here: &Here) -> Verdict {
     let words: Vec<&str> = text.trim_end_matches(';').split_whitespace().collect();
     let upper: Vec<String> = words.iter().map(|word| word.to_ascii_uppercase()).collect();
     let upper: Vec<&str> = upper.iter().map(String::as_str).collect();
@@ -34,7 +49,7 @@ pub fn judge(text: &str, objects: bool, roles: &BTreeSet<String>) -> Verdict {
             _ => Verdict::Keep,
         },
         ["ALTER", .., "OWNER", "TO", _] => Verdict::LeaveOut(OWNER, vec![role(words.last())]),
-        ["GRANT" | "REVOKE", ..] | ["ALTER", "DEFAULT", "PRIVILEGES", ..] => rights(&words, &upper, roles),
+        ["GRANT" | "REVOKE", ..] | ["ALTER", "DEFAULT", "PRIVILEGES", ..] => rights(&words, &upper, &here.roles),
         ["SET", "STANDARD_CONFORMING_STRINGS", _, value] | ["SET", "SESSION" | "LOCAL", "STANDARD_CONFORMING_STRINGS", _, value]
             if !matches!(*value, "ON" | "TRUE" | "1" | "DEFAULT") =>
         {
@@ -52,7 +67,37 @@ pub fn judge(text: &str, objects: bool, roles: &BTreeSet<String>) -> Verdict {
         ["COMMENT", "ON", "ROLE" | "DATABASE" | "TABLESPACE", ..] => Verdict::LeaveOut(SERVER, Vec::new()),
         // It belongs to who made it.
         ["COMMENT", "ON", "EXTENSION", ..] => Verdict::LeaveOut("", Vec::new()),
+        [verb @ ("CREATE" | "ALTER" | "DROP"), "EXTENSION", rest @ ..] => extension(verb, &words[2..], rest, here),
+        ["ALTER", "SYSTEM", ..] | ["CREATE" | "ALTER" | "DROP", "EVENT", "TRIGGER", ..] | ["COMMENT", "ON", "EVENT", "TRIGGER", ..] => {
+            Verdict::LeaveOut(SUPERUSER, Vec::new())
+        }
+        ["CREATE" | "ALTER" | "DROP", "SUBSCRIPTION", ..] | ["COMMENT", "ON", "SUBSCRIPTION", ..] => Verdict::LeaveOut(SUPERUSER, Vec::new()),
+        ["CREATE", "PUBLICATION", _, "FOR", "ALL", "TABLES", ..] | ["CREATE", "PUBLICATION", _, "FOR", "TABLES", "IN", "SCHEMA", ..] => {
+            Verdict::LeaveOut(SUPERUSER, Vec::new())
+        }
         _ => Verdict::Keep,
+    }
+}
+
+/// One that is there stays; one that the owner may not make is declared first.
+fn extension(verb: &str, words: &[&str], upper: &[&str], here: &Here) -> Verdict {
+    let at = match upper {
+        ["IF", "NOT", "EXISTS", ..] => 3,
+        ["IF", "EXISTS", ..] => 2,
+        _ => 0,
+    };
+    let name = role(words.get(at));
+    if here.extensions.contains(&name) {
+        return Verdict::LeaveOut("", Vec::new());
+    }
+    if extensions::is_refused(&name) {
+        return Verdict::LeaveOut(EXTENSION, vec![name]);
+    }
+    match verb == "CREATE" && !here.trusted.contains(&name) {
+        false => Verdict::Keep,
+        true => Verdict::Refuse(format!(
+            "the extension `{name}` needs a superuser: declare it for this database, `extensions: [{name}]`, apply, and load again"
+        )),
     }
 }
 

@@ -17,6 +17,7 @@ macro_rules! on_each_version {
     };
 }
 
+mod extensions;
 mod failure;
 mod load;
 mod outbox;
