@@ -11,6 +11,7 @@ use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::Instant;
 
+use super::edge::UnderWay;
 use super::failure::chain;
 use super::gate::Pass;
 use super::held::{Held, Taken};
@@ -302,6 +303,8 @@ pub struct ResponseBody {
     held: VecDeque<Frame<Bytes>>,
     source: Source,
     guards: Guards,
+    /// Held for what its drop does.
+    under_way: Option<UnderWay>,
 }
 
 enum Source {
@@ -349,6 +352,7 @@ impl ResponseBody {
             held: VecDeque::new(),
             source,
             guards,
+            under_way: None,
         };
         body.release_at_end();
         body
@@ -356,6 +360,11 @@ impl ResponseBody {
 
     pub fn guards(&mut self) -> &mut Guards {
         &mut self.guards
+    }
+
+    /// `under_way` lasts until all of it is handed over.
+    pub fn pass(&mut self, under_way: UnderWay) {
+        self.under_way = Some(under_way);
     }
 
     /// Waits until a small answer of declared length is here as a whole, or has had its time to be. An error: it broke off, and nothing of it was

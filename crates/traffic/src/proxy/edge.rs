@@ -5,7 +5,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 
 use super::client::ClientStream;
+use super::shares::Keeper;
 use super::wire::{MOST_HEADER_BYTES, MOST_HEADERS};
 use crate::problem::{Code, Problem};
 
@@ -27,29 +28,63 @@ const LINGER_IDLE: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(30);
 const LINGER_BUFFER: usize = 16 * 1024;
 
+/// How far the exchange on a connection is. A request makes it `UNDER_WAY`; when the library has all of the answer it is `HANDED_OVER`; and when all of
+/// that is written, `NONE`.
+const NONE: u8 = 0;
+const UNDER_WAY: u8 = 1;
+const HANDED_OVER: u8 = 2;
+
 /// What the two ends of the HTTP library, its stream and its service, know of each other.
-#[derive(Default)]
 pub struct Talk {
     /// Requests that were read.
     requests: AtomicU32,
-    /// Answers that were handed over.
-    answers: AtomicU32,
+    exchange: AtomicU8,
     /// The last answer may come before the client has sent all.
     lingers: AtomicBool,
     returned: Mutex<Option<ClientStream>>,
+    /// Of the connection's place: it is not given up while an exchange is under way.
+    keeper: Keeper,
+}
+
+/// An exchange whose answer is being passed on, until this is dropped.
+pub struct UnderWay(Arc<Talk>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.exchange.store(HANDED_OVER, Relaxed);
+        self.0.keeper.keep(false);
+    }
 }
 
 impl Talk {
-    pub fn request(&self) {
-        self.requests.fetch_add(1, Relaxed);
+    pub fn new(keeper: Keeper) -> Self {
+        Self {
+            requests: AtomicU32::new(0),
+            exchange: AtomicU8::new(NONE),
+            lingers: AtomicBool::new(false),
+            returned: Mutex::default(),
+            keeper,
+        }
     }
 
-    /// `last`: no other request will follow on this connection.
-    pub fn answer(&self, last: bool) {
-        self.answers.fetch_add(1, Relaxed);
+    pub fn request(&self) {
+        self.requests.fetch_add(1, Relaxed);
+        self.exchange.store(UNDER_WAY, Relaxed);
+        self.keeper.keep(true);
+    }
+
+    /// `last`: no other request will follow on this connection. What is returned lasts as long as the answer's body does.
+    pub fn answer(self: &Arc<Self>, last: bool) -> UnderWay {
         if last {
             self.lingers.store(true, Relaxed);
         }
+        UnderWay(self.clone())
+    }
+
+    fn flushed(&self) {
+        let _ = self
+            .exchange
+            .compare_exchange(HANDED_OVER, NONE, Relaxed, Relaxed);
     }
 
     /// Once the library is done: reads and drops what still comes, until the client has ended as well or has had its time.
@@ -82,8 +117,6 @@ pub struct Edge {
     /// The beginning of the request that is being read.
     kept: Vec<u8>,
     requests: u32,
-    /// Heads of answers that were written.
-    heads: u32,
     /// Written in place of a bare answer.
     instead: Option<Bytes>,
 }
@@ -95,7 +128,6 @@ impl Edge {
             talk,
             kept: Vec::new(),
             requests: 0,
-            heads: 0,
             instead: None,
         }
     }
@@ -114,13 +146,10 @@ impl Edge {
         self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
-    /// What to write in place of `bytes`, when they are the library's own answer to what it could not read.
-    fn in_place_of(&mut self, bytes: &[u8]) -> Option<Bytes> {
-        if !bytes.starts_with(b"HTTP/1.") {
-            return None;
-        }
-        if self.heads < self.talk.answers.load(Relaxed) {
-            self.heads += 1;
+    /// What to write in place of `bytes`, when they are the library's own answer to what it could not read: it has one only where there is no exchange.
+    /// Whatever else reads like one is part of an answer.
+    fn in_place_of(&self, bytes: &[u8]) -> Option<Bytes> {
+        if self.talk.exchange.load(Relaxed) != NONE {
             return None;
         }
         let status = bare_status(bytes)?;
@@ -154,7 +183,8 @@ impl Drop for Edge {
 
 /// The status of an answer that is nothing but a status.
 fn bare_status(bytes: &[u8]) -> Option<u16> {
-    if bytes.len() > LONGEST_BARE || !bytes.ends_with(b"\r\n\r\n") {
+    let is_short_head = bytes.starts_with(b"HTTP/1.") && bytes.ends_with(b"\r\n\r\n");
+    if bytes.len() > LONGEST_BARE || !is_short_head {
         return None;
     }
     let text = std::str::from_utf8(bytes).ok()?;
@@ -302,7 +332,9 @@ impl AsyncWrite for Edge {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream().poll_flush(cx)
+        let edge = self.get_mut();
+        edge.talk.flushed();
+        edge.stream().poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -312,45 +344,99 @@ impl AsyncWrite for Edge {
 
 #[cfg(test)]
 mod tests {
+    use std::io::IoSlice;
+
     use tokio::io::AsyncWriteExt;
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::proxy::shares::{Kind, Party, Shares};
 
-    async fn edge() -> (Edge, TcpStream) {
+    const BARE: &[u8] =
+        b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: x\r\n\r\n";
+    const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 200\r\n\r\n";
+
+    /// A connection's stream with what its service tells it, and the client.
+    async fn edge() -> (Edge, Arc<Talk>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).await.unwrap();
         let (socket, from) = listener.accept().await.unwrap();
-        let place = Shares::new(40).take(Kind::Gateway, Party::client(from.ip()));
+        let shares = Shares::new(40);
+        let place = shares.take(Kind::Gateway, Party::client(from.ip()));
         let stream = ClientStream::patient(socket, place.unwrap());
-        (Edge::new(stream, Arc::default()), client.unwrap())
+        let talk = Arc::new(Talk::new(stream.keeper()));
+        (Edge::new(stream, talk.clone()), talk, client)
     }
 
-    /// One system call and one packet for each answer, as the kernel counts them.
-    #[tokio::test]
-    async fn the_head_of_an_answer_and_its_body_leave_together() {
-        let (mut edge, _client) = edge().await;
-        for head in ["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n", "more"] {
-            edge.talk.answer(false);
-            let slices = [head, "", "body"].map(|part| io::IoSlice::new(part.as_bytes()));
-            let count = edge.write_vectored(&slices).await.unwrap();
-            assert_eq!(count, head.len() + 4);
-        }
+    /// What the client has of it.
+    async fn written(edge: Edge, mut client: TcpStream) -> Vec<u8> {
+        let talk = edge.talk.clone();
+        drop(edge);
+        drop(talk.returned.lock().unwrap().take());
+        let mut bytes = Vec::new();
+        client.read_to_end(&mut bytes).await.unwrap();
+        bytes
     }
 
     /// What is written in place of the library's answer counts as all that was to be written.
     #[tokio::test]
     async fn a_bare_answer_is_replaced_however_it_is_written() {
-        let bare = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-        let (mut edge, mut client) = edge().await;
-        let slices = [io::IoSlice::new(bare.as_bytes())];
-        let count = edge.write_vectored(&slices).await.unwrap();
-        assert_eq!(count, bare.len());
-        drop(edge);
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.contains("request-broken"), "{answer}");
+        let (mut edge, _talk, client) = edge().await;
+        let count = edge.write_vectored(&[IoSlice::new(BARE)]).await.unwrap();
+        assert_eq!(count, BARE.len());
+        let answer = written(edge, client).await;
+        assert!(String::from_utf8_lossy(&answer).contains("request-broken"));
+    }
+
+    /// One system call and one packet for each answer, as the kernel counts them.
+    #[tokio::test]
+    async fn head_and_body_of_an_answer_leave_by_one_call() {
+        let (mut edge, talk, client) = edge().await;
+        for _ in 0..3 {
+            talk.request();
+            let _under_way = talk.answer(false);
+            let slices = [HEAD, b"first, ", b"second"].map(IoSlice::new);
+            let count = edge.write_vectored(&slices).await.unwrap();
+            assert_eq!(count, HEAD.len() + 13);
+            edge.flush().await.unwrap();
+        }
+        assert_eq!(written(edge, client).await.len(), 3 * (HEAD.len() + 13));
+    }
+
+    #[tokio::test]
+    async fn only_the_library_is_given_words_and_never_an_answer() {
+        // All of the answer is handed over with its head.
+        let (mut edge, talk, client) = edge().await;
+        talk.request();
+        drop(talk.answer(true));
+        edge.write_all(BARE).await.unwrap();
+        assert_eq!(written(edge, client).await, BARE, "a head like that");
+
+        // The body comes later, in pieces of which each is flushed.
+        let (mut edge, talk, client) = self::edge().await;
+        talk.request();
+        let under_way = talk.answer(false);
+        edge.write_all(HEAD).await.unwrap();
+        edge.flush().await.unwrap();
+        edge.write_all(BARE).await.unwrap();
+        edge.flush().await.unwrap();
+        // The last piece: the library has all of the answer before it writes that.
+        drop(under_way);
+        edge.write_all(BARE).await.unwrap();
+        edge.flush().await.unwrap();
+        // Interim answers.
+        talk.request();
+        edge.write_all(BARE).await.unwrap();
+        drop(talk.answer(false));
+        edge.write_all(HEAD).await.unwrap();
+        edge.flush().await.unwrap();
+        let passed = [HEAD, BARE, BARE, BARE, HEAD].concat();
+        // And now the library's own.
+        edge.write_all(BARE).await.unwrap();
+        let text = written(edge, client).await;
+        let own = text.strip_prefix(passed.as_slice()).expect("unchanged");
+        assert!(String::from_utf8_lossy(own).contains("request-broken"));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::forward::{self, Errand};
 use super::origin::{self, Origin};
 use super::proxy_protocol;
 use super::refusal::{self, Refusal};
-use super::shares::{Keeper, Kind, Party};
+use super::shares::{Kind, Party};
 use super::tunnel;
 use super::view::{Caller, View, missing_need};
 use super::wire;
@@ -309,10 +309,9 @@ where
     Answer: Fn(Arc<Worker>, Request<Incoming>) -> Answered,
     Answered: Future<Output = Response<ResponseBody>>,
 {
-    let talk = Arc::<Talk>::default();
-    let keeper = stream.keeper();
+    let talk = Arc::new(Talk::new(stream.keeper()));
     let stream = Edge::new(stream, talk.clone());
-    speak(worker, stream, &talk, &keeper, answer).await;
+    speak(worker, stream, &talk, answer).await;
     talk.linger().await;
 }
 
@@ -320,7 +319,6 @@ async fn speak<Answer, Answered>(
     worker: &Arc<Worker>,
     stream: Edge,
     talk: &Arc<Talk>,
-    keeper: &Keeper,
     answer: Answer,
 ) where
     Answer: Fn(Arc<Worker>, Request<Incoming>) -> Answered,
@@ -328,13 +326,14 @@ async fn speak<Answer, Answered>(
 {
     let service = service_fn(|request| {
         talk.request();
-        keeper.keep(true);
         let answered = answer(worker.clone(), request);
         async move {
-            let response = answered.await;
-            talk.answer(response.headers().contains_key(header::CONNECTION));
-            // What it has become is not known to be idle by its requests.
-            keeper.keep(response.status() == StatusCode::SWITCHING_PROTOCOLS);
+            let mut response = answered.await;
+            // What an upgraded connection has become is not known to be idle by its requests: it stays as it is.
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                let last = response.headers().contains_key(header::CONNECTION);
+                response.body_mut().pass(talk.answer(last));
+            }
             Ok::<_, Infallible>(response)
         }
     });

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use super::harness::*;
@@ -202,6 +202,31 @@ fn a_client_that_holds_silent_connections_gives_up_its_own() {
     let mut own = Client::connect_from(2, crowd.gateway);
     own.send("GET / HTTP/1.1\r\nHost: small.localhost\r\n\r\n");
     assert_eq!(own.receive().expect("an answer").body, "small");
+}
+
+#[test]
+fn a_long_answer_is_kept_while_its_client_opens_more_connections() {
+    let (let_go, gate) = mpsc::sync_channel(0);
+    let gate = Arc::new(Mutex::new(gate));
+    let slow = Instance::start(move |_| {
+        Act::Halves(
+            "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\nfirst",
+            gate.clone(),
+            "later",
+        )
+    });
+    let crowd = crowd(&[("slow", &slow)]);
+    let mut client = Client::connect_from(2, crowd.gateway);
+    client.send("GET / HTTP/1.1\r\nHost: slow.localhost\r\n\r\n");
+    client.receive_head().unwrap();
+    assert_eq!(client.read_exact(5), b"first");
+    // Twice: what was used a moment ago is spared once.
+    for _ in 0..2 {
+        let (_held, given_up) = silent(more_than_a_share(), 2, crowd.gateway);
+        assert!(given_up, "the oldest that is silent makes room");
+    }
+    drop(let_go);
+    assert_eq!(client.read_exact(5), b"later");
 }
 
 #[test]

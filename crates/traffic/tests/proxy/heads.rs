@@ -367,6 +367,32 @@ fn what_cant_be_read_is_refused_with_its_reason() {
 }
 
 #[test]
+fn a_body_that_reads_like_a_refusal_passes_as_it_is() {
+    const BARE: &str = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    // More than is waited for, so that the piece comes by itself; and what is small.
+    for padding in [0, 70_000] {
+        let (let_go, gate) = mpsc::sync_channel(0);
+        let gate = Arc::new(Mutex::new(gate));
+        let length = padding + BARE.len();
+        let first = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{}",
+            "x".repeat(padding)
+        );
+        let first: &'static str = Box::leak(first.into_boxed_str());
+        let page = Instance::start(move |_| Act::Halves(first, gate.clone(), BARE));
+        let world = web(&page, &page);
+        let mut client = Client::connect(world.gateway);
+        client.send("GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n");
+        let head = client.receive_head().unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        client.read_exact(padding);
+        drop(let_go);
+        let rest = String::from_utf8(client.read_exact(BARE.len())).unwrap();
+        assert_eq!(rest, BARE);
+    }
+}
+
+#[test]
 fn an_answer_that_comes_before_the_upload_has_ended_arrives() {
     // Reads the head alone, refuses, and closes over what is unread.
     let address = free_address();
