@@ -99,6 +99,12 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     fs::rename(&fresh, path)
 }
 
+/// Readable for us alone, also where it was there before and others could read it.
+pub(crate) fn write_private(path: &Path, text: &[u8]) -> io::Result<()> {
+    remove_if_there(path)?;
+    open_private(path, true)?.write_all(text)
+}
+
 fn open_private(path: &Path, truncate: bool) -> io::Result<File> {
     OpenOptions::new()
         .create(true)

@@ -2,6 +2,11 @@
 //!
 //! A lease runs from the moment at which the last *successful* renewal was *sent*. Whoever grants leases counts from when it
 //! received it, which is later; so the instance is gone before its replacement may start.
+//!
+//! That holds as long as the clock goes on. In a virtual machine that is paused, or moved live to another host, it stands still with all else: once
+//! resumed, what the lease should have ended runs on for what was left of it, up to 3.5 s, beside its replacement. No timer in the machine can do
+//! better. The epoch of the replacement is higher: requests of others go there by then, and its node, once heard, is told to end the old one. What
+//! that does by itself meanwhile (it calls, it writes to a shared disk) is refused by nobody.
 
 use std::time::Duration;
 

@@ -10,6 +10,8 @@
 //! | [`lease`] | the clock that processes share, and when a lease without renewal ends |
 //! | [`instance`] | the layout of an instance's directory, and the records in it |
 //! | [`identity`] | recognising a process: boot id, pid, start time |
+//! | [`beneath`] | files inside of what a workload can write to, reached through no link |
+//! | [`volume`] | whose the files in a volume are |
 //! | [`port`] | a free port out of a range |
 //!
 //! # Processes
@@ -41,6 +43,7 @@
 //! Every folder above it must let others pass (`o+x`), since the workload runs under a uid of its own.
 
 pub mod artifact;
+pub mod beneath;
 pub mod cgroup;
 pub mod identity;
 pub mod instance;
@@ -49,3 +52,4 @@ pub mod port;
 pub mod process;
 pub mod runtime;
 pub mod shim;
+pub mod volume;

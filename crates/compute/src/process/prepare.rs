@@ -1,14 +1,15 @@
 //! Making an instance's working directory, and removing all of the instance.
 
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::artifact::{self, unpack};
 use crate::cgroup::Group;
 use crate::instance::{self, Prepared};
 use crate::runtime::{Error, Identity, InstanceSpec, SecretFile, VolumeMount};
+use crate::volume::take_over;
 
 const SECRET_LIST: &str = "secret-files.json";
 
@@ -36,11 +37,13 @@ pub(super) fn prepare(spec: &InstanceSpec) -> Result<(), Error> {
     write_secrets(spec)
 }
 
-/// The copy is made aside and renamed, so that a half-made one is never taken for whole.
+/// The copy is made aside and renamed, so that a half-made one is never taken for whole. Until then nobody else can enter it: what is unpacked
+/// belongs to the service's user already, as which other copies of it run beside.
 fn make_work(spec: &InstanceSpec, work: &Path) -> Result<(), Error> {
     let fresh = spec.directory.join("work.new");
     remove_folder(&fresh)?;
-    fs::create_dir(&fresh).map_err(Error::io("making", &fresh))?;
+    let private = DirBuilder::new().mode(0o700).create(&fresh);
+    private.map_err(Error::io("making", &fresh))?;
     if let Some(artifact) = &spec.artifact {
         match artifact::verify(&artifact.path, artifact.reference.digest) {
             Err(artifact::Error::Mismatch { digest, .. }) => {
@@ -63,10 +66,9 @@ fn link_volume(volume: &VolumeMount, work: &Path, owner: Option<Identity>) -> Re
         name: volume.name.clone(),
         directory: volume.directory.clone(),
     };
-    let metadata = fs::metadata(&volume.directory).map_err(|_| missing())?;
     let target = fs::canonicalize(&volume.directory).map_err(|_| missing())?;
-    if owner.is_some_and(|owner| owner.uid != metadata.uid() || owner.gid != metadata.gid()) {
-        give_all(&target, owner)?;
+    if let Some(owner) = owner {
+        take_over(&target, owner).map_err(Error::io("giving away", &target))?;
     }
     set_mode(&target, 0o700)?;
     let link = work.join(volume.name.as_str());
@@ -94,7 +96,7 @@ fn write_secrets(spec: &InstanceSpec) -> Result<(), Error> {
     let text = serde_json::to_vec(&paths)
         .map_err(io::Error::from)
         .map_err(Error::io("writing", &list))?;
-    fs::write(&list, text).map_err(Error::io("writing", &list))?;
+    instance::write_private(&list, &text).map_err(Error::io("writing", &list))?;
     spec.secret_files
         .iter()
         .try_for_each(|file| write_secret(file, spec.identity))
@@ -103,7 +105,9 @@ fn write_secrets(spec: &InstanceSpec) -> Result<(), Error> {
 fn write_secret(secret: &SecretFile, owner: Option<Identity>) -> Result<(), Error> {
     let written = |error| Error::io("writing", &secret.path)(error);
     if let Some(folder) = secret.path.parent() {
-        fs::create_dir_all(folder).map_err(written)?;
+        let mut passage = DirBuilder::new();
+        let made = passage.recursive(true).mode(0o711).create(folder);
+        made.map_err(written)?;
     }
     instance::remove_if_there(&secret.path).map_err(written)?;
     let mut file = OpenOptions::new()
@@ -155,25 +159,4 @@ fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
 fn give(path: &Path, owner: Option<Identity>) -> Result<(), Error> {
     let Some(owner) = owner else { return Ok(()) };
     chown(path, Some(owner.uid), Some(owner.gid)).map_err(Error::io("giving away", path))
-}
-
-/// A volume whose owner has changed, after its cluster was restored for instance, changes wholly.
-fn give_all(root: &Path, owner: Option<Identity>) -> Result<(), Error> {
-    let Some(owner) = owner else { return Ok(()) };
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(Error::io("reading", &folder))? {
-            let entry = entry.map_err(Error::io("reading", &folder))?;
-            let path = entry.path();
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                folders.push(path);
-            } else {
-                lchown(&path, Some(owner.uid), Some(owner.gid))
-                    .map_err(Error::io("giving away", &path))?;
-            }
-        }
-        lchown(&folder, Some(owner.uid), Some(owner.gid))
-            .map_err(Error::io("giving away", &folder))?;
-    }
-    Ok(())
 }

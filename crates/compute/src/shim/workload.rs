@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, kill_process_group
 
 use super::protocol::{Failure, Program};
 use super::trampoline::{RELEASE, encode};
+use crate::beneath::Folder;
 use crate::cgroup::Group;
 use crate::identity;
 
@@ -137,7 +138,7 @@ fn explain(failure: &Failure, program: &Program, work: &Path) -> String {
     let is_path = name.contains('/');
     let file = work.join(name);
     match failure.errno.map(Errno::from_raw_os_error) {
-        Some(Errno::NOENT) if is_path && file.exists() => missing_interpreter(name, &file),
+        Some(Errno::NOENT) if is_path && file.exists() => missing_interpreter(name, work),
         Some(Errno::NOENT) if is_path => format!("{name}: no such file; {}", holds(work)),
         Some(Errno::NOENT) => {
             let path = program.environment.0.get("PATH").map_or("", String::as_str);
@@ -163,9 +164,14 @@ fn explain(failure: &Failure, program: &Program, work: &Path) -> String {
     }
 }
 
-fn missing_interpreter(name: &str, file: &Path) -> String {
+fn missing_interpreter(name: &str, work: &Path) -> String {
     let mut start = [0; 256];
-    let count = fs::File::open(file)
+    // What stands there is the workload's: a link may lead to what it must not read, and of a pipe nobody knows when it ends.
+    let opened = match Path::new(name).strip_prefix("/") {
+        Ok(of_machine) => Folder::open(Path::new("/")).and_then(|root| root.file(of_machine)),
+        Err(_) => Folder::open(work).and_then(|work| work.file(Path::new(name))),
+    };
+    let count = opened
         .and_then(|mut file| file.read(&mut start))
         .unwrap_or(0);
     let text = String::from_utf8_lossy(&start[..count]);

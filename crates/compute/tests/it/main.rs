@@ -7,4 +7,5 @@ mod leases;
 mod packed;
 mod prepared;
 mod stalls;
+mod volumes;
 mod world;

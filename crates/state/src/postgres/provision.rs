@@ -60,8 +60,9 @@ pub fn init(volume: &Path, owner: &OsStr) -> Result<(), String> {
     let owner = owner.ok_or("the owner of a volume is a number")?;
     let (uid, gid) = maker()?;
     let folder = volume.join(UNFINISHED);
+    // Root's until all is in its place: nobody can put a link where root is about to make, give away or rename something.
+    own(&alone, 0, PASSED_THROUGH).map_err(told)?;
     begin_anew(&folder, uid, gid).map_err(told)?;
-    set_mode(volume, PASSED_THROUGH).map_err(told)?;
     let made = child::command(Path::new(OWN_PROGRAM))
         .args(["engine", INIT_FILES])
         .arg(&folder)
@@ -75,14 +76,16 @@ pub fn init(volume: &Path, owner: &OsStr) -> Result<(), String> {
         return Err(String::from_utf8_lossy(&made.stderr).trim().to_owned());
     }
     give_away(CWD, &folder, owner).map_err(told)?;
-    let closed = set_mode(volume, CLOSED);
-    let placed = closed.and_then(|()| fs::rename(&folder, &files));
-    let synced = placed.and_then(|()| alone.sync_all());
+    let placed = fs::rename(&folder, &files);
+    let given = placed.and_then(|()| own(&alone, owner, CLOSED));
+    let synced = given.and_then(|()| alone.sync_all());
     synced.map_err(told)
 }
 
-fn set_mode(folder: &Path, mode: u32) -> io::Result<()> {
-    fs::set_permissions(folder, fs::Permissions::from_mode(mode))
+/// Of the folder itself, whatever its name leads to by now.
+fn own(folder: &File, owner: u32, mode: u32) -> io::Result<()> {
+    std::os::unix::fs::fchown(folder, Some(owner), Some(owner))?;
+    folder.set_permissions(fs::Permissions::from_mode(mode))
 }
 
 /// The whole process that makes them, as whoever runs it, in a folder that is empty.
