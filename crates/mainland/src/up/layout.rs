@@ -10,6 +10,7 @@
 //! DATA/logs/            what the processes themselves say
 //! ```
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -89,15 +90,15 @@ impl Layout {
             );
         }
         check_owner(&self.data)?;
-        for directory in [
-            self.data.clone(),
-            self.data.join("nodes"),
-            self.data.join("logs"),
+        for (directory, mode) in [
+            (self.data.clone(), 0o711),
+            (self.data.join("nodes"), 0o711),
+            (self.data.join("logs"), 0o700),
         ] {
             std::fs::create_dir_all(&directory).with_context(|| {
                 format!("the data directory {} can't be made", directory.display())
             })?;
-            set_mode(&directory, 0o711)?;
+            set_mode(&directory, mode)?;
         }
         Ok(())
     }
@@ -153,10 +154,21 @@ impl State {
 
     pub fn save(&self, path: &Path) -> Result<()> {
         let temporary = path.with_extension("json.new");
-        std::fs::write(&temporary, serde_json::to_vec_pretty(self)?)
+        write_private(&temporary, &serde_json::to_vec_pretty(self)?)
             .and_then(|()| std::fs::rename(&temporary, path))
             .with_context(|| format!("{} can't be written", path.display()))
     }
+}
+
+/// Readable for us alone: services pass through the folder.
+fn write_private(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let mut options = std::fs::OpenOptions::new();
+    options.create(true).write(true).truncate(true).mode(0o600);
+    let mut file = options.open(path)?;
+    // Of one that was there before, too.
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))?;
+    file.write_all(text)
 }
 
 /// One node of this machine.
@@ -207,6 +219,34 @@ mod tests {
         assert!(refused(65_534, 0).is_ok(), "root may");
         let error = refused(0, 65_534).unwrap_err().to_string();
         assert!(error.contains("belongs to root (uid 0)"), "{error}");
+    }
+
+    #[test]
+    fn what_is_kept_of_the_cloud_is_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            data: folder.path().to_owned(),
+        };
+        // As an earlier version left it.
+        std::fs::write(folder.path().join("up.json.new"), "").unwrap();
+        layout.create().unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let state = State {
+            zones: 1,
+            api: address,
+            nodes: address,
+            gateway: address,
+            trust_proxy: Vec::new(),
+            proxy_protocol: Vec::new(),
+            server: None,
+        };
+        state.save(&folder.path().join("up.json")).unwrap();
+        let mode = |name: &str| {
+            let found = folder.path().join(name).metadata().unwrap();
+            found.permissions().mode() & 0o777
+        };
+        assert_eq!((mode("up.json"), mode("logs")), (0o600, 0o700));
     }
 
     #[test]
