@@ -90,6 +90,10 @@ pub async fn remove(table: &str) -> Result<(), String> {
     .await
 }
 
+fn trial_of(table: &str) -> String {
+    format!("{table}_trial")
+}
+
 /// Of this node alone, though other clusters on the machine have nodes of the same name.
 pub fn table_name(node: &NodeName, directory: &Path) -> String {
     let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
@@ -101,13 +105,19 @@ pub fn table_name(node: &NodeName, directory: &Path) -> String {
     format!("mainland_{}_{hash:08x}", node.as_str().replace('-', "_"))
 }
 
-/// What rules this machine takes: tried on a port that nobody has.
+/// What rules this machine takes: tried on a port that nobody has, in a table that is there for it alone. That of an earlier agent keeps the ports
+/// of what runs closed meanwhile.
 async fn probe(table: &str, refusals: SocketAddr) -> Support {
     let none = BTreeMap::from([(0, 0)]);
-    if nft(&rules(table, &none, Some(refusals))).await.is_ok() {
+    let trial = trial_of(table);
+    let takes = async |refusals: Option<SocketAddr>| {
+        let gone = format!("delete table inet {trial}\n");
+        nft(&(rules(&trial, &none, refusals) + &gone)).await
+    };
+    if takes(Some(refusals)).await.is_ok() {
         return Support::Named;
     }
-    match nft(&rules(table, &none, None)).await {
+    match takes(None).await {
         Ok(()) => Support::Closed,
         Err(why) => Support::Not(format!(
             "nftables can't be used ({why}): calls through the mesh are enforced, calls to an instance's own port are not"
@@ -235,5 +245,43 @@ mod tests {
             text.contains("reject with tcp reset"),
             "for what is no IPv4"
         );
+    }
+
+    /// Of a port that nobody uses.
+    #[tokio::test]
+    async fn the_ports_of_what_runs_stay_closed_while_an_agent_begins() {
+        let table = format!("mainland_test_{}", std::process::id());
+        let refusals = "127.77.16.0:7079".parse().unwrap();
+        let before = Firewall::detect(table.clone(), refusals, true).await;
+        if before.limit().is_some() {
+            println!("rules can't be set: not root, or no nftables");
+            return;
+        }
+        before.apply(BTreeMap::from([(9, 70_001)])).await.unwrap();
+        // Looked at all the while: an empty table for a moment is as bad as one for good.
+        let beginning = tokio::spawn({
+            let table = table.clone();
+            async move {
+                Firewall::detect(table, refusals, true)
+                    .await
+                    .limit()
+                    .is_none()
+            }
+        });
+        while !beginning.is_finished() {
+            let listed = list(&table).await;
+            assert!(listed.contains("tcp dport 9 "), "{listed}");
+        }
+        assert!(beginning.await.unwrap());
+        let listed = list(&table).await;
+        before.remove().await;
+        assert!(listed.contains("tcp dport 9 "), "{listed}");
+        assert_eq!(list(&trial_of(&table)).await, "");
+    }
+
+    async fn list(table: &str) -> String {
+        let mut nft = Command::new("nft");
+        let listed = nft.args(["list", "table", "inet", table]).output().await;
+        String::from_utf8_lossy(&listed.unwrap().stdout).into_owned()
     }
 }
