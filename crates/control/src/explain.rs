@@ -79,6 +79,9 @@ fn service(
             lines.now.extend(said.map(|line| Because { about, ..line }));
         }
     }
+    for view in &own {
+        lines.now.extend(noticed(shared, project, view, now));
+    }
     let is_about =
         |event: &Event| event.subject == subject || is_instance_of(&event.subject, subject);
     lines.hear(events, project, subject, is_about);
@@ -154,6 +157,21 @@ fn reported(view: &InstanceView, now: Now) -> Option<Because> {
     Some(because(now.at, "report", reason))
 }
 
+/// What is wrong with it that its state does not show.
+fn noticed(
+    shared: &Shared,
+    project: &ProjectName,
+    view: &InstanceView,
+    now: Now,
+) -> Option<Because> {
+    let reason = views::notice_of(shared, project, view)?.clone();
+    let about = Some(view.name.to_string());
+    Some(Because {
+        about,
+        ..because(now.at, "notice", reason)
+    })
+}
+
 fn release_reason(release: &model::compute::Release) -> Reason {
     let what = match &release.origin {
         ReleaseOrigin::Apply => "applied".to_owned(),
@@ -181,6 +199,7 @@ fn instance(
     let mut lines = of_instance(entry, &view.name);
     let said = reported(&view, now).filter(|said| !lines.have(&said.reason));
     lines.now.extend(said);
+    lines.now.extend(noticed(shared, project, &view, now));
     let node = view
         .node
         .as_ref()

@@ -11,6 +11,7 @@
 
 mod cleaning;
 mod deciding;
+mod programs;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -116,6 +117,7 @@ impl Leader {
         let started = self.server.turns.begin();
         let now = self.server.clock.now();
         let mut wrote = self.nodes(now).await;
+        wrote |= self.programs().await;
         wrote |= self.services(now).await;
         wrote |= self.clean(now).await;
         self.tell();

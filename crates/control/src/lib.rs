@@ -25,7 +25,7 @@
 //! | `apply`, `changes`, `draft` | what a change is, what it means, and how it is written |
 //! | `records`, `world`, `mirror` | what the store holds, typed, in memory |
 //! | `state`, `clock` | what all of these share |
-//! | `observed` | what nodes say they see |
+//! | `observed`, `disk` | what nodes say they see; how full the server's own disk is |
 //! | `leader`, `desired`, `engines` | the loop that decides, and what it tells nodes; who uses databases and topics |
 //! | `views`, `explain` | what people read |
 //! | `tunnel` | the way back to a node: logs and exec |
@@ -41,6 +41,7 @@ mod call;
 mod changes;
 mod clock;
 mod desired;
+mod disk;
 mod dispatch;
 mod draft;
 mod engines;

@@ -4,9 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::compute::InstanceReport;
-use model::control::{Demand, Heartbeat, observed_digest};
+use model::control::{Demand, Heartbeat, Notice, observed_digest};
 use model::ids::{Generation, InstanceId, NodeName, ResourceId, SessionId};
+use model::machine::{Disk, Programs};
 use plan::Instant;
+
+/// Of one node.
+const NOTICES_MOST: usize = 64;
 
 /// One node as it last told.
 #[derive(Debug, Clone)]
@@ -25,6 +29,10 @@ pub struct Node {
     pub forgot: BTreeSet<ResourceId>,
     /// Where its agent runs; 0: it does not say.
     pub place: u64,
+    pub disk: Option<Disk>,
+    pub programs: Option<Programs>,
+    /// What a person should know of instances there.
+    pub notices: Vec<Notice>,
     /// Heartbeats in a row whose clock was far from ours.
     pub skewed: u32,
 }
@@ -58,9 +66,19 @@ impl Observed {
         node.acknowledged = heartbeat.acknowledged;
         node.place = heartbeat.place;
         let reports_changed = fold(&mut node, heartbeat);
-        let rest_changed = node.mesh != heartbeat.mesh || node.demand != heartbeat.demand;
+        let rest_changed = node.mesh != heartbeat.mesh
+            || node.demand != heartbeat.demand
+            || node.programs != heartbeat.programs;
         node.mesh = heartbeat.mesh;
         node.demand.clone_from(&heartbeat.demand);
+        node.disk = heartbeat.disk;
+        node.programs.clone_from(&heartbeat.programs);
+        node.notices = heartbeat
+            .notices
+            .iter()
+            .take(NOTICES_MOST)
+            .cloned()
+            .collect();
         let matches = observed_digest(node.reports.values()) == heartbeat.digest;
         let became_whole = heartbeat.full && !node.whole;
         node.whole = matches && (heartbeat.full || node.whole);
@@ -106,6 +124,9 @@ fn fresh(heartbeat: &Heartbeat) -> Node {
         version: heartbeat.version.clone(),
         forgot: BTreeSet::new(),
         place: heartbeat.place,
+        disk: None,
+        programs: None,
+        notices: Vec::new(),
         skewed: 0,
     }
 }
@@ -176,6 +197,9 @@ mod tests {
             events: Vec::new(),
             at: None,
             place: 0,
+            disk: None,
+            programs: None,
+            notices: Vec::new(),
         }
     }
 

@@ -30,10 +30,12 @@ use serde::{Deserialize, Serialize};
 use store::{Store, Transaction};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 
 use crate::artifacts::Artifacts;
 use crate::auditor::Deed;
 use crate::clock::Clock;
+use crate::disk;
 use crate::dispatch;
 use crate::draft::Draft;
 use crate::events::Recorder;
@@ -136,11 +138,10 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let addresses = [local(&api, options.api)?, local(&nodes, options.nodes)?];
     let store = (options.open_store)(&options.directory)?;
     let (ending_sender, ending) = watch::channel(false);
-    let clock = Clock::new(options.clock.clone());
     let begun = Begun {
         directory: &options.directory,
         store,
-        clock,
+        clock: Clock::new(options.clock.clone()),
         version: options.version,
         nodes: addresses[1],
         ending,
@@ -157,13 +158,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         false => Speaks::Tls(certificate.clone()),
     };
     let refusals = tokio::spawn(refusals::run(server.clone()));
-    let tasks = [
-        tokio::spawn(mirror::run(server.clone())),
-        tokio::spawn(Leader::new(server.clone()).run()),
-        tokio::spawn(store::maintain(server.store.clone())),
-        tokio::spawn(rotate(server.clone(), certificate.clone())),
-        tokio::spawn(ring::go_on(server.clone())),
-    ];
+    let tasks = begin_tasks(&server, &certificate, options.directory);
     // Once the mirror runs, so that the token in it is known when somebody reads it.
     write_client_file(&server, &options.client_file, addresses).await?;
     let serving = async {
@@ -185,8 +180,24 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     // Answers under way end, watches are closed.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let _ = tokio::time::timeout(ENDING_PATIENCE, refusals).await;
-    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    tasks.iter().for_each(JoinHandle::abort);
     Ok(())
+}
+
+/// What goes on beside the answers, for as long as the server runs.
+fn begin_tasks(
+    server: &Arc<Server>,
+    certificate: &Arc<Certificate>,
+    directory: PathBuf,
+) -> [JoinHandle<()>; 6] {
+    [
+        tokio::spawn(mirror::run(server.clone())),
+        tokio::spawn(Leader::new(server.clone()).run()),
+        tokio::spawn(store::maintain(server.store.clone())),
+        tokio::spawn(rotate(server.clone(), certificate.clone())),
+        tokio::spawn(ring::go_on(server.clone())),
+        tokio::spawn(disk::watch(server.clone(), directory)),
+    ]
 }
 
 /// Makes the directory and takes it for this process.
@@ -302,6 +313,7 @@ fn shared(world: World, nodes: plan::nodes::State) -> Shared {
         running: BTreeSet::new(),
         nodes,
         node_outputs: Vec::new(),
+        disk: None,
         ready: false,
     }
 }

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 use model::boundary::PrincipalName;
 use model::control::{NodeDesired, Reason};
 use model::ids::{Epoch, NodeName, ResourceId};
+use model::machine::Disk;
 use model::signals::Level;
 use plan::Instant;
 use store::{Condition, Revision, Store, Transaction};
@@ -87,6 +88,8 @@ pub struct Shared {
     pub nodes: plan::nodes::State,
     /// What heartbeats made it decide, for the leader to store.
     pub node_outputs: Vec<plan::nodes::Output>,
+    /// That the server's own directory is on.
+    pub disk: Option<Disk>,
     /// The leader has looked at the world once.
     pub ready: bool,
 }

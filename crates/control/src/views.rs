@@ -24,7 +24,7 @@ pub use alike::{alike, with_others};
 pub use engines::{concerns, engines, of_extensions};
 pub use nodes::{node_of, nodes};
 pub use rollouts::with_progress;
-pub use status::status;
+pub use status::{notice_of, status};
 
 /// A resource as it is read: name, value, revision.
 pub type Resource = (String, Value, Revision);

@@ -5,6 +5,8 @@ use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use model::machine::{Counted, Disk, Fill};
+
 use crate::Globals;
 use crate::failure::Failure;
 use crate::output::{Output, table};
@@ -190,21 +192,40 @@ fn disk(data_dir: &Path) -> Finding {
         );
     }
     match rustix::fs::statvfs(existing) {
-        Ok(stat) => {
-            let free = (stat.f_bavail * stat.f_frsize) >> 20;
-            let grade = if free < 1024 {
-                Grade::Less
-            } else {
-                Grade::Good
-            };
-            finding(
-                "data directory",
-                grade,
-                format!("{}: {free} MiB free", data_dir.display()),
-            )
-        }
+        Ok(found) => room(
+            data_dir,
+            &Disk::from(Counted {
+                f_frsize: found.f_frsize,
+                f_blocks: found.f_blocks,
+                f_bfree: found.f_bfree,
+                f_bavail: found.f_bavail,
+                f_files: found.f_files,
+                f_ffree: found.f_ffree,
+                f_favail: found.f_favail,
+            }),
+        ),
         Err(error) => finding("data directory", Grade::Less, error.to_string()),
     }
+}
+
+fn room(data_dir: &Path, disk: &Disk) -> Finding {
+    let what = "data directory";
+    let free = disk.free.0 >> 20;
+    let told = match disk.trouble(&data_dir.display().to_string()) {
+        Some(trouble) => trouble.message,
+        None => format!(
+            "{}: {free} MiB free, {} % used",
+            data_dir.display(),
+            disk.used_percent()
+        ),
+    };
+    let grade = match disk.fill() {
+        Fill::Full => Grade::Bad,
+        Fill::Filling => Grade::Less,
+        Fill::Well if free < 1024 => Grade::Less,
+        Fill::Well => Grade::Good,
+    };
+    finding(what, grade, told)
 }
 
 fn memory() -> Finding {
@@ -251,7 +272,28 @@ async fn server(globals: &Globals) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use model::units::Bytes;
+
     use super::*;
+
+    #[test]
+    fn a_disk_that_fills_is_named_and_a_full_one_is_bad() {
+        let grade = |free: u64| {
+            let disk = Disk {
+                size: Bytes(100 << 30),
+                free: Bytes(free << 30),
+                files: 0,
+                files_free: 0,
+            };
+            let found = room(Path::new("/var/lib/mainland"), &disk);
+            assert!(found.message.contains("/var/lib/mainland"));
+            found.grade
+        };
+        assert_eq!(
+            [50, 20, 5, 0].map(grade),
+            [Grade::Good, Grade::Less, Grade::Bad, Grade::Bad]
+        );
+    }
 
     #[test]
     fn postgresql_is_named_with_its_place_or_how_to_get_it() {

@@ -53,12 +53,15 @@ impl Nodes {
                         mebibytes(node.used.memory.0),
                         mebibytes(node.capacity.memory.0),
                     ),
+                    node.disk.map_or(String::new(), |disk| {
+                        format!("{} %", disk.used_percent().max(disk.files_percent()))
+                    }),
                     node.reason.message.clone(),
                 ]
             };
             table(
                 [
-                    "NAME", "REGION", "ZONE", "ROLE", "STATE", "CPU", "MEMORY", "NOTE",
+                    "NAME", "REGION", "ZONE", "ROLE", "STATE", "CPU", "MEMORY", "DISK", "NOTE",
                 ],
                 nodes.iter().map(row),
             )

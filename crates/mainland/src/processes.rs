@@ -14,6 +14,7 @@ use experience::failure::Failure;
 use jiff::Timestamp;
 use model::control::NodeRole;
 use model::ids::{NodeName, RegionName, ZoneName};
+use model::machine::{POSTGRES, Programs};
 use model::signals::Stream;
 use model::traffic::Network;
 use model::units::{Bytes, MilliCpu};
@@ -127,6 +128,7 @@ impl Agent {
             executable: std::env::current_exe().context("the path of this program is not known")?,
             version: crate::VERSION.to_owned(),
             clock: clock(),
+            programs,
             given: self.given(globals),
         };
         let ended = node::agent::run(options, ended()?).await;
@@ -155,6 +157,12 @@ impl Agent {
             labels: self.labels.into_iter().collect::<BTreeMap<_, _>>(),
         }
     }
+}
+
+/// What engines can run on here.
+fn programs() -> Programs {
+    let postgres = state::postgres::installed().into_keys().collect();
+    Programs::from([(POSTGRES.to_owned(), postgres)])
 }
 
 fn open_store(directory: &Path) -> Result<Arc<dyn store::Store>, store::Error> {

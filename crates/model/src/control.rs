@@ -14,6 +14,7 @@ use crate::ids::{
     Epoch, Generation, InstanceId, InstanceName, NodeName, RegionName, ReleaseNumber, ResourceId,
     SessionId, ZoneName,
 };
+use crate::machine::{Disk, Programs};
 use crate::traffic::Road;
 use crate::units::{Bytes, MilliCpu};
 
@@ -69,6 +70,9 @@ pub struct NodeRecord {
     /// Who it is. `None`: it joined before this was kept, and says at its next renewal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyFingerprint>,
+    /// The programs that it had when it joined. `None`: it did not say, and counts as one that has all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub programs: Option<Programs>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -164,6 +168,22 @@ pub struct Heartbeat {
     /// Where the agent runs: one directory of one machine since its start. 0: it does not say.
     #[serde(default)]
     pub place: u64,
+    /// Of the node's directory. `None`: it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
+    /// `None`: it does not say, and counts as one that has all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub programs: Option<Programs>,
+    /// All that a person should know of instances here, each for as long as it is so: bounded to 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notices: Vec<Notice>,
+}
+
+/// Something about an instance that it can't be seen by, and that a person should mend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Notice {
+    pub instance: InstanceId,
+    pub reason: Reason,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

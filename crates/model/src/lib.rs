@@ -12,6 +12,7 @@
 //! | [`boundary`] | principals, secrets, audit records |
 //! | [`control`] | nodes, rollouts, reasons, what server and node tell each other |
 //! | [`signals`] | events |
+//! | [`machine`] | what the machine of a node has: disk, programs |
 //! | [`timing`] | the times that promises rest on, and what must hold between them |
 //! | [`path`] | which paths stay inside of a folder |
 //! | [`manifest`] | `mainland.yaml`: text to resources, with positions in every error |
@@ -23,6 +24,7 @@ pub mod boundary;
 pub mod compute;
 pub mod control;
 pub mod ids;
+pub mod machine;
 pub mod manifest;
 pub mod path;
 pub mod signals;

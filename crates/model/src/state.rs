@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::compute::Service;
 use crate::ids::{ProjectName, ResourceName};
+use crate::machine::POSTGRES;
 use crate::units::{Bytes, Span};
 
 /// A folder that outlives the instance that writes it. It has one home, the node where it was first made, and an instance with a
@@ -42,6 +43,14 @@ impl Engine {
         match self {
             Self::Postgres(_) => "database",
             Self::Topic(_) => "topic",
+        }
+    }
+
+    /// What it runs on that a machine may lack: the key in [`crate::machine::Programs`], and the version. `None`: this very binary is enough.
+    pub fn program(&self) -> Option<(&'static str, u32)> {
+        match self {
+            Self::Postgres(postgres) => Some((POSTGRES, postgres.version)),
+            Self::Topic(_) => None,
         }
     }
 }

@@ -380,8 +380,12 @@ pub enum ToProxy {
 pub enum FromProxy {
     /// It lives: said four times a second whatever else there is to say. One that says it no more is taken for stopped.
     Alive,
-    /// The snapshot of this generation is what new requests see.
-    Acknowledged { generation: Generation },
+    /// The snapshot of this generation is what new requests see, but for what is to be listened on at these addresses, which are in use.
+    Acknowledged {
+        generation: Generation,
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        missing: BTreeSet<SocketAddr>,
+    },
     /// The snapshot of this generation could not be taken (a door's address is in use, a certificate is broken): the last good one stays.
     Refused {
         generation: Generation,

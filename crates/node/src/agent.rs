@@ -12,6 +12,7 @@ use compute::runtime::{Event, Happening, Runtime};
 use model::compute::Ask;
 use model::control::Reason;
 use model::ids::{Generation, InstanceId};
+use model::machine::Programs;
 use model::signals::Level;
 use model::traffic::ProxySnapshot;
 use plan::agent::{self as decide, Input, Output, Run};
@@ -28,8 +29,8 @@ use crate::layout::{self, Layout};
 use crate::options::{self, Config};
 use crate::record::Record;
 use crate::{
-    artifacts, clock, desired, engine, heartbeat, probes, proxy, removal, snapshot, socket, tunnel,
-    upkeep,
+    artifacts, clock, desired, engine, heartbeat, machine, probes, proxy, removal, snapshot,
+    socket, tunnel, upkeep,
 };
 
 pub use crate::options::Options;
@@ -100,6 +101,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     }
     adopt_all(&agent).await;
     tasks.spawn(tick(agent.clone()));
+    tasks.spawn(machine::watch(agent.clone()));
     tasks.spawn(proxy::run(agent.clone()));
     tasks.spawn(socket::run(agent.clone(), listener));
     match is_over {
@@ -135,6 +137,8 @@ pub(crate) struct Agent {
     pub layout: Layout,
     pub version: String,
     pub executable: PathBuf,
+    /// What engines can run on here. May wait for a disk.
+    pub programs: fn() -> Programs,
     pub identities: Identities,
     pub store: Arc<ArtifactStore>,
     pub fetches: artifacts::Turns,
@@ -262,7 +266,9 @@ impl Agent {
                 Ok(_permit) => {
                     let timeout = probe.times.timeout.duration();
                     let spec = || instances::exec_spec(&agent, &instance);
-                    probes::ask(&probe.ask, address, timeout, &*agent.runtime, spec).await
+                    let engine = engine::ask(&agent, &instance);
+                    let runtime = &*agent.runtime;
+                    probes::ask(&probe.ask, address, timeout, runtime, spec, engine).await
                 }
                 Err(busy) => Err(busy),
             };
@@ -431,7 +437,7 @@ async fn hear_runtime(agent: Arc<Agent>, mut events: mpsc::Receiver<Event>) {
             },
             Happening::Exited(exit) => {
                 agent.with(|core| core.running.remove(&instance));
-                let last_words = crate::instances::last_words(&agent, &instance);
+                let last_words = crate::instances::last_words(&agent, &instance).await;
                 Input::Exited {
                     instance,
                     run,

@@ -18,13 +18,14 @@ use crate::agent::{Agent, Error};
 use crate::alone::{self, Alone};
 use crate::core::{Core, Running, Signals, kept_snapshot};
 use crate::firewall::{self, Firewall};
-use crate::identity::Identities;
+use crate::identity::{Identities, Ticket};
 use crate::keeper::Keeper;
 use crate::layout::{self, Layout, Lock};
+use crate::machine::Machine;
 use crate::options::{self, Config, Options};
 use crate::prepare::service_of;
 use crate::record::{self, Record};
-use crate::{addresses, artifacts, clock, desired, instances, leftovers, removal};
+use crate::{addresses, artifacts, clock, desired, instances, leftovers, prepare, removal};
 
 /// Probes that are out at the same time.
 const PROBES_MAX: usize = 64;
@@ -45,9 +46,13 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
     let kept: Option<Config> = layout::read(&layout.config())?;
     let mut config = options::resolve(kept, &options.given, options::machine())?;
     addresses::choose(&mut config, &options.given, &layout)?;
-    let token = options.given.join_token.as_deref();
-    let opened = Identities::open(config.clone(), layout.clone(), options.clock, token).await?;
-    let (identities, standing) = opened;
+    let machine = Machine::look(&layout, options.programs).await;
+    let token = options.given.join_token.as_deref().map(|token| Ticket {
+        token,
+        programs: machine.programs.clone(),
+    });
+    let (own, kept, clock) = (config.clone(), layout.clone(), options.clock);
+    let (identities, standing) = Identities::open(own, kept, clock, token.as_ref()).await?;
     // Only now: a directory with this file is one of a node that has joined.
     layout::write(&layout.config(), &config)?;
     let table = firewall::table_name(&config.name, &options.data_dir);
@@ -55,9 +60,7 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
     let firewall = Firewall::detect(table, crate::snapshot::refusals(&config), is_root).await;
     let mut limits: Vec<String> = firewall.limit().map(str::to_owned).into_iter().collect();
     let cgroups = detect_cgroups(&mut limits);
-    for limit in &limits {
-        tracing::warn!("{limit}");
-    }
+    tell_limits(&mut limits, is_root);
     let (sender, events) = mpsc::channel(RUNTIME_EVENTS_MAX);
     let runtime = ProcessRuntime::new(process::Options {
         binary: options.executable.clone(),
@@ -66,12 +69,13 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
         start_patience: process::START_PATIENCE,
     });
     let store = Arc::new(ArtifactStore::open(&layout.artifacts())?);
-    let core = Core::open(&layout);
+    let core = Core::open(&layout, machine);
     let agent = Agent {
         config,
         layout,
         version: options.version,
         executable: options.executable,
+        programs: options.programs,
         identities,
         store,
         fetches: artifacts::Turns::default(),
@@ -92,6 +96,16 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
         _key: alone,
     };
     Ok((Arc::new(agent), held, events))
+}
+
+/// Says what this node can't enforce or keep.
+fn tell_limits(limits: &mut Vec<String>, is_root: bool) {
+    if prepare::memory(is_root).is_none() {
+        limits.push("secrets that are files lie on the disk, not in memory: /dev/shm has no folder for them that this user alone can write to".to_owned());
+    }
+    for limit in limits {
+        tracing::warn!("{limit}");
+    }
 }
 
 fn detect_cgroups(limits: &mut Vec<String>) -> Option<cgroup::Cgroups> {

@@ -1,6 +1,7 @@
 //! What an agent knows, all under one lock, and how its loops hear that there is something for them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use compute::runtime::InstanceSpec;
@@ -16,6 +17,7 @@ use tokio::task::AbortHandle;
 use crate::doors::Doors;
 use crate::instances::Order;
 use crate::layout::{self, Layout};
+use crate::machine::Machine;
 use crate::pause;
 
 /// Events that wait for the next heartbeat; the oldest stay.
@@ -44,10 +46,16 @@ pub struct Core {
     pub told_snapshot: Option<ProxySnapshot>,
     /// The proxy has taken a snapshot and its connection lives.
     pub proxy_answers: bool,
+    /// Where it listens for callers of this node, once it has said so; and where it can't as somebody else does.
+    pub open_doors: Option<BTreeSet<SocketAddr>>,
+    pub refused_doors: BTreeSet<SocketAddr>,
     /// What of the last snapshot it could not do.
     pub proxy_refuses: Option<String>,
     /// The servers answered the last heartbeat.
     pub connected: bool,
+    pub machine: Machine,
+    /// What a person should mend of instances here, for as long as it is so.
+    pub notices: BTreeMap<InstanceId, Reason>,
 }
 
 /// Which run a process belongs to. `pid` is not known while it is being started.
@@ -97,7 +105,7 @@ impl Default for Signals {
 }
 
 impl Core {
-    pub fn open(layout: &Layout) -> Self {
+    pub fn open(layout: &Layout, machine: Machine) -> Self {
         let doors = layout::read(&layout.doors()).unwrap_or_else(|error| {
             tracing::warn!(%error, "doors are given anew");
             None
@@ -121,8 +129,12 @@ impl Core {
                 .unwrap_or_default(),
             told_snapshot: None,
             proxy_answers: false,
+            open_doors: None,
+            refused_doors: BTreeSet::new(),
             proxy_refuses: None,
             connected: false,
+            machine,
+            notices: BTreeMap::new(),
         }
     }
 

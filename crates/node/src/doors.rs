@@ -11,6 +11,17 @@ use crate::options::Block;
 /// Every door has an address of its own, so that one port does for all; the next ones serve where somebody else is on it.
 const FIRST_PORT: u16 = 7080;
 const PORTS_TRIED: u16 = 16;
+/// Addresses that are tried where somebody else is on every port of one.
+const ADDRESSES_TRIED: usize = 64;
+
+/// Why there is no door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoDoor {
+    /// Every address of the block belongs to a caller and a need.
+    Full,
+    /// Another program listens wherever one could be.
+    Taken,
+}
 
 /// `caller>need` → where it listens.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,28 +32,45 @@ impl Doors {
         self.0.get(&key(caller, need)).copied().map(SocketAddr::V4)
     }
 
-    /// Gives the pair an address if it has none. True: something was given. `None` beyond the block's end.
+    /// Gives the pair an address if it has none, on which nobody listens now. True: something was given.
+    ///
+    /// # Errors
+    ///
+    /// See [`NoDoor`].
     pub fn give(
         &mut self,
         block: Block,
         caller: &ResourceId,
         need: &ResourceId,
         is_free: impl Fn(SocketAddrV4) -> bool,
-    ) -> Option<bool> {
+    ) -> Result<bool, NoDoor> {
         let key = key(caller, need);
         if self.0.contains_key(&key) {
-            return Some(false);
+            return Ok(false);
         }
         let taken: BTreeSet<_> = self.0.values().map(|door| *door.ip()).collect();
-        let mut addresses = (0..block.usable()).map(|index| block.address(index));
-        let address = addresses.find(|address| !taken.contains(address))?;
+        let addresses = (0..block.usable()).map(|index| block.address(index));
+        let mut addresses = addresses
+            .filter(|address| !taken.contains(address))
+            .take(ADDRESSES_TRIED)
+            .peekable();
+        addresses.peek().ok_or(NoDoor::Full)?;
         let ports = FIRST_PORT..FIRST_PORT + PORTS_TRIED;
-        let mut doors = ports.map(|port| SocketAddrV4::new(address, port));
-        let door = doors
-            .find(|door| is_free(*door))
-            .unwrap_or(SocketAddrV4::new(address, FIRST_PORT));
+        let mut doors = addresses.flat_map(|address| {
+            let ports = ports.clone();
+            ports.map(move |port| SocketAddrV4::new(address, port))
+        });
+        // One that somebody else listens on would lead its caller there.
+        let door = doors.find(|door| is_free(*door)).ok_or(NoDoor::Taken)?;
         self.0.insert(key, door);
-        Some(true)
+        Ok(true)
+    }
+
+    /// Of these doors, forgets those that are of a caller of which nothing runs: it holds no URL yet.
+    pub fn forget(&mut self, doors: &BTreeSet<SocketAddr>, running: &BTreeSet<ResourceId>) {
+        let running: BTreeSet<String> = running.iter().map(ToString::to_string).collect();
+        self.0
+            .retain(|key, door| running.contains(caller(key)) || !doors.contains(&(*door).into()));
     }
 
     /// Forgets doors that somebody else listens on, but for those of callers of which something runs. True: something was forgotten.
@@ -85,17 +113,14 @@ mod tests {
     fn each_pair_has_an_address_of_its_own_for_good() {
         let block = "127.77.16.0/30".parse().unwrap();
         let mut doors = Doors::default();
+        assert_eq!(doors.give(block, &id("web"), &id("db"), |_| true), Ok(true));
         assert_eq!(
             doors.give(block, &id("web"), &id("db"), |_| true),
-            Some(true)
-        );
-        assert_eq!(
-            doors.give(block, &id("web"), &id("db"), |_| true),
-            Some(false)
+            Ok(false)
         );
         assert_eq!(
             doors.give(block, &id("api"), &id("db"), |door| door.port() != 7080),
-            Some(true)
+            Ok(true)
         );
         assert_eq!(
             doors.get(&id("web"), &id("db")),
@@ -107,13 +132,13 @@ mod tests {
         );
         assert_eq!(
             doors.give(block, &id("api"), &id("web"), |_| true),
-            None,
+            Err(NoDoor::Full),
             "the block is full"
         );
         doors.keep_only(&BTreeSet::from([id("api")]));
         assert_eq!(
             doors.give(block, &id("api"), &id("web"), |_| true),
-            Some(true)
+            Ok(true)
         );
         assert_eq!(doors.get(&id("web"), &id("db")), None);
     }
@@ -124,7 +149,7 @@ mod tests {
         let mut doors = Doors::default();
         let db = id("db");
         for caller in ["web", "api", "job"] {
-            doors.give(block, &id(caller), &db, |_| true);
+            doors.give(block, &id(caller), &db, |_| true).unwrap();
         }
         let of = |doors: &Doors, caller| doors.get(&id(caller), &db);
         let taken = [of(&doors, "web"), of(&doors, "api")];
@@ -133,8 +158,27 @@ mod tests {
         assert_eq!(of(&doors, "web"), taken[0], "it runs, and holds its URL");
         assert_eq!(of(&doors, "api"), None);
         assert!(of(&doors, "job").is_some(), "nobody else is there");
-        doors.give(block, &id("api"), &db, is_free);
+        doors.give(block, &id("api"), &db, is_free).unwrap();
         assert_ne!(of(&doors, "api"), taken[1]);
         assert!(!doors.give_up(&BTreeSet::from([id("web")]), is_free));
+    }
+
+    #[test]
+    fn a_door_is_never_one_that_somebody_else_listens_on() {
+        let block = "127.77.16.0/24".parse().unwrap();
+        let mut doors = Doors::default();
+        let taken = |door: SocketAddrV4| door.ip().octets()[3] > 2;
+        assert_eq!(doors.give(block, &id("web"), &id("db"), taken), Ok(true));
+        let door = doors.get(&id("web"), &id("db")).unwrap();
+        assert_eq!(door, "127.77.16.3:7080".parse().unwrap());
+        let none = doors.give(block, &id("api"), &id("db"), |_| false);
+        assert_eq!(none, Err(NoDoor::Taken));
+        assert_eq!(doors.get(&id("api"), &id("db")), None);
+        // One that was lost to somebody else meanwhile is given anew where nothing holds its URL.
+        let lost = BTreeSet::from([door]);
+        doors.forget(&lost, &BTreeSet::from([id("web")]));
+        assert!(doors.get(&id("web"), &id("db")).is_some());
+        doors.forget(&lost, &BTreeSet::new());
+        assert_eq!(doors.get(&id("web"), &id("db")), None);
     }
 }

@@ -2,7 +2,7 @@
 //! which they answer.
 
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use api::client::Body;
 use api::problem::Problem;
-use compute::runtime::{Environment, InstanceSpec, OWN_PROGRAM, SecretFile};
+use compute::beneath::{Folder, Socket};
+use compute::runtime::{Environment, OWN_PROGRAM, SecretFile};
 use http::{Request, Response, Uri, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -23,8 +24,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::agent::Agent;
-use crate::instances;
 use crate::prepare::{Doors, Secrets, own_folder, secret_folder};
+use crate::volumes;
 
 /// Of an answer to a probe, which is a few words.
 const ANSWER_MAX_BYTES: u64 = 16 * 1024;
@@ -75,8 +76,8 @@ pub fn equip(
     let secret = secrets.remove(&desired.service);
     let secret = secret.map(String::from_utf8).transpose();
     let secret = secret.map_err(|_| "the engine's secret is no text".to_owned())?;
-    let path = secret_folder(agent, &desired.instance).join("engine.json");
-    let socket = make_socket_folder(agent, desired)?.join(SOCKET_NAME);
+    let path = file_path(agent, &desired.instance);
+    let socket = socket_folder(agent, &desired.instance)?.join(SOCKET_NAME);
     for (name, path) in [(ENGINE_FILE, &path), (ENGINE_SOCKET, &socket)] {
         environment
             .0
@@ -102,10 +103,7 @@ pub async fn make_files(
     };
     let secret = String::from_utf8(secret).map_err(|_| "the engine's secret is no text")?;
     let name = ResourceName::new(ENGINE_VOLUME).map_err(|error| error.to_string())?;
-    let volume = agent
-        .layout
-        .make_volume(desired, &name, Some(desired.uid))
-        .map_err(|error| error.to_string())?;
+    let volume = agent.layout.volume(desired, &name);
     let input = encode(&file(desired, engine, &Doors::new(), Some(secret)));
     init(&volume, desired.uid, &input).await
 }
@@ -160,22 +158,46 @@ fn encode(file: &EngineFile) -> Vec<u8> {
     serde_json::to_vec(file).expect("what an engine is told is plain data")
 }
 
+/// Where an engine finds what it is to be.
+fn file_path(agent: &Agent, id: &InstanceId) -> PathBuf {
+    secret_folder(agent, id).join("engine.json")
+}
+
 /// A folder with a short path that is the engine's own.
-fn make_socket_folder(agent: &Agent, desired: &DesiredInstance) -> Result<PathBuf, String> {
+fn socket_folder(agent: &Agent, id: &InstanceId) -> Result<PathBuf, String> {
     let node = socket_folders(agent).ok_or("there is no place for an engine's socket")?;
-    let _ = std::fs::DirBuilder::new().mode(0o711).create(&node);
-    let folder = node.join(short_name(&desired.instance));
+    Ok(node.join(short_name(id)))
+}
+
+/// Makes it, where it is an engine that is to start.
+pub fn make_socket_folder(agent: &Agent, desired: &DesiredInstance) -> Result<(), String> {
+    if desired.spec.engine().is_none() {
+        return Ok(());
+    }
+    let folder = socket_folder(agent, &desired.instance)?;
     let told = |error: io::Error| format!("making {}: {error}", folder.display());
+    if let Some(node) = folder.parent() {
+        let _ = std::fs::DirBuilder::new().mode(0o711).create(node);
+    }
     let mut private = std::fs::DirBuilder::new();
     private
         .recursive(true)
         .mode(0o700)
         .create(&folder)
         .map_err(told)?;
-    if agent.is_root {
-        chown(&folder, Some(desired.uid), Some(desired.uid)).map_err(told)?;
+    let folder_is = Folder::open(&folder).map_err(told)?;
+    match volumes::identity(agent, desired) {
+        Some(owner) => folder_is.give(owner).map_err(told),
+        None => Ok(()),
     }
-    Ok(folder)
+}
+
+/// The socket of an engine that runs. Its folder is the engine's, which may have put anything there: what is no socket of that very folder is none.
+fn socket(agent: &Agent, id: &InstanceId) -> Result<Socket, String> {
+    let folder = socket_folder(agent, id)?;
+    Folder::open(&folder)
+        .and_then(|folder| folder.socket(Path::new(SOCKET_NAME)))
+        .map_err(|_| "the engine does not answer yet".to_owned())
 }
 
 /// This node's own folder for the sockets of engines.
@@ -218,8 +240,10 @@ pub fn forget_all(agent: &Agent) {
 /// Tells engines what has changed, for as long as the agent lives. Takes no input but what is known: a signal lost costs nothing.
 pub async fn run(agent: Arc<Agent>) {
     let mut changes = agent.signals.road.subscribe();
+    let mut doors = agent.signals.acknowledged.subscribe();
     loop {
         changes.mark_unchanged();
+        doors.mark_unchanged();
         let engines: Vec<DesiredInstance> = agent.with(|core| {
             let instances = core
                 .state
@@ -229,11 +253,17 @@ pub async fn run(agent: Arc<Agent>) {
             engines.cloned().collect()
         });
         for desired in engines {
-            if let Err(error) = tell_anew(&agent, &desired) {
-                tracing::warn!(instance = %desired.instance, error, "an engine goes on with what it was told before");
+            let (of, agent) = (desired.instance.clone(), agent.clone());
+            let told = tokio::task::spawn_blocking(move || tell_anew(&agent, &desired)).await;
+            if let Ok(Err(error)) = told {
+                tracing::warn!(instance = %of, error, "an engine goes on with what it was told before");
             }
         }
-        if changes.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = changes.changed() => changed,
+            changed = doors.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }
@@ -244,9 +274,7 @@ fn tell_anew(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<(), String
     let Some(engine) = desired.spec.engine() else {
         return Ok(());
     };
-    let Some(path) = variable(agent, &desired.instance, ENGINE_FILE) else {
-        return Ok(());
-    };
+    let path = file_path(agent, &desired.instance);
     let known = match std::fs::read(&path) {
         Ok(text) => text,
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -256,7 +284,12 @@ fn tell_anew(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<(), String
     let secret = serde_json::from_slice::<EngineFile>(&known)
         .map_err(|error| error.to_string())?
         .secret;
-    let doors = crate::prepare::open_doors(agent, desired)?;
+    let mut doors = crate::prepare::open_doors(agent, desired)?;
+    // Behind one that the proxy does not listen on yet, somebody else may.
+    let Some(open) = agent.with(|core| core.open_doors.clone()) else {
+        return Ok(());
+    };
+    doors.retain(|_, (door, _)| open.contains(door));
     let new = encode(&file(desired, engine, &doors, secret));
     if new == known {
         return Ok(());
@@ -278,31 +311,14 @@ fn replace(path: &Path, contents: &[u8], owner: Option<u32>) -> io::Result<()> {
         .mode(0o400)
         .open(&beside)?;
     file.write_all(contents)?;
-    chown(&beside, owner, owner)?;
+    fchown(&file, owner, owner)?;
     std::fs::rename(&beside, path)
 }
 
-/// What the process of an instance finds in its environment, also when an earlier agent started it.
-fn variable(agent: &Agent, id: &InstanceId, name: &str) -> Option<PathBuf> {
-    let (known, pid) = agent.with(|core| {
-        let known = core.specs.get(id).cloned();
-        (
-            known,
-            core.state.instance(id).and_then(plan::agent::Instance::pid),
-        )
-    });
-    let found = match known {
-        Some(spec) => spec.environment.0.get(name).cloned(),
-        None => instances::environment_of(pid?)?.0.remove(name),
-    };
-    found.map(PathBuf::from)
-}
-
 /// Asks an engine how it does. `Err`: its own words, which people read in `ps`.
-pub async fn ask(spec: &InstanceSpec) -> Result<(), String> {
-    let socket = spec.environment.0.get(ENGINE_SOCKET);
-    let socket = socket.ok_or("it has no socket")?;
-    let connected = UnixStream::connect(socket).await;
+pub async fn ask(agent: &Agent, id: &InstanceId) -> Result<(), String> {
+    let socket = socket(agent, id)?;
+    let connected = UnixStream::connect(socket.path()).await;
     let mut stream = connected.map_err(|_| "the engine does not answer yet".to_owned())?;
     let failed = |error: io::Error| error.to_string();
     let request = b"GET /health HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n";
@@ -337,9 +353,9 @@ pub async fn forward(
         let title = format!("the engine of {id} can't be asked: {why}");
         Box::new(Problem::unavailable("engine-unavailable", title))
     };
-    let socket = variable(agent, id, ENGINE_SOCKET);
-    let socket = socket.ok_or_else(|| unavailable("it does not run".to_owned()))?;
-    let connecting = tokio::time::timeout(CONNECT_PATIENCE, UnixStream::connect(&socket)).await;
+    let socket = socket(agent, id).map_err(unavailable)?;
+    let connecting =
+        tokio::time::timeout(CONNECT_PATIENCE, UnixStream::connect(socket.path())).await;
     let stream = match connecting {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return Err(unavailable(error.to_string())),

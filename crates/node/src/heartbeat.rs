@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use api::client::Client;
 use model::compute::InstanceReport;
-use model::control::{Demand, Heartbeat, NodeEvent, Reason, observed_digest};
+use model::control::{Demand, Heartbeat, NodeEvent, Notice, Reason, observed_digest};
 use model::ids::{Epoch, InstanceId, SessionId};
 use model::signals::Level;
 use model::timing::{HEARTBEAT_AGAIN_AFTER, HEARTBEAT_EVERY, HEARTBEAT_TIMEOUT};
@@ -20,6 +20,8 @@ use crate::core::{Core, EVENTS_MAX};
 use crate::pause::{self, Pause};
 use crate::removal;
 
+/// In one heartbeat.
+const NOTICES_MAX: usize = 64;
 /// Changes within this go together.
 const COALESCE: Duration = Duration::from_millis(20);
 /// For the proxy to answer before the first heartbeat: one without its address would take the node off the road.
@@ -205,8 +207,20 @@ fn compose(agent: &Agent, core: &mut Core, session: &Session) -> (Heartbeat, Rep
         events: core.events.drain(..).collect(),
         at: Some(jiff::Timestamp::now()),
         place: agent.identities.place,
+        disk: core.machine.disk,
+        programs: core.machine.programs.clone(),
+        notices: notices(core),
     };
     (heartbeat, reports)
+}
+
+fn notices(core: &Core) -> Vec<Notice> {
+    let all = core.notices.iter().take(NOTICES_MAX);
+    all.map(|(instance, reason)| Notice {
+        instance: instance.clone(),
+        reason: reason.clone(),
+    })
+    .collect()
 }
 
 fn difference(told: Option<&Reports>, now: &Reports) -> (Vec<InstanceReport>, Vec<InstanceId>) {

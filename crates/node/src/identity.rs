@@ -16,6 +16,7 @@ use boundary::authority::{Key, expires_at, needs_rotation};
 use boundary::token::JoinToken;
 use model::boundary::{Holder, KeyFingerprint};
 use model::ids::ResourceId;
+use model::machine::Programs;
 use model::timing::LOST_AFTER;
 use model::traffic::Identity;
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,13 @@ struct State {
     patient_until: Option<tokio::time::Instant>,
 }
 
+/// What a node joins with.
+pub struct Ticket<'a> {
+    pub token: &'a str,
+    /// What engines can run on here, as far as it is known.
+    pub programs: Option<Programs>,
+}
+
 impl Identities {
     /// Joins, which is tried until the servers answer; or proves itself by the key that was kept, and goes on with what else was kept when no
     /// server answers.
@@ -107,18 +115,18 @@ impl Identities {
         config: Config,
         layout: Layout,
         clock: Clock,
-        token: Option<&str>,
+        ticket: Option<&Ticket<'_>>,
     ) -> Result<(Self, Standing), Error> {
         let place = layout.place();
         let (node, standing) = match layout::read::<NodeIdentity>(&layout.identity())? {
             None => {
-                let token = token.ok_or(Error::NoToken)?;
+                let ticket = ticket.ok_or(Error::NoToken)?;
                 (
-                    join(&config, &clock, token, Key::generate()?).await?,
+                    join(&config, &clock, ticket, Key::generate()?).await?,
                     Standing::Known(true),
                 )
             }
-            Some(kept) => come_back(&config, &clock, token, kept, place).await?,
+            Some(kept) => come_back(&config, &clock, ticket, kept, place).await?,
         };
         layout::write(&layout.identity(), &node)?;
         let [client, bulk, heart] = clients(&config, &node, &clock)?;
@@ -274,7 +282,7 @@ fn transport(
 async fn come_back(
     config: &Config,
     clock: &Clock,
-    token: Option<&str>,
+    ticket: Option<&Ticket<'_>>,
     kept: NodeIdentity,
     place: u64,
 ) -> Result<(NodeIdentity, Standing), Error> {
@@ -294,10 +302,10 @@ async fn come_back(
                 return Ok((kept, Standing::Known(false)));
             }
         };
-        match (problem.code.as_str(), token) {
-            ("node-removed" | "node-left", Some(token)) => {
+        match (problem.code.as_str(), ticket) {
+            ("node-removed" | "node-left", Some(ticket)) => {
                 let key = Key::from_pem(&kept.identity.key)?;
-                let node = join(config, clock, token, key).await?;
+                let node = join(config, clock, ticket, key).await?;
                 return Ok((node, Standing::Known(true)));
             }
             ("node-removed", None) => return Ok((kept, Standing::Removed(problem))),
@@ -382,13 +390,13 @@ fn dial(config: &Config, tls: rustls::ClientConfig) -> Transport {
 async fn join(
     config: &Config,
     clock: &Clock,
-    token: &str,
+    ticket: &Ticket<'_>,
     key: Key,
 ) -> Result<NodeIdentity, Error> {
-    let authority = token.parse::<JoinToken>()?.authority;
+    let authority = ticket.token.parse::<JoinToken>()?.authority;
     let mut tls = tls::join_config(authority, clock.clone())?;
     tls.alpn_protocols = vec![b"h2".to_vec()];
-    let client = Client::new(dial(config, tls), Some(token.to_owned()));
+    let client = Client::new(dial(config, tls), Some(ticket.token.to_owned()));
     let ask = wire::Join {
         name: config.name.clone(),
         region: config.region.clone(),
@@ -396,6 +404,7 @@ async fn join(
         role: config.role,
         capacity: config.capacity,
         labels: config.labels.clone(),
+        programs: ticket.programs.clone(),
         request: key.request()?,
     };
     let joined = ask_until_answered(&client, &ask).await?;

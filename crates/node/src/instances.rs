@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
+use std::time::Duration;
 
 use compute::runtime::{Adopted, Environment, Error, InstanceSpec};
 use model::compute::{Exit, ExitHow};
@@ -17,12 +18,14 @@ use crate::agent::Agent;
 use crate::core::{Core, Running};
 use crate::pause::Pause;
 use crate::prepare::{Doors, Failure, Secrets, gather, make_spec, place};
-use crate::{clock, engine};
+use crate::{clock, engine, layout};
 
 /// Lines in which last words are looked for.
 const LAST_LINES: usize = 20;
 /// Lines of them that are told: what went wrong is often followed by where.
 const LAST_WORDS_LINES: usize = 3;
+/// For the disk to give them.
+const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
 /// Characters of them that are told.
 const LAST_WORDS_MAX: usize = 300;
 /// Between two lines that are told as one.
@@ -79,6 +82,7 @@ fn retire(core: &mut Core, id: &InstanceId, orders: &mpsc::Receiver<Order>) -> b
     core.specs.remove(id);
     core.running.remove(id);
     core.asking.retain(|(asked, _), _| asked != id);
+    core.notices.remove(id);
     let services = core.services();
     core.secrets.retain(|service, _| services.contains(service));
     true
@@ -285,15 +289,20 @@ async fn ended_unheard(agent: &Arc<Agent>, id: &InstanceId, asked: Result<(), Er
         instance: id.clone(),
         run,
         exit,
-        last_words: last_words(agent, id),
+        last_words: last_words(agent, id).await,
     });
 }
 
 /// The last lines that an instance wrote to stderr since it was started: most often why it ended.
-pub fn last_words(agent: &Agent, id: &InstanceId) -> Option<String> {
+/// A disk that does not give them in time keeps them for itself: that it ended is told all the same.
+pub async fn last_words(agent: &Agent, id: &InstanceId) -> Option<String> {
     let folder = compute::instance::log_directory(&agent.layout.instance(id));
-    let batch = Reader::tail(&folder, LAST_LINES).ok()?.read_batch().ok()?;
-    words_of(&batch.lines)
+    let reading = tokio::task::spawn_blocking(move || {
+        let batch = Reader::tail(&folder, LAST_LINES).ok()?.read_batch().ok()?;
+        words_of(&batch.lines)
+    });
+    let read = tokio::time::timeout(LAST_WORDS_PATIENCE, reading).await;
+    read.ok()?.ok().flatten()
 }
 
 /// Lines without a letter or digit only decorate. Where there is no room for all, the last has it first.
@@ -322,7 +331,7 @@ fn words_of(lines: &[LogLine]) -> Option<String> {
 async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
     let directory = agent.layout.instance(id);
     let log = compute::instance::log_directory(&directory);
-    if let Err(error) = agent.layout.keep_log(id, &log) {
+    if let Err(error) = layout::aside(|| agent.layout.keep_log(id, &log)) {
         tracing::warn!(instance = %id, %error, "its output is not kept");
     }
     let mut pause = Pause::of_connection();
@@ -337,7 +346,7 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
     let gone = agent.with(|core| core.state.instance(id).is_none());
     if gone {
         agent.keeper.remove(agent.layout.record(id));
-        engine::forget(agent, id);
+        layout::aside(|| engine::forget(agent, id));
         agent.with(|core| core.ports.remove(id));
         open_port_again(agent).await;
         agent.signals.certify.notify_one();
@@ -379,7 +388,7 @@ pub fn exec_spec(agent: &Agent, id: &InstanceId) -> Option<InstanceSpec> {
 }
 
 /// That of a process, as it was started with.
-pub fn environment_of(pid: u32) -> Option<Environment> {
+fn environment_of(pid: u32) -> Option<Environment> {
     let text = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
     Some(parse_environment(&text))
 }

@@ -22,6 +22,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use compute::runtime::Identity;
+use compute::volume;
 use model::compute::DesiredInstance;
 use model::ids::{InstanceId, ResourceId, ResourceName};
 use serde::Serialize;
@@ -120,6 +122,9 @@ impl Layout {
         Ok(Lock { _file: file })
     }
 
+    pub fn root(&self) -> PathBuf {
+        self.root.clone()
+    }
     pub fn config(&self) -> PathBuf {
         self.root.join("agent.json")
     }
@@ -229,7 +234,7 @@ impl Layout {
         let Some(gone) = gone.take(1000).find(|gone| !gone.exists()) else {
             return Ok(None);
         };
-        match fs::rename(&kept, &gone) {
+        match aside(|| fs::rename(&kept, &gone)) {
             Ok(()) => Ok(Some(gone)),
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("putting aside", &kept)(error)),
@@ -241,30 +246,34 @@ impl Layout {
         make_passage(&self.instances().join(id.project.as_str()))
     }
 
-    /// A volume's folder; only its service may look inside.
+    pub fn volume(&self, desired: &DesiredInstance, name: &ResourceName) -> PathBuf {
+        let slot = desired.slot.unwrap_or(0).to_string();
+        let mut path = self.volumes();
+        path.extend([
+            desired.instance.project.as_str(),
+            desired.service.as_str(),
+            &slot,
+            name.as_str(),
+        ]);
+        path
+    }
+
+    /// A volume's folder; only its service may look inside. One that was another's is its service's from now on, with all that was that other's.
     pub fn make_volume(
         &self,
         desired: &DesiredInstance,
         name: &ResourceName,
-        owner: Option<u32>,
-    ) -> Result<PathBuf, Error> {
-        let mut path = self.root.join("volumes");
-        let slot = desired.slot.unwrap_or(0).to_string();
-        for part in [
-            desired.instance.project.as_str(),
-            desired.service.as_str(),
-            &slot,
-        ] {
-            path.push(part);
-            make_passage(&path)?;
-        }
-        path.push(name.as_str());
+        owner: Option<Identity>,
+    ) -> Result<(), Error> {
+        let path = self.volume(desired, name);
+        let mut above: Vec<&Path> = path.ancestors().skip(1).take(3).collect();
+        above.reverse();
+        above.into_iter().try_for_each(make_passage)?;
         make_private(&path)?;
-        if let Some(owner) = owner {
-            std::os::unix::fs::chown(&path, Some(owner), Some(owner))
-                .map_err(Error::io("giving away", &path))?;
+        match owner {
+            Some(owner) => volume::take_over(&path, owner).map_err(Error::io("giving away", &path)),
+            None => Ok(()),
         }
-        Ok(path)
     }
 }
 
@@ -325,7 +334,7 @@ pub fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
 }
 
 /// A disk may take its time: where other tasks share the thread, they are carried on by another meanwhile.
-fn aside<T>(work: impl FnOnce() -> T) -> T {
+pub fn aside<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
     let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
     match flavor {

@@ -20,6 +20,8 @@
 //! | [`alone`] | a copy of a node's directory is refused |
 //! | [`keeper`] | writes what the next agent must know, on a thread of its own |
 //! | [`removal`] | a node that was removed runs nothing |
+//! | [`machine`] | the disk and the programs of this machine |
+//! | [`volumes`] | volumes made, and files in them that are another's |
 //! | [`upkeep`] | certificates renewed, artifacts collected |
 //! | [`identity`] | joining, the node's certificate and those of the services placed here |
 //! | [`heartbeat`] | tells the servers what is seen, renews the lease |
@@ -59,6 +61,7 @@ mod instances;
 mod keeper;
 mod layout;
 pub mod leftovers;
+mod machine;
 pub mod options;
 mod pause;
 mod prepare;
@@ -70,3 +73,4 @@ mod snapshot;
 mod socket;
 mod tunnel;
 mod upkeep;
+mod volumes;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use model::control::{Capacity, NodeRole};
 use model::ids::{NodeName, RegionName, ZoneName};
+use model::machine::Programs;
 use model::traffic::Network;
 use model::units::{Bytes, MilliCpu};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ pub struct Options {
     pub version: String,
     /// Tells the time to certificates and stamps; everything else is counted on a monotonic clock.
     pub clock: boundary::Clock,
+    /// What engines can run on here. May wait for a disk.
+    pub programs: fn() -> Programs,
     pub given: Given,
 }
 

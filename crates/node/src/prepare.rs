@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
 use std::net::{SocketAddr, SocketAddrV4};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
+use compute::beneath::Folder;
 use compute::runtime::{
-    Artifact, DEFAULT_OPEN_FILES, Environment, Error, Identity, InstanceSpec, SecretFile,
-    VolumeMount,
+    Artifact, DEFAULT_OPEN_FILES, Environment, Error, InstanceSpec, SecretFile, VolumeMount,
 };
 use model::compute::{ArtifactRef, DesiredInstance, OnPartition, Work};
 use model::control::Reason;
@@ -20,9 +20,10 @@ use model::traffic::Protocol;
 
 use crate::agent::Agent;
 use crate::core::Core;
+use crate::doors::NoDoor;
 use crate::environment::{self, Secret};
 use crate::instances::open_ports;
-use crate::{artifacts, clock, engine, pause, snapshot};
+use crate::{artifacts, clock, engine, layout, pause, snapshot, volumes};
 
 /// Servers that don't answer within this are not waited for where there is another way.
 const SERVERS_PATIENCE: Duration = Duration::from_secs(3);
@@ -153,12 +154,10 @@ pub async fn place(
         return Err("the node has stopped".to_owned().into());
     }
     let id = &desired.instance;
-    agent
-        .layout
-        .make_project(id)
-        .map_err(|error| error.to_string())?;
+    volumes::make(agent, desired).await?;
     let port = take_port(agent, id)?;
     let doors = open_doors(agent, desired)?;
+    layout::aside(|| engine::make_socket_folder(agent, desired))?;
     engine::make_files(agent, desired, &secrets).await?;
     let spec = make_spec(agent, desired, port, &doors, secrets)?;
     let ports = agent.with(|core| open_ports(core));
@@ -170,10 +169,8 @@ pub async fn place(
         core.specs.insert(id.clone(), Arc::new(spec));
         agent.remember(core, id);
     });
-    if !doors.is_empty() {
-        wait_for_proxy(agent).await;
-    }
-    Ok(())
+    volumes::begin_look(agent, desired);
+    wait_for_doors(agent, &doors).await
 }
 
 /// Keeps the instance's port if nobody else is on it.
@@ -229,23 +226,78 @@ fn give_door(
 ) -> Result<bool, String> {
     let block = agent.config.mesh_block;
     let is_free = |door: SocketAddrV4| compute::port::is_free(door.into());
-    if let Some(given) = core.doors.give(block, caller, need, is_free) {
-        return Ok(given);
+    let mut given = core.doors.give(block, caller, need, is_free);
+    if given == Err(NoDoor::Full) {
+        let callers = core.services();
+        core.doors.keep_only(&callers);
+        given = core.doors.give(block, caller, need, is_free);
     }
-    let callers = core.services();
-    core.doors.keep_only(&callers);
-    let full = || format!("every address of {block} belongs to another caller and need");
-    core.doors
-        .give(block, caller, need, is_free)
-        .ok_or_else(full)
+    given.map_err(|none| match none {
+        NoDoor::Full => format!("every address of {block} belongs to another caller and need"),
+        NoDoor::Taken => format!(
+            "another program listens wherever its need of {need} could be answered, from {} on: end it, or give the node another block by --mesh-block",
+            block.address(0)
+        ),
+    })
 }
 
-async fn wait_for_proxy(agent: &Agent) {
+/// Until the proxy listens on every door. Behind one that it does not listen on somebody else may, to whom the calls of the instance would go.
+async fn wait_for_doors(agent: &Agent, doors: &Doors) -> Result<(), Failure> {
+    let wanted: BTreeSet<SocketAddr> = doors.values().map(|(door, _)| *door).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
     let mut acknowledged = agent.signals.acknowledged.subscribe();
-    let waiting = acknowledged.wait_for(|generation| {
-        agent.with(|core| *generation >= core.told && agent.has_told_all(core))
-    });
-    let _ = tokio::time::timeout(DOORS_PATIENCE, waiting).await;
+    let waiting = acknowledged
+        .wait_for(|_| agent.with(|core| core.proxy_answers && closed(core, &wanted).is_empty()));
+    let waited = tokio::time::timeout(DOORS_PATIENCE, waiting).await;
+    if matches!(waited, Ok(Ok(_))) {
+        return Ok(());
+    }
+    Err(agent.with(|core| {
+        let running: BTreeSet<ResourceId> = core
+            .running
+            .keys()
+            .filter_map(|id| Some(core.state.instance(id)?.service()))
+            .collect();
+        let closed = closed(core, &wanted);
+        let taken: BTreeSet<SocketAddr> =
+            closed.intersection(&core.refused_doors).copied().collect();
+        core.doors.forget(&taken, &running);
+        agent.keeper.write(agent.layout.doors(), &core.doors);
+        Failure::Lacks(waits_for_doors(doors, &closed, &taken))
+    }))
+}
+
+/// Those of them that the proxy does not listen on, as far as is known.
+fn closed(core: &Core, wanted: &BTreeSet<SocketAddr>) -> BTreeSet<SocketAddr> {
+    let is_open = |door: &SocketAddr| {
+        core.open_doors
+            .as_ref()
+            .is_some_and(|open| open.contains(door))
+    };
+    wanted
+        .iter()
+        .filter(|door| !is_open(door))
+        .copied()
+        .collect()
+}
+
+fn waits_for_doors(
+    doors: &Doors,
+    closed: &BTreeSet<SocketAddr>,
+    taken: &BTreeSet<SocketAddr>,
+) -> Reason {
+    let names = doors.iter().filter(|(_, (door, _))| closed.contains(door));
+    let names: Vec<&str> = names.map(|(need, _)| need.as_str()).collect();
+    let why = match taken.first() {
+        Some(door) => {
+            format!("another program listens on {door}, where it was to find one of them")
+        }
+        None => "the node's proxy does not answer for them yet".to_owned(),
+    };
+    let message = format!("waits for the way to {}: {why}", names.join(", "));
+    Reason::new("waits-for-doors", message)
 }
 
 pub fn make_spec(
@@ -257,11 +309,11 @@ pub fn make_spec(
 ) -> Result<InstanceSpec, String> {
     let id = &desired.instance;
     let directory = agent.layout.instance(id);
-    let identity = agent.is_root.then_some(Identity {
-        uid: desired.uid,
-        gid: desired.uid,
-    });
-    let volumes = volumes(agent, desired)?;
+    let identity = volumes::identity(agent, desired);
+    let names = desired.spec.volumes.keys();
+    let volumes: BTreeMap<ResourceName, PathBuf> = names
+        .map(|name| (name.clone(), agent.layout.volume(desired, name)))
+        .collect();
     let mut of_engine = Environment::default();
     let engine_file = engine::equip(agent, desired, doors, &mut secrets, &mut of_engine)?;
     let (secrets, mut secret_files) = split_secrets(agent, desired, secrets)?;
@@ -305,21 +357,6 @@ pub fn make_spec(
         },
         lease_sent_at: clock::moment(plan::Instant::default()),
     })
-}
-
-fn volumes(
-    agent: &Agent,
-    desired: &DesiredInstance,
-) -> Result<BTreeMap<ResourceName, PathBuf>, String> {
-    let owner = agent.is_root.then_some(desired.uid);
-    let make = |name: &ResourceName| {
-        let path = agent
-            .layout
-            .make_volume(desired, name, owner)
-            .map_err(|error| error.to_string())?;
-        Ok((name.clone(), path))
-    };
-    desired.spec.volumes.keys().map(make).collect()
 }
 
 type SplitSecrets = (BTreeMap<ResourceName, Secret>, Vec<SecretFile>);
@@ -389,19 +426,83 @@ pub fn memory_of_node(table: &str, is_root: bool) -> Option<PathBuf> {
 
 /// With every instance stopped, no secret stays in memory.
 pub fn forget_secrets(agent: &Agent) {
-    engine::forget_all(agent);
+    layout::aside(|| engine::forget_all(agent));
     if let Some(own) = secret_folders(agent)
-        && let Err(error) = std::fs::remove_dir_all(&own)
+        && let Err(error) = layout::aside(|| std::fs::remove_dir_all(&own))
     {
         tracing::warn!(%error, folder = %own.display(), "secrets could not be removed");
     }
 }
 
-/// A folder in `place` that is ours: others may pass through it, and nobody can have put one there in our stead.
+/// Names that are tried where everybody may make folders: somebody else may have taken one, or some.
+const NAMES_TRIED: usize = 16;
+
+/// A folder in `place` that is ours: others may pass through it, and nobody can have put one there in our stead. One that is there already is
+/// preferred, as what runs may use it.
 pub fn own_folder(place: &Path) -> Option<PathBuf> {
     let uid = rustix::process::geteuid().as_raw();
-    let own = place.join(format!("mainland-{uid}"));
-    let _ = DirBuilder::new().mode(0o711).create(&own);
-    let found = std::fs::symlink_metadata(&own).ok()?;
-    (found.is_dir() && found.uid() == uid && found.mode() & 0o022 == 0).then_some(own)
+    let name = |number: usize| match number {
+        0 => format!("mainland-{uid}"),
+        number => format!("mainland-{uid}.{number}"),
+    };
+    let all: Vec<PathBuf> = (0..NAMES_TRIED)
+        .map(|number| place.join(name(number)))
+        .collect();
+    let found = all.iter().find(|own| is_own(own, uid));
+    let made = || {
+        all.iter().find(|own| {
+            let made = DirBuilder::new().mode(0o711).create(own);
+            made.is_ok() && is_own(own, uid)
+        })
+    };
+    found.or_else(made).cloned()
+}
+
+/// No link, and nobody else can write there.
+fn is_own(folder: &Path, uid: u32) -> bool {
+    let found = Folder::open(folder).and_then(|folder| folder.stat());
+    found.is_ok_and(|found| found.st_uid == uid && found.st_mode & 0o022 == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_somebody_else_made_first_is_not_used() {
+        let place = tempfile::tempdir().unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        let elsewhere = place.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        let named = |name: &str| place.path().join(format!("mainland-{uid}{name}"));
+        symlink(&elsewhere, named("")).unwrap();
+        // Everybody may write there.
+        std::fs::create_dir(named(".1")).unwrap();
+        std::fs::set_permissions(named(".1"), PermissionsExt::from_mode(0o777)).unwrap();
+        std::fs::write(named(".2"), "a file").unwrap();
+        let mut next = ".3";
+        if uid == 0 {
+            std::fs::create_dir(named(".3")).unwrap();
+            std::os::unix::fs::chown(named(".3"), Some(61_234), None).unwrap();
+            next = ".4";
+        }
+        assert_eq!(own_folder(place.path()), Some(named(next)));
+        // What runs uses it: it stays the one, though the first name becomes free.
+        std::fs::remove_file(named("")).unwrap();
+        assert_eq!(own_folder(place.path()), Some(named(next)));
+        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn where_every_name_is_taken_there_is_none() {
+        let place = tempfile::tempdir().unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        std::fs::write(place.path().join(format!("mainland-{uid}")), "").unwrap();
+        for number in 1..NAMES_TRIED {
+            std::fs::write(place.path().join(format!("mainland-{uid}.{number}")), "").unwrap();
+        }
+        assert_eq!(own_folder(place.path()), None);
+    }
 }

@@ -10,8 +10,6 @@ use model::compute::{Ask, ExitHow};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::engine;
-
 /// A status line is shorter than this, with the informational answers before it.
 const HEAD_MAX_BYTES: usize = 16 << 10;
 /// For the last words of a failing program to be read.
@@ -19,19 +17,20 @@ const REST_PATIENCE: Duration = Duration::from_millis(100);
 /// Of what a failing program said.
 const SAID_MAX_BYTES: usize = 200;
 
-/// `Err` says what came instead.
+/// `Err` says what came instead. `engine` asks it, where it is one.
 pub async fn ask(
     ask: &Ask,
     address: Option<SocketAddr>,
     timeout: Duration,
     runtime: &dyn Runtime,
     spec: impl FnOnce() -> Option<InstanceSpec>,
+    engine: impl Future<Output = Result<(), String>>,
 ) -> Result<(), String> {
     let asking = async {
         let address = || address.ok_or_else(|| "it has no address".to_owned());
         match ask {
             Ask::None => Ok(()),
-            Ask::Engine => engine::ask(&spec().ok_or("it does not run")?).await,
+            Ask::Engine => engine.await,
             Ask::Connect => connect(address()?).await.map(drop),
             Ask::Http { path, host } => http(address()?, path, host.as_deref()).await,
             Ask::Exec { run } => exec(runtime, spec().ok_or("it does not run")?, run).await,

@@ -3,6 +3,7 @@
 mod liveness;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::agent::Agent;
+use crate::core::Core;
+use crate::layout;
 use crate::pause::Pause;
 use liveness::{LOOK_EVERY, Liveness};
 
@@ -114,7 +117,7 @@ async fn connect(agent: &Agent) -> Option<UnixStream> {
 
 /// It makes a session of its own, so that it outlives the agent and its terminal.
 fn start(agent: &Agent) -> std::io::Result<Child> {
-    let log = open_log(agent)?;
+    let log = layout::aside(|| open_log(agent))?;
     Command::new(&agent.executable)
         .arg("proxy")
         .arg(agent.layout.proxy())
@@ -141,7 +144,8 @@ fn open_log(agent: &Agent) -> std::io::Result<std::fs::File> {
 }
 
 fn last_words(agent: &Agent) -> String {
-    let said = std::fs::read(agent.layout.proxy().join("proxy.log")).unwrap_or_default();
+    let log = agent.layout.proxy().join("proxy.log");
+    let said = layout::aside(|| std::fs::read(log)).unwrap_or_default();
     let from = said.len().saturating_sub(LAST_WORDS_BYTES);
     String::from_utf8_lossy(&said[from..]).trim().to_owned()
 }
@@ -276,12 +280,27 @@ fn hear_refusal(agent: &Agent, error: String, refused: &mut Refused) {
     });
 }
 
+/// Of an earlier snapshot than the last nothing is concluded: the word on that one is on its way.
+fn note_doors(core: &mut Core, generation: Generation, missing: BTreeSet<SocketAddr>) {
+    let told = core.told_snapshot.as_ref();
+    if let Some(told) = told.filter(|told| told.generation == generation) {
+        let doors = told.doors.iter().map(|door| door.listen);
+        let open = doors.filter(|door| !missing.contains(door)).collect();
+        core.open_doors = Some(open);
+        core.refused_doors = missing;
+    }
+}
+
 /// Whether it was that the proxy lives.
 fn hear(agent: &Arc<Agent>, line: &str, refused: &mut Refused) -> bool {
     match serde_json::from_str(line) {
         Ok(FromProxy::Alive) => return true,
-        Ok(FromProxy::Acknowledged { generation }) => {
+        Ok(FromProxy::Acknowledged {
+            generation,
+            missing,
+        }) => {
             agent.with(|core| {
+                note_doors(core, generation, missing);
                 core.proxy_answers = true;
                 // What it can't do of this one it says next.
                 core.proxy_refuses = None;

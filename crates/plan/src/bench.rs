@@ -119,6 +119,7 @@ fn records(nodes: usize, zones: usize, placements: usize) -> Vec<NodeRecord> {
             reason: Reason::new("joined", "joined"),
             joined_at: Timestamp::UNIX_EPOCH,
             key: None,
+            programs: None,
         })
         .collect()
 }

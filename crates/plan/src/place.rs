@@ -7,6 +7,7 @@
 
 mod cluster;
 mod even;
+mod lacking;
 mod reason;
 mod shelf;
 
@@ -19,7 +20,8 @@ use model::units::MilliCpu;
 
 pub use cluster::Cluster;
 use cluster::{Copies, Node};
-pub use reason::{FORGETTING, LACKS};
+pub use lacking::{LACKS, lacks};
+pub use reason::FORGETTING;
 use shelf::{NodeIndex, Pool, ZoneIndex};
 
 /// Of what a node has, in hundredths, what is given out while nothing is lost.

@@ -69,6 +69,7 @@ pub fn node(name: &str, zone: &str) -> NodeRecord {
         reason: Reason::new("joined", "joined"),
         joined_at: Timestamp::UNIX_EPOCH,
         key: None,
+        programs: None,
     }
 }
 

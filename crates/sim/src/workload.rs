@@ -72,6 +72,7 @@ fn node(zone: &str) -> NodeRecord {
         reason: Reason::new("joined", "joined"),
         joined_at: Timestamp::UNIX_EPOCH,
         key: None,
+        programs: None,
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use jiff::Timestamp;
 use model::control::{Capacity, NodeRole, Reason};
 use model::ids::{NodeName, ProjectName, RegionName, ResourceName, ZoneName};
+use model::machine::{Disk, Programs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,12 @@ pub struct NodeView {
     pub reason: Reason,
     pub heard_ms_ago: Option<u64>,
     pub version: Option<String>,
+    /// The file system that its directory is on, as last heard: warned of at 80 %, called full at 95 %.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
+    /// The programs that engines run on, with the versions that it has. Absent: it does not say, and counts as having all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub programs: Option<Programs>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -107,6 +114,9 @@ pub struct Join {
     pub capacity: Capacity,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What engines can run on there. Absent: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub programs: Option<Programs>,
     /// A certificate signing request, PEM. The key stays with the node; the SPIFFE name is set by the authority.
     pub request: String,
 }

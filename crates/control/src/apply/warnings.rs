@@ -178,6 +178,7 @@ fn imagined(
     let names =
         (1..).filter_map(|number: u64| InstanceName::new(format!("{}-{number}", id.name)).ok());
     let missing = (wanted as usize).saturating_sub(group.placements.len());
+    let barred = lacking(world, spec);
     let mut homes: Vec<NodeName> = match grows {
         true => group.homes.values().cloned().collect(),
         false => Vec::new(),
@@ -194,7 +195,7 @@ fn imagined(
             home: home.as_ref(),
             ceiling: Ceiling::Watermark,
             avoid: &[],
-            barred: &[],
+            barred: &barred,
             going: &[],
             instead_of: None,
         };
@@ -206,6 +207,19 @@ fn imagined(
         group.placements.push(imagined_copy(instance, placed, spec));
     }
     (group, None)
+}
+
+/// The nodes without what it runs on.
+fn lacking(world: &World, spec: &Service) -> Vec<(NodeName, Reason)> {
+    let nodes = world.nodes.values();
+    nodes
+        .filter_map(|node| {
+            Some((
+                node.name.clone(),
+                place::lacks(spec, node.programs.as_ref())?,
+            ))
+        })
+        .collect()
 }
 
 fn imagined_copy(

@@ -241,6 +241,7 @@ fn record(
         ),
         joined_at: known.map_or(now, |known| known.joined_at),
         key: Some(key.clone()),
+        programs: ask.programs.clone(),
     }
 }
 

@@ -48,6 +48,7 @@ impl Cluster {
             reason: Reason::new("joined", "joined"),
             joined_at: Timestamp::UNIX_EPOCH,
             key,
+            programs: None,
         };
         self.put(&format!("node/{text}"), &record);
     }

@@ -92,7 +92,7 @@ impl Leader {
         let seen = Seen::of(entry);
         self.count(id, entry, &seen);
         let own = own_reports(id, &seen.group, reports);
-        let barred = barred(entry);
+        let barred = barred(entry, nodes);
         let view = ServiceView {
             id,
             target: entry
@@ -251,13 +251,21 @@ impl Leader {
 }
 
 /// Where no copy with volumes of it may begin.
-fn barred(entry: &Entry) -> Vec<(NodeName, Reason)> {
+fn barred(entry: &Entry, nodes: &BTreeMap<NodeName, NodeRecord>) -> Vec<(NodeName, Reason)> {
     let forgetting = entry.forget.iter().flat_map(|forget| &forget.nodes);
     let told = forgetting.map(|node| {
         let message = "it has yet to forget deleted data of a service of that name";
         (node.clone(), Reason::new(place::FORGETTING, message))
     });
-    told.collect()
+    let engine = entry.live().map(|record| &record.spec);
+    let engine = engine.filter(|spec| spec.engine().is_some());
+    let lacking = engine.into_iter().flat_map(|spec| {
+        let lacks = |node: &NodeRecord| place::lacks(spec, node.programs.as_ref());
+        nodes
+            .iter()
+            .filter_map(move |(name, node)| Some((name.clone(), lacks(node)?)))
+    });
+    told.chain(lacking).collect()
 }
 
 /// Nodes that hold what a copy may have written that is gone from there and never was ready: no home, and nothing of it is to be found again.

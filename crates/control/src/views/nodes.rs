@@ -59,6 +59,8 @@ fn node(shared: &Shared, record: &NodeRecord, used: Capacity, now: Now) -> NodeV
         reason: record.reason.clone(),
         heard_ms_ago: silence.map(|silence| u64::try_from(silence.as_millis()).unwrap_or(u64::MAX)),
         version: observed.map(|node| node.version.clone()),
+        disk: observed.and_then(|node| node.disk),
+        programs: record.programs.clone(),
     }
 }
 

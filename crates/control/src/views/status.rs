@@ -1,6 +1,7 @@
 //! How a project is: its services and routes, and what wants attention.
 
 mod attention;
+mod notices;
 mod stuck;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,8 @@ use model::control::{NodeRole, Reason, RolloutPhase};
 use model::ids::{ProjectName, ResourceId, ResourceName, ZoneName};
 use plan::Now;
 use plan::place::Cluster;
+
+pub use notices::of_instance as notice_of;
 
 use super::{instances, with_progress};
 use crate::desired::Seen;
@@ -71,7 +74,9 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
     };
     let brake = shared.nodes.brake().map(|brake| brake.reason.clone());
     let mut attention: Vec<_> = brake.into_iter().collect();
+    attention.extend(notices::disks(shared));
     attention.extend(seen.wants(&shared.world, now));
+    attention.extend(notices::of_instances(shared, project, &instances));
     attention.extend(picture.iter().flat_map(Picture::not_covered));
     Some(ProjectStatus {
         project: project.clone(),

@@ -16,8 +16,11 @@ use jiff::Timestamp;
 use model::compute::{
     DesiredInstance, InstanceReport, InstanceState, Need, RolloutOptions, Service, Wanted, Work,
 };
-use model::control::{Capacity, Demand, Heartbeat, NodeDesired, NodeRole, Reason, observed_digest};
+use model::control::{
+    Capacity, Demand, Heartbeat, NodeDesired, NodeRole, Notice, Reason, observed_digest,
+};
 use model::ids::{Generation, InstanceId, NodeName, ProjectName, ResourceName, SessionId};
+use model::machine::{Disk, Programs};
 use model::traffic::Identity;
 use model::units::{Bytes, MilliCpu, Span};
 use store::memory::MemoryStore;
@@ -315,6 +318,15 @@ struct Seen {
     /// What it says is waited for.
     demand: Vec<Demand>,
     forgot: Vec<model::ids::ResourceId>,
+    machine: Machine,
+}
+
+/// What it says of its machine, and of what should be mended there.
+#[derive(Default, Clone)]
+pub struct Machine {
+    pub disk: Option<Disk>,
+    pub programs: Option<Programs>,
+    pub notices: Vec<Notice>,
 }
 
 pub struct FakeNode {
@@ -348,6 +360,7 @@ pub fn join_of(node: &str, role: NodeRole, request: String) -> wire::Join {
             memory: Bytes::mebibytes(4000),
         },
         labels: BTreeMap::new(),
+        programs: None,
         request,
     }
 }
@@ -449,6 +462,10 @@ impl FakeNode {
         self.seen.lock().unwrap().demand = vec![Demand { service, waiting }];
     }
 
+    pub fn tell(&self, machine: Machine) {
+        self.seen.lock().unwrap().machine = machine;
+    }
+
     pub fn forgot(&self) -> Vec<model::ids::ResourceId> {
         self.seen.lock().unwrap().forgot.clone()
     }
@@ -476,6 +493,7 @@ async fn beat(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>, behav
         sequence += 1;
         let (reports, acknowledged) = observe(&seen.lock().unwrap(), &behaviour);
         let demand = seen.lock().unwrap().demand.clone();
+        let machine = seen.lock().unwrap().machine.clone();
         let changed = reports
             .values()
             .filter(|report| full || told.get(&report.instance) != Some(report))
@@ -501,6 +519,9 @@ async fn beat(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>, behav
             events: Vec::new(),
             at: None,
             place: 0,
+            disk: machine.disk,
+            programs: machine.programs,
+            notices: machine.notices,
         };
         match client
             .heartbeat(&name, &heartbeat, Duration::from_secs(2))

@@ -12,6 +12,7 @@ mod explain;
 mod held;
 mod keyring;
 mod keys;
+mod machine;
 mod nodes;
 mod secrets;
 mod state;

@@ -180,7 +180,7 @@ async fn a_frozen_instance_and_a_sick_one_are_not_ready_and_not_restarted() {
 }
 
 /// The process that listens on the socket of the node's proxy.
-fn proxy_of(node: &Node) -> Option<u32> {
+pub fn proxy_of(node: &Node) -> Option<u32> {
     let socket = node.directory().join("proxy.sock");
     let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
     let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;

@@ -4,6 +4,7 @@ mod engine;
 mod faults;
 mod identity;
 mod life;
+mod machine;
 mod server;
 mod survival;
 mod talk;

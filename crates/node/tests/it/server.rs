@@ -24,8 +24,9 @@ use hyper_util::server::conn::auto;
 use jiff::Timestamp;
 use model::boundary::{Holder, SpiffeId};
 use model::compute::{DesiredInstance, InstanceReport};
-use model::control::{Heartbeat, HeartbeatAnswer, NodeDesired, NodeEvent};
+use model::control::{Heartbeat, HeartbeatAnswer, NodeDesired, NodeEvent, Notice};
 use model::ids::{Digest, Epoch, Generation, InstanceId, ResourceName};
+use model::machine::{Disk, Programs};
 use model::traffic::Road;
 use tls::{ClientAuth, Expect};
 use tokio::net::TcpListener;
@@ -46,6 +47,11 @@ pub struct State {
     pub reports: BTreeMap<InstanceId, InstanceReport>,
     pub heartbeats: u64,
     pub mesh: Option<SocketAddr>,
+    pub disk: Option<Disk>,
+    pub programs: Option<Programs>,
+    pub notices: Vec<Notice>,
+    /// What it said that it has when it joined.
+    pub joined_with: Option<Programs>,
     pub events: Vec<NodeEvent>,
     pub acknowledged: Generation,
     pub secrets: BTreeMap<ResourceName, Vec<u8>>,
@@ -184,6 +190,7 @@ impl Server {
         let response = match parts.as_slice() {
             ["join"] => {
                 let join: wire::Join = body(request).await;
+                self.look(|state| state.joined_with.clone_from(&join.programs));
                 json(&self.joined(&join.request, Holder::Node(join.name)))
             }
             ["nodes", name, "renew"] => {
@@ -259,6 +266,9 @@ impl Server {
             );
             state.heartbeats += 1;
             state.mesh = heartbeat.mesh;
+            state.disk = heartbeat.disk;
+            state.programs = heartbeat.programs;
+            state.notices = heartbeat.notices;
             state.acknowledged = heartbeat.acknowledged;
             state.events.extend(heartbeat.events);
             let digest = model::control::observed_digest(state.reports.values());

@@ -246,3 +246,36 @@ fn proxy_of(node: &Node) -> Option<u32> {
             (is_proxy && is_alive(pid)).then_some(pid)
         })
 }
+
+/// Who could end the program and who could tell of it die at once, and the program itself is left alone.
+#[tokio::test]
+async fn a_program_whose_shim_and_agent_die_together_does_not_run_unknown() {
+    let mut node = Node::start().await;
+    let script = "setsid sleep 1000 & exec \"$0\" web";
+    node.server
+        .want(vec![running("web-1", &["sh", "-c", script, program()])]);
+    let main = node.until_ready("web-1").await.pid.unwrap();
+    let workers = workers_of(&node, "sleep");
+    assert_eq!(workers.len(), 1);
+    let directory = node.directory().join("instances/shop/web-1");
+    let shim = compute::instance::read_record(&directory).unwrap().shim.pid;
+    node.kill_agent().await;
+    signal(shim, Signal::KILL);
+    // Nobody is there to do it, and it has not waited for its lease.
+    node.until("the program's end", |_| !is_alive(main)).await;
+
+    node.server.look(|state| state.reports.clear());
+    node.start_again();
+    let report = node.until_ready("web-1").await;
+    assert_ne!(report.pid, Some(main));
+    assert_eq!(report.restarts, 1, "that it ended is known");
+    let has_cgroup =
+        compute::instance::read_record(&directory).is_some_and(|record| record.cgroup.is_some());
+    if has_cgroup {
+        assert!(!is_alive(workers[0]), "a worker of the run before");
+    } else {
+        // In a session of its own it is found by its cgroup alone.
+        signal(workers[0], Signal::KILL);
+    }
+    assert_eq!(workers_of(&node, "sleep").len(), 1);
+}

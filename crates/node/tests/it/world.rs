@@ -1,6 +1,7 @@
 //! One node as a real process, and what tests ask of it.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -48,6 +49,8 @@ pub struct Node {
     folder: tempfile::TempDir,
     pub server: Arc<Server>,
     pub agent: Child,
+    /// The first address of its doors' block.
+    pub block: Ipv4Addr,
 }
 
 impl Node {
@@ -65,6 +68,8 @@ impl Node {
         let process = (std::process::id() % 97) as u16;
         // Below the ports that the kernel gives to who dials.
         let first = 22_000 + (process * 260 + number * 10) % 10_000;
+        let [process_part, number_part] = [80 + process, number].map(|part| part as u8);
+        let block = Ipv4Addr::new(127, process_part, number_part, 0);
         let mut command = Command::new(binary);
         command
             .arg("agent")
@@ -72,13 +77,14 @@ impl Node {
             .arg("a")
             .arg(server.address.to_string())
             .arg(server.token())
-            .arg(format!("127.{}.{}.0/24", 80 + process, number))
+            .arg(format!("{block}/24"))
             .arg(format!("{first}-{}", first + 9));
         let agent = spawn(command, &folder.path().join("agent.log"));
         let node = Self {
             folder,
             server,
             agent,
+            block,
         };
         node.until("it is heard", |node| {
             node.server.look(|state| state.mesh.is_some())

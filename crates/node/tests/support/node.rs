@@ -1,6 +1,7 @@
 //! `agent`, `proxy`, `shim` and `shim-exec` as the binary has them, and `web`, a workload that answers over HTTP; `engine`, one
 //! that is told what engines are told.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use model::machine::POSTGRES;
 use model::signals::Stream;
 use node::agent::Options;
 use node::options::Given;
@@ -88,6 +90,7 @@ fn agent(words: &[OsString]) -> ExitCode {
         executable: std::env::current_exe().expect("a path"),
         version: "test".to_owned(),
         clock: Arc::new(Timestamp::now),
+        programs: || BTreeMap::from([(POSTGRES.to_owned(), BTreeSet::from([15]))]),
         given,
     };
     let runtime = node::agent::runtime().expect("a runtime");

@@ -8,11 +8,10 @@ use model::control::{Capacity, NodeRole, Reason, Standing};
 use model::ids::NodeName;
 use model::units::Bytes;
 
+use super::lacking::{self, LACKS};
 use super::shelf::{NodeIndex, carries_one};
 use super::{Ceiling, Search};
 
-/// The node lacks a program that an engine runs on.
-pub const LACKS: &str = "lacks-program";
 /// The node has yet to forget deleted data of a service of that name.
 pub const FORGETTING: &str = "still-forgetting";
 
@@ -135,7 +134,10 @@ impl Search<'_> {
         let Some((code, _, _)) = self.nearest_miss(&counts) else {
             return Reason::new("no-node", "there is no node to run it on");
         };
-        let mut message = format!("no node can take it: {}", lines.join("; "));
+        let mut message = match counts.as_slice() {
+            [(LACKS, cause, _)] => lacking::nowhere(cause),
+            _ => format!("no node can take it: {}", lines.join("; ")),
+        };
         if *code == "no-room" {
             message += &self.asked_and_left();
         }

@@ -148,6 +148,9 @@ impl Agent {
             events: Vec::new(),
             at: None,
             place: 0,
+            disk: None,
+            programs: None,
+            notices: Vec::new(),
         };
         telling.awaited = Some(Awaited {
             sequence: telling.sequence,

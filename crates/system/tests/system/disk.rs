@@ -25,10 +25,12 @@ struct Disk {
 }
 
 impl Disk {
-    fn mount(place: PathBuf) -> Self {
+    fn mount(place: PathBuf, mebibytes: u64) -> Self {
         std::fs::create_dir(&place).unwrap();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=24m,mode=711", "none"])
+            .args(["-t", "tmpfs", "-o"])
+            .arg(format!("size={mebibytes}m,mode=711"))
+            .arg("none")
             .arg(&place)
             .status();
         assert!(mounted.unwrap().success(), "a tmpfs could not be mounted");
@@ -48,6 +50,17 @@ impl Disk {
         }
     }
 
+    /// Takes room until so many percent are used.
+    fn fill_to(&self, percent: u64) {
+        let found = rustix::fs::statvfs(&self.place).unwrap();
+        let filler = std::fs::metadata(self.filler()).map_or(0, |filler| filler.len());
+        let used = (found.f_blocks - found.f_bfree) * found.f_frsize - filler;
+        let wanted = found.f_blocks * found.f_frsize * percent / 100;
+        let mut file = File::create(self.filler()).unwrap();
+        let bytes = vec![7; usize::try_from(wanted - used).unwrap()];
+        file.write_all(&bytes).unwrap();
+    }
+
     fn make_room(&self) {
         std::fs::remove_file(self.filler()).unwrap();
     }
@@ -61,9 +74,9 @@ impl Drop for Disk {
 }
 
 impl Small {
-    fn up() -> Self {
+    fn up(mebibytes: u64) -> Self {
         let first = First::with(1, PAGE);
-        let disk = Disk::mount(first.cloud.directory.path().join("data"));
+        let disk = Disk::mount(first.cloud.directory.path().join("data"), mebibytes);
         let mut small = Self { first, disk };
         small.first.cloud.up().unwrap();
         small
@@ -76,7 +89,7 @@ fn a_full_disk_is_named_and_nothing_is_lost() {
         println!("not root: no small disk can be mounted");
         return;
     }
-    let mut small = Small::up();
+    let mut small = Small::up(24);
     let first = &mut small.first;
     let before = first.cloud.ready("page").unwrap();
 
@@ -112,4 +125,49 @@ fn a_full_disk_is_named_and_nothing_is_lost() {
     first.cloud.up().unwrap();
     first.cloud.wait_ready("page", 3, WITHIN);
     assert!(first.page().unwrap().contains("html"));
+}
+
+#[test]
+fn a_disk_that_fills_is_told_before_it_is_full() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not root: no small disk can be mounted");
+        return;
+    }
+    let small = Small::up(64);
+    let cloud = &small.first.cloud;
+    let says = |words: &[&str], part: &str| {
+        let look = || {
+            let said = cloud.say(words).map_err(|error| error.to_string())?;
+            match said.contains(part) {
+                true => Ok(()),
+                false => Err(format!("{words:?} does not say `{part}`:\n{said}")),
+            }
+        };
+        system::wait::until("the disk is told", WITHIN, look);
+    };
+    assert!(!cloud.say(&["status"]).unwrap().contains("disk"));
+
+    small.disk.fill_to(85);
+    says(
+        &["status"],
+        "the disk of the server and nodes a and edge fills: 8",
+    );
+    says(&["status", "--all"], "fills: 8");
+    says(&["status", "-o", "json"], "disk-filling");
+    says(&["nodes"], "  8");
+    says(&["nodes", "-o", "json"], "\"disk\"");
+    says(&["events"], "the disk of node a fills");
+    says(&["doctor"], "fills: 8");
+
+    small.disk.fill_to(97);
+    says(&["status"], "is as good as full: 9");
+    says(&["events"], "the disk of node a is as good as full");
+    assert!(small.first.page().unwrap().contains("html"));
+
+    small.disk.make_room();
+    let well = || match cloud.say(&["status"]) {
+        Ok(said) if !said.contains("disk") => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    system::wait::until("the disk is well", WITHIN, well);
 }

@@ -76,10 +76,11 @@ impl Applier {
         // Old and new view share the gates: from here on nobody enters by either whom the snapshot keeps out.
         view.set_gates(&snapshot);
         self.common.publish(Arc::new(view)).await;
-        // In this order: what is refused of it is told after it.
-        reports.acknowledged(snapshot.generation);
-        reports.refused((!missing.is_empty()).then(|| (snapshot.generation, missing.join("; "))));
         self.incomplete = (!missing.is_empty()).then(|| snapshot.clone());
+        // In this order: what is refused of it is told after it.
+        reports.acknowledged(snapshot.generation, missing.keys().copied().collect());
+        let why: Vec<String> = missing.into_values().collect();
+        reports.refused((!why.is_empty()).then(|| (snapshot.generation, why.join("; "))));
         Some(snapshot)
     }
 }

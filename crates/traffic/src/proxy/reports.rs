@@ -2,6 +2,7 @@
 //! from what it has told so far, so an agent that connects anew hears all of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ pub struct Reports {
 
 #[derive(Default)]
 struct State {
-    acknowledged: Option<Generation>,
+    acknowledged: Option<(Generation, BTreeSet<SocketAddr>)>,
     refused: Option<(Generation, String)>,
     calls: HashMap<(String, ResourceId), RefusedCalls>,
 }
@@ -69,8 +70,9 @@ impl Reports {
         self.changed.send_replace(());
     }
 
-    pub fn acknowledged(&self, generation: Generation) {
-        self.state().acknowledged = Some(generation);
+    /// `missing`: where it can't listen.
+    pub fn acknowledged(&self, generation: Generation, missing: BTreeSet<SocketAddr>) {
+        self.state().acknowledged = Some((generation, missing));
         self.touch();
     }
 
@@ -104,7 +106,7 @@ impl Reports {
 /// What one agent connection has told so far.
 #[derive(Default)]
 pub struct Told {
-    acknowledged: Option<Generation>,
+    acknowledged: Option<(Generation, BTreeSet<SocketAddr>)>,
     refused: Option<(Generation, String)>,
     drained: BTreeSet<InstanceId>,
     demand: BTreeMap<ResourceId, u32>,
@@ -133,13 +135,17 @@ impl Told {
     fn snapshots(&mut self, reports: &Reports, news: &mut Vec<FromProxy>) {
         let (acknowledged, refused) = {
             let state = reports.state();
-            (state.acknowledged, state.refused.clone())
+            (state.acknowledged.clone(), state.refused.clone())
         };
         // Acknowledged once more when nothing of it is missing any longer.
         let completed = refused.is_none() && self.refused.is_some();
         if acknowledged != self.acknowledged || completed {
-            self.acknowledged = acknowledged;
-            news.extend(acknowledged.map(|generation| FromProxy::Acknowledged { generation }));
+            self.acknowledged.clone_from(&acknowledged);
+            let told = |(generation, missing)| FromProxy::Acknowledged {
+                generation,
+                missing,
+            };
+            news.extend(acknowledged.map(told));
         }
         if refused != self.refused {
             self.refused = refused.clone();

@@ -1,6 +1,6 @@
 //! Listening sockets: claimed exclusively, shared by all workers, kept as long as a snapshot names them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -12,11 +12,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 const BACKLOG: i32 = 1024;
 
 pub type Sockets = HashMap<SocketAddr, Arc<TcpListener>>;
+/// What could not be claimed, and why.
+pub type Missing = BTreeMap<SocketAddr, String>;
 
 /// The sockets of a snapshot: those already held, and the others claimed anew. What can't be claimed is named; the rest goes on.
-pub fn claim(snapshot: &ProxySnapshot, held: Option<&Sockets>) -> (Sockets, Vec<String>) {
+pub fn claim(snapshot: &ProxySnapshot, held: Option<&Sockets>) -> (Sockets, Missing) {
     let mut sockets = Sockets::new();
-    let mut missing = Vec::new();
+    let mut missing = Missing::new();
     for (address, what) in wanted(snapshot) {
         let claimed = match held.and_then(|held| held.get(&address)) {
             Some(socket) => Ok(socket.clone()),
@@ -26,7 +28,10 @@ pub fn claim(snapshot: &ProxySnapshot, held: Option<&Sockets>) -> (Sockets, Vec<
             Ok(socket) => {
                 sockets.insert(address, socket);
             }
-            Err(error) => missing.push(format!("{what} can't listen on {address}: {error}")),
+            Err(error) => {
+                let why = format!("{what} can't listen on {address}: {error}");
+                missing.insert(address, why);
+            }
         }
     }
     (sockets, missing)

@@ -222,7 +222,7 @@ impl Node {
         self.agent.send(&ToProxy::Snapshot { snapshot });
         self.agent.wait(
             "acknowledged",
-            |told| matches!(told, FromProxy::Acknowledged { generation: at } if *at == generation),
+            |told| matches!(told, FromProxy::Acknowledged { generation: at, .. } if *at == generation),
         );
     }
 

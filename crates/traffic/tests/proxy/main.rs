@@ -755,7 +755,7 @@ fn a_proxy_without_an_agent_starts_on_what_it_kept() {
     let generation = shop.a.snapshot.generation;
     again.wait(
         "the kept one is in force",
-        |told| matches!(told, FromProxy::Acknowledged { generation: at } if *at == generation),
+        |told| matches!(told, FromProxy::Acknowledged { generation: at, .. } if *at == generation),
     );
     assert_eq!(get(shop.door, "cart", "/").body, "cart");
 }

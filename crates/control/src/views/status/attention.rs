@@ -15,7 +15,7 @@ use crate::views::{alike, with_others};
 use crate::world::{Entry, World};
 
 /// Lines of one kind.
-const LINES_MOST: usize = 20;
+pub(super) const LINES_MOST: usize = 20;
 /// A program that is not ready so long after its start waits for a person.
 const READY_WITHIN: Duration = Duration::from_secs(10);
 

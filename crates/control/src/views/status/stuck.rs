@@ -212,6 +212,7 @@ mod tests {
                 reason: Reason::new("joined", "joined"),
                 joined_at: NOW,
                 key: None,
+                programs: None,
             };
             let mut world = World::default();
             world.nodes.insert(node.name.clone(), stored(node));
