@@ -46,7 +46,7 @@ pub struct Cloud {
     pub directory: tempfile::TempDir,
     pub api: SocketAddr,
     pub gateway: SocketAddr,
-    /// Variables that `up`, and with it all that it starts, has beside those of the test.
+    /// Variables that `up`, with it all that it starts, and the commands have beside those of the test.
     pub environment: Vec<(String, String)>,
     manifest: Option<PathBuf>,
     zones: u32,
@@ -183,7 +183,7 @@ impl Cloud {
             .arg("--data-dir")
             .arg(self.directory.path().join("data"));
         command.args(["--api", &self.api.to_string()]);
-        command.args(words);
+        command.args(words).envs(self.environment.clone());
         let folder = self.manifest.as_deref().and_then(Path::parent);
         command.current_dir(folder.unwrap_or(self.directory.path()));
         command
