@@ -76,6 +76,21 @@ pub(crate) fn describe_all(pids: &[Pid]) -> Vec<String> {
     named.chain(rest).collect()
 }
 
+/// The names of those that live, each once and some of them. What only waits to be reaped is none.
+pub(crate) fn names(pids: &[Pid]) -> Vec<String> {
+    let living = pids.iter().filter_map(|pid| {
+        let pid = pid.as_raw_nonzero().get().unsigned_abs();
+        let lives = read_stat(pid).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        lives.then(|| name.trim_end().to_owned())
+    });
+    let mut names: Vec<String> = living.collect();
+    names.sort_unstable();
+    names.dedup();
+    names.truncate(NAMED_MOST);
+    names
+}
+
 fn describe(pid: u32) -> String {
     let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let name = read("comm");

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use model::compute::ports;
 use model::compute::{
     Ask, DesiredInstance, InstanceReport, Placement, PlacementGroup, Purpose, Service,
 };
 use model::control::{NodeDesired, NodeRecord};
-use model::ids::{Generation, InstanceId, NodeName, ProjectName, ReleaseNumber, ResourceId};
+use model::ids::{
+    Generation, InstanceId, NodeName, ProjectName, ReleaseNumber, ResourceId, ResourceName,
+};
 use model::traffic::{GatewayRoute, Owner};
 use plan::order::Order;
 use plan::road;
@@ -204,8 +207,30 @@ fn instance(
             .collect(),
         start_after: order.map_or_else(Vec::new, |order| order.start_after(&id.name).to_vec()),
         logins: engines::logins(world, id, spec),
+        need_ports: need_ports(world, id, spec),
         settings: None,
     })
+}
+
+/// The ports of what it needs, by what they are called on the road.
+fn need_ports(
+    world: &World,
+    id: &ResourceId,
+    spec: &Service,
+) -> BTreeMap<ResourceName, ResourceName> {
+    let ports = spec.needs.keys().flat_map(|need| {
+        let needed = ResourceId::new(id.project.clone(), need.clone());
+        let record = world
+            .services
+            .get(&needed)
+            .and_then(|entry| entry.record.as_ref());
+        let ports = record
+            .into_iter()
+            .flat_map(|record| record.spec.ports_of(need));
+        let ports = ports.map(|(name, ..)| (name, need.clone()));
+        ports.collect::<Vec<_>>()
+    });
+    ports.collect()
 }
 
 /// A probe asks for a name that the program is called by: many answer no other.
@@ -251,10 +276,15 @@ fn road_index(
     let routes: Vec<GatewayRoute> = world
         .routes
         .iter()
-        .map(|((project, _), route)| GatewayRoute {
-            host: route.host.clone(),
-            path: route.path.clone(),
-            to: ResourceId::new(project.clone(), route.to.clone()),
+        .map(|((project, _), route)| {
+            let at_port = |port| ports::name_of(&route.to, port);
+            let name = route.port.as_ref().and_then(at_port);
+            let name = name.unwrap_or_else(|| route.to.clone());
+            GatewayRoute {
+                host: route.host.clone(),
+                path: route.path.clone(),
+                to: ResourceId::new(project.clone(), name),
+            }
         })
         .collect();
     let reports = reports(world, observed);

@@ -260,7 +260,7 @@ fn route(
     let why = service.or_else(|| gone(events, project, route.to.as_str()));
     Some(Explanation {
         subject: place.clone(),
-        now: format!("leads to {}: {state}", route.to),
+        now: format!("leads to {}: {state}", route.target()),
         because: why.map(|why| why.because).unwrap_or_default(),
     })
 }

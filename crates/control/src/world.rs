@@ -333,6 +333,12 @@ impl World {
         all.filter(move |(id, entry)| id.project == *project && entry.keeps_data())
     }
 
+    /// Those of which data was kept of what was deleted; some more than once.
+    pub fn projects_with_kept(&self) -> impl Iterator<Item = ProjectName> {
+        let kept = self.services.iter().filter(|(_, entry)| entry.keeps_data());
+        kept.map(|(id, _)| id.project.clone())
+    }
+
     /// Those that something is declared in. Where there are none, those of which data was kept.
     pub fn projects(&self) -> Vec<ProjectName> {
         let services = self
@@ -343,8 +349,7 @@ impl World {
         projects.extend(self.routes.keys().map(|(project, _)| project.clone()));
         projects.extend(self.secrets.keys().map(|id| id.project.clone()));
         if projects.is_empty() {
-            let kept = self.services.iter().filter(|(_, entry)| entry.keeps_data());
-            projects.extend(kept.map(|(id, _)| id.project.clone()));
+            projects.extend(self.projects_with_kept());
         }
         projects.sort_unstable();
         projects.dedup();

@@ -32,13 +32,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "It leads to the port that PORT names to the service, or to another on which the service's copies listen. Each connection goes \
+    after_help = "It leads to the port that PORT names to the service, to one of its named ports, or by number to another on \
+                  which the service's copies listen. Each connection goes \
                   to a copy that is ready; without one it is closed, and the reason is said. ctrl-C ends it.\n\n\
-                  Examples:\n  mainland connect web\n  mainland connect web 9000\n  mainland connect broker:5672 5672\n  \
+                  Examples:\n  mainland connect web\n  mainland connect web 9000\n  mainland connect broker:amqp 5672\n  \
                   mainland connect web 127.0.0.2:80"
 )]
 pub struct Connect {
-    /// The service, and where that is not its PORT, the port
+    /// The service, and where that is not its PORT, the port by name or number
     #[arg(value_name = "SERVICE[:PORT]")]
     target: Target,
     /// Where to listen: a port of 127.0.0.1, or ADDRESS:PORT (default: any free port)
@@ -50,7 +51,22 @@ pub struct Connect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Target {
     service: ResourceName,
-    port: Option<NonZeroU16>,
+    port: Option<Port>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Port {
+    Number(NonZeroU16),
+    Name(ResourceName),
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Name(name) => write!(f, "{name}"),
+        }
+    }
 }
 
 impl FromStr for Target {
@@ -59,9 +75,11 @@ impl FromStr for Target {
         let (service, port) = match text.split_once(':') {
             None => (text, None),
             Some((service, port)) => {
-                let number = port.parse();
-                let number = number.map_err(|_| format!("`{port}` is not a port: 1 to 65535"))?;
-                (service, Some(number))
+                let number = port.parse().map(Port::Number);
+                let read = number.or_else(|_| port.parse().map(Port::Name));
+                let read =
+                    read.map_err(|_| format!("`{port}` is not a port: a name, or 1 to 65535"))?;
+                (service, Some(read))
             }
         };
         let service = service.parse().map_err(|error| format!("{error}"))?;
@@ -71,7 +89,7 @@ impl FromStr for Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
+        match &self.port {
             Some(port) => write!(f, "{}:{port}", self.service),
             None => write!(f, "{}", self.service),
         }
@@ -123,6 +141,7 @@ impl Connect {
 fn path(project: &ProjectName, target: &Target) -> String {
     let query = target
         .port
+        .as_ref()
         .map_or(String::new(), |port| format!("?port={port}"));
     format!(
         "/v1/projects/{project}/services/{}/connect{query}",
@@ -250,13 +269,18 @@ mod tests {
 
     #[test]
     fn what_is_led_to_is_read() {
-        let port = |number| NonZeroU16::new(number);
+        let number = |number| NonZeroU16::new(number).map(Port::Number);
+        let name = |name: &str| name.parse().ok().map(Port::Name);
         for (text, expect) in [
             ("web", Ok(("web", None))),
-            ("web:80", Ok(("web", port(80)))),
-            ("web:0", Err("`0` is not a port: 1 to 65535")),
-            ("web:", Err("`` is not a port: 1 to 65535")),
-            ("web:70000", Err("`70000` is not a port: 1 to 65535")),
+            ("web:80", Ok(("web", number(80)))),
+            ("web:admin", Ok(("web", name("admin")))),
+            ("web:0", Err("`0` is not a port: a name, or 1 to 65535")),
+            ("web:", Err("`` is not a port: a name, or 1 to 65535")),
+            (
+                "web:70000",
+                Err("`70000` is not a port: a name, or 1 to 65535"),
+            ),
         ] {
             let read: Result<Target, _> = text.parse();
             let read = read.map(|target| (target.service.to_string(), target.port));

@@ -43,6 +43,17 @@ pub struct Globals {
         hide = true
     )]
     pub token: Option<String>,
+    /// By what the server proves itself before it is shown a token: the authority's certificate, PEM, or a file with it (default: what the server
+    /// that runs here left for its owner)
+    #[arg(
+        long,
+        global = true, help_heading = HEADING,
+        value_name = "PEM",
+        env = "MAINLAND_AUTHORITY",
+        hide_env_values = true,
+        hide = true
+    )]
+    pub authority: Option<String>,
     /// The project (default: that of the manifest here, else the only one there is)
     #[arg(
         short,
@@ -137,18 +148,31 @@ impl Globals {
         }
         // The token of one server is not shown to another.
         let own = known.filter(|known| known.api == address);
-        let authority = own.as_ref().and_then(|own| own.authority.as_deref());
-        let transport = match (authority, self.prove) {
-            (Some(authority), Some(prove)) => prove(address, authority).map_err(|cause| {
-                Failure::failed(format!(
-                    "{} can't be used: {cause}\n  remedy: start the server again: it writes it anew",
-                    self.client_path().display()
-                ))
-            })?,
-            _ => Transport::Tcp(address),
-        };
+        let transport = self.way_to(address, own.as_ref())?;
         let token = self.token.clone().or(own.map(|own| own.token));
         Ok(Client::new(transport, token))
+    }
+
+    /// To a server that must prove what it is, where it is known by what. A token is shown to no other: whoever holds the port would read it.
+    fn way_to(&self, address: SocketAddr, own: Option<&ClientFile>) -> Result<Transport, Failure> {
+        let given = self.authority.as_deref().map(authority).transpose()?;
+        let left = own.and_then(|own| own.authority.clone());
+        match (given.as_ref().or(left.as_ref()), self.prove) {
+            (Some(authority), Some(prove)) => prove(address, authority).map_err(|cause| {
+                let (what, remedy) = match given.is_some() {
+                    true => ("MAINLAND_AUTHORITY".to_owned(), "it takes a certificate as PEM, or a file with it; `jq -r .authority client.json` prints that of a server"),
+                    false => (
+                        self.client_path().display().to_string(),
+                        "start the server again: it writes it anew",
+                    ),
+                };
+                Failure::failed(format!("{what} can't be used: {cause}\n  remedy: {remedy}"))
+            }),
+            (None, Some(_)) if self.token.is_some() && own.is_none() => Err(Failure::usage(format!(
+                "the token is not shown to {address}: nothing proves that a server of yours is there [unproven]\n  remedy: set MAINLAND_AUTHORITY to its authority's certificate (`jq -r .authority client.json` prints it to the server's owner), or name its data directory with --data-dir"
+            ))),
+            _ => Ok(Transport::Tcp(address)),
+        }
     }
 
     /// The project that is meant: named, or the manifest's here, or the only one there is.
@@ -238,9 +262,23 @@ impl Globals {
     }
 }
 
+/// PEM, or what a file holds: PEM, or the client file that a server leaves.
+fn authority(given: &str) -> Result<String, Failure> {
+    if given.contains("-----BEGIN") {
+        return Ok(given.to_owned());
+    }
+    let text = std::fs::read_to_string(given).map_err(|error| {
+        Failure::usage(format!(
+            "MAINLAND_AUTHORITY names {given}, which can't be read: {error}"
+        ))
+    })?;
+    let file: Option<ClientFile> = serde_json::from_str(&text).ok();
+    Ok(file.and_then(|file| file.authority).unwrap_or(text))
+}
+
 fn of_another(data: &Path, owner: u32) -> Failure {
     Failure::failed(format!(
-        "there is a cloud in {}, and it belongs to {} [forbidden]\n  remedy: run this as that user, or pass a token in MAINLAND_TOKEN and the address with --api",
+        "there is a cloud in {}, and it belongs to {} [forbidden]\n  remedy: run this as that user, or pass a token in MAINLAND_TOKEN, the address with --api, and the authority's certificate in MAINLAND_AUTHORITY",
         data.display(),
         user_name(owner)
     ))
@@ -294,6 +332,65 @@ mod tests {
                 .contains("cloud in /x, and it belongs to root (uid 0)")
         );
         assert_eq!(user_name(4_000_000_000), "uid 4000000000");
+    }
+
+    #[test]
+    fn a_token_is_shown_to_nobody_unproven() {
+        let data = tempfile::tempdir().unwrap();
+        let own = r#"{"api":"127.0.0.1:7070","token":"t","authority":"-----BEGIN own"}"#;
+        let file = data.path().join("client.json");
+        std::fs::write(&file, own).unwrap();
+        let prove: Prove = |address, authority| match authority {
+            "-----BEGIN own" | "-----BEGIN given" => {
+                Ok(Transport::Unix(address.to_string().into()))
+            }
+            other => Err(format!("`{other}` is no certificate")),
+        };
+        let (elsewhere, here) = ("127.0.0.1:9999", "127.0.0.1:7070");
+        let file = file.to_str().unwrap();
+        let table = [
+            // Nobody is shown anything that must not be seen.
+            (elsewhere, None, None, Ok("http://127.0.0.1:9999")),
+            (elsewhere, Some("t"), None, Err("[unproven]")),
+            (here, Some("t"), None, Ok("127.0.0.1:7070")),
+            (here, None, None, Ok("127.0.0.1:7070")),
+            (
+                elsewhere,
+                Some("t"),
+                Some("-----BEGIN given"),
+                Ok("127.0.0.1:9999"),
+            ),
+            (elsewhere, Some("t"), Some(file), Ok("127.0.0.1:9999")),
+            (
+                elsewhere,
+                Some("t"),
+                Some("-----BEGIN x"),
+                Err("MAINLAND_AUTHORITY can't be used"),
+            ),
+            (elsewhere, Some("t"), Some("/no/such"), Err("can't be read")),
+        ];
+        for (api, token, authority, expect) in table {
+            let globals = Globals {
+                data_dir: Some(data.path().to_owned()),
+                api: Some(api.parse().unwrap()),
+                token: token.map(str::to_owned),
+                authority: authority.map(str::to_owned),
+                ..Globals::default()
+            };
+            let case = format!("{api} {token:?} {authority:?}");
+            match (globals.proving(prove).client(), expect) {
+                (Ok(client), Ok(way)) => assert_eq!(client.transport().to_string(), way, "{case}"),
+                (Err(failure), Err(word)) => {
+                    assert!(
+                        failure.message.contains(word),
+                        "{case}: {}",
+                        failure.message
+                    );
+                }
+                (Ok(_), Err(word)) => panic!("{case}: not {word}"),
+                (Err(failure), Ok(_)) => panic!("{case}: {}", failure.message),
+            }
+        }
     }
 
     #[test]

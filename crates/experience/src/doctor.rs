@@ -104,20 +104,26 @@ fn privilege() -> Finding {
 /// Whether programs find the hosts of routes such as `shop.localhost`. Browsers and curl do by themselves (RFC 6761); the C library of Debian asks the
 /// network, which knows no such name.
 fn names() -> Finding {
-    let (found, resolved) = std::sync::mpsc::sync_channel(1);
-    // In a thread that nobody waits for: a network that is away keeps it for long.
-    std::thread::spawn(move || {
-        let is_known = (LOCAL_NAME, 80).to_socket_addrs().is_ok();
-        let _ = found.send(is_known);
-    });
-    match resolved.recv_timeout(RESOLVE_PATIENCE) {
-        Ok(true) => finding("names", Grade::Good, "programs find *.localhost"),
-        Ok(false) | Err(_) => finding(
+    match resolves(LOCAL_NAME, RESOLVE_PATIENCE) {
+        Some(true) => finding("names", Grade::Good, "programs find *.localhost"),
+        Some(false) | None => finding(
             "names",
             Grade::Less,
             "the C library does not find *.localhost (browsers and curl do): `apt-get install libnss-myhostname` mends it, or ask 127.0.0.1 with a Host header",
         ),
     }
+}
+
+/// Whether the C library finds a name. `None`: it does not know within `patience`.
+pub(crate) fn resolves(name: &str, patience: Duration) -> Option<bool> {
+    let (found, resolved) = std::sync::mpsc::sync_channel(1);
+    let name = name.to_owned();
+    // In a thread that nobody waits for: a network that is away keeps it for long.
+    std::thread::spawn(move || {
+        let is_known = (name.as_str(), 80).to_socket_addrs().is_ok();
+        let _ = found.send(is_known);
+    });
+    resolved.recv_timeout(patience).ok()
 }
 
 fn cgroups() -> Finding {

@@ -100,7 +100,7 @@ impl Status {
 
     async fn of_all(&self, client: &Client) -> Result<u8, Failure> {
         let mut all = Vec::new();
-        for project in client.projects().await?.items {
+        for project in client.projects_with_kept().await?.items {
             match client.status(&project).await {
                 Ok(status) => all.push(status),
                 // One that went meanwhile is none of them.
@@ -161,7 +161,7 @@ pub fn status_text(status: &wire::ProjectStatus) -> String {
             };
             [
                 format!("{}{}", route.host, route.path),
-                route.to.to_string(),
+                route.target(),
                 serving.to_owned(),
             ]
         };

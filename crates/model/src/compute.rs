@@ -22,6 +22,7 @@ use crate::units::{Bytes, MilliCpu, Span};
 pub mod expansion;
 mod instance;
 mod placement;
+pub mod ports;
 pub mod programs;
 mod release;
 
@@ -59,6 +60,9 @@ pub struct Service {
     pub before_deploy: Vec<String>,
     #[serde(default)]
     pub protocol: Protocol,
+    /// Ports beside its own, by name, with what is spoken there: see [`ports`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<ResourceName, Protocol>,
     /// Failing = no traffic. The default: the port accepts.
     #[serde(default)]
     pub health: Probe,
@@ -114,6 +118,7 @@ impl Service {
             needs: BTreeMap::new(),
             on: BTreeMap::new(),
             before_deploy: Vec::new(),
+            ports: BTreeMap::new(),
             protocol: Protocol::Http,
             health: Probe::default(),
             alive: None,
@@ -252,6 +257,9 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Probe {
     pub ask: Ask,
+    /// Which of the service's named ports is asked. `None`: the one that `PORT` names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<ResourceName>,
     #[serde(default = "ProbeTimes::default")]
     pub times: ProbeTimes,
 }

@@ -90,6 +90,19 @@ pub struct Route {
     /// A prefix on whole segments; `/` is all.
     pub path: String,
     pub to: ResourceName,
+    /// Which of the service's named ports. `None`: its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<ResourceName>,
+}
+
+impl Route {
+    /// What answers, as the manifest has it: `web`, or `broker:admin`.
+    pub fn target(&self) -> String {
+        match &self.port {
+            Some(port) => format!("{}:{port}", self.to),
+            None => self.to.to_string(),
+        }
+    }
 }
 
 /// Where an instance answers.

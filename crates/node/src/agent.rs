@@ -3,6 +3,7 @@
 //! All that is known stands under one lock that is held for the length of a step and never across an await. Whoever learns something calls
 //! [`Agent::tell`]; what is to be done goes to per-instance workers, to probes, and as signals to the loops that talk to servers and proxy.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{RwLock, Semaphore, SemaphorePermit, mpsc};
 
 use crate::begin::{adopt_all, begin, take_kept_desired};
-use crate::core::{Core, Signals};
+use crate::core::{Core, Signals, at_port};
 use crate::firewall::Firewall;
 use crate::identity::{self, Identities};
 use crate::instances::{self, Order};
@@ -197,7 +198,8 @@ impl Agent {
                 run,
                 question,
             } => self.probe(core, instance, run, question),
-            Output::SetGate { .. } => {
+            Output::SetGate { instance, .. } => {
+                core.gate_changes(&instance);
                 self.signals.road.send_replace(());
             }
             Output::Report { .. } => {
@@ -258,7 +260,14 @@ impl Agent {
             decide::Question::Alive => spec.alive.as_ref(),
         };
         let Some(probe) = probe.cloned() else { return };
-        let address = known.address().and_then(|address| address.parse().ok());
+        let address = match &probe.port {
+            None => known.address().and_then(|address| address.parse().ok()),
+            Some(port) => {
+                let at_port = at_port(known.desired(), port);
+                let port = at_port.and_then(|id| core.ports.get(&id).copied());
+                port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+            }
+        };
         let agent = self.clone();
         let key = (instance.clone(), question);
         let asking = self.tasks.spawn(async move {
@@ -305,6 +314,7 @@ impl Agent {
         let record = Record {
             desired: instance.desired().clone(),
             port: core.ports.get(id).copied(),
+            ports: core.named_ports(instance.desired()),
             history: instance.history().clone(),
         };
         self.keeper.write(self.layout.record(id), &record);
@@ -337,6 +347,7 @@ impl Agent {
                 .map(|(_, instance)| instance)
                 .collect(),
             road: &core.road,
+            ports: &core.ports,
             doors: &core.doors,
             removed: &core.removed,
             enforce_uid: self.is_root,

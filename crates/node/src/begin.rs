@@ -16,7 +16,7 @@ use tokio::sync::{RwLock, Semaphore, mpsc};
 
 use crate::agent::{Agent, Error};
 use crate::alone::{self, Alone};
-use crate::core::{Core, Running, Signals, kept_snapshot};
+use crate::core::{Core, Running, Signals, at_port, kept_snapshot};
 use crate::firewall::{self, Firewall};
 use crate::identity::{Identities, Ticket};
 use crate::keeper::Keeper;
@@ -126,6 +126,18 @@ fn detect_cgroups(limits: &mut Vec<String>) -> Option<cgroup::Cgroups> {
     }
 }
 
+fn take_ports(core: &mut Core, record: &Record) {
+    let id = &record.desired.instance;
+    let own = record.port.map(|port| (id.clone(), port));
+    core.ports.extend(own);
+    for (name, port) in &record.ports {
+        if let Some(at_port) = at_port(&record.desired, name) {
+            core.port_owners.insert(at_port.clone(), id.clone());
+            core.ports.insert(at_port, *port);
+        }
+    }
+}
+
 /// What earlier agents left is taken over before anything else is decided.
 pub async fn adopt_all(agent: &Arc<Agent>) {
     agent.with(|core| {
@@ -143,8 +155,7 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
         let id = record.desired.instance.clone();
         let directory = agent.layout.instance(&id);
         agent.with(|core| {
-            core.ports
-                .extend(record.port.map(|port| (id.clone(), port)));
+            take_ports(core, &record);
             core.running
                 .insert(id.clone(), Running { run: 1, pid: None });
         });

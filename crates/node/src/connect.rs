@@ -47,11 +47,16 @@ pub async fn answer(
 
 /// Its own port, or another on which something of its service listens here.
 fn address(agent: &Agent, id: &InstanceId, port: Option<&str>) -> Result<SocketAddr, Box<Problem>> {
-    let (own, uid) = agent.with(|core| {
-        let uid = core.state.instance(id).map(|one| one.desired().uid);
-        (core.ports.get(id).copied(), uid)
+    let (own, named, uid) = agent.with(|core| {
+        let desired = core.state.instance(id).map(|one| one.desired());
+        let named = desired.map(|desired| core.named_ports(desired));
+        let uid = desired.map(|desired| desired.uid);
+        (core.ports.get(id).copied(), named.unwrap_or_default(), uid)
     });
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
+    if let Some(port) = port.and_then(|name| named.get(name)) {
+        return Ok(SocketAddr::new(loopback, *port));
+    }
     let asked = match (port, own) {
         (None, Some(own)) => return Ok(SocketAddr::new(loopback, own)),
         (None, None) => return Err(no_port(id, "it has no port yet")),
@@ -59,7 +64,12 @@ fn address(agent: &Agent, id: &InstanceId, port: Option<&str>) -> Result<SocketA
     };
     let Some(asked) = asked else {
         let text = port.unwrap_or_default();
-        return Err(no_port(id, &format!("`{text}` is not a port")));
+        let known: Vec<_> = named.keys().map(|name| name.as_str()).collect();
+        let known = match known.is_empty() {
+            true => "it has none with a name".to_owned(),
+            false => format!("its ports are {}", known.join(", ")),
+        };
+        return Err(no_port(id, &format!("it has no port `{text}`: {known}")));
     };
     if own == Some(asked) {
         return Ok(SocketAddr::new(loopback, asked));

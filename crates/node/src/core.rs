@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use compute::runtime::InstanceSpec;
 use model::boundary::KeyFingerprint;
+use model::compute::{DesiredInstance, ports};
 use model::control::{NodeEvent, Reason};
-use model::ids::{Generation, InstanceId, ResourceId};
+use model::ids::{Generation, InstanceId, ResourceId, ResourceName};
 use model::signals::Level;
-use model::traffic::{ProxySnapshot, Road};
+use model::traffic::{Protocol, ProxySnapshot, Road};
 use plan::agent::{Question, Run, State};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
+use crate::desired::WrongUrl;
 use crate::doors::Doors;
 use crate::instances::Order;
 use crate::layout::{self, Layout};
@@ -23,10 +25,24 @@ use crate::pause;
 /// Events that wait for the next heartbeat; the oldest stay.
 pub const EVENTS_MAX: usize = 64;
 
+/// What an instance is called at one of its named ports.
+pub fn at_port(desired: &DesiredInstance, port: &ResourceName) -> Option<InstanceId> {
+    let name = ports::instance_of(&desired.instance.name, &desired.service, port)?;
+    Some(InstanceId::new(desired.instance.project.clone(), name))
+}
+
+/// Services whose protocol is remembered.
+const PROTOCOLS_MAX: usize = 4096;
+
 /// Under the lock.
 pub struct Core {
     pub state: State,
+    /// Of each instance its own, and of each at a named port that one.
     pub ports: BTreeMap<InstanceId, u16>,
+    /// Whose an instance at a named port is.
+    pub port_owners: BTreeMap<InstanceId, InstanceId>,
+    /// Where nobody is inside any more since the gate closed.
+    pub drained: BTreeSet<InstanceId>,
     pub specs: BTreeMap<InstanceId, Arc<InstanceSpec>>,
     pub running: BTreeMap<InstanceId, Running>,
     pub workers: BTreeMap<InstanceId, mpsc::Sender<Order>>,
@@ -37,6 +53,10 @@ pub struct Core {
     /// Keys of nodes that were removed.
     pub removed: BTreeSet<KeyFingerprint>,
     pub doors: Doors,
+    /// What each service spoke when the road last had it: one that was deleted may come back while a caller starts.
+    pub protocols: BTreeMap<ResourceId, Protocol>,
+    /// What was told of URLs that are no longer right.
+    pub wrong_urls: BTreeSet<(InstanceId, WrongUrl)>,
     pub demand: BTreeMap<ResourceId, u32>,
     /// Secrets of the services here, as last given: in memory only.
     pub secrets: BTreeMap<ResourceId, api::wire::SecretValues>,
@@ -105,6 +125,72 @@ impl Default for Signals {
 }
 
 impl Core {
+    /// The ports of an instance beside its own, by their names.
+    pub fn named_ports(&self, desired: &DesiredInstance) -> BTreeMap<ResourceName, u16> {
+        let ports = desired.spec.ports.keys();
+        let known = ports.filter_map(|port| {
+            let at_port = at_port(desired, port)?;
+            Some((port.clone(), *self.ports.get(&at_port)?))
+        });
+        known.collect()
+    }
+
+    /// Gives up all ports of an instance.
+    pub fn release_ports(&mut self, id: &InstanceId) {
+        self.gate_changes(id);
+        for at_port in self.at_ports(id) {
+            self.ports.remove(&at_port);
+            self.port_owners.remove(&at_port);
+        }
+        self.ports.remove(id);
+    }
+
+    /// Gives up those that a newer release of it does not have.
+    pub fn keep_ports_of(&mut self, desired: &DesiredInstance) {
+        let ports = desired.spec.ports.keys();
+        let has: BTreeSet<_> = ports.filter_map(|port| at_port(desired, port)).collect();
+        for at_port in self.at_ports(&desired.instance) {
+            if !has.contains(&at_port) {
+                self.ports.remove(&at_port);
+                self.port_owners.remove(&at_port);
+            }
+        }
+    }
+
+    /// The instance at each of its named ports.
+    fn at_ports(&self, id: &InstanceId) -> Vec<InstanceId> {
+        let owned = self.port_owners.iter().filter(|(_, owner)| *owner == id);
+        owned.map(|(at_port, _)| at_port.clone()).collect()
+    }
+
+    /// Nobody is inside any more, of an instance or at one of its ports. Answers with the instance once that is so at all of them.
+    pub fn drained(&mut self, at: InstanceId) -> Option<InstanceId> {
+        let owner = self.port_owners.get(&at).unwrap_or(&at).clone();
+        self.drained.insert(at);
+        let mut all = self.at_ports(&owner);
+        all.push(owner.clone());
+        let is_drained = all.iter().all(|at| self.drained.contains(at));
+        is_drained.then_some(owner)
+    }
+
+    /// What was said of who is inside was said of the gate as it was.
+    pub fn gate_changes(&mut self, id: &InstanceId) {
+        for at_port in self.at_ports(id) {
+            self.drained.remove(&at_port);
+        }
+        self.drained.remove(id);
+    }
+
+    /// Remembers what the road's services speak. Bounded: beyond, those that are not on the road now are forgotten.
+    pub fn learn_protocols(&mut self) {
+        let now = self.road.destinations.iter();
+        let now = now.map(|found| (found.service.clone(), found.protocol));
+        if self.protocols.len() >= PROTOCOLS_MAX {
+            self.protocols.clear();
+        }
+        self.protocols.extend(now);
+    }
+
     pub fn open(layout: &Layout, machine: Machine) -> Self {
         let doors = layout::read(&layout.doors()).unwrap_or_else(|error| {
             tracing::warn!(%error, "doors are given anew");
@@ -114,6 +200,8 @@ impl Core {
         Self {
             state: State::new(pause::draw()),
             ports: BTreeMap::new(),
+            port_owners: BTreeMap::new(),
+            drained: BTreeSet::new(),
             specs: BTreeMap::new(),
             running: BTreeMap::new(),
             workers: BTreeMap::new(),
@@ -122,6 +210,8 @@ impl Core {
             road: Road::default(),
             removed: BTreeSet::new(),
             doors: doors.unwrap_or_default(),
+            protocols: BTreeMap::new(),
+            wrong_urls: BTreeSet::new(),
             demand: BTreeMap::new(),
             secrets: BTreeMap::new(),
             told: snapshot

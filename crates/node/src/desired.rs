@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
+use compute::runtime::Environment;
 use futures_util::StreamExt;
+use model::compute::{DesiredInstance, environment_name};
 use model::control::{NodeDesired, Reason};
-use model::ids::ResourceId;
+use model::ids::{InstanceName, ResourceId, ResourceName};
 use model::signals::Level;
+use model::traffic::{Protocol, Road};
 use plan::Instant;
 use plan::agent::Input;
 
 use crate::agent::Agent;
+use crate::core::Core;
 use crate::pause::Pause;
-use crate::{clock, layout};
+use crate::{clock, layout, snapshot};
 
 /// Watches for as long as the agent lives.
 pub async fn run(agent: Arc<Agent>) {
@@ -52,6 +56,7 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
         if is_new {
             core.road = plan::road::merge(&core.road, &desired.road);
             desired.road = core.road.clone();
+            core.learn_protocols();
             core.removed.clone_from(&desired.removed);
         }
         is_new
@@ -68,11 +73,91 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
         asked_at,
     });
     if is_new {
+        agent.with(|core| tell_wrong_urls(agent, core));
         agent.signals.road.send_replace(());
         agent.signals.certify.notify_one();
         // That it was taken is what the server waits for.
         agent.signals.report.notify_one();
     }
+}
+
+/// What runs keeps the URLs that it was started with. One that is wrong by now is told, once.
+fn tell_wrong_urls(agent: &Agent, core: &mut Core) {
+    let wrong: Vec<_> = core
+        .state
+        .instances()
+        .filter(|(_, instance)| instance.pid().is_some())
+        .flat_map(|(id, instance)| {
+            let spec = core.specs.get(id);
+            let given =
+                spec.map(|spec| wrong_urls(instance.desired(), &spec.environment, &core.road));
+            given
+                .unwrap_or_default()
+                .into_iter()
+                .map(|wrong| (id.clone(), wrong))
+        })
+        .collect();
+    for (id, wrong) in &wrong {
+        if !core.wrong_urls.contains(&(id.clone(), wrong.clone())) {
+            let reason = Reason::new("need-changed", wrong.in_words(&id.name));
+            agent.say(core, Some(id.clone()), Level::Warning, reason);
+        }
+    }
+    core.wrong_urls = wrong.into_iter().collect();
+}
+
+/// A need whose URL says another protocol than it speaks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WrongUrl {
+    service: ResourceName,
+    need: ResourceName,
+    given: String,
+    speaks: &'static str,
+}
+
+impl WrongUrl {
+    fn in_words(&self, instance: &InstanceName) -> String {
+        let Self {
+            service,
+            need,
+            given,
+            speaks,
+        } = self;
+        let variable = environment_name(need);
+        format!(
+            "{instance} was started with {variable}_URL={given}, and {need} speaks {speaks} now: `mainland restart {service}` gives it the right one"
+        )
+    }
+}
+
+fn wrong_urls(desired: &DesiredInstance, environment: &Environment, road: &Road) -> Vec<WrongUrl> {
+    // A database's URL is of its own kind, and what the manifest says of a variable stands.
+    let is_ours = |need: &&ResourceName| {
+        let variable = format!("{}_URL", environment_name(need));
+        !desired.logins.contains_key(*need) && !desired.spec.env.contains_key(&variable)
+    };
+    let needs = desired.spec.needs.keys().chain(desired.need_ports.keys());
+    let needs = needs.filter(is_ours);
+    let wrong = needs.filter_map(|need| {
+        let given = environment
+            .0
+            .get(&format!("{}_URL", environment_name(need)))?;
+        let id = ResourceId::new(desired.instance.project.clone(), need.clone());
+        let speaks = match snapshot::destination(road, &id)?.protocol {
+            Protocol::Http => "http",
+            Protocol::Tcp => "tcp",
+        };
+        let is_right = given
+            .split_once("://")
+            .is_none_or(|(scheme, _)| scheme == speaks);
+        (!is_right).then(|| WrongUrl {
+            service: desired.service.clone(),
+            need: need.clone(),
+            given: given.clone(),
+            speaks,
+        })
+    });
+    wrong.collect()
 }
 
 fn forget(agent: &Arc<Agent>, service: &ResourceId) {
@@ -97,5 +182,91 @@ fn forget(agent: &Arc<Agent>, service: &ResourceId) {
 fn keep(agent: &Agent, desired: &NodeDesired) {
     if let Err(error) = layout::write(&agent.layout.desired(), desired) {
         agent.with(|core| agent.disk_refuses(core, &error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use model::compute::{Need, Purpose, Role, Service, Wanted, Work};
+    use model::ids::{Epoch, ReleaseNumber};
+    use model::traffic::{Destination, TrafficOptions};
+
+    use super::*;
+
+    fn caller() -> DesiredInstance {
+        let work = Work::Process {
+            run: vec!["./web".to_owned()],
+            artifact: None,
+        };
+        let mut spec = Service::of(work);
+        spec.needs.insert("queue".parse().unwrap(), Need::default());
+        DesiredInstance {
+            instance: "shop/web-1".parse().unwrap(),
+            service: "web".parse().unwrap(),
+            release: ReleaseNumber(1),
+            epoch: Epoch(1),
+            slot: None,
+            role: Role::Member,
+            purpose: Purpose::Serve,
+            wanted: Wanted::Run,
+            uid: 1,
+            spec,
+            secrets: Vec::new(),
+            start_after: Vec::new(),
+            logins: BTreeMap::new(),
+            need_ports: BTreeMap::new(),
+            settings: None,
+        }
+    }
+
+    fn road(protocol: Option<Protocol>) -> Road {
+        let destination = |protocol| Destination {
+            service: "shop/queue".parse().unwrap(),
+            protocol,
+            traffic: TrafficOptions::default(),
+            endpoints: Vec::new(),
+            external: Vec::new(),
+        };
+        Road {
+            destinations: protocol.map(destination).into_iter().collect(),
+            ..Road::default()
+        }
+    }
+
+    #[test]
+    fn a_url_that_a_need_outgrew_is_told() {
+        let (http, tcp) = (Some(Protocol::Http), Some(Protocol::Tcp));
+        for (given, speaks, is_wrong) in [
+            ("http://127.77.0.1:7080", http, false),
+            ("http://127.77.0.1:7080", tcp, true),
+            ("tcp://127.77.0.1:7080", tcp, false),
+            ("tcp://127.77.0.1:7080", http, true),
+            // Gone for now: nothing is known of it.
+            ("http://127.77.0.1:7080", None, false),
+        ] {
+            let mut environment = Environment::default();
+            environment
+                .0
+                .insert("QUEUE_URL".to_owned(), given.to_owned());
+            let wrong = wrong_urls(&caller(), &environment, &road(speaks));
+            assert_eq!(wrong.len(), usize::from(is_wrong), "{given} {speaks:?}");
+            for wrong in wrong {
+                let told = wrong.in_words(&"web-1".parse().unwrap());
+                assert!(
+                    told.contains("QUEUE_URL") && told.contains("`mainland restart web`"),
+                    "{told}"
+                );
+            }
+        }
+        // What the manifest says itself is its own business.
+        let mut own = caller();
+        let variable = "QUEUE_URL".to_owned();
+        own.spec
+            .env
+            .insert(variable.clone(), "http://elsewhere".to_owned());
+        let environment = Environment([(variable, "http://elsewhere".to_owned())].into());
+        assert!(wrong_urls(&own, &environment, &road(tcp)).is_empty());
     }
 }

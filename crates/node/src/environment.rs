@@ -24,6 +24,8 @@ pub struct Given<'a> {
     pub node: &'a NodeName,
     pub zone: &'a ZoneName,
     pub port: u16,
+    /// Those beside it, by their names.
+    pub ports: &'a BTreeMap<ResourceName, u16>,
     pub work: &'a Path,
     /// Where each needed service answers for this caller.
     pub doors: &'a BTreeMap<ResourceName, (SocketAddr, Protocol)>,
@@ -47,6 +49,9 @@ pub fn environment(given: &Given<'_>) -> Environment {
     };
     for (name, value) in fixed(given) {
         set(name.to_owned(), value);
+    }
+    for (name, port) in given.ports {
+        set(format!("PORT_{}", environment_name(name)), port.to_string());
     }
     for (need, (address, protocol)) in given.doors {
         let name = environment_name(need);
@@ -195,6 +200,7 @@ mod tests {
             (name("tls-key"), Secret::File("/dev/shm/x".into())),
         ];
         let environment = environment(&Given {
+            ports: &[("admin".parse().unwrap(), 4001)].into(),
             desired: &desired,
             node: &NodeName::new("a").unwrap(),
             zone: &ZoneName::new("z").unwrap(),
@@ -205,6 +211,7 @@ mod tests {
             volumes: &[(name("data"), PathBuf::from("/v/data"))].into(),
         });
         let table = [
+            ("PORT_ADMIN", "4001"),
             ("PORT", "20001"),
             ("HOST", "127.0.0.1"),
             ("HOME", "/d/work"),

@@ -61,7 +61,14 @@ async fn converse(
     if exec.command.is_empty() {
         return Err("there is no command".to_owned());
     }
-    let mut spec = instances::exec_spec(agent, id).ok_or_else(|| format!("`{id}` does not run"))?;
+    let mut spec = instances::exec_spec(agent, id).ok_or_else(|| {
+        let service = id
+            .name
+            .as_str()
+            .rsplit_once('-')
+            .map_or("", |(service, _)| service);
+        format!("`{id}` does not run; `mainland run --in {service}` runs a command without it")
+    })?;
     if let Some(kind) = exec.kind {
         spec.environment.0.insert("TERM".to_owned(), kind);
     }

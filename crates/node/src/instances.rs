@@ -78,7 +78,7 @@ fn retire(core: &mut Core, id: &InstanceId, orders: &mpsc::Receiver<Order>) -> b
         return false;
     }
     core.workers.remove(id);
-    core.ports.remove(id);
+    core.release_ports(id);
     core.specs.remove(id);
     core.running.remove(id);
     core.asking.retain(|(asked, _), _| asked != id);
@@ -176,7 +176,10 @@ async fn next_order(orders: &mut mpsc::Receiver<Order>, run: Run) -> Option<Orde
 
 /// Every port that an instance of this node has, and whose it is.
 pub fn open_ports(core: &Core) -> BTreeMap<u16, u32> {
-    let uid = |id: &InstanceId| Some(core.state.instance(id)?.desired().uid);
+    let uid = |id: &InstanceId| {
+        let owner = core.port_owners.get(id).unwrap_or(id);
+        Some(core.state.instance(owner)?.desired().uid)
+    };
     core.ports
         .iter()
         .filter_map(|(id, port)| Some((*port, uid(id)?)))
@@ -347,7 +350,7 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
     if gone {
         agent.keeper.remove(agent.layout.record(id));
         layout::aside(|| engine::forget(agent, id));
-        agent.with(|core| core.ports.remove(id));
+        agent.with(|core| core.release_ports(id));
         open_port_again(agent).await;
         agent.signals.certify.notify_one();
     }

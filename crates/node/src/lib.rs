@@ -63,7 +63,7 @@ mod layout;
 pub mod leftovers;
 mod machine;
 pub mod options;
-mod pause;
+pub mod pause;
 mod prepare;
 mod probes;
 mod proxy;

@@ -19,7 +19,7 @@ use model::ids::{InstanceId, ResourceId, ResourceName};
 use model::traffic::Protocol;
 
 use crate::agent::Agent;
-use crate::core::Core;
+use crate::core::{Core, at_port};
 use crate::doors::NoDoor;
 use crate::environment::{self, Secret};
 use crate::instances::open_ports;
@@ -156,6 +156,13 @@ pub async fn place(
     let id = &desired.instance;
     volumes::make(agent, desired).await?;
     let port = take_port(agent, id)?;
+    agent.with(|core| core.keep_ports_of(desired));
+    for name in desired.spec.ports.keys() {
+        let at_port = at_port(desired, name)
+            .ok_or_else(|| format!("the name of its port {name} is too long"))?;
+        agent.with(|core| core.port_owners.insert(at_port.clone(), id.clone()));
+        take_port(agent, &at_port)?;
+    }
     let doors = open_doors(agent, desired)?;
     layout::aside(|| engine::make_socket_folder(agent, desired))?;
     engine::make_files(agent, desired, &secrets).await?;
@@ -205,8 +212,8 @@ pub fn open_doors(agent: &Agent, desired: &DesiredInstance) -> Result<Doors, Str
         for need in snapshot::service_needs(desired) {
             let need_id = ResourceId::new(caller.project.clone(), need.clone());
             given |= give_door(agent, core, &caller, &need_id)?;
-            let protocol = snapshot::destination(&core.road, &need_id)
-                .map_or(Protocol::Http, |found| found.protocol);
+            let spoken = core.protocols.get(&need_id);
+            let protocol = spoken.copied().unwrap_or(Protocol::Http);
             let door = core.doors.get(&caller, &need_id);
             doors.extend(door.map(|door| (need.clone(), (door, protocol))));
         }
@@ -318,8 +325,10 @@ pub fn make_spec(
     let engine_file = engine::equip(agent, desired, doors, &mut secrets, &mut of_engine)?;
     let (secrets, mut secret_files) = split_secrets(agent, desired, secrets)?;
     secret_files.extend(engine_file);
+    let ports = agent.with(|core| core.named_ports(desired));
     let mut environment = environment::environment(&environment::Given {
         desired,
+        ports: &ports,
         node: &agent.config.name,
         zone: &agent.config.zone,
         port,

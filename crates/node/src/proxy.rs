@@ -312,7 +312,11 @@ fn hear(agent: &Arc<Agent>, line: &str, refused: &mut Refused) -> bool {
             tracing::debug!(%generation, error, "the proxy refuses");
             hear_refusal(agent, error, refused);
         }
-        Ok(FromProxy::Drained { instance }) => agent.tell(Input::Drained { instance }),
+        Ok(FromProxy::Drained { instance }) => {
+            if let Some(instance) = agent.with(|core| core.drained(instance)) {
+                agent.tell(Input::Drained { instance });
+            }
+        }
         Ok(FromProxy::Demand { service, waiting }) => {
             agent.with(|core| match waiting {
                 0 => core.demand.remove(&service),

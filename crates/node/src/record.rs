@@ -1,9 +1,10 @@
 //! What a node keeps of an instance beside the runtime's own records, so that the next agent knows it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use model::compute::DesiredInstance;
-use model::ids::InstanceId;
+use model::ids::{InstanceId, ResourceName};
 use plan::agent::History;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,9 @@ pub struct Record {
     /// Its own for as long as it is on this node.
     #[serde(default)]
     pub port: Option<u16>,
+    /// Those beside it, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<ResourceName, u16>,
     #[serde(default)]
     pub history: History,
 }
@@ -85,6 +89,7 @@ pub mod testing {
             secrets: Vec::new(),
             start_after: Vec::new(),
             logins: BTreeMap::new(),
+            need_ports: BTreeMap::new(),
             settings: None,
         }
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use model::boundary::KeyFingerprint;
 use model::compute::DesiredInstance;
-use model::ids::{Generation, ResourceId, ResourceName};
+use model::ids::{Generation, InstanceId, ResourceId, ResourceName};
 use model::traffic::{
     Address, Destination, Door, Gateway, Identity, LocalInstance, Protocol, ProxySnapshot, Road,
     Trust,
@@ -13,6 +13,7 @@ use model::traffic::{
 use model::units::Span;
 use plan::agent::Instance;
 
+use crate::core::at_port;
 use crate::doors::Doors;
 use crate::identity::NodeIdentity;
 use crate::options::Config;
@@ -26,6 +27,8 @@ pub struct Parts<'a> {
     pub instances: Vec<&'a Instance>,
     pub road: &'a Road,
     pub doors: &'a Doors,
+    /// Of instances, and of instances at a named port.
+    pub ports: &'a BTreeMap<InstanceId, u16>,
     pub removed: &'a BTreeSet<KeyFingerprint>,
     pub enforce_uid: bool,
 }
@@ -48,7 +51,7 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
         local: parts
             .instances
             .iter()
-            .filter_map(|instance| local(instance, parts.enforce_uid))
+            .flat_map(|instance| local(instance, &parts))
             .collect(),
         callers: parts.road.callers.clone(),
         doors: doors(&parts),
@@ -70,10 +73,14 @@ pub fn refusals(config: &Config) -> SocketAddr {
     SocketAddr::from((config.mesh_block.first, config.refusals_port))
 }
 
-fn local(instance: &Instance, enforce_uid: bool) -> Option<LocalInstance> {
-    let address: SocketAddr = instance.address()?.parse().ok()?;
+/// An instance at its own port, and at each that has a name.
+fn local(instance: &Instance, parts: &Parts<'_>) -> Vec<LocalInstance> {
+    let address = instance.address().and_then(|address| address.parse().ok());
+    let Some(address) = address else {
+        return Vec::new();
+    };
     let desired = instance.desired();
-    Some(LocalInstance {
+    let own = LocalInstance {
         instance: desired.instance.clone(),
         service: instance.service(),
         epoch: desired.epoch,
@@ -81,8 +88,21 @@ fn local(instance: &Instance, enforce_uid: bool) -> Option<LocalInstance> {
         protocol: desired.spec.protocol,
         max_in_flight: desired.spec.traffic.max_in_flight,
         gate: instance.gate(),
-        uid: enforce_uid.then_some(desired.uid),
-    })
+        uid: parts.enforce_uid.then_some(desired.uid),
+    };
+    let at_ports = desired.spec.ports_of(&desired.service);
+    let at_ports = at_ports.filter_map(|(name, port, protocol)| {
+        let instance = at_port(desired, port)?;
+        let address = SocketAddr::new(address.ip(), *parts.ports.get(&instance)?);
+        Some(LocalInstance {
+            instance,
+            service: ResourceId::new(desired.instance.project.clone(), name),
+            address: Address::Tcp { address },
+            protocol,
+            ..own.clone()
+        })
+    });
+    at_ports.chain([own.clone()]).collect()
 }
 
 /// One for each need of each service here, whichever instance declares it.
@@ -124,6 +144,8 @@ fn doors(parts: &Parts<'_>) -> Vec<Door> {
 
 /// What one call may take, if this caller says so.
 fn timeout(desired: &DesiredInstance, need: &ResourceName) -> Option<Span> {
+    // A port of what it needs goes by what it says of that.
+    let need = desired.need_ports.get(need).unwrap_or(need);
     let declared = desired.spec.needs.get(need).and_then(|need| need.timeout);
     let settings = desired.settings.as_ref();
     declared.or_else(|| Some(settings?.subscriptions.get(need)?.timeout))
@@ -135,7 +157,7 @@ fn is_delivered_to(desired: &DesiredInstance, consumer: &ResourceName) -> bool {
     settings.is_some_and(|settings| settings.subscriptions.contains_key(consumer))
 }
 
-/// The services that it calls: those needs that are no secrets, and of a topic its consumers.
+/// The services that it calls: those needs that are no secrets, with their ports, and of a topic its consumers.
 pub fn service_needs(desired: &DesiredInstance) -> impl Iterator<Item = &ResourceName> {
     // The password of a database goes by the database's name.
     let secret = |need: &&ResourceName| {
@@ -145,7 +167,11 @@ pub fn service_needs(desired: &DesiredInstance) -> impl Iterator<Item = &Resourc
     let needs = desired.spec.needs.keys();
     let consumers = desired.settings.iter();
     let consumers = consumers.flat_map(|settings| settings.subscriptions.keys());
-    needs.filter(move |need| !secret(need)).chain(consumers)
+    let ports = desired.need_ports.keys();
+    needs
+        .filter(move |need| !secret(need))
+        .chain(ports)
+        .chain(consumers)
 }
 
 pub fn destination<'a>(road: &'a Road, service: &ResourceId) -> Option<&'a Destination> {

@@ -69,10 +69,48 @@ pub fn ended(how: &ExitHow) -> String {
     match how {
         ExitHow::Code { code } => format!("exit code {code}"),
         ExitHow::Signal { signal } => format!("signal {signal}"),
+        ExitHow::Background { processes } => format!(
+            "its program went to the background (exit code 0 with {} still running): {}",
+            processes.join(", "),
+            to_foreground(processes)
+        ),
         ExitHow::OutOfMemory { limit } => format!("out of memory (limit {limit})"),
         ExitHow::NotStarted { error } => format!("not started: {error}"),
         ExitHow::LeaseLost => "stopped when its lease ran out".to_owned(),
         ExitHow::Unknown => "ended, how is not known".to_owned(),
+    }
+}
+
+/// How programs that go to the background by themselves are kept from it, by the names of their processes.
+const FOREGROUND: [(&str, &str); 14] = [
+    ("nginx", "nginx -g 'daemon off;'"),
+    ("apache2", "apache2ctl -D FOREGROUND"),
+    ("httpd", "httpd -D FOREGROUND"),
+    ("redis-server", "redis-server --daemonize no"),
+    ("valkey-server", "valkey-server --daemonize no"),
+    ("postgres", "postgres itself in place of pg_ctl"),
+    ("sshd", "sshd -D"),
+    ("haproxy", "haproxy -db"),
+    ("mongod", "mongod without --fork"),
+    ("memcached", "memcached without -d"),
+    ("gunicorn", "gunicorn without --daemon"),
+    ("caddy", "caddy run in place of caddy start"),
+    ("php-fpm", "php-fpm --nodaemonize"),
+    ("uwsgi", "uwsgi without --daemonize"),
+];
+
+/// What keeps a program in the foreground.
+fn to_foreground(processes: &[String]) -> String {
+    // `php-fpm8.2`, `redis-server *:6379` and `nginx: master` are the same programs.
+    let known = FOREGROUND
+        .iter()
+        .find(|(name, _)| processes.iter().any(|process| process.starts_with(name)));
+    match known {
+        Some((_, command)) => format!("run it in the foreground: {command}"),
+        None => {
+            "run it in the foreground (a shell script ends with `exec PROGRAM`, not `PROGRAM &`)"
+                .to_owned()
+        }
     }
 }
 
@@ -104,6 +142,25 @@ mod tests {
                 Duration::from_millis(ms),
                 "{failures} {jitter}"
             );
+        }
+    }
+
+    #[test]
+    fn what_went_to_the_background_is_named_with_its_mend() {
+        let nginx = "run it in the foreground: nginx -g 'daemon off;'";
+        for (processes, expect) in [
+            (&["nginx"][..], nginx),
+            (&["sh", "nginx: worker"], nginx),
+            (&["php-fpm8.2"], "php-fpm --nodaemonize"),
+            (&["my-daemon"], "`exec PROGRAM`"),
+        ] {
+            let processes = processes.iter().map(|name| (*name).to_owned()).collect();
+            let told = ended(&ExitHow::Background { processes });
+            assert!(
+                told.starts_with("its program went to the background"),
+                "{told}"
+            );
+            assert!(told.contains(expect), "{told}");
         }
     }
 

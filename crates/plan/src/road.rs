@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use model::compute::ports;
 use model::compute::{
     InstanceReport, InstanceState, Placement, PlacementGroup, Purpose, Service, Wanted, Work,
 };
 use model::control::{NodeRecord, NodeRole, Standing};
-use model::ids::{InstanceId, NodeName, ReleaseNumber, ResourceId};
+use model::ids::{InstanceId, NodeName, ReleaseNumber, ResourceId, ResourceName};
 use model::traffic::{Address, Callers, Destination, Endpoint, GatewayRoute, Road};
 
 /// One service as the road sees it.
@@ -61,11 +62,7 @@ impl Index {
         routes.sort_by(|a, b| (&a.host, &a.path).cmp(&(&b.host, &b.path)));
         let is_edge = |record: &&NodeRecord| record.role == NodeRole::Edge;
         Self {
-            destinations: world
-                .services
-                .iter()
-                .map(|(id, entry)| (id.clone(), destination(world, id, entry)))
-                .collect(),
+            destinations: destinations(world),
             callers: callers(world),
             local: local(world),
             edges: world
@@ -110,6 +107,49 @@ impl Index {
             owners: Vec::new(),
         }
     }
+}
+
+/// Services, and each of their named ports as if it were one.
+fn destinations(world: &World<'_>) -> BTreeMap<ResourceId, Destination> {
+    let all = world.services.iter();
+    all.flat_map(|(id, entry)| {
+        let own = destination(world, id, entry);
+        let ports = entry.spec.ports_of(&id.name);
+        let ports: Vec<_> = ports
+            .map(|(name, port, protocol)| Destination {
+                service: ResourceId::new(id.project.clone(), name),
+                protocol,
+                endpoints: endpoints_at(id, entry, &own.endpoints, port),
+                ..own.clone()
+            })
+            .collect();
+        ports.into_iter().chain([own])
+    })
+    .map(|found| (found.service.clone(), found))
+    .collect()
+}
+
+/// Where those copies answer at a port whose release has it.
+fn endpoints_at(
+    id: &ResourceId,
+    entry: &ServiceEntry<'_>,
+    own: &[Endpoint],
+    port: &ResourceName,
+) -> Vec<Endpoint> {
+    let at_port = |endpoint: &Endpoint| {
+        let placements = entry.group.placements.iter();
+        let mut same = placements.filter(|placed| placed.instance == endpoint.instance.name);
+        let release = entry.releases.get(&same.next()?.release)?;
+        let name = ports::instance_of(&endpoint.instance.name, &id.name, port);
+        Some(Endpoint {
+            instance: InstanceId::new(
+                id.project.clone(),
+                name.filter(|_| release.ports.contains_key(port))?,
+            ),
+            ..endpoint.clone()
+        })
+    };
+    own.iter().filter_map(at_port).collect()
 }
 
 fn destination(world: &World<'_>, id: &ResourceId, entry: &ServiceEntry<'_>) -> Destination {
@@ -208,7 +248,7 @@ fn callers(world: &World<'_>) -> BTreeMap<ResourceId, Callers> {
             .iter()
             .filter_map(|placement| entry.releases.get(&placement.release))
         {
-            for need in needs(id, spec) {
+            for need in needs(world, id, spec) {
                 from.entry(need).or_default().insert(id.clone());
             }
         }
@@ -218,11 +258,16 @@ fn callers(world: &World<'_>) -> BTreeMap<ResourceId, Callers> {
         from: from.get(id).into_iter().flatten().cloned().collect(),
         gateway: world.routes.iter().any(|route| route.to == *id),
     };
-    world
-        .services
-        .keys()
-        .map(|id| (id.clone(), callers(id)))
-        .collect()
+    let ports = world.services.iter().flat_map(|(id, entry)| {
+        let ports = entry.spec.ports_of(&id.name);
+        ports.map(|(name, ..)| ResourceId::new(id.project.clone(), name))
+    });
+    let all = world.services.keys().cloned().chain(ports);
+    all.map(|id| {
+        let callers = callers(&id);
+        (id, callers)
+    })
+    .collect()
 }
 
 fn local(world: &World<'_>) -> BTreeMap<NodeName, Local> {
@@ -237,20 +282,33 @@ fn local(world: &World<'_>) -> BTreeMap<NodeName, Local> {
         for placement in &entry.group.placements {
             let here = local.entry(placement.node.clone()).or_default();
             here.services.insert(id.clone());
+            if let Some(spec) = entry.releases.get(&placement.release) {
+                let ports = spec.ports_of(&id.name);
+                let ports = ports.map(|(name, ..)| ResourceId::new(id.project.clone(), name));
+                here.services.extend(ports);
+            }
             here.needs
                 .extend(consumers.get(id).into_iter().flatten().cloned());
             if let Some(spec) = entry.releases.get(&placement.release) {
-                here.needs.extend(needs(id, spec));
+                here.needs.extend(needs(world, id, spec));
             }
         }
     }
     local
 }
 
-fn needs(id: &ResourceId, spec: &Service) -> impl Iterator<Item = ResourceId> {
-    spec.needs
-        .keys()
-        .map(|need| ResourceId::new(id.project.clone(), need.clone()))
+/// With a service, all of its ports.
+fn needs(world: &World<'_>, id: &ResourceId, spec: &Service) -> impl Iterator<Item = ResourceId> {
+    let of_project = |name: ResourceName| ResourceId::new(id.project.clone(), name);
+    spec.needs.keys().flat_map(move |need| {
+        let own = of_project(need.clone());
+        let entry = world.services.get(&own);
+        let ports = entry
+            .into_iter()
+            .flat_map(|entry| entry.spec.ports_of(need));
+        let ports = ports.map(|(name, ..)| of_project(name));
+        ports.chain([own.clone()]).collect::<Vec<_>>()
+    })
 }
 
 /// What a node goes by after being `told`, when it went by `previous`. From a partial view endpoints are only added, never removed.
@@ -477,6 +535,79 @@ mod tests {
         };
         spec.on.insert(id(topic).name, subscription);
         spec
+    }
+
+    /// `api-1` is of a release that has no port yet.
+    #[test]
+    fn a_named_port_is_on_the_road_like_a_service() {
+        use model::traffic::Protocol;
+        let records: BTreeMap<_, _> = three_zones()
+            .into_iter()
+            .map(|node| (node.name.clone(), node))
+            .collect();
+        let (caller, old) = (needing("api"), service(2));
+        let mut new = service(2);
+        new.ports.insert(id("admin").name, Protocol::Tcp);
+        let web = group(vec![placement("web-1", "node-a")]);
+        let mut later = placement("api-2", "node-c");
+        later.release = ReleaseNumber(2);
+        let api = group(vec![placement("api-1", "node-b"), later]);
+        let reports: Vec<_> = [&web, &api]
+            .into_iter()
+            .flat_map(|group| &group.placements)
+            .map(|placed| report(placed, InstanceState::Running, true))
+            .collect();
+        let services = BTreeMap::from([
+            (
+                id("web"),
+                ServiceEntry {
+                    spec: &caller,
+                    releases: BTreeMap::from([(ReleaseNumber(1), &caller)]),
+                    group: &web,
+                },
+            ),
+            (
+                id("api"),
+                ServiceEntry {
+                    spec: &new,
+                    releases: BTreeMap::from([(ReleaseNumber(1), &old), (ReleaseNumber(2), &new)]),
+                    group: &api,
+                },
+            ),
+        ]);
+        let routes = [GatewayRoute {
+            host: "*".into(),
+            path: "/".into(),
+            to: id("api-admin"),
+        }];
+        let world = World {
+            nodes: &records,
+            services: &services,
+            routes: &routes,
+            reports: &|instance| reports.iter().find(|report| report.instance == *instance),
+            mesh: &|_| Some("10.0.0.1:7071".parse().unwrap()),
+            complete: true,
+        };
+        let index = Index::new(&world);
+        let road = index.road(&node_name("node-a"));
+        let names: Vec<_> = road
+            .destinations
+            .iter()
+            .map(|to| (to.service.name.to_string(), to.protocol))
+            .collect();
+        let expect = [("api", Protocol::Http), ("api-admin", Protocol::Tcp)];
+        assert_eq!(
+            names,
+            expect.map(|(name, speaks)| (name.to_owned(), speaks))
+        );
+        assert_eq!(endpoints(&road), ["api-1", "api-2", "api-admin-2"]);
+        let callers = |node: &str| {
+            let all = index.road(&node_name(node)).callers;
+            let of_port = all.into_iter().find(|one| one.service == id("api-admin"));
+            of_port.map(|one| (one.from, one.gateway))
+        };
+        assert_eq!(callers("node-c"), Some((vec![id("web")], true)));
+        assert_eq!(callers("node-b"), None, "its release has no such port");
     }
 
     #[test]

@@ -25,6 +25,11 @@ impl Client {
         self.get("/v1/whoami").await
     }
 
+    /// Those as well that are gone but for the data that was kept.
+    pub async fn projects_with_kept(&self) -> Result<wire::List<ProjectName>, Error> {
+        self.get("/v1/projects?kept=true").await
+    }
+
     pub async fn projects(&self) -> Result<wire::List<ProjectName>, Error> {
         self.get("/v1/projects").await
     }

@@ -15,7 +15,7 @@ pub(super) fn all() -> Vec<Operation> {
             "/v1/projects",
             Shape::Nothing,
             json_of::<wire::List<ProjectName>>(),
-            "Projects with anything declared",
+            "Projects with anything declared; `?kept=true` also those of which only data is left",
         ),
         operation(
             "deleteProject",

@@ -52,7 +52,20 @@ pub struct RouteStatus {
     pub host: String,
     pub path: String,
     pub to: ResourceName,
+    /// Which of the service's named ports. `None`: its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<ResourceName>,
     pub serving: bool,
+}
+
+impl RouteStatus {
+    /// `web`, or `broker:admin`.
+    pub fn target(&self) -> String {
+        match &self.port {
+            Some(port) => format!("{}:{port}", self.to),
+            None => self.to.to_string(),
+        }
+    }
 }
 
 /// `GET /v1/projects/{project}/explain/{subject}`: what now stands in the way first, then the stored reasons, newest decision first. The

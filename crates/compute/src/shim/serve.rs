@@ -286,8 +286,10 @@ impl Shim {
         let at = Timestamp::now();
         let kills = self.cgroup.as_ref().map_or(0, Group::out_of_memory_kills);
         let kills = kills.saturating_sub(self.kills_before);
+        let background = self.in_background(&ended);
         self.end_rest();
-        let how = exit_how(ended, self.supervision.cause(), kills > 0, self.memory);
+        let how = background
+            .unwrap_or_else(|| exit_how(ended, self.supervision.cause(), kills > 0, self.memory));
         self.remarks.push((at, describe(&how, kills)));
         self.close_log();
         self.remove_cgroup();
@@ -296,6 +298,15 @@ impl Shim {
         // Told over the socket as well, so that even a disk that fails altogether hides no exit from an agent that is there.
         let _ = instance::write_exit(Path::new("."), &exit);
         self.clients.tell(&Notice::Exited { exit });
+    }
+
+    /// What ends well and unasked while others of it live on has put itself into the background.
+    fn in_background(&self, ended: &Ended) -> Option<ExitHow> {
+        if !matches!(ended, Ended::Code(0)) || self.supervision.cause().is_some() {
+            return None;
+        }
+        let processes = workload::left_running(self.cgroup.as_ref());
+        (!processes.is_empty()).then_some(ExitHow::Background { processes })
     }
 
     /// Nothing is recorded, and the directory's lock held, as long as anything of it lives: what is started next would run beside it.
@@ -377,6 +388,10 @@ fn describe(how: &ExitHow, out_of_memory_kills: u64) -> String {
     let text = match how {
         ExitHow::Code { code } => format!("exited with code {code}"),
         ExitHow::Signal { signal } => format!("ended by signal {signal}"),
+        ExitHow::Background { processes } => format!(
+            "exited with code 0 and left {} running, which was ended",
+            processes.join(", ")
+        ),
         ExitHow::OutOfMemory { limit } => {
             return format!("killed by the kernel: over its memory limit of {limit}");
         }

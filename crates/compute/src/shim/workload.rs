@@ -240,9 +240,18 @@ pub(super) fn kill_rest(cgroup: Option<&Group>) -> Result<(), String> {
 
 /// What is still there of it, in words.
 pub(super) fn left(cgroup: Option<&Group>) -> Vec<String> {
+    identity::describe_all(&processes(cgroup))
+}
+
+/// The names of what runs of it.
+pub(super) fn left_running(cgroup: Option<&Group>) -> Vec<String> {
+    identity::names(&processes(cgroup))
+}
+
+fn processes(cgroup: Option<&Group>) -> Vec<Pid> {
     let mut left = cgroup.map_or_else(Vec::new, Group::processes);
     left.extend(children());
-    identity::describe_all(&left)
+    left
 }
 
 /// Our children now. A thread's list holds those that it started or inherited.

@@ -37,6 +37,37 @@ fn output_and_exit_code_are_kept_and_it_can_start_again() {
     }
 }
 
+/// It ends well, and what it was to be lives on: as of `nginx` without `daemon off`.
+#[test]
+fn what_goes_to_the_background_is_told_by_the_name_of_what_stays() {
+    let mut world = World::new();
+    let script = "mkfifo ready; python3 -c 'import time; open(\"ready\", \"w\").write(\"x\"); time.sleep(1000)' & read line <ready; exit 0";
+    world.start(&world.shell("a", script));
+    let ExitHow::Background { processes } = world.exit().how else {
+        panic!("it left something behind");
+    };
+    assert!(
+        processes.iter().any(|name| name.starts_with("python")),
+        "{processes:?}"
+    );
+    let output = world.output("a");
+    assert!(
+        output.contains("s exited with code 0 and left python"),
+        "{output}"
+    );
+    // Told to end, it has ended as it was told to.
+    world.start(&world.shell("b", "trap 'exit 0' TERM; sleep 1000 & echo ready; wait"));
+    world.line("b", "o ready");
+    let stopped = world.spec("b", &["sh"]);
+    world.run(async {
+        let stop = world
+            .runtime()
+            .stop(&stopped.instance, Duration::from_secs(5));
+        stop.await.expect("it is told");
+    });
+    assert_eq!(world.exit().how, ExitHow::Code { code: 0 });
+}
+
 #[test]
 fn everything_written_before_the_end_is_in_the_log() {
     let mut world = World::new();
@@ -145,7 +176,10 @@ fn nothing_of_it_is_left_not_even_a_daemon() {
         // The end of the main process is the end of all.
         let spec = world.shell("brief", "setsid sleep 1000 & echo daemon $!; exit 0");
         world.start(&spec);
-        assert_eq!(world.exit().how, ExitHow::Code { code: 0 });
+        let ExitHow::Background { processes } = world.exit().how else {
+            panic!("it left something behind");
+        };
+        assert_eq!(processes.len(), 1, "{processes:?}");
         let daemon: u32 = world.line("brief", "o daemon ").parse().expect("a pid");
         assert!(!is_alive(daemon));
     }

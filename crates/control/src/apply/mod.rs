@@ -130,14 +130,18 @@ impl Planner<'_> {
         let key = (self.request.project.clone(), place.clone());
         let stored = self.world.routes.get(&key);
         let (action, consequence, diff) = match stored {
-            None => (Action::Create, format!("leads to {}", route.to), Vec::new()),
+            None => (
+                Action::Create,
+                format!("leads to {}", route.target()),
+                Vec::new(),
+            ),
             Some(known) if known.value == *route => {
                 (Action::Keep, "nothing changes".to_owned(), Vec::new())
             }
             Some(known) => (
                 Action::Change,
-                format!("leads to {}", route.to),
-                vec![format!("to: {} → {}", known.to, route.to)],
+                format!("leads to {}", route.target()),
+                vec![format!("to: {} → {}", known.target(), route.target())],
             ),
         };
         let mut draft = Draft::new();

@@ -26,13 +26,17 @@ use crate::views;
 /// How often an apply is walked through anew because others changed the same things.
 const ATTEMPTS: usize = 8;
 
-pub async fn list(server: Arc<Server>, _: Call) -> Answer {
+pub async fn list(server: Arc<Server>, call: Call) -> Answer {
+    let with_kept = call.asks("kept", false)?;
     Ok(server.look(|world| {
         let revision = world.revision.to_string();
-        call::json(&wire::List {
-            items: world.projects(),
-            revision,
-        })
+        let mut items = world.projects();
+        if with_kept {
+            items.extend(world.projects_with_kept());
+            items.sort_unstable();
+            items.dedup();
+        }
+        call::json(&wire::List { items, revision })
     }))
 }
 

@@ -10,6 +10,7 @@ use api::wire::{InstanceView, ProjectStatus, RouteStatus, ServiceStatus};
 use model::compute::{InstanceState, Purpose};
 use model::control::{NodeRole, Reason, RolloutPhase};
 use model::ids::{ProjectName, ResourceId, ResourceName, ZoneName};
+use model::traffic::Route;
 use plan::Now;
 use plan::place::Cluster;
 
@@ -59,12 +60,7 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
     };
     let routes = shared.world.routes_of(project);
     let routes: Vec<_> = routes
-        .map(|(_, route)| RouteStatus {
-            host: route.host.clone(),
-            path: route.path.clone(),
-            to: route.to.clone(),
-            serving: serving(&route.to),
-        })
+        .map(|(_, route)| of_route(route, serving(&route.to)))
         .collect();
     let seen = attention::Seen {
         project,
@@ -85,6 +81,16 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
         engines: Vec::new(),
         attention,
     })
+}
+
+fn of_route(route: &Route, serving: bool) -> RouteStatus {
+    RouteStatus {
+        host: route.host.clone(),
+        path: route.path.clone(),
+        to: route.to.clone(),
+        port: route.port.clone(),
+        serving,
+    }
 }
 
 fn service_status(

@@ -120,6 +120,7 @@ async fn a_deletion_says_whom_it_leaves_without() {
     let _nodes = cloud.three_nodes().await;
     let mut all = apply_of(&[("web", service(2)), ("front", needing(service(1), "web"))]);
     all.routes.push(Route {
+        port: None,
         host: "api.localhost".to_owned(),
         path: "/".to_owned(),
         to: name("web"),
@@ -467,6 +468,8 @@ async fn data_that_a_deletion_kept_is_listed_and_can_be_deleted() {
             (told && status.services.is_empty()).then_some(())
         })
         .await;
+        let listed = client.projects_with_kept().await.unwrap().items;
+        assert_eq!(listed, [project()]);
         until("its instance is gone", || async {
             cloud.ps().await.is_empty().then_some(())
         })
@@ -646,6 +649,7 @@ async fn mistakes_are_named() {
     );
     let route = |host: &str, path: &str, to: &str| Apply {
         routes: vec![Route {
+            port: None,
             host: host.into(),
             path: path.into(),
             to: name(to),

@@ -565,6 +565,7 @@ async fn an_edge_runs_nothing_and_knows_the_routes() {
         .unwrap();
     let mut apply = apply_of(&[("web", service(1))]);
     apply.routes.push(model::traffic::Route {
+        port: None,
         host: "shop.localhost".into(),
         path: "/".into(),
         to: name("web"),

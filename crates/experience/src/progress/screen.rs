@@ -9,6 +9,9 @@ use model::control::NodeRole;
 use super::World;
 use crate::Globals;
 
+/// For the C library to say whether it finds a name: the screen waits no longer for that.
+const RESOLVE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// One screen: what serves where, what to try next.
 pub(super) fn screen(globals: &Globals, world: &World, took: Duration) -> String {
     let workers = workers(world);
@@ -24,6 +27,7 @@ pub(super) fn screen(globals: &Globals, world: &World, took: Duration) -> String
         zones.join(", ")
     );
     let gateway = crate::context::gateway_port(globals);
+    let finds = |name: &str| crate::doctor::resolves(name, RESOLVE_PATIENCE) != Some(false);
     for (status, _) in &world.projects {
         text.push_str(&format!("\n{}\n", status.project));
         for service in &status.services {
@@ -46,8 +50,24 @@ pub(super) fn screen(globals: &Globals, world: &World, took: Duration) -> String
             text.push_str(&format!("  ! {reason}\n"));
         }
     }
+    text.push_str(&unfound(world, gateway, finds));
     text.push_str(&next(world, &globals.aim()));
     text
+}
+
+/// Debian's C library asks the network for `shop.localhost`, which knows no such name: what to do about it, where that is so. One name stands for all.
+fn unfound(world: &World, gateway: u16, finds: impl Fn(&str) -> bool) -> String {
+    let routes = world.projects.iter().flat_map(|(status, _)| &status.routes);
+    let mut hosts = routes.map(|route| route.host.as_str());
+    let is_local = |host: &&str| host.ends_with(".localhost") && !host.starts_with('*');
+    let Some(host) = hosts.find(is_local).filter(|host| !finds(host)) else {
+        return String::new();
+    };
+    format!(
+        "\n  The C library of this machine does not find {host}. Browsers and newer curls do; for other programs:\n    \
+         echo '127.0.0.1 {host}' >> /etc/hosts     (or apt-get install libnss-myhostname, for all such names)\n    \
+         curl --resolve {host}:{gateway}:127.0.0.1 http://{host}:{gateway}/\n"
+    )
 }
 
 /// Where each host is entered, with the number of its other routes.
@@ -68,7 +88,8 @@ fn doors(routes: &[RouteStatus], gateway: u16) -> String {
         };
         text.push_str(&format!(
             "  http://{host}:{gateway}{}  → {}{others}\n",
-            door.path, door.to
+            door.path,
+            door.target()
         ));
     }
     text
@@ -194,6 +215,37 @@ mod tests {
             let world = world(&["a", "b", "c"], &services);
             let found = to_kill(&world).unwrap();
             assert_eq!(found.name.as_str(), expected, "{services:?}");
+        }
+    }
+
+    #[test]
+    fn names_that_the_c_library_does_not_find_are_told_with_what_to_do() {
+        let told = |hosts: &[&str], finds: bool| {
+            let mut world = world(&["a"], &["web@a"]);
+            world.projects[0].0.routes = hosts
+                .iter()
+                .map(|host| {
+                    let route = json!({ "host": host, "path": "/", "to": "web", "serving": true });
+                    serde_json::from_value(route).unwrap()
+                })
+                .collect();
+            unfound(&world, 8080, |_| finds)
+        };
+        let text = told(&["*", "example.org", "shop.localhost"], false);
+        for part in [
+            "does not find shop.localhost",
+            "echo '127.0.0.1 shop.localhost' >> /etc/hosts",
+            "curl --resolve shop.localhost:8080:127.0.0.1 http://shop.localhost:8080/",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        for (hosts, finds) in [
+            (&["shop.localhost"][..], true),
+            (&["example.org"], false),
+            (&["*.localhost", "localhost"], false),
+            (&[], false),
+        ] {
+            assert_eq!(told(hosts, finds), "", "{hosts:?}");
         }
     }
 

@@ -6,8 +6,8 @@
 
 mod chaos;
 mod layout;
-mod pause;
 mod process;
+mod rest;
 mod supervisor;
 mod told;
 
@@ -33,7 +33,8 @@ use supervisor::Supervisor;
 
 /// How long `down` and ctrl-C wait for a clean end before they kill.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-
+/// Between two looks for something that is waited for.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// For a node that was started to learn whether it still is one.
 const START_TOLD: Duration = Duration::from_secs(3);
 
@@ -405,30 +406,33 @@ impl Start {
 
 /// Waits, within bounds, for an agent to end that was told that its node was removed.
 async fn removed_has_ended(layout: &Layout, node: &str) {
-    let deadline = std::time::Instant::now() + STOP_TIMEOUT;
     let socket = layout.node_socket(node);
-    while layout.is_removed(node)
-        && process::listening_on(&socket).is_some()
-        && std::time::Instant::now() < deadline
-    {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let ended = || !layout.is_removed(node) || process::listening_on(&socket).is_none();
+    within(STOP_TIMEOUT, || ended().then_some(())).await;
 }
 
 /// Waits until the agent that was just started answers, or has learnt that it is to run nothing.
 async fn removal_is_told(layout: &Layout, node: &str) -> bool {
-    let deadline = std::time::Instant::now() + START_TOLD;
-    while std::time::Instant::now() < deadline {
-        if layout.is_removed(node) {
-            return true;
+    let socket = layout.node_socket(node);
+    // It listens once it knows.
+    let knows = || layout.is_removed(node) || process::listening_on(&socket).is_some();
+    within(START_TOLD, || knows().then(|| layout.is_removed(node)))
+        .await
+        .unwrap_or(false)
+}
+
+/// Looks again and again until there is an answer, or `patience` is over.
+async fn within<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = std::time::Instant::now() + patience;
+    loop {
+        if let Some(answer) = look() {
+            return Some(answer);
         }
-        // It listens once it knows.
-        if process::listening_on(&layout.node_socket(node)).is_some() {
-            return layout.is_removed(node);
+        if std::time::Instant::now() >= deadline {
+            return None;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(LOOK_EVERY).await;
     }
-    false
 }
 
 /// The lock file says who holds it, for the one who can't have it.

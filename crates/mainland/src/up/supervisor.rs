@@ -12,8 +12,8 @@ use rustix::process::Signal;
 
 use super::chaos;
 use super::layout::{EDGE, Layout, NodePlan, State, node_plans};
-use super::pause::Pause;
 use super::process::{self, Identity, Start};
+use super::rest::Rest;
 use super::told::{told_death, told_removal, told_stopped};
 
 /// The name of the server among the processes.
@@ -297,14 +297,13 @@ impl Supervisor {
 
     /// Restarts the server and the edge when they end; says when a node ends. Never returns.
     pub async fn watch(&mut self) {
-        let mut pauses: BTreeMap<String, Pause> = BTreeMap::new();
+        let mut rests: BTreeMap<String, Rest> = BTreeMap::new();
         loop {
             let name = self.next_end().await;
             self.processes.remove(&name);
             if name == SERVER || name == EDGE {
-                let pause = pauses.entry(name.clone()).or_default().next(Instant::now());
                 experience::notice(&format!("{name} ended; it starts again"));
-                tokio::time::sleep(pause).await;
+                rests.entry(name.clone()).or_default().wait().await;
                 self.restart(&name);
             } else if !self.finds_node(&name) {
                 // Who kills all of a node begins with some of it.

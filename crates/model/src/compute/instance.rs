@@ -37,6 +37,9 @@ pub struct DesiredInstance {
     /// Who it is to the databases among its needs. The password is fetched as a secret of the need's name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub logins: BTreeMap<ResourceName, Login>,
+    /// The named ports of what it needs, as they are called on the road, each with the need that it is a port of.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub need_ports: BTreeMap<ResourceName, ResourceName>,
     /// For an engine: what it is to know beyond its spec. Changes restart nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub settings: Option<EngineSettings>,
@@ -122,6 +125,11 @@ pub enum ExitHow {
     },
     Signal {
         signal: i32,
+    },
+    /// The main process ended with 0, unasked, while others of it lived on: it went to the background. They were ended.
+    Background {
+        /// The names of those others, some of them.
+        processes: Vec<String>,
     },
     /// The kernel killed it for its memory limit, read from the cgroup's counter.
     OutOfMemory {

@@ -397,6 +397,7 @@ mod tests {
         service.health.ask = Ask::Exec { run: run.clone() };
         let ask = Ask::Exec { run };
         service.alive = Some(Probe {
+            port: None,
             ask,
             ..Probe::default()
         });

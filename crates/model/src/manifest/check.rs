@@ -177,7 +177,7 @@ impl Report {
         };
         let message = format!("expected {}, found {found}", shape.expected());
         self.error(node.position, path, message)
-            .hint(remedy(shape, node));
+            .hint(remedy(shape, path, node));
     }
 
     fn form(&mut self, text: &str, form: &Form, path: &str, position: Position) {
@@ -330,7 +330,7 @@ impl Shape {
 }
 
 /// What to write instead, where that can be told.
-fn remedy(shape: &Shape, node: &Node) -> Option<String> {
+fn remedy(shape: &Shape, path: &str, node: &Node) -> Option<String> {
     match (shape, &node.value) {
         (Shape::List(_), Value::Scalar { text, .. })
             if text.len() <= SHOWN_MAX && !text.contains('"') =>
@@ -341,6 +341,7 @@ fn remedy(shape: &Shape, node: &Node) -> Option<String> {
                 .collect();
             Some(format!("write [{}]", words.join(", ")))
         }
+        (Shape::Entries(_), Value::List(items)) => as_mapping(path, items),
         (Shape::List(_), Value::Map(_)) => Some("begin each item with `- `".to_owned()),
         (Shape::Text(form), _) if node.is_nothing() && form.takes_all() => {
             Some("give a value or remove the line; an empty text is `\"\"`".to_owned())
@@ -348,6 +349,22 @@ fn remedy(shape: &Shape, node: &Node) -> Option<String> {
         _ if node.is_nothing() => Some("give a value or remove the line".to_owned()),
         _ => None,
     }
+}
+
+/// `- A=b`, as other systems list variables, is `A: b`.
+fn as_mapping(path: &str, items: &[Node]) -> Option<String> {
+    if path.ends_with(".ports") {
+        let ours = "the program listens on `$PORT`; `routes` leads to it from outside, and `needs` from other services; here `ports` names further ones: `{ admin: http }`";
+        return Some(ours.to_owned());
+    }
+    let first = items.first()?.text()?;
+    let pair = first.split_once('=');
+    Some(
+        match pair.filter(|_| first.len() <= SHOWN_MAX && !first.contains('"')) {
+            Some((name, value)) => format!("write each as `{name}: \"{value}\"`"),
+            None => "write each as `NAME: VALUE`".to_owned(),
+        },
+    )
 }
 
 pub(super) fn join(path: &str, key: &str) -> String {

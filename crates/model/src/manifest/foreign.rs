@@ -15,6 +15,13 @@ fn of_file(key: &str) -> Option<&'static str> {
     Some(match key {
         "volumes" => "a volume is declared by its service: `volumes: { data: 1Gi }`",
         "networks" => "none is declared: a service calls what its `needs` name, and nothing else",
+        "version" => "none is declared: leave the line out",
+        "name" => "here it is `project`",
+        "include" | "extends" => "a file is whole: `environments` holds what differs between them",
+        "apiVersion" | "kind" | "metadata" | "spec" => {
+            "this is no Kubernetes object: a file begins with `project` and has `services`, `databases`, `topics`, `routes`"
+        }
+        "ingress" | "ingresses" => "here it is `routes`",
         "configs" => "a file is part of a service's `files`; what is secret stands in `secrets`",
         _ => return None,
     })
@@ -31,7 +38,7 @@ fn service(key: &str) -> Option<&'static str> {
         "networks" | "network_mode" => {
             "none is declared: a service calls what its `needs` name, and nothing else"
         }
-        "ports" | "expose" => {
+        "expose" => {
             "the program listens on `$PORT`; `routes` leads to it from outside, and `needs` from other services"
         }
         "command" | "entrypoint" | "cmd" => {
@@ -51,6 +58,42 @@ fn service(key: &str) -> Option<&'static str> {
         "user" => "as root each service runs as a user of its own",
         "logging" => "what it prints is its log: `mainland logs`",
         "profiles" | "extends" => "use `defaults` and `environments`",
+        _ => return of_machine(key),
+    })
+}
+
+/// What others say of the machine around a program, and of how it is asked.
+fn of_machine(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "dns" | "dns_search" | "extra_hosts" => {
+            "a service finds what its `needs` name; what runs elsewhere is declared as a service with `external`"
+        }
+        "privileged" | "cap_add" | "cap_drop" | "security_opt" | "devices" | "userns_mode" => {
+            "as root each service runs as a user of its own, without privileges"
+        }
+        "tmpfs" | "shm_size" => {
+            "a program may write to its working directory and to `/tmp`; what is to stay is in `volumes`"
+        }
+        "read_only" | "init" | "ipc" | "pid" | "cgroup_parent" | "sysctls" => {
+            "there is nothing to set: leave the line out"
+        }
+        "ulimits" => "`pids` bounds its processes, `memory` its memory",
+        "tty" | "stdin_open" => {
+            "leave the line out; `mainland run --in SERVICE` and `mainland exec -it` give a terminal"
+        }
+        "stop_signal" => "it gets SIGTERM, and SIGKILL after `grace`",
+        "platform" | "pull_policy" | "image_pull_policy" => {
+            "what is uploaded must be built for the machine: leave the line out"
+        }
+        "resources" | "limits" | "requests" => {
+            "here they are keys of the service: `cpu` and `memory`"
+        }
+        "readinessProbe" | "startupProbe" | "readiness" => "here it is `health`",
+        "livenessProbe" | "liveness" => "here it is `alive`",
+        "args" => "they stand in `run`, behind the program",
+        "host" | "hosts" | "domain" | "domains" | "url" | "path" => {
+            "`routes` leads to a service: `routes: { shop.localhost/: web }`"
+        }
         _ => return None,
     })
 }

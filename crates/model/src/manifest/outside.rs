@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::boundary::SecretSource;
-use crate::ids::ResourceName;
+use crate::ids::{NameError, ResourceName};
 use crate::traffic::Route;
 
 use super::check::{Report, join};
@@ -71,6 +71,14 @@ fn check_host(text: &str, host: &str) -> Result<(), String> {
     }
 }
 
+/// What a route leads to: a service, and where `:` follows one of its named ports.
+pub(super) fn target(text: &str) -> Result<(ResourceName, Option<ResourceName>), NameError> {
+    match text.split_once(':') {
+        None => Ok((ResourceName::new(text)?, None)),
+        Some((service, port)) => Ok((ResourceName::new(service)?, Some(ResourceName::new(port)?))),
+    }
+}
+
 /// All routes of the file, in its order, each with its `host/path`.
 pub(super) fn routes(report: &mut Report, file: &Node) -> Vec<(String, Route)> {
     let mut routes = Vec::new();
@@ -79,7 +87,7 @@ pub(super) fn routes(report: &mut Report, file: &Node) -> Vec<(String, Route)> {
         let target = entry.value.text().or_else(|| entry.value.get("to")?.text());
         let (Ok(door), Some(to)) = (
             door(&entry.key),
-            target.and_then(|to| ResourceName::new(to).ok()),
+            target.and_then(|to| self::target(to).ok()),
         ) else {
             continue;
         };
@@ -95,7 +103,16 @@ pub(super) fn routes(report: &mut Report, file: &Node) -> Vec<(String, Route)> {
             None => drop(seen.insert(key.clone(), &entry.key)),
         }
         let Door { host, path } = door;
-        routes.push((key, Route { host, path, to }));
+        let (to, port) = to;
+        routes.push((
+            key,
+            Route {
+                host,
+                path,
+                to,
+                port,
+            },
+        ));
     }
     routes
 }

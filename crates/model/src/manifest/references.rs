@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::compute::Need;
+use crate::compute::{Need, environment_name};
 use crate::ids::ResourceName;
 use crate::state::Access;
 use crate::traffic::Protocol;
 
 use super::check::{Report, join, nearest, shown};
 use super::document::{Entry, Node};
-use super::{DeclaredService, Position, variables};
+use super::{DeclaredService, Position, outside, variables};
 
 type Services = BTreeMap<ResourceName, DeclaredService>;
 
@@ -23,16 +23,14 @@ pub(super) fn check(report: &mut Report, file: &Node, services: &Services) {
         secrets: names(file, "secrets"),
     };
     names_are_used_once(report, file, &declared);
+    port_names_are_used_once(report, services, &declared);
     for entry in file.get("databases").map(Node::entries).unwrap_or_default() {
         database(report, entry, &declared);
     }
     for entry in file.get("services").map(Node::entries).unwrap_or_default() {
-        let resolved = services.get(entry.key.as_str());
-        needs(report, entry, &declared, resolved);
+        needs(report, entry, &declared, services);
         subscriptions(report, entry, &declared);
-        if let Some(service) = resolved {
-            variables::check(report, entry, &service.spec, &declared.secrets);
-        }
+        variables::check(report, entry, services, &declared.secrets);
     }
     for entry in file.get("routes").map(Node::entries).unwrap_or_default() {
         route(report, entry, &declared, services);
@@ -86,6 +84,25 @@ fn names_are_used_once(report: &mut Report, file: &Node, declared: &Declared<'_>
                 );
                 report.error(entry.key_position, &join(section, &entry.key), message);
             }
+        }
+    }
+}
+
+/// A port is called `SERVICE-PORT` by its callers, and so is nothing else.
+fn port_names_are_used_once(report: &mut Report, services: &Services, declared: &Declared<'_>) {
+    let mut seen: BTreeMap<ResourceName, String> = BTreeMap::new();
+    for (name, service) in services {
+        for (on_road, port, _) in service.spec.ports_of(name) {
+            let path = join(&join("services", name.as_str()), "ports");
+            let declared = declared.kind(on_road.as_str()).map(str::to_owned);
+            let other = declared.or_else(|| seen.get(&on_road).cloned());
+            if let Some(other) = other {
+                let message = format!(
+                    "callers know its port `{port}` as `{on_road}`, which is also {other}: a name is used once"
+                );
+                report.error(service.position, &path, message);
+            }
+            seen.insert(on_road, format!("the port `{port}` of `{name}`"));
         }
     }
 }
@@ -150,12 +167,8 @@ fn names<'file>(file: &'file Node, section: &str) -> BTreeSet<&'file str> {
         .collect()
 }
 
-fn needs(
-    report: &mut Report,
-    service: &Entry,
-    declared: &Declared<'_>,
-    resolved: Option<&DeclaredService>,
-) {
+fn needs(report: &mut Report, service: &Entry, declared: &Declared<'_>, services: &Services) {
+    let resolved = services.get(service.key.as_str());
     let path = join(&join("services", &service.key), "needs");
     for item in service
         .value
@@ -170,8 +183,17 @@ fn needs(
         if name == service.key {
             report.error(item.position, &path, format!("`{name}` needs itself"));
         } else if declared.kind(name).is_none() {
+            let of_port = services.iter().find_map(|(service, declared)| {
+                let mut ports = declared.spec.ports_of(service);
+                let (on_road, port, _) = ports.find(|(on_road, ..)| on_road.as_str() == name)?;
+                let variable = environment_name(&on_road);
+                Some(format!(
+                    "it is the port `{port}` of `{service}`: need `{service}`, which gives `{variable}_URL` as well"
+                ))
+            });
             let hint = unless_full(report, || {
-                nearest(name, declared.all().filter(|known| *known != service.key))
+                let others = declared.all().filter(|known| *known != service.key);
+                of_port.or_else(|| nearest(name, others))
             });
             let message = format!("`{name}` is not declared in this file");
             report.error(item.position, &path, message).hint(hint);
@@ -233,13 +255,28 @@ fn options(
 
 fn route(report: &mut Report, entry: &Entry, declared: &Declared<'_>, services: &Services) {
     let target = entry.value.get("to").unwrap_or(&entry.value);
-    let Some(to) = target.text().filter(|to| ResourceName::new(*to).is_ok()) else {
+    let read = target.text().and_then(|text| outside::target(text).ok());
+    let Some((service, port)) = read else {
         return;
     };
+    let to = service.as_str();
     let path = join("routes", &entry.key);
     if declared.services.contains(to) {
-        let protocol = services.get(to).map(|service| service.spec.protocol);
+        let spec = services.get(to).map(|service| &service.spec);
+        let protocol = match (&port, spec) {
+            (Some(port), Some(spec)) if !spec.ports.contains_key(port) => {
+                let known = spec.ports.keys().map(ResourceName::as_str);
+                let hint = unless_full(report, || nearest(port.as_str(), known));
+                let message = format!("`{to}` has no port `{port}`: its `ports` name them");
+                report.error(target.position, &path, message).hint(hint);
+                None
+            }
+            (Some(port), Some(spec)) => spec.ports.get(port).copied(),
+            (None, spec) => spec.map(|spec| spec.protocol),
+            (Some(_), None) => None,
+        };
         if protocol == Some(Protocol::Tcp) {
+            let to = target.text().unwrap_or(to);
             report.error(
                 target.position,
                 &path,

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use crate::compute::ports;
 use crate::compute::{
     Ask, Need, OnPartition, Probe, ProbeTimes, RolloutOptions, Service, Spread, SpreadBy, Work,
 };
-use crate::ids::ResourceName;
+use crate::ids::{NAME_MAX_LENGTH, ResourceName};
 use crate::state::Volume;
 use crate::traffic::{Affinity, Balance, Protocol, TrafficOptions};
 use crate::units::{Bytes, MilliCpu};
@@ -147,6 +148,7 @@ impl Reader<'_> {
             env: text_map(node.get("env")),
             needs: self.needs(node),
             on: state::subscriptions(node),
+            ports: self.ports(node),
             before_deploy: node.get("before_deploy").map(texts).unwrap_or_default(),
             health: self.probe(node, "health").unwrap_or_default(),
             alive: self
@@ -256,6 +258,7 @@ impl Reader<'_> {
             };
             return Some(Probe {
                 ask,
+                port: None,
                 times: ProbeTimes::default(),
             });
         }
@@ -278,10 +281,55 @@ impl Reader<'_> {
             self.report
                 .error(probe.position, &join(&self.path, key), message);
         }
+        self.check_probed_port(node, probe, &join(&self.path, key));
         Some(Probe {
             ask: ask(probe),
+            port: probe.parsed("port"),
             times: times(probe),
         })
+    }
+
+    fn check_probed_port(&mut self, node: &Node, probe: &Node, path: &str) {
+        let Some(port) = probe.get("port") else {
+            return;
+        };
+        let declared = node.get("ports").map(Node::keys).unwrap_or_default();
+        let message = match port.text() {
+            _ if probe.get("exec").is_some() => {
+                "`port` means nothing for `exec`: a program is asked, and no port".to_owned()
+            }
+            Some(name) if !declared.contains(&name) => {
+                format!("{} is none of its `ports`", shown(name))
+            }
+            _ => return,
+        };
+        self.report.error(port.position, path, message);
+    }
+
+    /// What each port speaks. Their names and the service's together are names as well.
+    fn ports(&mut self, node: &Node) -> BTreeMap<ResourceName, Protocol> {
+        let mut ports = BTreeMap::new();
+        let service = ResourceName::new(self.entry.key.as_str()).ok();
+        for entry in node.get("ports").map(Node::entries).unwrap_or_default() {
+            let Ok(port) = ResourceName::new(entry.key.as_str()) else {
+                continue;
+            };
+            let is_named = |service| ports::name_of(service, &port).is_some();
+            if service.as_ref().is_some_and(|service| !is_named(service)) {
+                let message = format!(
+                    "{} is too long: with the service's name and `-` between, {NAME_MAX_LENGTH} characters are the most",
+                    shown(&entry.key)
+                );
+                self.report
+                    .error(entry.key_position, &join(&self.path, "ports"), message);
+            }
+            let protocol = match entry.value.text() {
+                Some("tcp") => Protocol::Tcp,
+                _ => Protocol::Http,
+            };
+            ports.insert(port, protocol);
+        }
+        ports
     }
 
     fn rollout(&mut self, node: &Node, has_volume: bool) -> RolloutOptions {

@@ -174,6 +174,7 @@ fn engine_service(node: &Node, engine: Engine) -> Service {
     Service {
         cpu: node.parsed("cpu").unwrap_or(CPU),
         health: Probe {
+            port: None,
             ask: Ask::Engine,
             times: ProbeTimes::default(),
         },

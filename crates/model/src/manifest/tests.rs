@@ -125,7 +125,10 @@ fn an_environment_is_a_merge_patch_over_the_file() {
         .collect();
     assert_eq!(manifest.project.as_str(), "shop-staging");
     assert_eq!(manifest.services["web"].spec.alive, None);
-    assert_eq!(routes, ["shop.localhost/", "shop.localhost/mail"]);
+    assert_eq!(
+        routes,
+        ["shop.localhost/", "shop.localhost/mail", "mail.localhost/"]
+    );
     expect![[r#"
         audit 1 Engine
         email 1 Connect

@@ -1,9 +1,11 @@
 //! Whether something gives the variables that `run` and `env` name. Only warnings: what stays unfilled may be meant for a shell.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::compute::{Service, environment_name};
+use crate::ids::ResourceName;
 
+use super::DeclaredService;
 use super::check::{Report, join, nearest, shown};
 use super::document::{Entry, Node};
 
@@ -24,10 +26,13 @@ const SHELLS: [&str; 5] = ["sh", "bash", "dash", "ash", "zsh"];
 pub(super) fn check(
     report: &mut Report,
     service: &Entry,
-    spec: &Service,
+    services: &BTreeMap<ResourceName, DeclaredService>,
     secrets: &BTreeSet<&str>,
 ) {
-    let given = given(spec, secrets);
+    let Some(spec) = services.get(service.key.as_str()).map(|known| &known.spec) else {
+        return;
+    };
+    let given = given(spec, services, secrets);
     let path = join("services", &service.key);
     let run = service
         .value
@@ -88,8 +93,21 @@ fn secret_variables(spec: &Service, secrets: &BTreeSet<&str>) -> BTreeSet<String
 }
 
 /// The names of all variables that an instance of the service has.
-fn given(spec: &Service, secrets: &BTreeSet<&str>) -> BTreeSet<String> {
+fn given(
+    spec: &Service,
+    services: &BTreeMap<ResourceName, DeclaredService>,
+    secrets: &BTreeSet<&str>,
+) -> BTreeSet<String> {
     let mut given: BTreeSet<String> = GIVEN.into_iter().map(str::to_owned).collect();
+    let own = spec.ports.keys();
+    given.extend(own.map(|port| format!("PORT_{}", environment_name(port))));
+    for name in spec.needs.keys() {
+        let needed = services.get(name).into_iter();
+        for (port, ..) in needed.flat_map(|needed| needed.spec.ports_of(name)) {
+            let port = environment_name(&port);
+            given.extend(["URL", "HOST", "PORT"].map(|part| format!("{port}_{part}")));
+        }
+    }
     given.extend(spec.env.keys().cloned());
     for (name, need) in &spec.needs {
         let variable = environment_name(name);

@@ -280,6 +280,7 @@ pub fn running(instance: &str, run: &[&str]) -> DesiredInstance {
         secrets: Vec::new(),
         start_after: Vec::new(),
         logins: BTreeMap::new(),
+        need_ports: BTreeMap::new(),
         settings: None,
     }
 }
@@ -294,6 +295,7 @@ fn service_of(run: &[&str]) -> Service {
         memory: Bytes::mebibytes(64),
         env: [("GREETING".to_owned(), greeting)].into(),
         health: Probe {
+            port: None,
             ask: Ask::Http {
                 path: "/health".to_owned(),
                 host: None,

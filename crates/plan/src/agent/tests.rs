@@ -41,6 +41,7 @@ fn desired(name: &str) -> DesiredInstance {
         secrets: Vec::new(),
         start_after: Vec::new(),
         logins: BTreeMap::new(),
+        need_ports: BTreeMap::new(),
         settings: None,
     }
 }
@@ -384,6 +385,7 @@ fn a_failing_health_probe_only_holds_the_gate() {
 #[test]
 fn a_failing_alive_probe_restarts() {
     let alive = Probe {
+        port: None,
         ask: Ask::Http {
             path: "/alive".to_owned(),
             host: None,

@@ -182,6 +182,7 @@ fn desired(
         secrets: Vec::new(),
         start_after: Vec::new(),
         logins: BTreeMap::new(),
+        need_ports: BTreeMap::new(),
         settings: None,
     }
 }

@@ -152,3 +152,85 @@ fn a_port_here_leads_to_a_ready_copy_and_says_when_there_is_none() {
         assert!(said.contains(expect), "{words:?}: {said}");
     }
 }
+
+/// Listens on its named ports alone: one says back what it is told, the other is a web server.
+const BROKER: &str = r#"
+import http.server, os, socketserver, threading
+class Echo(socketserver.StreamRequestHandler):
+    def handle(self):
+        self.wfile.write(self.rfile.readline())
+host = os.environ["HOST"]
+amqp = socketserver.ThreadingTCPServer((host, int(os.environ["PORT_AMQP"])), Echo)
+threading.Thread(target=amqp.serve_forever, daemon=True).start()
+http.server.ThreadingHTTPServer((host, int(os.environ["PORT_ADMIN"])), http.server.SimpleHTTPRequestHandler).serve_forever()
+"#;
+
+const WITH_PORTS: &str = "
+project: first
+defaults: { cpu: 0.1, memory: 64Mi, replicas: 1 }
+services:
+  broker:
+    run: [python3, broker.py]
+    files: ./front/pages
+    ports: { amqp: tcp, admin: http }
+    health: { port: admin, http: / }
+    replicas: 2
+  worker: { run: [sleep, '100000'], needs: [broker], health: none }
+  stranger: { run: [sleep, '100000'], health: none }
+routes: { admin.localhost/: 'broker:admin' }
+";
+
+/// What a caller of the broker does at both of its ports.
+const CALL: &str = "import os, socket, urllib.request as r
+print(os.environ['BROKER_AMQP_URL'].split(':')[0])
+s = socket.create_connection((os.environ['BROKER_AMQP_HOST'], int(os.environ['BROKER_AMQP_PORT'])))
+s.sendall(b'hello\\n')
+print(s.makefile().readline().strip())
+print(r.urlopen(os.environ['BROKER_ADMIN_URL']).status)";
+
+#[test]
+fn a_port_with_a_name_is_reached_by_callers_routes_and_people() {
+    let mut first = First::with(2, WITH_PORTS);
+    std::fs::write(first.folder.join("front/pages/broker.py"), BROKER).unwrap();
+    first.cloud.up().unwrap();
+    let called = first
+        .cloud
+        .say(&["exec", "worker", "--", "python3", "-c", CALL]);
+    assert_eq!(called.unwrap(), "tcp\nhello\n200\n");
+
+    let gateway = first.cloud.gateway.to_string();
+    let mut stream = TcpStream::connect(&gateway).unwrap();
+    let request = b"GET / HTTP/1.1\r\nHost: admin.localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    let (mut child, address) = connect(&first, &["broker:amqp"]);
+    let mut stream = TcpStream::connect(&address).unwrap();
+    stream.write_all(b"hello from here\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "hello from here\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let refused = first.cloud.run(&["connect", "broker:ampq"]).unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("its ports are admin, amqp"), "{said}");
+
+    // The port of an instance is its proxy's to call, as its own is.
+    if rustix::process::geteuid().is_root() {
+        let port = first
+            .cloud
+            .say(&["exec", "broker", "--", "printenv", "PORT_ADMIN"])
+            .unwrap();
+        let url = format!("http://127.0.0.1:{}/", port.trim());
+        let asked = ["exec", "stranger", "--", "curl", "-s", "-m", "5", &url];
+        let told = first.cloud.run(&asked).unwrap();
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(
+            !told.contains("Directory") && !told.contains("<html"),
+            "{told}"
+        );
+    }
+}

@@ -289,6 +289,7 @@ mod tests {
 
         fn route(&mut self, path: &str, to: &str) {
             self.routes.push(RouteStatus {
+                port: None,
                 host: "shop.localhost".to_owned(),
                 path: path.to_owned(),
                 to: to.parse().unwrap(),

@@ -1,6 +1,6 @@
 //! `secrets` and `routes`.
 
-use super::texts::{NAME, ROUTE, SECRET_FILE};
+use super::texts::{NAME, ROUTE, ROUTE_TARGET, SECRET_FILE};
 use super::{Entries, Key, Shape, key, required};
 
 pub(super) static SECRETS: Entries = Entries {
@@ -29,14 +29,18 @@ static SECRET: [Key; 2] = [
 
 pub(super) static ROUTES: Entries = Entries {
     key: &ROUTE,
-    value: Shape::OneOf(&[Shape::Text(&NAME), Shape::Fields(&ROUTE_FIELDS)]),
+    value: Shape::OneOf(&[Shape::Text(&ROUTE_TARGET), Shape::Fields(&ROUTE_FIELDS)]),
     single: false,
     unsets: false,
     most: 1000,
 };
 
 static ROUTE_FIELDS: [Key; 3] = [
-    required("to", Shape::Text(&NAME), "The service that answers."),
+    required(
+        "to",
+        Shape::Text(&ROUTE_TARGET),
+        "The service that answers, or `SERVICE:PORT` with one of its named ports.",
+    ),
     key(
         "rate",
         Shape::Later("rate limits are not supported by this version yet"),

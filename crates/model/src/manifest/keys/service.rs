@@ -6,6 +6,7 @@ use super::texts::{
     TRUE, VARIABLE,
 };
 use super::{Entries, Key, SERVICES_MAX, Shape, key, required};
+use crate::compute::ports::PORTS_MAX;
 
 /// What Linux has of them on a machine at most.
 const PIDS_MAX: u32 = 4_194_304;
@@ -35,7 +36,7 @@ pub(super) static DEFAULTS: [Key; 14] = [
     LABELS_KEY,
 ];
 
-static SERVICE: [Key; 24] = [
+static SERVICE: [Key; 25] = [
     key(
         "run",
         COMMAND_LIST,
@@ -62,6 +63,11 @@ static SERVICE: [Key; 24] = [
         "The services, databases, topics and secrets that it uses: a secret is given as `NAME`, everything else as `NAME_URL`, `NAME_HOST` and `NAME_PORT`. What is not named can't be called.",
     ),
     PROTOCOL_KEY,
+    key(
+        "ports",
+        Shape::Entries(&PORTS),
+        "Ports beside the one in `PORT`, by name, each with what is spoken there: the program listens on `$PORT_NAME`, and callers find `SERVICE_NAME_URL`.",
+    ),
     HEALTH_KEY,
     ALIVE_KEY,
     SPREAD_KEY,
@@ -101,6 +107,14 @@ static SERVICE: [Key; 24] = [
         "A command that runs once, as the service, before a new version is rolled out. Its failure stops the change, with the old version serving. It runs again where it is not known how it ended, so it must be safe to repeat.",
     ),
 ];
+
+static PORTS: Entries = Entries {
+    key: &NAME,
+    value: Shape::Text(&PROTOCOL),
+    single: false,
+    unsets: false,
+    most: PORTS_MAX,
+};
 
 const REPLICAS: Key = key(
     "replicas",
@@ -291,7 +305,12 @@ static SUBSCRIPTION: [Key; 3] = [
 
 const PROBE: Shape = Shape::OneOf(&[Shape::Text(&PROBE_PATH), Shape::Fields(&PROBE_FIELDS)]);
 
-static PROBE_FIELDS: [Key; 7] = [
+static PROBE_FIELDS: [Key; 8] = [
+    key(
+        "port",
+        Shape::Text(&NAME),
+        "The named port that is asked. Default: the one in `PORT`.",
+    ),
     key(
         "http",
         Shape::Text(&HTTP_PATH),

@@ -208,6 +208,17 @@ pub(super) static ROUTE: Form = Form {
     ..FORM
 };
 
+pub(super) static ROUTE_TARGET: Form = Form {
+    expected: "a name",
+    check: |text| {
+        let read = crate::manifest::outside::target(text);
+        read.map(drop).map_err(|error| error.to_string())
+    },
+    examples: &["checkout", "broker:admin"],
+    pattern: Some("^[a-z]([a-z0-9-]{0,48}[a-z0-9])?(:[a-z]([a-z0-9-]{0,48}[a-z0-9])?)?$"),
+    ..FORM
+};
+
 pub(super) static DATABASE_URL: Form = Form {
     expected: "the address of a database",
     check: |text| crate::manifest::state::external_database(text).map(drop),

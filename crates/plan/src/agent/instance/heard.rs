@@ -327,7 +327,8 @@ impl Instance {
 
     pub(super) fn has_finished(&self) -> bool {
         let exit = self.history.last_exit.as_ref().map(|exit| &exit.how);
-        matches!(exit, Some(ExitHow::Code { code: 0 }))
+        // What is to end may leave something behind that it does not wait for.
+        matches!(exit, Some(ExitHow::Code { code: 0 } | ExitHow::Background { .. }))
             && matches!(self.desired.spec.completion, Completion::OnSuccess)
             // Told to end, it may have done half of its work and called that well.
             && !(self.runs_once() && self.history.interrupted)
