@@ -5,7 +5,7 @@
 //! | [`artifact`] | a file or folder as bytes with a digest; the store of them on disk; unpacking |
 //! | [`runtime`] | the trait that an agent drives, what it hands in and what it hears back |
 //! | [`process`] | the runtime for programs of the machine: starts shims, talks to them, adopts them |
-//! | [`shim`] | the one parent of one instance: pipes, exit status, lease timer; and the trampoline that becomes the workload |
+//! | [`shim`] | the one parent of one instance: pipes, exit status, lease timer; the trampoline that becomes the workload; the watchdog that ends it when the shim is killed |
 //! | [`cgroup`] | cgroups v2, v1 and both: limits, killing all, the out-of-memory counter |
 //! | [`lease`] | the clock that processes share, and when a lease without renewal ends |
 //! | [`instance`] | the layout of an instance's directory, and the records in it |
@@ -18,7 +18,7 @@
 //!
 //! ```text
 //! agent ──spawns──► mainland shim DIRECTORY          own session; one per instance; outlives the agent
-//!   ▲                    │ spawns
+//!   ▲                    │ spawns          └──────► mainland shim-watchdog, which waits for the shim's end
 //!   │ DIRECTORY/         ▼
 //!   └─ shim.sock ─  mainland shim-exec               own process group; joins the cgroup, drops privileges,
 //!                        │ exec                      then becomes

@@ -63,7 +63,7 @@ pub trait Runtime: Send + Sync {
         command: ExecCommand,
     ) -> BoxFuture<'a, Result<Session, Error>>;
 
-    /// SIGTERM now, SIGKILL after `grace`. Returns when it is under way; the end is told by [`Happening::Exited`].
+    /// SIGTERM now, SIGKILL after `grace`. Returns at once, whether its shim answers or not; the end is told by [`Happening::Exited`].
     fn stop<'a>(
         &'a self,
         instance: &'a InstanceId,
@@ -255,6 +255,9 @@ pub enum Error {
     Running(InstanceId),
     #[error("{0} is not running")]
     NotRunning(InstanceId),
+    /// Its shim takes no more requests: it stands still. It can be killed.
+    #[error("the shim of {0} does not answer")]
+    Mute(InstanceId),
     /// Nothing may be started in its place.
     #[error("still there after SIGKILL: {}", processes.join(", "))]
     StillThere { processes: Vec<String> },

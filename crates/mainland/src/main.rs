@@ -3,7 +3,7 @@
 //! | module | what it starts |
 //! |---|---|
 //! | [`up`] | `up`, `down`, `start`, `chaos`: the supervisor of the others on one machine |
-//! | [`processes`] | `server`, `agent`, `proxy`, `shim`, `shim-exec`, `hold`: the production processes |
+//! | [`processes`] | `server`, `agent`, `proxy`, `shim`, `shim-exec`, `shim-watchdog`, `hold`: the production processes |
 //! | [`state::run`] | `engine`: what keeps a database or a topic |
 //!
 //! Everything else that a user types is in the crate `experience`.
@@ -87,6 +87,7 @@ fn main() -> ExitCode {
         Some("shim") => processes::shim(&words.collect::<Vec<OsString>>()),
         Some("shim-exec") => compute::shim::exec_main(&words.collect::<Vec<OsString>>()),
         Some("hold") => compute::shim::hold_main(),
+        Some("shim-watchdog") => compute::shim::watchdog_main(&words.collect::<Vec<OsString>>()),
         Some("engine") => state::run(&words.collect::<Vec<OsString>>()),
         Some("proxy") => processes::proxy(words),
         _ => run(Cli::parse()),

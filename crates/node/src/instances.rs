@@ -267,7 +267,14 @@ fn tell_unkillable(agent: &Arc<Agent>, id: &InstanceId, processes: Vec<String>) 
 
 /// The shim is not there to be asked: what it left says how its workload ended.
 async fn ended_unheard(agent: &Arc<Agent>, id: &InstanceId, asked: Result<(), Error>) {
-    let Err(error) = asked else { return };
+    let error = match asked {
+        Ok(()) => return,
+        // It is killed once its grace is over.
+        Err(error @ Error::Mute(_)) => {
+            return tracing::warn!(instance = %id, %error, "it can't be asked to end");
+        }
+        Err(error) => error,
+    };
     let run = agent.with(|core| Some(core.running.get(id)?.run));
     // Without one its end was told meanwhile.
     let Some(run) = run else { return };

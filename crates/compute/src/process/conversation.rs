@@ -132,6 +132,12 @@ async fn connect(directory: &Path) -> io::Result<Found> {
     }
 }
 
+async fn ask(stream: &mut Stream, request: &Request) -> io::Result<()> {
+    let mut text = serde_json::to_vec(request)?;
+    text.push(b'\n');
+    stream.get_mut().write_all(&text).await
+}
+
 async fn next_notice(stream: &mut Stream) -> io::Result<Notice> {
     let mut line = String::new();
     if stream.read_line(&mut line).await? == 0 {
@@ -195,6 +201,13 @@ impl Hearer {
                         .await;
                     break unknown_exit(&self.directory);
                 }
+                // Dead, and its watchdog still at it: some of it the kernel holds, which is to be named.
+                Ok(Found::Mute(Some(record))) if !record.shim.is_alive() => {
+                    self.shared
+                        .settle(&self.instance, &self.directory, None)
+                        .await;
+                    break unknown_exit(&self.directory);
+                }
                 Ok(Found::Mute(_)) => {
                     if !std::mem::replace(&mut said, true) {
                         tracing::warn!(instance = %self.instance, "its shim does not answer; trying on");
@@ -232,8 +245,11 @@ impl Hearer {
         requests: &mut mpsc::Receiver<Request>,
     ) -> Option<Exit> {
         let mut line = Vec::new();
+        let mut lease = self.shared.lease.subscribe();
+        // What was renewed while nobody heard is told as well.
+        lease.mark_changed();
         loop {
-            tokio::select! {
+            let request = tokio::select! {
                 // Cancelled half way through a line, `read_until` keeps in `line` what it has read.
                 read = stream.read_until(b'\n', &mut line) => {
                     if !matches!(read, Ok(1..)) {
@@ -243,15 +259,18 @@ impl Hearer {
                     if let Some(exit) = self.hear(notice).await {
                         return Some(exit);
                     }
+                    continue;
                 }
-                Some(request) = requests.recv() => {
-                    let mut text = serde_json::to_vec(&request).ok()?;
-                    text.push(b'\n');
-                    // A shim that ends while it is asked has said so before: that is still to be read. One that takes nothing is found anew.
-                    if timeout(HELLO_PATIENCE, stream.get_mut().write_all(&text)).await.is_err() {
-                        return None;
-                    }
+                Some(request) = requests.recv() => request,
+                Ok(()) = lease.changed() => {
+                    let Some(sent_at) = *lease.borrow_and_update() else { continue };
+                    Request::Renew { sent_at }
                 }
+            };
+            // A shim that ends while it is asked has said so before: that is still to be read. One that takes nothing is found anew.
+            let asked = timeout(HELLO_PATIENCE, ask(&mut stream, &request));
+            if asked.await.is_err() {
+                return None;
             }
         }
     }

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | the cgroup, whose name follows from instance and directory | cgroups |
 //! | the process group of the workload, the session of the shim | the record in the directory, or the shim's pid from whoever started it |
-//! | the shim's own command line | nothing: a shim that stalled before it wrote anything is found too |
+//! | the command line of the shim and of its watchdog | nothing: a shim that stalled before it wrote anything is found too |
 //!
 //! Without a cgroup, what made itself a session of its own is not found once its shim is dead.
 
@@ -21,12 +21,42 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::conversation::is_locked;
 use crate::cgroup::Group;
 use crate::identity::{self, ProcessIdentity};
-use crate::instance;
+use crate::instance::{self, Record};
 use crate::runtime::Error;
+use crate::shim::WATCHDOG;
 
 /// Between the first two looks at what was killed, each of which reads all of `/proc`; then twice as long each time.
 const LOOK_FIRST: Duration = Duration::from_millis(2);
 const LOOK_MOST: Duration = Duration::from_millis(100);
+
+/// Ends the workload of a run whose shim is dead, however long the kernel holds it, and removes its group. The caller holds the directory's lock.
+pub(crate) fn end_workload(directory: &Path, record: Record) {
+    let remains = Remains {
+        directory: directory.to_owned(),
+        is_grouped: record.cgroup.is_some(),
+        groups: record.cgroup.into_iter().collect(),
+        shim: Some(record.shim),
+        workload: Some(record.workload),
+        was_started: true,
+    };
+    let mut pause = LOOK_FIRST;
+    loop {
+        let left = remains.kill_workload();
+        if left.is_empty() && remains.groups.iter().all(|group| group.remove().is_ok()) {
+            return;
+        }
+        rest(&mut pause);
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a poll interval, growing to a bound"
+)]
+fn rest(pause: &mut Duration) {
+    std::thread::sleep(*pause);
+    *pause = (*pause * 2).min(LOOK_MOST);
+}
 
 /// Where to look for what lives of an instance.
 #[derive(Debug)]
@@ -67,18 +97,18 @@ impl Remains {
     /// SIGKILL to the workload, once; what of it was there. The shim is none of it.
     pub(super) fn kill_workload(&self) -> Vec<Pid> {
         self.groups.iter().for_each(Group::kill_once);
-        let found = self.look().workload;
+        let found = self.look(!self.was_started).workload;
         kill(&found);
         found
     }
 
     /// SIGKILL to every shim of the directory.
     pub(super) fn kill_shims(&self) {
-        kill(&self.look().shims);
+        kill(&self.look(true).shims);
     }
 
-    /// One look at the groups, and at every process of the machine where those do not say it all.
-    fn look(&self) -> Found {
+    /// One look at the groups, and at every process of the machine where those do not say it all, or `is_thorough`.
+    fn look(&self, is_thorough: bool) -> Found {
         let mut found = Found {
             workload: self.groups.iter().flat_map(Group::processes).collect(),
             shims: self.known_shim().into_iter().collect(),
@@ -92,7 +122,7 @@ impl Remains {
             .filter(|leader| leader.has_its_number())
             .collect();
         // A shim that was just started is the only one, and its trampoline dies with it.
-        if leaders.is_empty() && self.was_started && self.is_grouped {
+        if leaders.is_empty() && self.is_grouped && !is_thorough {
             return found;
         }
         for process in identity::all_processes() {
@@ -120,10 +150,6 @@ impl Remains {
         is_locked(&self.directory).map_err(Error::io("looking at", &self.directory))
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a poll interval, inside a wait with a deadline"
-    )]
     /// Ends all of it, the shim first, and removes the empty groups.
     ///
     /// # Errors
@@ -135,9 +161,10 @@ impl Remains {
         }
         let deadline = Instant::now() + patience;
         let mut pause = LOOK_FIRST;
+        let mut is_thorough = !self.was_started;
         loop {
             self.groups.iter().for_each(Group::kill_once);
-            let found = self.look();
+            let found = self.look(is_thorough);
             kill(&found.shims);
             kill(&found.workload);
             let is_gone = found.shims.is_empty() && found.workload.is_empty();
@@ -152,8 +179,9 @@ impl Remains {
             } else if late {
                 return Err(found.still_there());
             }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(LOOK_MOST);
+            // Its watchdog may stand still.
+            is_thorough |= pause == LOOK_MOST;
+            rest(&mut pause);
         }
     }
 
@@ -199,7 +227,8 @@ fn is_shim_of(directory: &Path, process: Pid) -> bool {
     }
     let line = fs::read(format!("{folder}/cmdline")).unwrap_or_default();
     let mut words = line.split(|byte| *byte == 0).skip(1);
-    words.next() == Some(super::launch::SHIM.as_bytes())
+    let ours = [super::launch::SHIM, WATCHDOG].map(str::as_bytes);
+    words.next().is_some_and(|word| ours.contains(&word))
         && words.next() == Some(directory.as_os_str().as_bytes())
 }
 

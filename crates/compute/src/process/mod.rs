@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use model::compute::ExitHow;
 use model::ids::InstanceId;
 use model::units::Span;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
 
 use crate::cgroup::{Cgroups, Group};
 use crate::identity::{self, ProcessIdentity};
@@ -27,6 +28,7 @@ use conversation::{Found, Run};
 pub use elsewhere::runs_elsewhere;
 pub use launch::cgroup_name;
 use leftovers::Remains;
+pub(crate) use leftovers::end_workload;
 
 mod conversation;
 mod elsewhere;
@@ -35,7 +37,7 @@ mod launch;
 mod leftovers;
 mod prepare;
 
-/// Requests to one shim that were not yet written.
+/// Requests to one shim that were not yet written; renewals are none of them.
 const REQUESTS_MAX: usize = 32;
 /// For a killed instance to be gone when it is removed.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(30);
@@ -72,6 +74,8 @@ pub struct ProcessRuntime {
 struct Shared {
     options: Options,
     running: Mutex<HashMap<InstanceId, Entry>>,
+    /// The newest renewal, for every shim to be told: one that does not answer has nothing waiting for it but this.
+    lease: watch::Sender<Option<Moment>>,
 }
 
 /// An instance that is being started or runs.
@@ -89,7 +93,11 @@ impl ProcessRuntime {
     pub fn new(options: Options) -> Self {
         let running = Mutex::default();
         Self {
-            shared: Arc::new(Shared { options, running }),
+            shared: Arc::new(Shared {
+                options,
+                running,
+                lease: watch::Sender::default(),
+            }),
         }
     }
 }
@@ -139,13 +147,14 @@ impl Shared {
         self.entries().remove(instance);
     }
 
-    async fn ask(&self, instance: &InstanceId, request: Request) -> Result<(), Error> {
+    /// Never waits. A full queue belongs to a shim that does not answer, and holds what was asked of it before.
+    fn ask(&self, instance: &InstanceId, request: Request) -> Result<(), Error> {
         let gone = || Error::NotRunning(instance.clone());
-        self.sender(instance)
-            .ok_or_else(gone)?
-            .send(request)
-            .await
-            .map_err(|_| gone())
+        let requests = self.sender(instance).ok_or_else(gone)?;
+        requests.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => Error::Mute(instance.clone()),
+            TrySendError::Closed(_) => gone(),
+        })
     }
 
     fn group(&self, instance: &InstanceId, directory: &Path) -> Option<Group> {
@@ -326,10 +335,10 @@ impl Runtime for ProcessRuntime {
         instance: &'a InstanceId,
         grace: Duration,
     ) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(
-            self.shared
-                .ask(instance, Request::Stop { grace: Span(grace) }),
-        )
+        let asked = self
+            .shared
+            .ask(instance, Request::Stop { grace: Span(grace) });
+        Box::pin(std::future::ready(asked))
     }
 
     fn kill<'a>(
@@ -345,14 +354,17 @@ impl Runtime for ProcessRuntime {
         instance: &'a InstanceId,
         signal: i32,
     ) -> BoxFuture<'a, Result<(), Error>> {
-        Box::pin(self.shared.ask(instance, Request::Signal { signal }))
+        let asked = self.shared.ask(instance, Request::Signal { signal });
+        Box::pin(std::future::ready(asked))
     }
 
     fn renew(&self, sent_at: Moment) {
-        for entry in self.shared.entries().values() {
-            // A full queue holds an earlier renewal, or belongs to a shim that does not answer: the next one tells more.
-            let _ = entry.requests.try_send(Request::Renew { sent_at });
-        }
+        // An answer that was overtaken takes nothing back.
+        self.shared.lease.send_if_modified(|newest| {
+            let is_newer = newest.is_none_or(|newest| sent_at > newest);
+            *newest = (*newest).max(Some(sent_at));
+            is_newer
+        });
     }
 
     fn remove<'a>(

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A disk may stall at any of it. Until the start is on record the trampoline waits, and nothing of the workload runs; afterwards no disk stands
-//! between the exec and the timer. Trampoline and workload die with their shim.
+//! between the exec and the timer. Trampoline and workload die with their shim: the main process by a death signal, all that it forked by the hand of
+//! the [`watchdog`], a process that waits for the shim's end.
 //!
 //! One thread serves signals, timer and socket and never waits for a disk; a second one carries the output ([`output`]).
 //! The lease is enforced here, by the pure steps of [`supervision`], with or without an agent.
@@ -34,11 +35,14 @@ mod socket;
 mod step;
 pub(crate) mod supervision;
 mod trampoline;
+mod watchdog;
 mod workload;
 
 pub use step::{Before, Step};
 pub(crate) use trampoline::encode;
 pub use trampoline::{exec_main, exec_main_with};
+pub(crate) use watchdog::WATCHDOG;
+pub use watchdog::watchdog_main;
 
 use protocol::{LAUNCH_MAX_BYTES, Launch, Launched};
 
@@ -115,7 +119,11 @@ fn start(
         error,
         directory: None,
     })?;
-    let shim = prepare(launch, lock, open_sink, before).map_err(|error| Refusal {
+    let place = serve::Place {
+        directory: directory.to_owned(),
+        lock,
+    };
+    let shim = prepare(launch, place, open_sink, before).map_err(|error| Refusal {
         error,
         directory: Some(directory.to_owned()),
     })?;
@@ -158,7 +166,7 @@ fn take(lock: &File) -> Result<(), String> {
 
 fn prepare(
     launch: Launch,
-    lock: File,
+    place: serve::Place,
     open_sink: OpenSink<'_>,
     before: Before<'_>,
 ) -> Result<serve::Shim, String> {
@@ -167,7 +175,7 @@ fn prepare(
     before(Step::OpenLog);
     let sink =
         open_sink(&instance::log_directory(Path::new("."))).map_err(told("opening the log"))?;
-    serve::Shim::start(launch, sink, lock, before)
+    serve::Shim::start(launch, sink, place, before)
 }
 
 fn read_launch() -> io::Result<Launch> {

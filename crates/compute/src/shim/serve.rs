@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
@@ -26,6 +26,7 @@ use super::protocol::{Launch, Notice, Program, Request};
 use super::socket::Clients;
 use super::step::{Before, Step};
 use super::supervision::{Action, Cause, Ended, Input, Supervision, exit_how};
+use super::watchdog::Watchdog;
 use super::{Sink, output, told, workload};
 use crate::cgroup::Group;
 use crate::identity::ProcessIdentity;
@@ -58,8 +59,16 @@ pub(super) struct Shim {
     output: Receiver<Box<dyn Sink>>,
     /// What the shim has to say in the log, once the output thread has ended.
     remarks: Vec<(Timestamp, String)>,
-    /// Held as long as this process lives: one shim per directory.
-    _lock: File,
+    watchdog: Watchdog,
+    _place: Place,
+}
+
+/// Where the instance is.
+pub(super) struct Place {
+    /// As the agent names it.
+    pub directory: PathBuf,
+    /// Held as long as this process and its watchdog live: one shim per directory.
+    pub lock: File,
 }
 
 /// Pipes that a signal writes a byte to.
@@ -97,7 +106,7 @@ impl Shim {
     pub(super) fn start(
         launch: Launch,
         sink: Box<dyn Sink>,
-        lock: File,
+        place: Place,
         before: Before<'_>,
     ) -> Result<Self, String> {
         before(Step::Listen);
@@ -113,13 +122,13 @@ impl Shim {
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
         let cgroup = launch.program.cgroup.clone();
         let kills_before = cgroup.as_ref().map_or(0, Group::out_of_memory_kills);
-        let (spawned, record) = begin(&launch, before)?;
+        let (spawned, record, watchdog) = begin(&launch, &place, before)?;
         let pid = spawned.pid;
         let started = format!("{} {}", instance::STARTED, record.workload.pid);
         let output = output::pump(spawned.stdout, spawned.stderr, sink, started);
         let output = output.map_err(|error| {
-            let _ = workload::kill_all(pid, cgroup.as_ref());
-            let _ = workload::kill_rest(cgroup.as_ref());
+            let _ = workload::kill_all(pid, cgroup.as_ref(), None);
+            let _ = workload::kill_rest(cgroup.as_ref(), None);
             format!("taking in the output: {error}")
         })?;
         Ok(Self {
@@ -137,7 +146,8 @@ impl Shim {
             timer,
             output,
             remarks: Vec::new(),
-            _lock: lock,
+            watchdog,
+            _place: place,
         })
     }
 
@@ -265,7 +275,8 @@ impl Shim {
                 let _ = kill_process(self.pid, Signal::CONT);
             }
             Some(Action::Kill) => {
-                let killed = workload::kill_all(self.pid, self.cgroup.as_ref());
+                let killed =
+                    workload::kill_all(self.pid, self.cgroup.as_ref(), self.watchdog.pid());
                 // Said once, however often it is done.
                 if !std::mem::replace(&mut self.killed, true) {
                     self.remark("SIGKILL");
@@ -305,14 +316,16 @@ impl Shim {
         if !matches!(ended, Ended::Code(0)) || self.supervision.cause().is_some() {
             return None;
         }
-        let processes = workload::left_running(self.cgroup.as_ref());
+        let processes = workload::left_running(self.cgroup.as_ref(), self.watchdog.pid());
         (!processes.is_empty()).then_some(ExitHow::Background { processes })
     }
 
     /// Nothing is recorded, and the directory's lock held, as long as anything of it lives: what is started next would run beside it.
     fn end_rest(&mut self) {
+        self.watchdog.let_go();
+        let watchdog = self.watchdog.pid();
         let mut tries = 0_u64;
-        while let Err(error) = workload::kill_rest(self.cgroup.as_ref()) {
+        while let Err(error) = workload::kill_rest(self.cgroup.as_ref(), watchdog) {
             if tries == 0 {
                 self.remark(&error);
             }
@@ -322,7 +335,7 @@ impl Shim {
                 stopped: self.stopped,
             });
             self.clients.tell(&Notice::Unkillable {
-                processes: workload::left(self.cgroup.as_ref()),
+                processes: workload::left(self.cgroup.as_ref(), watchdog),
             });
             // Nothing can be asked of it any more.
             let _ = self.clients.requests();
@@ -355,7 +368,11 @@ impl Shim {
 }
 
 /// On record before anything of it runs, so that whatever comes finds it; and after that without a disk, so that the timer starts at once.
-fn begin(launch: &Launch, before: Before<'_>) -> Result<(workload::Spawned, Record), String> {
+fn begin(
+    launch: &Launch,
+    place: &Place,
+    before: Before<'_>,
+) -> Result<(workload::Spawned, Record, Watchdog), String> {
     before(Step::Spawn);
     let work = instance::work_directory(Path::new("."));
     let program = Program {
@@ -376,12 +393,16 @@ fn begin(launch: &Launch, before: Before<'_>) -> Result<(workload::Spawned, Reco
         io::Result::Ok(record)
     };
     let record = record().map_err(told("recording the start"))?;
+    before(Step::Watch);
+    // From here on nothing that the workload forks outlives this process.
+    let watchdog = Watchdog::start(&place.directory, &record, &place.lock);
+    let watchdog = watchdog.map_err(told("starting the watchdog"))?;
     before(Step::Release);
     let is_late = |sent: Moment| Moment::now() >= sent.after(TERMINATE_AFTER);
     if launch.lease_sent_at.is_some_and(is_late) {
         return Err("its lease ran out before it was started".to_owned());
     }
-    Ok((waiting.release()?, record))
+    Ok((waiting.release()?, record, watchdog))
 }
 
 fn describe(how: &ExitHow, out_of_memory_kills: u64) -> String {

@@ -15,6 +15,8 @@ pub enum Step {
     Join,
     /// Writes down which processes these are.
     Record,
+    /// Starts the watchdog, whose executable is read from disk.
+    Watch,
     /// Lets the trampoline become the program.
     Release,
     /// The trampoline executes the program, which is read from disk.
@@ -24,7 +26,7 @@ pub enum Step {
 }
 
 impl Step {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Enter,
         Self::Reserve,
         Self::OpenLog,
@@ -32,6 +34,7 @@ impl Step {
         Self::Spawn,
         Self::Join,
         Self::Record,
+        Self::Watch,
         Self::Release,
         Self::Execute,
         Self::Reply,

@@ -123,9 +123,9 @@ impl Waiting<'_> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let Some(pid) = self.pid() else { return };
-        let _ = kill_all(pid, self.program.cgroup.as_ref());
+        let _ = kill_all(pid, self.program.cgroup.as_ref(), None);
         // Reaps it as well. What the kernel still holds dies before it does anything more, and the agent waits for that.
-        let _ = kill_rest(self.program.cgroup.as_ref());
+        let _ = kill_rest(self.program.cgroup.as_ref(), None);
     }
 }
 
@@ -202,15 +202,23 @@ fn holds(work: &Path) -> String {
 }
 
 /// SIGKILL to the whole workload, known by its process group, its cgroup, and by parentage: whatever is orphaned below the
-/// shim becomes its child. The main process must not have been reaped, or the group's number may be another's.
-pub(super) fn kill_all(pid: Pid, cgroup: Option<&Group>) -> Result<(), String> {
+/// shim becomes its child. The main process must not have been reaped, or the group's number may be another's. `watchdog`: it stays.
+pub(super) fn kill_all(
+    pid: Pid,
+    cgroup: Option<&Group>,
+    watchdog: Option<Pid>,
+) -> Result<(), String> {
     let _ = kill_process_group(pid, Signal::KILL);
-    kill_known(cgroup, KILL_ROUND)
+    kill_known(cgroup, watchdog, KILL_ROUND)
 }
 
-fn kill_known(cgroup: Option<&Group>, patience: Duration) -> Result<(), String> {
+fn kill_known(
+    cgroup: Option<&Group>,
+    spared: Option<Pid>,
+    patience: Duration,
+) -> Result<(), String> {
     let result = cgroup.map_or(Ok(()), |group| group.kill_all(patience));
-    for child in children() {
+    for child in children(spared) {
         let _ = kill_process(child, Signal::KILL);
     }
     result.map_err(|error| error.to_string())
@@ -220,16 +228,18 @@ fn kill_known(cgroup: Option<&Group>, patience: Duration) -> Result<(), String> 
     clippy::disallowed_methods,
     reason = "a poll interval, inside a wait with a deadline"
 )]
-/// After the main process was reaped: kills and reaps until the shim has no child and the group is empty.
-pub(super) fn kill_rest(cgroup: Option<&Group>) -> Result<(), String> {
+/// After the main process was reaped: kills and reaps until the shim has no child and the group is empty. `watchdog`: it goes last.
+pub(super) fn kill_rest(cgroup: Option<&Group>, watchdog: Option<Pid>) -> Result<(), String> {
     let deadline = Instant::now() + KILL_PATIENCE;
-    let result = kill_known(cgroup, KILL_PATIENCE);
+    let result = kill_known(cgroup, watchdog, KILL_PATIENCE);
     loop {
         match wait(WaitOptions::NOHANG) {
             Ok(Some(_)) | Err(Errno::INTR) => {}
             Ok(None) if Instant::now() < deadline => {
                 // A child that was just killed, or one that was orphaned by that.
-                let _ = kill_known(None, KILL_ROUND);
+                let is_last = children(watchdog).is_empty() && result.is_ok();
+                let spared = watchdog.filter(|_| !is_last);
+                let _ = kill_known(None, spared, KILL_ROUND);
                 std::thread::sleep(Duration::from_millis(2));
             }
             Ok(None) => return Err("processes of it are still there after SIGKILL".to_owned()),
@@ -239,23 +249,23 @@ pub(super) fn kill_rest(cgroup: Option<&Group>) -> Result<(), String> {
 }
 
 /// What is still there of it, in words.
-pub(super) fn left(cgroup: Option<&Group>) -> Vec<String> {
-    identity::describe_all(&processes(cgroup))
+pub(super) fn left(cgroup: Option<&Group>, watchdog: Option<Pid>) -> Vec<String> {
+    identity::describe_all(&processes(cgroup, watchdog))
 }
 
 /// The names of what runs of it.
-pub(super) fn left_running(cgroup: Option<&Group>) -> Vec<String> {
-    identity::names(&processes(cgroup))
+pub(super) fn left_running(cgroup: Option<&Group>, watchdog: Option<Pid>) -> Vec<String> {
+    identity::names(&processes(cgroup, watchdog))
 }
 
-fn processes(cgroup: Option<&Group>) -> Vec<Pid> {
+fn processes(cgroup: Option<&Group>, watchdog: Option<Pid>) -> Vec<Pid> {
     let mut left = cgroup.map_or_else(Vec::new, Group::processes);
-    left.extend(children());
+    left.extend(children(watchdog));
     left
 }
 
-/// Our children now. A thread's list holds those that it started or inherited.
-fn children() -> Vec<Pid> {
+/// Our children now, but for one. A thread's list holds those that it started or inherited.
+fn children(spared: Option<Pid>) -> Vec<Pid> {
     let tasks = fs::read_dir("/proc/self/task")
         .into_iter()
         .flatten()
@@ -265,5 +275,6 @@ fn children() -> Vec<Pid> {
     let numbers = text.iter().flat_map(|list| list.split_ascii_whitespace());
     numbers
         .filter_map(|number| Pid::from_raw(number.parse().ok()?))
+        .filter(|pid| Some(*pid) != spared)
         .collect()
 }

@@ -11,7 +11,7 @@ use model::compute::ExitHow;
 use model::units::Bytes;
 use rustix::process::{Gid, Signal};
 
-use crate::world::{World, cgroups, id, is_alive, is_root, signal, wait_until};
+use crate::world::{World, cgroups, id, is_alive, is_root, signal, wait_until, watchdog_of};
 
 #[test]
 fn output_and_exit_code_are_kept_and_it_can_start_again() {
@@ -370,7 +370,7 @@ fn a_killed_shim_leaves_nothing_running() {
     }
 }
 
-/// As when a whole machine's Mainland is killed: agent, shim and main process; the workers it had are nobody's then.
+/// As when a whole machine's Mainland is killed: agent, watchdog, shim and main process; the workers it had are nobody's then.
 #[test]
 fn the_workers_of_a_killed_shim_and_main_process_do_not_live_on() {
     // `timeout` makes a process group of its own.
@@ -404,8 +404,9 @@ fn the_workers_of_a_killed_shim_and_main_process_do_not_live_on() {
             });
             let shim = read_record(&spec.directory).expect("its record").shim.pid;
             world.kill_agent();
-            signal(shim, Signal::KILL);
-            signal(main, Signal::KILL);
+            for ours in [watchdog_of(shim).expect("a watchdog"), shim, main] {
+                signal(ours, Signal::KILL);
+            }
             wait_until("both gone", || !is_alive(shim) && !is_alive(main));
             assert!(workers.iter().all(|worker| is_alive(*worker)), "{way}");
 

@@ -7,13 +7,14 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use compute::instance::{read_exit, read_record};
+use compute::lease::Moment;
 use compute::process::cgroup_name;
-use compute::runtime::{Adopted, Happening, InstanceSpec, Runtime as _};
+use compute::runtime::{Adopted, Error, Happening, InstanceSpec, Runtime as _};
 use compute::shim::Step;
-use model::compute::ExitHow;
+use model::compute::{ExitHow, OnPartition};
 use rustix::process::Signal;
 
-use crate::world::{World, cgroups, is_alive, signal, wait_until};
+use crate::world::{World, cgroups, is_alive, processes, signal, wait_until, watchdog_of};
 
 /// A frozen cgroup, as root has it on a machine with cgroups v1.
 struct Freezer(PathBuf);
@@ -85,6 +86,8 @@ fn draw(seed: u64, most: u64) -> u64 {
 }
 
 const PATIENCE: Duration = Duration::from_millis(500);
+/// Starts at once, as far as a machine that does other things as well gets on in time.
+const AT_ONCE: usize = 35;
 
 /// One start with a stall in it, and one after it.
 async fn start_twice(world: &World, seed: u64) {
@@ -93,7 +96,7 @@ async fn start_twice(world: &World, seed: u64) {
     let runtime = world.runtime();
     runtime.prepare(&spec).await.expect("prepared");
     let step = Step::ALL[seed as usize % Step::ALL.len()];
-    let freezer = (seed / 10)
+    let freezer = (seed / Step::ALL.len() as u64)
         .is_multiple_of(2)
         .then(|| Freezer::new(&name))
         .flatten();
@@ -133,11 +136,6 @@ fn lives(world: &World, spec: &InstanceSpec) -> bool {
     })
 }
 
-fn processes() -> impl Iterator<Item = u32> {
-    let entries = fs::read_dir("/proc").expect("/proc").flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-}
-
 #[test]
 fn a_stall_at_any_step_of_a_start_never_makes_two_writers_at_100_seeds() {
     let worlds = [World::new(), World::without_cgroups()];
@@ -147,7 +145,11 @@ fn a_stall_at_any_step_of_a_start_never_makes_two_writers_at_100_seeds() {
             let one: Work<'_> = Box::pin(start_twice(&world, seed));
             one
         });
-        world.run(all(work.collect()));
+        let mut work: Vec<Work<'_>> = work.collect();
+        while !work.is_empty() {
+            let rest = work.split_off(work.len().min(AT_ONCE));
+            world.run(all(std::mem::replace(&mut work, rest)));
+        }
         for seed in seeds {
             let name = format!("s{seed}");
             world.line(&name, "o up");
@@ -177,7 +179,13 @@ async fn adopt_and_start(world: &World, spec: &InstanceSpec, step: Step) {
     match runtime.adopt(id, directory).await.expect("adopted") {
         // It is on record, so it is known; it is ended as anything that runs.
         Adopted::Running { .. } => {
-            let recorded = [Step::Join, Step::Release, Step::Execute, Step::Reply];
+            let recorded = [
+                Step::Join,
+                Step::Watch,
+                Step::Release,
+                Step::Execute,
+                Step::Reply,
+            ];
             assert!(recorded.contains(&step), "{step:?}");
             while runtime.kill(id, directory).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -253,6 +261,65 @@ fn shim_is_alone(spec: &InstanceSpec) -> bool {
     read_record(&spec.directory).is_some_and(|record| record.cgroup.is_none())
 }
 
+/// Its lease was renewed for long, and more was asked of it than anybody would: neither a request nor the end waits for it.
+#[test]
+fn a_shim_that_stands_still_holds_up_no_request() {
+    let world = World::new();
+    let mut spec = world.spec("a", &["sleep", "1000"]);
+    spec.on_partition = OnPartition::Stop;
+    spec.lease_sent_at = Moment::now();
+    let pid = world.start(&spec);
+    let shim = read_record(&spec.directory).expect("its record").shim.pid;
+    signal(shim, Signal::STOP);
+    let asked = async {
+        let runtime = world.runtime();
+        for _ in 0..200 {
+            runtime.renew(Moment::now());
+            tokio::task::yield_now().await;
+        }
+        // What its socket holds is not what it was told.
+        for _ in 0..10_000 {
+            let signalled = runtime.signal(&spec.instance, 0).await;
+            if let Err(error) = signalled {
+                return error;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("its queue has no bound");
+    };
+    let error = world.run(asked);
+    assert!(matches!(error, Error::Mute(_)), "{error}");
+    let asked = async {
+        let runtime = world.runtime();
+        let stop = runtime.stop(&spec.instance, Duration::from_secs(1));
+        let stopped = tokio::time::timeout(Duration::from_secs(1), stop).await;
+        assert!(matches!(stopped, Ok(Err(Error::Mute(_)))), "{stopped:?}");
+        runtime.kill(&spec.instance, &spec.directory).await
+    };
+    world.run(asked).expect("killed");
+    wait_until("the workload to be gone", || !is_alive(pid));
+}
+
+/// Renewals that come while it stands still do not crowd out its end.
+#[test]
+fn renewals_take_no_room_from_requests() {
+    let mut world = World::new();
+    let mut spec = world.spec("a", &["sleep", "1000"]);
+    spec.on_partition = OnPartition::Stop;
+    spec.lease_sent_at = Moment::now();
+    world.start(&spec);
+    let asked = async {
+        let runtime = world.runtime();
+        // Its task has no turn in between, as if each write waited for its shim.
+        for _ in 0..200 {
+            runtime.renew(Moment::now());
+        }
+        runtime.stop(&spec.instance, Duration::from_secs(20)).await
+    };
+    world.run(asked).expect("there is room for it");
+    assert_eq!(world.exit().how, ExitHow::Signal { signal: 15 });
+}
+
 #[test]
 fn a_shim_that_does_not_answer_is_no_reason_to_run_it_twice() {
     let mut world = World::new();
@@ -279,13 +346,93 @@ fn a_shim_that_does_not_answer_is_no_reason_to_run_it_twice() {
 
 #[test]
 fn a_workload_dies_with_its_shim() {
+    for mut world in [World::new(), World::without_cgroups()] {
+        let spec = world.shell("a", FORKS);
+        let family = family(&mut world, &spec);
+        let shim = read_record(&spec.directory).expect("its record").shim.pid;
+        world.kill_agent();
+        signal(shim, Signal::KILL);
+        wait_until("all of the workload to be gone", || !lives_any(&family));
+    }
+}
+
+/// As servers with workers do: children, one in a process group of its own, one whose parent has ended.
+const FORKS: &str = "sleep 1001 & echo child $!; \
+    sh -c 'set -m; sleep 1002 & echo group $!'; \
+    (sh -c 'echo orphan $$; exec sleep 1003' &); sleep 1004; :";
+
+/// Started: its main process and all that it forked.
+fn family(world: &mut World, spec: &InstanceSpec) -> Vec<u32> {
+    let name = spec.instance.name.to_string();
+    let mut family = vec![world.start(spec)];
+    for member in ["child", "group", "orphan"] {
+        let pid = world.line(&name, &format!("o {member} "));
+        family.push(pid.parse().expect("a pid"));
+    }
+    family
+}
+
+fn lives_any(family: &[u32]) -> bool {
+    family.iter().any(|pid| is_alive(*pid))
+}
+
+#[test]
+fn a_watchdog_that_is_killed_is_replaced_and_what_asks_for_an_end_does_not_end_it() {
     let mut world = World::new();
-    let spec = world.spec("a", &["sleep", "1000"]);
-    let pid = world.start(&spec);
+    let spec = world.shell("a", FORKS);
+    let family = family(&mut world, &spec);
     let shim = read_record(&spec.directory).expect("its record").shim.pid;
+    let first = watchdog_of(shim).expect("a watchdog");
+    signal(first, Signal::TERM);
+    signal(first, Signal::HUP);
+    signal(first, Signal::KILL);
+    let mut second = None;
+    wait_until("another watchdog", || {
+        second = watchdog_of(shim).filter(|pid| *pid != first);
+        second.is_some()
+    });
+    assert!(lives_any(&family));
     world.kill_agent();
     signal(shim, Signal::KILL);
-    wait_until("the workload to be gone", || !is_alive(pid));
+    wait_until("all of the workload to be gone", || !lives_any(&family));
+    wait_until("the watchdog to be gone", || !is_alive(second.unwrap()));
+}
+
+/// Also where the watchdog is killed with the shim, or stands still: the agent does its work.
+#[test]
+fn an_agent_does_what_a_watchdog_can_not() {
+    for how in [Signal::KILL, Signal::STOP] {
+        let mut world = World::new();
+        let spec = world.shell("a", FORKS);
+        let family = family(&mut world, &spec);
+        let shim = read_record(&spec.directory).expect("its record").shim.pid;
+        signal(watchdog_of(shim).expect("a watchdog"), how);
+        signal(shim, Signal::KILL);
+        assert_eq!(world.exit().how, ExitHow::Unknown);
+        assert!(!lives_any(&family), "after {how:?}");
+        world.start(&spec);
+    }
+}
+
+/// The next agent starts it at once: the volume never has two writers.
+#[test]
+fn what_is_started_after_shim_and_agent_were_killed_is_alone() {
+    for mut world in [World::new(), World::without_cgroups()] {
+        let spec = writer(&world, "a");
+        world.start(&spec);
+        for round in 2..6 {
+            world.line("a", "o up");
+            let shim = read_record(&spec.directory).expect("its record").shim.pid;
+            world.kill_agent();
+            signal(shim, Signal::KILL);
+            world.start_agent();
+            world.start(&spec);
+            wait_until("it to be up again", || {
+                world.output("a").matches("o up\n").count() >= round
+            });
+        }
+        assert!(!world.path("volumes/a/violations").exists(), "two at once");
+    }
 }
 
 #[test]

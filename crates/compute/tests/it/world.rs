@@ -254,6 +254,21 @@ pub fn is_alive(pid: u32) -> bool {
     ProcessIdentity::of(pid).is_ok_and(|identity| identity.is_alive())
 }
 
+pub fn processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").expect("/proc").flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The watchdog of a shim.
+pub fn watchdog_of(shim: u32) -> Option<u32> {
+    processes().find(|pid| {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
+        let parent = format!("PPid:\t{shim}\n");
+        read("status").is_ok_and(|status| status.contains(&parent))
+            && read("cmdline").is_ok_and(|line| line.contains("shim-watchdog"))
+    })
+}
+
 pub fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
     rustix::process::kill_process(pid, signal).expect("a signal");

@@ -1,11 +1,11 @@
-//! `shim` and `shim-exec` as the binary has them, with a sink that writes `LETTER TEXT` lines to `logs/output`.
+//! `shim`, `shim-exec` and `shim-watchdog` as the binary has them, with a sink that writes `LETTER TEXT` lines to `logs/output`.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use compute::shim::{Sink, Step, exec_main_with, run_with};
+use compute::shim::{Sink, Step, exec_main_with, run_with, watchdog_main};
 use jiff::Timestamp;
 use model::signals::Stream;
 
@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         }
         // Its working directory lies in the instance's.
         Some("shim-exec") => exec_main_with(&arguments[1..], &|step| stall(Path::new(".."), step)),
+        Some("shim-watchdog") => watchdog_main(&arguments[1..]),
         _ => ExitCode::from(2),
     }
 }

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     match kind.to_str() {
         Some("shim") => compute::shim::run(&words, &|folder| open_sink(folder)),
         Some("shim-exec") => compute::shim::exec_main(&words),
+        Some("shim-watchdog") => compute::shim::watchdog_main(&words),
         Some("proxy") => proxy(&words),
         Some("agent") => agent(&words),
         Some("web") => web(),
