@@ -203,6 +203,9 @@ impl Renaming {
     fn group(&self, group: &Stored<PlacementGroup>) -> Option<PlacementGroup> {
         let mut renamed = group.value.clone();
         let homes = self.all(renamed.homes.values_mut());
+        let mut left: Vec<_> = std::mem::take(&mut renamed.left).into_iter().collect();
+        let homes = self.all(&mut left) || homes;
+        renamed.left = left.into_iter().collect();
         let placements = renamed.placements.iter_mut();
         let placements = self.all(placements.map(|placement| &mut placement.node));
         (homes || placements).then_some(renamed)

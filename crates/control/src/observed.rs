@@ -167,6 +167,8 @@ mod tests {
             epoch: Epoch(1),
             state: InstanceState::Running,
             ready,
+            was_ready: false,
+            never_started: false,
             pid: None,
             address: None,
             restarts: 0,

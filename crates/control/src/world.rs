@@ -99,8 +99,8 @@ impl Entry {
             Some(None) => false,
             Some(Some(removing)) => !removing.delete_data,
         };
-        let homes = self.placements.as_ref().map(|group| &group.homes);
-        goes && homes.is_some_and(|homes| !homes.is_empty())
+        let group = self.placements.as_ref();
+        goes && group.is_some_and(|group| !group.nodes_with_data().is_empty())
     }
 
     pub fn group(&self) -> PlacementGroup {

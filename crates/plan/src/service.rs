@@ -98,15 +98,6 @@ pub fn step(
     cluster: &mut Cluster,
     now: Now,
 ) -> ServiceDecision {
-    if view.hold.is_some() {
-        memory.hold(now.instant);
-        return ServiceDecision {
-            group: view.group.clone(),
-            rollout: view.rollout.cloned(),
-            events: Vec::new(),
-            wake: None,
-        };
-    }
     let mut step = Step {
         view,
         cluster,
@@ -118,6 +109,16 @@ pub fn step(
         events: Vec::new(),
     };
     step.bind_homes();
+    if view.hold.is_some() {
+        memory.hold(now.instant);
+        // Where volumes have their home is seen, not changed.
+        return ServiceDecision {
+            group: step.group,
+            rollout: view.rollout.cloned(),
+            events: Vec::new(),
+            wake: None,
+        };
+    }
     step.drop_lost();
     step.drop_gone();
     let Some(target) = view
@@ -232,13 +233,14 @@ impl<'a> Step<'a> {
         placement.slot.is_some() && self.sight(&placement.node) == Sight::Lost
     }
 
-    /// Volumes have their home where a copy was first ready with them: before that there is nothing in them that anybody was given.
+    /// Volumes have their home where a copy was first ready with them: before that there is nothing in them that anybody was given. That it was
+    /// ready is reported ever after, since nobody may hear the moment.
     fn bind_homes(&mut self) {
         for placement in &self.group.placements {
             let report = self.view.reports.get(&placement.instance);
             let was_ready = report.is_some_and(|report| {
                 report.epoch == placement.epoch
-                    && (report.ready || report.state == InstanceState::Finished)
+                    && (report.ready || report.was_ready || report.state == InstanceState::Finished)
             });
             if let Some(slot) = placement.slot.filter(|_| was_ready) {
                 let homes = &mut self.group.homes;
@@ -264,11 +266,7 @@ impl<'a> Step<'a> {
             .cloned()
             .collect();
         for placement in lost {
-            // Nobody heard it end, and it has no lease: as far as is known it was ready there, and runs.
-            if let Some(slot) = placement.slot {
-                let homes = &mut self.group.homes;
-                homes.entry(slot).or_insert_with(|| placement.node.clone());
-            }
+            self.bind_unheard(&placement);
             if placement.wanted == Wanted::Run {
                 let message = format!(
                     "node {} is lost: {} {}",
@@ -321,10 +319,19 @@ impl<'a> Step<'a> {
         let held: Vec<_> = self
             .running()
             .filter(|placement| self.is_held(placement))
-            .map(|placement| placement.instance.clone())
+            .cloned()
             .collect();
-        for instance in held {
-            self.remove(&instance);
+        for placement in held {
+            self.bind_unheard(&placement);
+            self.remove(&placement.instance);
+        }
+    }
+
+    /// What is given up on a node that is not heard: nobody heard it end, and it has no lease. As far as is known it was ready there, and runs.
+    fn bind_unheard(&mut self, placement: &Placement) {
+        if let Some(slot) = placement.slot {
+            let homes = &mut self.group.homes;
+            homes.entry(slot).or_insert_with(|| placement.node.clone());
         }
     }
 

@@ -90,6 +90,8 @@ pub fn report(placement: &Placement, state: InstanceState, ready: bool) -> Insta
         epoch: placement.epoch,
         state,
         ready,
+        was_ready: ready,
+        never_started: false,
         pid: Some(1),
         address: None,
         restarts: 0,

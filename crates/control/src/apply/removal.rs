@@ -228,15 +228,17 @@ pub fn delete_data(
     let kept = PlacementGroup {
         pending: Vec::new(),
         homes: Default::default(),
+        left: Default::default(),
         ..group.clone()
     };
     draft.put(Key::Placement(id.clone()), Some(stored), &kept);
-    if group.homes.is_empty() {
+    let with_data = group.nodes_with_data();
+    if with_data.is_empty() {
         return;
     }
     // Those that were not yet told of an earlier deletion are told once for both.
     let known = entry.forget.iter().flat_map(|forget| &forget.nodes);
-    let nodes: BTreeSet<NodeName> = known.chain(group.homes.values()).cloned().collect();
+    let nodes: BTreeSet<NodeName> = known.cloned().chain(with_data).collect();
     let forget = ForgetRecord {
         nodes: nodes.into_iter().collect(),
     };
@@ -265,7 +267,7 @@ pub(super) fn of_service(
     let group = entry.group();
     let running = u32::try_from(group.placements.len()).unwrap_or(u32::MAX);
     let consequence =
-        changes::consequence_of_removal(running, !group.homes.is_empty(), delete_data);
+        changes::consequence_of_removal(running, !group.nodes_with_data().is_empty(), delete_data);
     let change = removed(Kind::Services, id.name.as_str(), consequence);
     Some(Step { change, draft })
 }

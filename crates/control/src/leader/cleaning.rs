@@ -94,7 +94,7 @@ fn finished(world: &World, id: &ResourceId, entry: &Entry, now: Timestamp) -> Op
         draft.delete_anyway(Key::Release(id.clone(), *number));
     }
     // Whose data stays has the same uid later, and is opened by the same secret.
-    if !group.homes.is_empty() && !removing.delete_data {
+    if !group.nodes_with_data().is_empty() && !removing.delete_data {
         if let Some(stored) = &entry.placements {
             let kept = PlacementGroup {
                 pending: Vec::new(),

@@ -557,6 +557,8 @@ fn observe(
             epoch: instance.epoch,
             state,
             ready,
+            was_ready: false,
+            never_started: false,
             pid: Some(1000),
             address: Some("127.0.0.1:9999".to_owned()),
             restarts: 0,

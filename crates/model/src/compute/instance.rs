@@ -70,6 +70,12 @@ pub struct InstanceReport {
     pub state: InstanceState,
     /// Its probe answers; it may be sent requests.
     pub ready: bool,
+    /// It was ready at some time since it was placed there, or has ended well: who was given its data may have it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub was_ready: bool,
+    /// Nothing of it ever ran there, so that it has written nothing. False where the node does not say.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_started: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
     /// Where it answers on its node: `127.0.0.1:PORT`.

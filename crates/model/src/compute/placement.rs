@@ -1,6 +1,6 @@
 //! Which instance of which release belongs where: the leader's decisions, as they are stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -83,6 +83,16 @@ pub struct PlacementGroup {
     /// Where each numbered set of volumes has its home. Never forgotten but by deleting the data.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub homes: BTreeMap<u32, NodeName>,
+    /// Nodes with what copies wrote that ran there, never were ready and were tried elsewhere: no home, but data all the same. Forgotten as homes are.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub left: BTreeSet<NodeName>,
+}
+
+impl PlacementGroup {
+    /// Every node with data of the service.
+    pub fn nodes_with_data(&self) -> BTreeSet<NodeName> {
+        self.homes.values().chain(&self.left).cloned().collect()
+    }
 }
 
 /// A copy without a place.

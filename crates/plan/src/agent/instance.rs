@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use model::compute::{DesiredInstance, Exit, InstanceReport, InstanceState, Probe, Purpose};
+use model::compute::{
+    DesiredInstance, Exit, ExitHow, InstanceReport, InstanceState, Probe, Purpose,
+};
 use model::control::Reason;
 use model::ids::{InstanceId, ResourceId};
 use model::traffic::Gate;
@@ -43,6 +45,21 @@ pub struct History {
     /// Its last end was wanted, so that work that runs once has not had its run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub interrupted: bool,
+    /// Something of it ran.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ran: bool,
+    /// It answered its probe, or ended well, once. The home of its volumes rests on it, which nobody may have heard at that moment.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub was_ready: bool,
+}
+
+impl History {
+    /// Also as an earlier version kept it.
+    fn has_run(&self) -> bool {
+        let exit = self.last_exit.as_ref().map(|exit| &exit.how);
+        let ended = exit.is_some_and(|how| !matches!(how, ExitHow::NotStarted { .. }));
+        self.ran || self.starts > 0 || ended
+    }
 }
 
 /// What an instance needs to know of everything else.
@@ -286,6 +303,8 @@ impl Instance {
                 let mut process = Process::new(pid, started_at, now.instant);
                 process.ready = ready;
                 process.ever_ready = ready;
+                instance.history.ran = true;
+                instance.history.was_ready |= ready;
                 process.suspended = suspended;
                 instance.gate = if process.serves() {
                     Gate::Open
@@ -347,6 +366,8 @@ fn blank_report(desired: &DesiredInstance) -> InstanceReport {
         epoch: desired.epoch,
         state: InstanceState::Pending,
         ready: false,
+        was_ready: false,
+        never_started: false,
         pid: None,
         address: None,
         restarts: 0,

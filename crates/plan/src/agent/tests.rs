@@ -1251,3 +1251,64 @@ fn answers_that_are_lost_count_as_failures() {
         assert!(seen.contains(&expected.to_owned()), "{expected}: {seen:?}");
     }
 }
+
+/// Its home rests on it, and nobody may have heard the moment: it is said ever after, by each agent.
+#[test]
+fn that_it_ever_ran_and_was_ready_is_never_forgotten() {
+    let said = |node: &Node| {
+        let report = node.state.report(&id("web-1")).unwrap();
+        (report.never_started, report.was_ready)
+    };
+    let mut node = Node::new();
+    node.want(vec![desired("web-1")]);
+    assert_eq!(said(&node), (true, false));
+    node.prepared("web-1", 1);
+    assert_eq!(said(&node), (false, false), "it may have begun");
+    node.step(Input::NotStarted {
+        instance: id("web-1"),
+        run: 1,
+        error: "no such file".into(),
+    });
+    assert_eq!(said(&node), (true, false));
+
+    node.after_ms(5000);
+    node.prepared("web-1", 2);
+    node.started("web-1", 2);
+    assert_eq!(said(&node), (false, false));
+    node.answers("web-1", Question::Health, true);
+    assert_eq!(said(&node), (false, true));
+    node.exited("web-1", ExitHow::Code { code: 1 });
+    assert_eq!(said(&node), (false, true));
+    let history = node.state.instance(&id("web-1")).unwrap().history().clone();
+
+    // Told to leave, or known to the next agent alone.
+    node.want(vec![changed("web-1", |one| one.wanted = Wanted::Leave)]);
+    assert_eq!(said(&node), (false, true));
+    let mut next = Node::new();
+    next.step(Input::Adopted {
+        desired: Box::new(desired("web-1")),
+        history,
+        process: Adopted::Absent,
+    });
+    assert_eq!(said(&next), (false, true));
+}
+
+/// As an earlier version kept it.
+#[test]
+fn what_was_kept_without_a_word_of_it_has_run_where_it_was_started() {
+    let table = [(1, None, false), (0, Some(exit(ExitHow::Unknown)), false)];
+    for (starts, last_exit, never) in table {
+        let mut node = Node::new();
+        node.step(Input::Adopted {
+            desired: Box::new(desired("web-1")),
+            history: History {
+                starts,
+                last_exit,
+                ..History::default()
+            },
+            process: Adopted::Absent,
+        });
+        let report = node.state.report(&id("web-1")).unwrap();
+        assert_eq!(report.never_started, never, "{starts}");
+    }
+}

@@ -31,7 +31,7 @@ fn sound() -> PlacementGroup {
         pending: Vec::new(),
         next_instance: 4,
         next_epoch: Epoch(4),
-        homes: BTreeMap::new(),
+        ..PlacementGroup::default()
     }
 }
 

@@ -60,7 +60,7 @@ fn move_not_ready(
     if step.find(&wish, &failing.instance).is_some() {
         copies::avoid(memory, &failing.node, step.now.instant);
         let message = format!(
-            "node {} could not run it, and it never was ready: another is tried",
+            "node {} could not run it, and it never was ready: another is tried; what it wrote there is kept",
             failing.node
         );
         step.leave(&failing.instance, Reason::new("not-started", message));

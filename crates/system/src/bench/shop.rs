@@ -123,7 +123,7 @@ fn where_it_goes(stretches: &BTreeMap<String, Stretch>, orders: f64, report: &mu
 /// What runs now by kind: Mainland's own processes by their command, the others by their service.
 fn kinds(cloud: &Cloud) -> Result<BTreeMap<String, Stretch>> {
     let mut kinds: BTreeMap<String, Vec<u32>> = BTreeMap::new();
-    for kind in ["proxy", "agent", "server", "shim"] {
+    for kind in ["proxy", "agent", "server", "shim", "shim-watchdog"] {
         kinds.insert(
             kind.to_owned(),
             cloud.processes_with(&[&format!(" {kind} ")]),

@@ -25,7 +25,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(20);
 
 /// The commands that `up` and its processes run.
-const KINDS: [&str; 5] = ["up", "server", "agent", "proxy", "shim"];
+const KINDS: [&str; 6] = ["up", "server", "agent", "proxy", "shim", "shim-watchdog"];
 
 const READY_WITHIN: f64 = 0.5;
 const SERVING_WITHIN: f64 = 3.0;

@@ -1,6 +1,5 @@
 //! What a person should know first.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use api::wire::{InstanceView, RouteStatus, ServiceStatus};
@@ -155,8 +154,8 @@ impl Seen<'_> {
     fn kept_data(&self, world: &World) -> Vec<Reason> {
         let told = world.kept_of(self.project).map(|(id, entry)| {
             let group = entry.group();
-            let nodes: BTreeSet<_> = group.homes.values().map(NodeName::as_str).collect();
-            let nodes: Vec<_> = nodes.into_iter().collect();
+            let nodes = group.nodes_with_data();
+            let nodes: Vec<_> = nodes.iter().map(NodeName::as_str).collect();
             let name = &id.name;
             let (nodes, project) = (nodes.join(", "), self.project);
             let message = format!(

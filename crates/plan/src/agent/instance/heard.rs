@@ -106,6 +106,7 @@ impl Instance {
         self.address = Some(address);
         self.reason = None;
         self.history.starts = self.history.starts.saturating_add(1);
+        self.history.ran = true;
         self.history.interrupted = false;
         outputs.push(Output::Remember {
             instance: self.desired.instance.clone(),
@@ -192,6 +193,7 @@ impl Instance {
                 process.health.answered(true, pause, now.instant);
                 process.alive.hurry(now.instant.after(pause));
                 self.reason = None;
+                self.remember_ready(outputs);
                 self.tell(Level::Info, Reason::new("ready", message), outputs);
             }
             Ok(()) => {}
@@ -210,6 +212,15 @@ impl Instance {
                 self.not_ready(error, false, outputs);
             }
             Err(_) => {}
+        }
+    }
+
+    /// Kept from the first time on.
+    fn remember_ready(&mut self, outputs: &mut Vec<Output>) {
+        if !std::mem::replace(&mut self.history.was_ready, true) {
+            outputs.push(Output::Remember {
+                instance: self.desired.instance.clone(),
+            });
         }
     }
 
@@ -292,6 +303,7 @@ impl Instance {
             ));
         } else if self.has_finished() {
             self.phase = Phase::Finished;
+            self.history.was_ready = true;
             self.reason = None;
             self.tell(Level::Info, Reason::new("finished", "finished"), outputs);
         } else if self.has_failed() {

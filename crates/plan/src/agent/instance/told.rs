@@ -47,6 +47,8 @@ impl Instance {
         InstanceReport {
             state: self.state(),
             ready: self.is_ready(),
+            was_ready: self.history.was_ready,
+            never_started: !self.history.has_run() && !self.has_process(),
             pid: process.map(|process| process.pid),
             address: self.address.clone(),
             restarts: self.history.starts.saturating_sub(1),

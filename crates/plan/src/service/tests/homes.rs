@@ -79,6 +79,60 @@ fn a_copy_that_was_ready_when_its_node_was_lost_waits_for_it() {
     );
 }
 
+/// It was ready for less than the time between two decisions, or while the leader was another: its node says so ever after.
+#[test]
+fn a_home_is_bound_by_what_was_ready_and_is_not_any_more() {
+    let mut world = World::new(with_volume(service(1)));
+    world.step();
+    let first = place_of(&world);
+    world.looping_on.insert(node_name(&first));
+    world.act();
+    for report in world.reports.values_mut() {
+        report.was_ready = true;
+    }
+    world.run(60);
+    assert_eq!(
+        (place_of(&world), home(&world)),
+        (first.clone(), Some(first))
+    );
+}
+
+#[test]
+fn a_home_is_bound_under_a_brake_and_nothing_else_is_changed() {
+    let mut world = World::new(with_volume(service(1)));
+    world.step();
+    let (first, placements) = (place_of(&world), world.group.placements.clone());
+    world.hold = Some(Reason::new("brake", "half of all nodes are lost"));
+    world.run(2);
+    assert_eq!(home(&world), Some(first.clone()));
+    assert_eq!(world.group.placements, placements);
+    // It ends there before the brake is off.
+    world.looping_on.insert(node_name(&first));
+    for report in world.reports.values_mut() {
+        report.ready = false;
+        report.was_ready = false;
+    }
+    world.hold = None;
+    world.run(60);
+    assert_eq!(place_of(&world), first);
+}
+
+/// A release without volumes gives the copy up that waits on a lost node: its volumes are not forgotten with it.
+#[test]
+fn what_is_given_up_for_a_release_without_volumes_has_its_home_where_it_was() {
+    let mut world = World::new(with_volume(service(1)));
+    world.step();
+    let first = place_of(&world);
+    world.lose(&first);
+    world.run(2);
+    world.release(service(1));
+    world.run(30);
+    assert_eq!((world.ready(), home(&world)), (1, Some(first.clone())));
+    world.release(with_volume(service(1)));
+    world.run(60);
+    assert_eq!(home(&world), Some(first));
+}
+
 #[test]
 fn nothing_with_volumes_begins_where_it_may_not() {
     let why = Reason::new(crate::place::LACKS, "it has no PostgreSQL 15");
