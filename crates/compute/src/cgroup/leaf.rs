@@ -51,6 +51,13 @@ pub(crate) struct Leaf {
     parent: PathBuf,
 }
 
+/// On no path does an empty group stay.
+impl Drop for Leaf {
+    fn drop(&mut self) {
+        let _ = self.own.remove();
+    }
+}
+
 impl Leaf {
     /// Ends all in it and removes it.
     pub(crate) fn end(&self, patience: Duration) -> Result<(), Error> {
@@ -71,5 +78,32 @@ impl Leaf {
             }
         }
         self.own.remove()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::units::{Bytes, MilliCpu};
+
+    use crate::cgroup::{Limits, Support, detect};
+
+    #[test]
+    fn a_leaf_that_nobody_came_to_use_is_gone() {
+        let Support::Groups(groups) = detect() else {
+            return eprintln!("no cgroups here");
+        };
+        let limits = Limits {
+            memory: Bytes::mebibytes(16),
+            cpu: MilliCpu(100),
+            pids: 16,
+        };
+        let name = format!("mainland-test-leaf-{}", std::process::id());
+        let group = groups.create(&name, limits).unwrap();
+        let leaf = group.leaf("exec-1").unwrap().unwrap();
+        let own = leaf.own.clone();
+        assert!(own.exists());
+        drop(leaf);
+        assert!(!own.exists());
+        group.remove().unwrap();
     }
 }

@@ -109,8 +109,9 @@ impl Apart {
         let status = self.child.wait().await?;
         if let Some(leaf) = self.leaf.take() {
             // What it left is the instance's.
-            let dissolved = blocking(move || Ok(leaf.dissolve()?)).await;
-            dissolved.map_err(io::Error::other)?;
+            if let Err(error) = blocking(move || Ok(leaf.dissolve()?)).await {
+                tracing::warn!(%error, "the group of a command that has ended stays");
+            }
         }
         self.is_apart = false;
         Ok(exit_how(status))
