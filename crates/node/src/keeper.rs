@@ -11,6 +11,9 @@ use serde::Serialize;
 
 use crate::layout;
 
+/// Until what the disk refused is tried again.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
 /// `None`: the file is to go.
 type Text = Option<Vec<u8>>;
 
@@ -27,6 +30,9 @@ struct Shared {
 #[derive(Default)]
 struct State {
     waiting: BTreeMap<PathBuf, Text>,
+    /// Refused by the disk, and tried again after a while where nothing newer has come.
+    refused: BTreeMap<PathBuf, Text>,
+    try_again_at: Option<Instant>,
     /// The thread has some of it in hand.
     writing: bool,
     failed: Option<String>,
@@ -61,6 +67,8 @@ impl Keeper {
     pub fn flush(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         let mut state = self.shared.state();
+        state.try_again();
+        self.shared.changed.notify_all();
         while state.writing || !state.waiting.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -79,23 +87,40 @@ impl Drop for Keeper {
     }
 }
 
+impl State {
+    fn try_again(&mut self) {
+        self.try_again_at = None;
+        for (path, text) in std::mem::take(&mut self.refused) {
+            self.waiting.entry(path).or_insert(text);
+        }
+    }
+}
+
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn put(&self, path: PathBuf, text: Text) {
-        self.state().waiting.insert(path, text);
+        let mut state = self.state();
+        state.refused.remove(&path);
+        state.waiting.insert(path, text);
+        drop(state);
         self.changed.notify_all();
     }
 
     fn run(&self) {
         while let Some((path, text)) = self.next() {
-            let done = write(&path, text);
+            let done = write(&path, text.as_deref());
             let mut state = self.state();
             state.writing = false;
             if let Err(error) = done {
                 state.failed = Some(error.to_string());
+                if !state.waiting.contains_key(&path) {
+                    state.refused.insert(path, text);
+                    let again_at = Instant::now() + AGAIN_AFTER;
+                    state.try_again_at.get_or_insert(again_at);
+                }
             }
             drop(state);
             self.changed.notify_all();
@@ -105,6 +130,10 @@ impl Shared {
     fn next(&self) -> Option<(PathBuf, Text)> {
         let mut state = self.state();
         loop {
+            let is_due = |again_at| Instant::now() >= again_at;
+            if state.try_again_at.is_some_and(is_due) {
+                state.try_again();
+            }
             if let Some(next) = state.waiting.pop_first() {
                 state.writing = true;
                 return Some(next);
@@ -112,19 +141,28 @@ impl Shared {
             if state.over {
                 return None;
             }
-            let woken = self.changed.wait(state);
-            state = woken.unwrap_or_else(PoisonError::into_inner);
+            state = match state.try_again_at {
+                None => {
+                    let woken = self.changed.wait(state);
+                    woken.unwrap_or_else(PoisonError::into_inner)
+                }
+                Some(again_at) => {
+                    let left = again_at.saturating_duration_since(Instant::now());
+                    let woken = self.changed.wait_timeout(state, left);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
     }
 }
 
-fn write(path: &Path, text: Text) -> Result<(), layout::Error> {
+fn write(path: &Path, text: Option<&[u8]>) -> Result<(), layout::Error> {
     match text {
         Some(text) => {
             if let Some(folder) = path.parent() {
                 layout::make_passage(folder)?;
             }
-            layout::write_text(path, &text)
+            layout::write_text(path, text)
         }
         None => {
             layout::remove(path);
@@ -136,6 +174,34 @@ fn write(path: &Path, text: Text) -> Result<(), layout::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A disk that was full, or mounted read-only for a while.
+    #[test]
+    fn what_the_disk_refused_is_tried_again_until_it_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("project/web-1.json");
+        // Its folder can't be made.
+        std::fs::write(folder.path().join("project"), "in the way").unwrap();
+        let keeper = Keeper::start().unwrap();
+        keeper.write(path.clone(), &1);
+        keeper.flush(Duration::from_secs(10));
+        assert!(keeper.failure().is_some() && !path.exists());
+        std::fs::remove_file(folder.path().join("project")).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while layout::read::<u32>(&path).ok().flatten() != Some(1) {
+            assert!(Instant::now() < deadline, "it is not tried again");
+            std::thread::yield_now();
+        }
+        // What is newer is not written over by what was refused before.
+        std::fs::remove_dir_all(folder.path().join("project")).unwrap();
+        std::fs::write(folder.path().join("project"), "in the way").unwrap();
+        keeper.write(path.clone(), &2);
+        keeper.flush(Duration::from_secs(10));
+        std::fs::remove_file(folder.path().join("project")).unwrap();
+        keeper.write(path.clone(), &3);
+        keeper.flush(Duration::from_secs(10));
+        assert_eq!(layout::read::<u32>(&path).unwrap(), Some(3));
+    }
 
     #[test]
     fn nobody_waits_for_a_disk_that_stands_still_and_the_newest_is_kept() {
