@@ -354,7 +354,10 @@ pub struct RolloutOptions {
     pub ready_within: Span,
     /// One new instance must stay ready this long, and no new one end meanwhile, before an old one is told to leave and before the rollout is
     /// done. Each further one must stay ready [`Self::SETTLED_AFTER`] of it.
-    #[serde(default = "RolloutOptions::default_ready_for")]
+    #[serde(
+        default = "RolloutOptions::default_ready_for",
+        skip_serializing_if = "RolloutOptions::is_default_ready_for"
+    )]
     pub ready_for: Span,
 }
 
@@ -366,6 +369,11 @@ impl RolloutOptions {
     /// the old version serving, and one waits once for a rollout, not once for each of its instances.
     pub const fn default_ready_for() -> Span {
         Span::seconds(6)
+    }
+
+    /// Then it is not said: a node of an earlier version knows no such word, and takes nothing that has one.
+    fn is_default_ready_for(ready_for: &Span) -> bool {
+        *ready_for == Self::default_ready_for()
     }
 
     /// How long a further new instance must stay ready.
