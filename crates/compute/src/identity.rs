@@ -101,6 +101,7 @@ fn describe(pid: u32) -> String {
     let why = match read_stat(pid) {
         Ok(stat) if stat.state == 'D' && is_frozen => "in a frozen cgroup",
         Ok(stat) if stat.state == 'D' => "waiting in the kernel, for a disk most often",
+        Ok(stat) if stat.ended => "ended, and not yet taken note of by its parent",
         Ok(_) => "held by the kernel",
         Err(_) => "gone by now",
     };

@@ -293,11 +293,29 @@ fn scalar(name: &str, value: &RawValue) -> Result<Option<String>, Problem> {
         _ if REQUIRED.contains(&name) || TEXTS.contains(&name) => {
             Err(Problem::bad_event(format!("`{name}` is no text")))
         }
-        Value::Bool(_) | Value::Number(_) => Ok(Some(value.get().to_owned())),
+        Value::Bool(_) => Ok(Some(value.get().to_owned())),
+        Value::Number(number) if is_integer(&number) => Ok(Some(value.get().to_owned())),
+        Value::Number(number) => Err(Problem::bad_event(format!(
+            "the attribute `{name}` is {number}: a number of CloudEvents is whole and has 32 bits (write others as text)"
+        ))),
         Value::Array(_) | Value::Object(_) => Err(Problem::bad_event(format!(
             "the attribute `{name}` is neither text, number nor truth value"
         ))),
     }
+}
+
+/// CloudEvents 1.0.2: a whole number of 32 bits.
+fn is_integer(number: &serde_json::Number) -> bool {
+    number
+        .as_i64()
+        .is_some_and(|number| i32::try_from(number).is_ok())
+}
+
+/// Whether it has nothing in it that no URI or IRI has (RFC 3986, 2; RFC 3987, 2.2).
+fn may_be_uri(text: &str) -> bool {
+    !text
+        .chars()
+        .any(|letter| letter.is_whitespace() || r#"<>"\^`{|}"#.contains(letter))
 }
 
 fn attribute(event: &mut Event, name: &str, value: String) -> Result<(), Problem> {
@@ -310,9 +328,15 @@ fn attribute(event: &mut Event, name: &str, value: String) -> Result<(), Problem
     if matches!(name, "id" | "source" | "type" | "partitionkey") && value.is_empty() {
         return Err(Problem::bad_event(format!("`{name}` is empty")));
     }
-    if matches!(name, "id" | "source") && value.chars().any(char::is_control) {
+    // CloudEvents 1.0.2, type system: a String has none, and no other type either.
+    if value.chars().any(char::is_control) && name != "datacontenttype" {
         let detail = format!("`{name}` has a control character in it");
         return Err(Problem::bad_event(detail));
+    }
+    if matches!(name, "source" | "dataschema") && !may_be_uri(&value) {
+        return Err(Problem::bad_event(format!(
+            "`{name}` is `{value}`, which is no URI (write a space as %20)"
+        )));
     }
     match name {
         "specversion" if value == "1.0" => {}

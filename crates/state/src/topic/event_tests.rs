@@ -248,6 +248,23 @@ fn what_is_no_event_is_refused_with_its_reason() {
             400,
             "control character",
         ),
+        (&[("ce-subject", "a%0Ab")], "", 400, "control character"),
+        (&[("ce-own", "%00")], "", 400, "control character"),
+        (&[("ce-partitionkey", "%7F")], "", 400, "control character"),
+        (&[("ce-source", "a%20b")], "", 400, "no URI"),
+        (&[("ce-dataschema", "{x}")], "", 400, "no URI"),
+        (
+            &[("content-type", STRUCTURED)],
+            &with(r#"{"own":1.5}"#),
+            400,
+            "whole and has 32 bits",
+        ),
+        (
+            &[("content-type", STRUCTURED)],
+            &with(r#"{"own":2147483648}"#),
+            400,
+            "whole and has 32 bits",
+        ),
         (&[("ce-data", "1")], "", 400, "the data is the body"),
         (&[("ce-time", "yesterday")], "", 400, "RFC 3339"),
         (

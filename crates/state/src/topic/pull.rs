@@ -243,7 +243,7 @@ fn settle(engine: &Engine, asked: &Leases, outcome: &Outcome) -> Result<Answer, 
         return Ok(json(format!(r#"{{"settled":{}}}"#, tokens.len())));
     }
     let detail = format!(
-        "{} of {} leases have run out, and their messages are delivered again: {}",
+        "{} of {} leases are not held: settled already, or run out, and their messages then delivered again: {}",
         late.len(),
         tokens.len(),
         late.join(", ")
@@ -252,7 +252,7 @@ fn settle(engine: &Engine, asked: &Leases, outcome: &Outcome) -> Result<Answer, 
     Err(Problem::new(
         status,
         "lease-ran-out",
-        "A lease has run out",
+        "A lease is not held any more",
         detail,
     ))
 }

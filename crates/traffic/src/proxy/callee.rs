@@ -120,6 +120,7 @@ pub fn request_to_instance(head: Head<'_>, body: RequestBody) -> Request<Request
     *request.uri_mut() = origin_form(head.uri);
     *request.headers_mut() = head.headers;
     *request.version_mut() = Version::HTTP_11;
+    wire::join_cookies(request.headers_mut());
     if has_unusual_body(&request) {
         let headers = request.headers_mut();
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

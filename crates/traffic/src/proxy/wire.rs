@@ -57,6 +57,18 @@ const END_TO_END: [HeaderName; 14] = [
     IDEMPOTENCY_KEY,
 ];
 
+/// Makes one `Cookie` of several, which HTTP/2 may bring, before a request goes on as HTTP/1.1 (RFC 9113, 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<_> = headers.get_all(header::COOKIE).iter().collect();
+    if cookies.len() < 2 {
+        return;
+    }
+    let bytes: Vec<_> = cookies.iter().map(|cookie| cookie.as_bytes()).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&bytes.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
 /// Removes what is meant for one connection only (RFC 9110, 7.6.1). `Trailer` stays, since trailers pass.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
@@ -194,6 +206,17 @@ mod tests {
                 )
             })
             .collect()
+    }
+
+    #[test]
+    fn several_cookies_become_one() {
+        let mut headers = HeaderMap::new();
+        for cookie in ["a=1", "b=2; c=3", "d=4"] {
+            headers.append(header::COOKIE, HeaderValue::from_static(cookie));
+        }
+        join_cookies(&mut headers);
+        let all: Vec<_> = headers.get_all(header::COOKIE).iter().collect();
+        assert_eq!(all, ["a=1; b=2; c=3; d=4"]);
     }
 
     #[test]
