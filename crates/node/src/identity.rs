@@ -128,7 +128,7 @@ impl Identities {
             }
             Some(kept) => come_back(&config, &clock, ticket, kept, place).await?,
         };
-        layout::write(&layout.identity(), &node)?;
+        layout::write_durably(&layout.identity(), &node)?;
         let [client, bulk, heart] = clients(&config, &node, &clock)?;
         let services = read_services(&layout);
         let state = Mutex::new(State {
@@ -187,7 +187,7 @@ impl Identities {
             return Ok(false);
         }
         let node = renewed(&self.config, &self.clock, &node, self.place).await?;
-        layout::write(&self.layout.identity(), &node)?;
+        layout::write_durably(&self.layout.identity(), &node)?;
         let [client, bulk, heart] = clients(&self.config, &node, &self.clock)?;
         let mut state = self.state();
         if needs_rotation(&node.identity.certificate, (self.clock)()).unwrap_or(false) {
@@ -226,15 +226,20 @@ impl Identities {
     /// Forgets the keys of services that have no instance here any more. True: something was forgotten.
     pub fn keep_only(&self, services: &BTreeSet<ResourceId>) -> bool {
         let mut state = self.state();
-        let before = state.services.len();
-        state.services.retain(|service, _| {
-            let keep = services.contains(service);
-            if !keep {
-                layout::remove(&self.layout.service(service));
-            }
-            keep
-        });
-        state.services.len() != before
+        let gone: Vec<ResourceId> = state.services.keys().cloned().collect();
+        let gone: Vec<_> = gone
+            .into_iter()
+            .filter(|service| !services.contains(service))
+            .collect();
+        for service in &gone {
+            state.services.remove(service);
+        }
+        // A heartbeat takes this lock: it waits for no disk.
+        drop(state);
+        for service in &gone {
+            layout::remove(&self.layout.service(service));
+        }
+        !gone.is_empty()
     }
 
     fn is_due(&self, identity: &Identity) -> bool {

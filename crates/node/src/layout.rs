@@ -333,6 +333,17 @@ pub fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     aside(|| write_text(path, &text))
 }
 
+/// As [`write`], and on the disk when it returns: what a machine without power must not forget.
+pub fn write_durably(path: &Path, value: &impl Serialize) -> Result<(), Error> {
+    let text = serde_json::to_vec(value).expect("what is kept is plain data");
+    aside(|| {
+        write_text_by(path, &text, File::sync_all)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(Error::io("syncing", folder))
+    })
+}
+
 /// A disk may take its time: where other tasks share the thread, they are carried on by another meanwhile.
 pub fn aside<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
@@ -344,6 +355,15 @@ pub fn aside<T>(work: impl FnOnce() -> T) -> T {
 }
 
 pub fn write_text(path: &Path, text: &[u8]) -> Result<(), Error> {
+    write_text_by(path, text, |_| Ok(()))
+}
+
+/// `settle`: before the old one is replaced.
+fn write_text_by(
+    path: &Path,
+    text: &[u8],
+    settle: impl FnOnce(&File) -> io::Result<()>,
+) -> Result<(), Error> {
     let beside = path.with_extension("json.new");
     let mut options = OpenOptions::new();
     options.create(true).write(true).truncate(true).mode(0o600);
@@ -351,6 +371,7 @@ pub fn write_text(path: &Path, text: &[u8]) -> Result<(), Error> {
         .open(&beside)
         .map_err(Error::io("writing", &beside))?;
     file.write_all(text)
+        .and_then(|()| settle(&file))
         .map_err(Error::io("writing", &beside))?;
     fs::rename(&beside, path).map_err(Error::io("replacing", path))
 }

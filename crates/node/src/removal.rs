@@ -46,7 +46,7 @@ fn keep(agent: &Agent, problem: &Problem) {
         agent.layout.volumes().display()
     );
     let kept = Kept { why: why.clone() };
-    if let Err(error) = layout::write(&agent.layout.removed(), &kept) {
+    if let Err(error) = layout::write_durably(&agent.layout.removed(), &kept) {
         agent.with(|core| agent.disk_refuses(core, &error));
     }
     agent.signals.over.send_replace(Some(why));
