@@ -15,7 +15,9 @@ use tokio::net::{TcpStream, UnixStream};
 /// Read at once off an instance.
 pub const READ_BYTES: usize = 2 * super::wire::MOST_HEADER_BYTES;
 /// Bytes until an answer's head has been seen: one head, interim answers before it, and as much of the body as comes along.
-const MOST_HEAD_BYTES: u32 = 8 * READ_BYTES as u32;
+const MOST_HEAD_BYTES: u32 = 2 * READ_BYTES as u32;
+/// Read at once after the first read, while the head has not been seen: hundreds of interim answers, after which others have their turn.
+const TURN_BYTES: usize = 8 * 1024;
 /// No head is awaited.
 const ANSWERED: u32 = u32::MAX;
 
@@ -115,11 +117,11 @@ impl Stream {
         Ok(())
     }
 
-    /// Whether the next read has to wait for other tasks: the one before brought bytes, and not yet the answer's head.
-    fn before_read(&mut self, cx: &Context<'_>) -> io::Result<Poll<()>> {
+    /// How much the next read may bring; it has to wait for other tasks when the one before brought bytes, and not yet the answer's head.
+    fn before_read(&mut self, cx: &Context<'_>) -> io::Result<Poll<usize>> {
         let head_bytes = self.watch.head_bytes.load(Relaxed);
         if matches!(head_bytes, 0 | ANSWERED) {
-            return Ok(Poll::Ready(()));
+            return Ok(Poll::Ready(usize::MAX));
         }
         if head_bytes > MOST_HEAD_BYTES {
             return Err(io::Error::other("too many interim answers"));
@@ -129,7 +131,18 @@ impl Stream {
             cx.waker().wake_by_ref();
             return Ok(Poll::Pending);
         }
-        Ok(Poll::Ready(()))
+        Ok(Poll::Ready(TURN_BYTES))
+    }
+
+    fn poll_socket(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
+        }
     }
 
     fn after_read(&self, count: usize) {
@@ -176,12 +189,16 @@ impl AsyncRead for Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let stream = self.get_mut();
-        ready!(stream.before_read(cx)?);
+        let most = ready!(stream.before_read(cx)?);
         let before = buffer.filled().len();
-        ready!(match &mut stream.socket {
-            Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
-            Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
-        })?;
+        if buffer.remaining() <= most {
+            ready!(stream.poll_socket(cx, buffer))?;
+        } else {
+            let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
+            ready!(stream.poll_socket(cx, &mut part))?;
+            let count = part.filled().len();
+            buffer.advance(count);
+        }
         stream.after_read(buffer.filled().len() - before);
         Poll::Ready(Ok(()))
     }
@@ -229,5 +246,40 @@ impl AsyncWrite for Stream {
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_comes_before_an_answer_comes_in_turns_and_ends() {
+        let (inner, mut server) = UnixStream::pair().unwrap();
+        let mut stream = Stream::unix(inner);
+        let watch = stream.watch();
+        watch.begin(false);
+        tokio::spawn(async move { while server.write_all(&[b'x'; 64 * 1024]).await.is_ok() {} });
+        let mut buffer = vec![0; READ_BYTES];
+        let mut sum = stream.read(&mut buffer).await.unwrap();
+        let error = loop {
+            match stream.read(&mut buffer).await {
+                Ok(count) => {
+                    assert!((1..=TURN_BYTES).contains(&count), "{count} at once");
+                    sum += count;
+                }
+                Err(error) => break error,
+            }
+        };
+        assert!(error.to_string().contains("interim"), "{error}");
+        assert!(sum <= MOST_HEAD_BYTES as usize + TURN_BYTES, "{sum}");
+        watch.answered();
+        let mut large = 0;
+        for _ in 0..100 {
+            large = large.max(stream.read(&mut buffer).await.unwrap());
+        }
+        assert!(large > TURN_BYTES, "an answer's body comes in turns too");
     }
 }
