@@ -2,6 +2,7 @@
 //!
 //! | bench | what it measures | where |
 //! |---|---|---|
+//! | `floods` | what others notice of a client that means ill, and memory; uploads beside the direct rate | `system::bench::floods` |
 //! | `gateway` | CPU and latency per request through the gateway, beside nginx and HAProxy | `system::bench::gateway` |
 //! | `plan` | placements a second, zone spread on | `plan::bench` |
 //! | `shop` | orders a second of the example store, and where the time of one goes | `system::bench::shop` |
@@ -44,6 +45,8 @@ pub(crate) enum Task {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
+    /// What others notice of a client that means ill; uploads beside the direct rate
+    Floods,
     /// CPU and latency per request through the gateway
     Gateway,
     /// Placements a second on 10,000 nodes

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`load`] | an open-loop HTTP load that never retries and counts latency from the scheduled time |
 //! | [`cloud`] | a `mainland up` of one's own: start it, ask it, break it, end it |
+//! | [`flood`] | one client that means ill |
 //! | [`proc`] | what the kernel says of processes: alive, memory, CPU time |
 //! | [`shop`] | the example store, its load and what that prints |
 //! | [`wait`] | waiting for a condition, with a deadline |
@@ -13,6 +14,7 @@
 
 pub mod bench;
 pub mod cloud;
+pub mod flood;
 pub mod load;
 pub mod proc;
 pub mod shop;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use store::sqlite::SqliteStore;
 use system::bench::store::{Engine, EngineLoad};
 use system::bench::table::Report;
-use system::bench::{Place, gateway, shop, topics, up};
+use system::bench::{Place, floods, gateway, shop, topics, up};
 
 use super::{Bench, plan};
 use crate::step::cargo;
@@ -32,6 +32,7 @@ pub(super) fn bench(root: &Path, name: Bench, json: bool) -> Result<()> {
 
 fn measure(root: &Path, name: Bench) -> Result<Report> {
     match name {
+        Bench::Floods => floods::run(&built(root)?),
         Bench::Gateway => gateway::run(&built(root)?),
         Bench::Plan => Ok(plan::run()),
         Bench::Shop => shop::run(&built(root)?),

@@ -6,6 +6,7 @@
 //! | [`store`] | durable writes over the wire, beside etcd on the same disk |
 //! | [`shop`] | orders a second of the example store, and where the time of one goes |
 //! | [`topics`] | durable publishes, beside NATS JetStream and RabbitMQ at equal sync |
+//! | [`floods`] | what others notice of a client that means ill, and what it costs in memory; uploads beside the direct rate |
 //! | [`gateway`] | CPU per proxied request, beside nginx and HAProxy |
 //! | [`table`] | what a bench has to say: rows, where they were measured, what had to hold |
 //! | [`peers`] | finding, configuring and running the programs of others |
@@ -15,6 +16,7 @@
 //! Peers run with the configurations in `bench/peers`, where each says what of it is not the default and why.
 
 pub mod cpu;
+pub mod floods;
 pub mod gateway;
 pub mod peers;
 pub mod shop;

@@ -35,7 +35,8 @@ fn every_copy_is_killed_in_turn() {
         ];
         for service in services {
             for instance in shop.cloud.ready(service).unwrap() {
-                shop.kill(&instance);
+                let took = shop.kill(&instance);
+                println!("{} is back after {took:?}", instance.name);
             }
         }
     });
