@@ -22,6 +22,7 @@ use boundary::authority::SealedAuthority;
 use boundary::secret::{Binding, Envelope, Error, KeyId, Keyring};
 use model::boundary::{Principal, PrincipalName};
 use model::ids::ResourceId;
+use store::{List, Store};
 
 use crate::auditor::Deed;
 use crate::draft::Draft;
@@ -34,6 +35,8 @@ use crate::world::{Stored, World};
 const RETRY_AFTER: Duration = Duration::from_secs(30);
 /// Envelopes wrapped anew in one transaction at most.
 const WRAPPED_AT_ONCE: usize = 60;
+/// Where all lies in the store that is sealed, but for the authority.
+const SEALED: [&str; 2] = ["secret/", "engine-secret/"];
 
 /// The ring and its file.
 pub struct Ring {
@@ -41,6 +44,8 @@ pub struct Ring {
     keys: Mutex<Arc<Keyring>>,
     /// One rotates at a time.
     rotating: tokio::sync::Mutex<()>,
+    /// The old keys of which the audit log says already that they are forgotten.
+    going: Mutex<Vec<KeyId>>,
 }
 
 impl Ring {
@@ -50,7 +55,17 @@ impl Ring {
             keys: Mutex::new(Arc::new(Keyring::load_or_create(path)?)),
             path: path.to_owned(),
             rotating: tokio::sync::Mutex::default(),
+            going: Mutex::default(),
         })
+    }
+
+    fn said_to_go(&self) -> Vec<KeyId> {
+        let going = self.going.lock().unwrap_or_else(PoisonError::into_inner);
+        going.clone()
+    }
+
+    fn say_to_go(&self, keys: Vec<KeyId>) {
+        *self.going.lock().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
     /// The keys as they are now. Who seals takes them while it has the turn to change something.
@@ -120,24 +135,67 @@ async fn finish(server: &Server, by: PrincipalName) -> Result<(), Problem> {
     let deed = Deed::new(by.clone(), "keyring.rewrap", "keyring");
     rewrap_authority(server, &deed).await?;
     while rewrap_some(server, &deed).await? > 0 {}
-    let old = old_keys(&server.ring.keys());
+    retire(server, by).await
+}
+
+/// Forgets the keys that seal nothing any more, by what the store itself holds: the mirror may be behind it, and what only a forgotten key opens
+/// is lost.
+async fn retire(server: &Server, by: PrincipalName) -> Result<(), Problem> {
+    // Nobody seals in between: whoever does has the turn.
+    let mut chain = server.changing.lock().await;
+    let mut keys = (*server.ring.keys()).clone();
+    let old = old_keys(&keys);
     if old.is_empty() {
         return Ok(());
     }
-    let deed = Deed::new(by, "keyring.retire", "keyring");
-    let lines = old.iter().map(|id| format!("key {id} is forgotten"));
-    server.keep(&deed, lines.collect()).await?;
-    let _turn = server.changing.lock().await;
-    let mut keys = (*server.ring.keys()).clone();
-    let in_use = server.look(|world| old.iter().any(|id| sealed_by(world, id) > 0));
-    if in_use || sealed_authority(server).await?.0.key.key_id != *keys.current() {
+    let current = keys.current().clone();
+    let authority = sealed_authority(server).await?.0.key;
+    if authority.key_id != current || !all_sealed_by(&*server.store, &current).await? {
         let title = "something was sealed by an old key meanwhile";
         return Err(Problem::conflict("busy", title).remedy("repeat the command"));
+    }
+    // Once: that a disk refuses the file is tried again, and nothing new.
+    if server.ring.said_to_go() != old {
+        let mut draft = Draft::new();
+        old.iter()
+            .for_each(|id| draft.note(format!("key {id} is forgotten")));
+        let deed = Deed::new(by, "keyring.retire", "keyring");
+        let kept = server.commit_kept(&mut chain, &deed, draft).await;
+        kept.map_err(|error| error.problem())?;
+        server.ring.say_to_go(old.clone());
     }
     for id in &old {
         keys.retire(id);
     }
     server.ring.set(keys).await
+}
+
+/// Whether all secrets in the store are sealed by this key.
+///
+/// # Errors
+///
+/// `unreadable-record` where nobody can say by which key one is sealed.
+async fn all_sealed_by(store: &dyn Store, key: &KeyId) -> Result<bool, Problem> {
+    for prefix in SEALED {
+        let mut next = Some(List::prefix(prefix));
+        while let Some(list) = next {
+            let page = store.list(list).await;
+            let page = page.map_err(|error| problems::of_store(&error))?;
+            for record in &page.records {
+                let read: Result<SecretRecord, _> = decode(&record.key, &record.value);
+                let read = read.map_err(|error| {
+                    Problem::unavailable("unreadable-record", error.to_string())
+                        .remedy("mend or delete that record, then repeat the command")
+                })?;
+                let envelope = read.envelope.as_ref();
+                if envelope.is_some_and(|envelope| envelope.key_id != *key) {
+                    return Ok(false);
+                }
+            }
+            next = page.next();
+        }
+    }
+    Ok(true)
 }
 
 fn old_keys(keys: &Keyring) -> Vec<KeyId> {
