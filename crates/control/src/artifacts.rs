@@ -66,16 +66,12 @@ impl Artifacts {
             if progress == Progress::Complete && is_spoiled(store, digest) {
                 progress = store.begin(digest, size)?;
             }
-            if size.0 == 0 && progress != Progress::Complete {
-                store.commit(digest)?;
-                return Ok(state(digest, size, Progress::Complete));
-            }
             Ok(state(digest, size, progress))
         })
         .await
     }
 
-    /// Adds a chunk; the one that completes the upload verifies it.
+    /// Adds a chunk.
     pub async fn append(
         &self,
         digest: Digest,
@@ -87,21 +83,20 @@ impl Artifacts {
         self.pin(digest, now);
         self.work(move |store| {
             let received = store.append(digest, offset, &chunk)?;
-            match store.commit(digest) {
-                Ok(()) => Ok(state(
-                    digest,
-                    model::units::Bytes(received),
-                    Progress::Complete,
-                )),
-                Err(Error::Incomplete { received, size, .. }) => Ok(state(
-                    digest,
-                    model::units::Bytes(size),
-                    Progress::Partial { received },
-                )),
-                Err(error) => Err(error),
-            }
+            let size = store.upload_size(digest)?;
+            Ok(state(digest, size, Progress::Partial { received }))
         })
         .await
+    }
+
+    /// Verifies an upload that is whole.
+    pub async fn check(&self, digest: Digest) -> Result<(), Problem> {
+        self.work(move |store| store.check(digest)).await
+    }
+
+    /// Makes an upload an artifact that was found right.
+    pub async fn place(&self, digest: Digest) -> Result<(), Problem> {
+        self.work(move |store| store.place(digest)).await
     }
 
     /// The bytes from `offset` on, read as they are taken.

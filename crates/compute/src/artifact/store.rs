@@ -117,33 +117,62 @@ impl ArtifactStore {
         Ok(received)
     }
 
+    /// How long an upload is to be, or an artifact is.
+    pub fn upload_size(&self, digest: Digest) -> Result<Bytes, Error> {
+        match self.upload(digest)? {
+            Some(upload) => Ok(Bytes(upload.size)),
+            None => self.size(digest),
+        }
+    }
+
     /// Ends an upload: verifies the digest, syncs, and makes it visible. Wrong bytes are discarded.
     pub fn commit(&self, digest: Digest) -> Result<(), Error> {
+        self.check(digest)?;
+        self.place(digest)
+    }
+
+    /// Verifies the digest of an upload that is whole, and syncs it. Wrong bytes are discarded.
+    pub fn check(&self, digest: Digest) -> Result<(), Error> {
         let _turn = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.contains(digest) {
+        let Some(upload) = self.whole(digest)? else {
             return Ok(());
-        }
-        let upload = self.upload(digest)?.ok_or(Error::Unknown(digest))?;
-        if upload.received != upload.size {
-            return Err(Error::Incomplete {
-                digest,
-                received: upload.received,
-                size: upload.size,
-            });
-        }
+        };
         let file = File::open(&upload.path).map_err(Error::io("opening", &upload.path))?;
         let (found, _) = digest_of(&file).map_err(Error::io("reading", &upload.path))?;
         if found != digest {
             fs::remove_file(&upload.path).map_err(Error::io("removing", &upload.path))?;
             return Err(Error::Mismatch { digest, found });
         }
-        file.sync_all()
-            .map_err(Error::io("syncing", &upload.path))?;
+        file.sync_all().map_err(Error::io("syncing", &upload.path))
+    }
+
+    /// Makes an upload visible that was found right ([`check`](Self::check)).
+    pub fn place(&self, digest: Digest) -> Result<(), Error> {
+        let _turn = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(upload) = self.whole(digest)? else {
+            return Ok(());
+        };
         let path = self.path(digest);
         fs::rename(&upload.path, &path).map_err(Error::io("placing", &path))?;
         File::open(&self.complete)
             .and_then(|folder| folder.sync_all())
             .map_err(Error::io("syncing", &self.complete))
+    }
+
+    /// The upload, all of it received. `None`: it is an artifact already.
+    fn whole(&self, digest: Digest) -> Result<Option<Upload>, Error> {
+        if self.contains(digest) {
+            return Ok(None);
+        }
+        let upload = self.upload(digest)?.ok_or(Error::Unknown(digest))?;
+        match upload.received == upload.size {
+            true => Ok(Some(upload)),
+            false => Err(Error::Incomplete {
+                digest,
+                received: upload.received,
+                size: upload.size,
+            }),
+        }
     }
 
     pub fn contains(&self, digest: Digest) -> bool {

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use api::problem::Problem;
-use api::wire::BeginUpload;
+use api::wire::{BeginUpload, UploadState};
 use axum::response::Response;
 use http::{HeaderValue, header};
+use model::boundary::PrincipalName;
 use model::ids::Digest;
 
 use crate::auditor::Deed;
@@ -17,6 +18,7 @@ pub async fn begin(server: Arc<Server>, mut call: Call) -> Answer {
     let ask: BeginUpload = call.json().await?;
     let now = server.clock.now().instant;
     let state = server.artifacts.begin(digest, ask.size, now).await?;
+    let state = completed(&server, call.principal.name(), state).await?;
     Ok(call::json(&state))
 }
 
@@ -29,12 +31,28 @@ pub async fn chunk(server: Arc<Server>, mut call: Call) -> Answer {
     let chunk = call.bytes().await?;
     let now = server.clock.now().instant;
     let state = server.artifacts.append(digest, offset, chunk, now).await?;
-    if state.complete {
-        // Nothing runs it yet: who asks for that names its digest.
-        let deed = Deed::new(call.principal.name(), "artifact.upload", digest);
-        server.keep(&deed, Vec::new()).await?;
-    }
+    let state = completed(&server, call.principal.name(), state).await?;
     Ok(call::json(&state))
+}
+
+/// An upload that is whole becomes an artifact, once that is in the audit log. One that was whole before, and could not be recorded then, does
+/// when it is asked about again.
+async fn completed(
+    server: &Server,
+    by: PrincipalName,
+    state: UploadState,
+) -> Result<UploadState, Problem> {
+    if state.complete || state.received < state.size {
+        return Ok(state);
+    }
+    server.artifacts.check(state.digest).await?;
+    let deed = Deed::new(by, "artifact.upload", state.digest);
+    server.keep(&deed, Vec::new()).await?;
+    server.artifacts.place(state.digest).await?;
+    Ok(UploadState {
+        complete: true,
+        ..state
+    })
 }
 
 pub async fn get(server: Arc<Server>, call: Call) -> Answer {

@@ -1,5 +1,7 @@
 //! Uploads in chunks, resumed, verified; fetched by the nodes that run them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use model::compute::{ArtifactForm, ArtifactRef, Work};
@@ -8,6 +10,7 @@ use model::units;
 use sha2::{Digest as _, Sha256};
 
 use crate::cloud::*;
+use crate::held::{Disk, Held};
 
 #[tokio::test]
 async fn an_artifact_is_uploaded_verified_and_fetched_where_it_runs() {
@@ -115,4 +118,40 @@ async fn wrong_bytes_are_refused() {
         code(cloud.client.upload_chunk(&digest, 0, large).await),
         "too-large"
     );
+}
+
+#[tokio::test]
+async fn an_artifact_is_none_before_it_is_in_the_audit_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let held = Held::default();
+    let memory = Memory::Other(Arc::new(held.clone()));
+    let cloud = Cloud::start_with(directory.path(), memory, any(), any()).await;
+    for text in ["", "hello"] {
+        let bytes = Bytes::from_static(text.as_bytes());
+        let digest = Digest(Sha256::digest(&bytes).into());
+        let size = units::Bytes(bytes.len() as u64);
+        let kept = || async {
+            let records = cloud.client.audit(100).await.unwrap().items;
+            let mut of_it = records
+                .iter()
+                .filter(|record| record.on == digest.to_string());
+            of_it.any(|record| record.action == "artifact.upload")
+        };
+        held.set(Disk::Refuses("audit/"));
+        let begun = cloud.client.begin_upload(&digest, size).await;
+        let last = match text {
+            "" => begun,
+            _ => cloud.client.upload_chunk(&digest, 0, bytes.clone()).await,
+        };
+        assert_eq!(code(last), "store-unavailable", "{text:?}");
+        let gotten = cloud.client.artifact(&digest, 0).await;
+        assert_eq!(code(gotten.map(drop)), "artifact-missing", "{text:?}");
+        held.set(Disk::Works);
+        // All of it is there already: who asks again goes on from there.
+        assert!(!kept().await);
+        let again = cloud.client.begin_upload(&digest, size).await.unwrap();
+        assert!(again.complete, "{text:?}");
+        assert!(kept().await, "{text:?}");
+        cloud.client.artifact(&digest, 0).await.unwrap();
+    }
 }
