@@ -7,7 +7,7 @@ use api::wire::AuditChain;
 use boundary::audit::Filter;
 use model::boundary::audit::{Head, Link};
 use model::boundary::{AuditOutcome, AuditRecord, PrincipalName};
-use store::{Error, Fault, List, Store, Transaction};
+use store::{Error, Fault, List, Revision, Store, Transaction};
 
 use crate::draft::Draft;
 use crate::records::{AUDIT, AUDIT_HEAD, encode};
@@ -66,10 +66,20 @@ impl Default for Bounds {
 }
 
 /// The end of the chain. Unknown while a record is on its way to the store, and after its outcome was not told: it is then read anew.
+///
+/// Each write of the head is conditioned on the record that it follows. So a write that is still on its way, of who went meanwhile, never comes
+/// after a newer one.
 #[derive(Default)]
 pub struct Chain {
-    head: Option<Head>,
+    head: Option<StoredHead>,
     bounds: Bounds,
+}
+
+/// The head as it is stored; absent before the first record.
+#[derive(Clone, Default)]
+struct StoredHead {
+    head: Head,
+    modified: Option<Revision>,
 }
 
 impl Chain {
@@ -81,23 +91,36 @@ impl Chain {
         at: jiff::Timestamp,
         draft: &mut Draft,
     ) -> Result<Head, Error> {
-        let head = match self.head.take() {
-            Some(head) => head,
+        let stored = match self.head.take() {
+            Some(stored) => stored,
             None => read_head(store).await?,
         };
-        let (link, next) = head.link(&deed.record(at, std::mem::take(&mut draft.lines)));
+        let (link, next) = stored
+            .head
+            .link(&deed.record(at, std::mem::take(&mut draft.lines)));
         draft.add_record(place(link.sequence), &link);
-        draft.set_record(AUDIT_HEAD, &next);
+        match stored.modified {
+            Some(modified) => draft.replace_record(AUDIT_HEAD, modified, &next),
+            None => draft.add_record(AUDIT_HEAD.to_owned(), &next),
+        }
         Ok(next)
     }
 
-    pub fn added(&mut self, head: Head) {
-        self.head = Some(head);
+    /// The head was written, at this revision.
+    pub fn added(&mut self, head: Head, at: Revision) {
+        self.head = Some(StoredHead {
+            head,
+            modified: Some(at),
+        });
     }
 
     /// What drops the oldest records where there are too many. [`Chain::added`] is to be told its head once it is written.
     pub async fn prune(&mut self, store: &dyn Store) -> Result<Option<(Transaction, Head)>, Error> {
-        let Some(head) = &self.head else {
+        let Some((head, modified)) = self
+            .head
+            .as_ref()
+            .and_then(|stored| Some((&stored.head, stored.modified?)))
+        else {
             return Ok(None);
         };
         let surplus = head.records().saturating_sub(self.bounds.records);
@@ -113,7 +136,9 @@ impl Chain {
         let next = head.pruned(&links, &first);
         let places = links.iter().map(|link| place(link.sequence));
         let transaction = places.fold(Transaction::new(), Transaction::delete);
-        let transaction = transaction.put(AUDIT_HEAD, encode(&next));
+        let transaction = transaction
+            .if_modified(AUDIT_HEAD, modified)
+            .put(AUDIT_HEAD, encode(&next));
         self.head = None;
         Ok(Some((transaction, next)))
     }
@@ -124,16 +149,18 @@ fn place(sequence: u64) -> String {
 }
 
 /// The head as it is stored. None where there are records is no empty log: nothing is changed then.
-async fn read_head(store: &dyn Store) -> Result<Head, Error> {
+async fn read_head(store: &dyn Store) -> Result<StoredHead, Error> {
     let broken = |what: String| Error::Unavailable(Fault::new(std::io::Error::other(what)));
     if let Some(record) = store.get(AUDIT_HEAD).await? {
         let head = serde_json::from_slice(&record.value);
-        return head
-            .map_err(|error| broken(format!("the audit log's head can't be read: {error}")));
+        let head =
+            head.map_err(|error| broken(format!("the audit log's head can't be read: {error}")))?;
+        let modified = Some(record.modified);
+        return Ok(StoredHead { head, modified });
     }
     let any = store.list(List::prefix(AUDIT).limit(1)).await?;
     match any.records.is_empty() {
-        true => Ok(Head::default()),
+        true => Ok(StoredHead::default()),
         false => Err(broken("the audit log's head is missing".to_owned())),
     }
 }
@@ -158,7 +185,7 @@ pub async fn newest(
     filter: &Filter,
     most: usize,
 ) -> Result<Vec<AuditRecord>, Error> {
-    let head = read_head(store).await?;
+    let head = read_head(store).await?.head;
     let (mut found, mut bytes, mut end) = (Vec::new(), 0, head.next);
     while end > head.first && found.len() < most && bytes < ANSWERED_MAX_BYTES {
         let begin = end.saturating_sub(PAGE).max(head.first);
@@ -177,7 +204,7 @@ pub async fn newest(
 /// A piece of the chain, oldest first, with where all of it ends.
 pub async fn walk(store: &dyn Store, from: u64) -> Result<AuditChain, Error> {
     // The head first: what is added meanwhile is beyond it, and seen by the next look.
-    let head = read_head(store).await?;
+    let head = read_head(store).await?.head;
     let mut links = links(store, from.max(head.first), WALKED_AT_ONCE as u64).await?;
     links.retain(|link| link.sequence < head.next);
     let mut bytes = 0;
@@ -203,8 +230,8 @@ mod tests {
         draft.note(format!("replicas: {index}"));
         let now = jiff::Timestamp::UNIX_EPOCH;
         let head = chain.add(store, &deed, now, &mut draft).await.unwrap();
-        store.transact(draft.transaction).await.unwrap();
-        chain.added(head);
+        let at = store.transact(draft.transaction).await.unwrap();
+        chain.added(head, at);
     }
 
     async fn is_whole(store: &MemoryStore) -> u64 {
@@ -233,10 +260,10 @@ mod tests {
             }
             keep(&mut chain, &store, index).await;
             if let Some((transaction, head)) = chain.prune(&store).await.unwrap() {
-                store.transact(transaction).await.unwrap();
-                chain.added(head);
+                let at = store.transact(transaction).await.unwrap();
+                chain.added(head, at);
             }
-            assert!(chain.head.as_ref().unwrap().records() < 250);
+            assert!(chain.head.as_ref().unwrap().head.records() < 250);
         }
         let kept = is_whole(&store).await;
         assert!((150..250).contains(&kept), "{kept}");
@@ -257,11 +284,38 @@ mod tests {
         for index in 0..100 {
             keep(&mut chain, &store, index).await;
             while let Some((transaction, head)) = chain.prune(&store).await.unwrap() {
-                store.transact(transaction).await.unwrap();
-                chain.added(head);
+                let at = store.transact(transaction).await.unwrap();
+                chain.added(head, at);
             }
         }
         assert!(is_whole(&store).await < 50);
+    }
+
+    /// Who prunes may go while the store still writes: others add records before that is done.
+    #[tokio::test]
+    async fn an_older_head_never_comes_over_a_newer_one() {
+        let store = MemoryStore::default();
+        let bounds = Bounds {
+            records: 1,
+            bytes: u64::MAX,
+        };
+        let mut chain = Chain { head: None, bounds };
+        for index in 0..150 {
+            keep(&mut chain, &store, index).await;
+        }
+        let (late, _) = chain.prune(&store).await.unwrap().unwrap();
+        let deed = Deed::new(PrincipalName("admin:root".to_owned()), "scale", "shop/web");
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let mut added_late = Draft::new();
+        let mut other = Chain::default();
+        let added = other.add(&store, &deed, now, &mut added_late).await;
+        added.unwrap();
+        keep(&mut Chain::default(), &store, 150).await;
+        for late in [late, added_late.transaction] {
+            let refused = store.transact(late).await;
+            assert!(matches!(refused, Err(Error::Conflict(_))), "{refused:?}");
+        }
+        assert_eq!(is_whole(&store).await, 151);
     }
 
     #[tokio::test]

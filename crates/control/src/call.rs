@@ -15,13 +15,14 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
-use model::boundary::Principal;
+use model::boundary::{KeyFingerprint, Principal};
 use model::ids::{NodeName, ProjectName, ResourceId, ResourceName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use store::Revision;
 use tokio::time::Instant;
 
+use crate::dispatch::Peer;
 use crate::world::Stored;
 
 /// A body has this long, and in addition as long as its bytes take at [`BODY_MIN_RATE`].
@@ -118,6 +119,12 @@ impl Call {
                 .parse()
                 .map_err(|_| Problem::invalid(format!("`{name}={text}` can't be read"))),
         }
+    }
+
+    /// Of the certificate that was shown.
+    pub fn key(&self) -> Option<&KeyFingerprint> {
+        let peer = self.request.extensions().get::<Peer>()?;
+        peer.id.as_ref().map(|id| &id.key)
     }
 
     pub fn takes_body(&mut self) -> Body {
@@ -245,6 +252,11 @@ impl IfMatch {
 /// A JSON answer.
 pub fn json(value: &impl Serialize) -> Response {
     let body = serde_json::to_vec(value).expect("wire types are plain data");
+    answer(StatusCode::OK, "application/json", body)
+}
+
+/// The same, of what was encoded before.
+pub fn json_bytes(body: Bytes) -> Response {
     answer(StatusCode::OK, "application/json", body)
 }
 

@@ -28,6 +28,7 @@ use crate::identity;
 use crate::problems;
 use crate::seats::Seat;
 use crate::state::Server;
+use crate::strangers;
 
 /// A body beyond this is left unread when its request is refused.
 const DISCARDED_MAX_BYTES: usize = 64 << 10;
@@ -40,6 +41,8 @@ pub type Handler = fn(Arc<Server>, Call) -> Pin<Box<dyn Future<Output = Answer> 
 pub struct Peer {
     /// Of its certificate, which was checked.
     pub id: Option<PeerId>,
+    /// When that certificate ends, and with it the connection.
+    pub ends_at: Option<jiff::Timestamp>,
     /// The connection's own.
     pub seat: Arc<Seat>,
 }
@@ -156,6 +159,9 @@ async fn handle(
             return Err(problem);
         }
     };
+    if principal == Principal::Anonymous && is_crowded(&request) {
+        return Err(strangers::busy());
+    }
     let call = Call::new(principal, &operation, request).await?;
     let action = actions::of(&server, operation.id, &call)?;
     if let Err(refusal) = authorize(&call.principal, &action) {
@@ -169,6 +175,18 @@ async fn handle(
         true => to_its_end(server, move |server| run(server, operation, handler, call)).await,
         false => run(server, operation, handler, call).await,
     }
+}
+
+/// Whether too much is asked at once on the connection of a stranger, which then ends.
+fn is_crowded(request: &Request<Body>) -> bool {
+    let Some(peer) = request.extensions().get::<Peer>() else {
+        return false;
+    };
+    let crowded = peer.seat.answers() > strangers::ANSWERS_MOST;
+    if crowded {
+        peer.seat.close();
+    }
+    crowded
 }
 
 /// A change that was begun is done, kept and remembered whether or not who asked for it still waits.
@@ -219,7 +237,7 @@ fn deed(operation: &Operation, call: &Call) -> Deed {
 
 /// Takes a small body off the wire before a refusal: over HTTP/2 an answer to a request that is still being sent resets its stream, which
 /// some clients take for a failure and never read the answer. Where many are refused at once, only some are given this.
-async fn discard(server: &Server, mut body: Body) {
+pub async fn discard(server: &Server, mut body: Body) {
     let Ok(_permit) = server.gates.discards.try_acquire() else {
         return;
     };

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Placements and homes of volumes name a node. When its name goes to another key, they are given a former name ([`NodeName::former`]) in the
-//! same transaction: what waits for its volume goes on waiting, and goes back when the key comes back.
+//! same transaction, or before it where they are too many: what waits for its volume goes on waiting, and goes back when the key comes back.
 
 use api::problem::Problem;
 use boundary::authority;
@@ -20,14 +20,13 @@ use model::compute::PlacementGroup;
 use model::control::Reason;
 use model::ids::NodeName;
 
+use crate::call::Call;
 use crate::draft::Draft;
 use crate::records::{Key, RemovedRecord};
 use crate::world::{Stored, World};
 
 /// Removed nodes that are remembered. Beyond it the one that was removed first is forgotten: it is unknown then, and not let in either.
 pub const REMOVED_MOST: usize = 1024;
-/// Services whose placements name a node that gives its name away, in one transaction.
-const RENAMED_MOST: usize = 50;
 /// Two clocks this far apart are told: certificates begin two hours before they are made.
 pub const CLOCKS_APART: SignedDuration = SignedDuration::from_secs(60);
 /// What stands for the key of a node that joined before keys were kept.
@@ -63,6 +62,12 @@ pub fn may_renew(world: &World, name: &NodeName, key: &KeyFingerprint) -> Result
         // Nobody can say whose it is: the certificate that it has must do, as long as that is good.
         None => Err(has_another_key(name)),
     }
+}
+
+/// Whether this is, or was, a node's name.
+pub fn is_known(world: &World, name: &NodeName) -> bool {
+    let mut removed = world.removed.values();
+    world.nodes.contains_key(name) || removed.any(|removed| removed.name == *name)
 }
 
 /// Whose key a signing request is for.
@@ -106,18 +111,44 @@ fn has_another_key(name: &NodeName) -> Problem {
     )
 }
 
-/// Gives a name to a key: what names an earlier holder of the name is renamed, and what waits for this key comes back to it.
+/// Whether who asked still is who it says: for what was read, or waited for, since it was let in.
+///
+/// # Errors
+///
+/// As [`admits`], and to a node that is none any more.
+pub fn still_admits(world: &World, call: &Call) -> Result<(), Problem> {
+    if let Some(key) = call.key() {
+        admits(world, &call.principal, key)?;
+    }
+    match &call.principal {
+        Principal::Node { name } if !world.nodes.contains_key(name) => Err(is_unknown(name)),
+        _ => Ok(()),
+    }
+}
+
+/// Who comes by a name.
+pub struct Comer<'c> {
+    pub name: &'c NodeName,
+    pub key: &'c KeyFingerprint,
+    /// It has shown a certificate of this cluster, ended or not, for the name and its key: it was the node when keys were not yet kept.
+    pub was_it: bool,
+}
+
+/// Gives a name to a key: what names an earlier holder of the name is renamed, and what waits for this key comes back to it. Answers the
+/// drafts that do the renaming, beside what the draft itself does of it.
 pub fn take_name(
     world: &World,
     draft: &mut Draft,
-    name: &NodeName,
-    key: &KeyFingerprint,
+    comer: &Comer<'_>,
     now: Timestamp,
-) -> Result<(), Problem> {
+) -> Vec<Draft> {
+    let Comer { name, key, was_it } = comer;
     let mut renaming = Renaming::default();
-    if let Some(before) = holder(world, name).filter(|before| before.as_ref() != Some(key)) {
+    let before = holder(world, name).filter(|before| before.as_ref() != Some(*key));
+    // Whose key was not kept is who shows that it was the node.
+    if let Some(before) = before.filter(|before| before.is_some() || !was_it) {
         let text = before.as_ref().map_or(UNKNOWN_KEY, |key| key.0.as_str());
-        renaming.0.push((name.clone(), name.former(text)));
+        renaming.0.push(((*name).clone(), name.former(text)));
         if let Some(before) = before {
             let by = PrincipalName(format!(
                 "node:{name}, another machine that joined as {name}"
@@ -125,11 +156,14 @@ pub fn take_name(
             forget_key(world, draft, &before, name, by, now);
         }
     }
-    renaming.0.push((name.former(&key.0), name.clone()));
-    if let Some(removed) = world.removed.get(key) {
-        draft.delete(Key::Removed(key.clone()), removed);
+    renaming.0.push((name.former(&key.0), (*name).clone()));
+    if *was_it {
+        renaming.0.push((name.former(UNKNOWN_KEY), (*name).clone()));
     }
-    renaming.write(world, draft)
+    if let Some(removed) = world.removed.get(*key) {
+        draft.delete(Key::Removed((*key).clone()), removed);
+    }
+    renaming.drafts(world)
 }
 
 /// Whose the name is, or was last. `Some(None)`: somebody's whose key was not kept.
@@ -175,29 +209,27 @@ pub fn forget_key(
 struct Renaming(Vec<(NodeName, NodeName)>);
 
 impl Renaming {
-    fn write(&self, world: &World, draft: &mut Draft) -> Result<(), Problem> {
-        let mut count = 0;
+    /// One for each record that names somebody who is renamed.
+    fn drafts(&self, world: &World) -> Vec<Draft> {
+        let mut drafts = Vec::new();
         for (id, entry) in &world.services {
             if let Some(group) = &entry.placements
                 && let Some(renamed) = self.group(group)
             {
+                let mut draft = Draft::new();
                 draft.put(Key::Placement(id.clone()), Some(group), &renamed);
-                count += 1;
+                drafts.push(draft);
             }
             if let Some(forget) = &entry.forget {
                 let mut renamed = forget.value.clone();
                 if self.all(&mut renamed.nodes) {
+                    let mut draft = Draft::new();
                     draft.put(Key::Forget(id.clone()), Some(forget), &renamed);
-                    count += 1;
+                    drafts.push(draft);
                 }
             }
         }
-        if count <= RENAMED_MOST {
-            return Ok(());
-        }
-        let title = format!("{count} services have volumes on an earlier node of this name");
-        Err(Problem::conflict("name-in-use", title)
-            .remedy("let the machine join under another name"))
+        drafts
     }
 
     fn group(&self, group: &Stored<PlacementGroup>) -> Option<PlacementGroup> {

@@ -26,7 +26,6 @@ use plan::place::Cluster;
 use plan::service::{Memory, Sight};
 use plan::{Instant, Now};
 use store::Revision;
-use tokio::sync::watch;
 
 use crate::desired;
 use crate::draft::Draft;
@@ -141,6 +140,9 @@ impl Leader {
                 if self.nodes_seen.insert(name.clone(), record.modified) != Some(record.modified) {
                     outputs.extend(nodes::step(nodes, Input::Record(&record.value), now));
                     self.cluster.set_node(&record.value);
+                    if let Some(key) = &record.key {
+                        self.server.tunnels.close_others(name, Some(key));
+                    }
                 }
             }
             let seen = self.nodes_seen.keys();
@@ -152,6 +154,7 @@ impl Leader {
                 observed.forget(&name);
                 // Whoever follows what the node should run is told that it ends.
                 desired.remove(&name);
+                self.server.tunnels.close_others(&name, None);
             }
             outputs.extend(nodes::step(nodes, Input::Tick, now));
             outputs
@@ -228,10 +231,7 @@ impl Leader {
             }
             *told = Some(basis);
             for (name, mut wanted) in desired::of_all(shared, complete) {
-                let sender = shared
-                    .desired
-                    .entry(name)
-                    .or_insert_with(|| watch::channel(None).0);
+                let sender = shared.channel(&name);
                 let known = sender
                     .borrow()
                     .as_ref()

@@ -19,6 +19,7 @@
 //! | [`server`] | starts and runs a server |
 //! | `listen`, `seats` | connections: plain, TLS, HTTP/1.1, HTTP/2; how many of whom, and how long |
 //! | `dispatch`, `actions`, `idempotency`, `call` | from a request to its handler, by way of principal and permission |
+//! | `strangers` | what somebody gets who has not said who they are |
 //! | `identity` | who is a node and who is one no more, by its key |
 //! | `problems` | what goes wrong inside, for those outside |
 //! | `handlers` | the operations of the API |
@@ -62,6 +63,7 @@ mod runs;
 mod seats;
 pub mod server;
 mod state;
+mod strangers;
 #[cfg(test)]
 mod testing;
 mod tunnel;

@@ -27,11 +27,14 @@ use tower::ServiceExt;
 
 use crate::clock::Clock;
 use crate::dispatch::Peer;
-use crate::seats::{self, Answering, Client, Seat, Seats};
+use crate::seats::{self, Answering, Client, Over, Seat, Seats};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Requests at once on a connection whose peer has shown a certificate.
 const STREAMS_MOST: u32 = 1_000;
+/// On another one: as many as a client with a token may follow at once. Strangers have fewer ([`dispatch`](crate::dispatch)).
+const STREAMS_UNPROVEN_MOST: u32 = 256;
 /// Longest head over HTTP/1.1, and what is read ahead of a body.
 const HEAD_MAX_BYTES: usize = 64 << 10;
 /// What is being answered when the server ends has this long.
@@ -151,6 +154,7 @@ pub async fn serve(
     listener: TcpListener,
     speaks: Speaks,
     router: Router,
+    clock: Clock,
     mut ending: watch::Receiver<bool>,
 ) {
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -167,6 +171,7 @@ pub async fn serve(
             Ok((stream, address)) => {
                 let connection = Connection {
                     router: router.clone(),
+                    clock: clock.clone(),
                     ending: ending.clone(),
                     seat: Arc::new(seats.take(Client::of(address.ip()))),
                 };
@@ -184,6 +189,7 @@ pub async fn serve(
 
 struct Connection {
     router: Router,
+    clock: Clock,
     ending: watch::Receiver<bool>,
     seat: Arc<Seat>,
 }
@@ -202,8 +208,10 @@ impl Connection {
         }
     }
 
-    async fn serve(mut self, stream: Stream, peer: Peer) {
+    async fn serve(mut self, stream: Box<dyn Io>, peer: Peer) {
         let (router, seat) = (self.router.clone(), self.seat.clone());
+        let builder = builder(&peer);
+        let ends_at = peer.ends_at;
         let service = service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(peer.clone());
@@ -213,13 +221,17 @@ impl Connection {
                 Ok::<_, std::convert::Infallible>(answer.map(|body| Answer { body, answering }))
             }
         });
-        let builder = builder();
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => Some(ended),
             () = ends(&mut self.ending) => None,
-            _ = self.seat.over() => None,
+            () = self.clock.until(ends_at) => None,
+            over = self.seat.over() => match over {
+                // Its seat is another's already: what it holds must not be counted beside that.
+                Over::Displaced => return,
+                Over::TooLong => None,
+            },
         };
         match ended {
             Some(Ok(())) => {}
@@ -233,7 +245,11 @@ impl Connection {
 }
 
 /// Until requests can be read. The caller bounds how long it takes.
-async fn begin(stream: TcpStream, speaks: Speaks, seat: &Arc<Seat>) -> io::Result<(Stream, Peer)> {
+async fn begin(
+    stream: TcpStream,
+    speaks: Speaks,
+    seat: &Arc<Seat>,
+) -> io::Result<(Box<dyn Io>, Peer)> {
     let (certificate, is_plain) = match speaks {
         Speaks::Tls(certificate) => (certificate, false),
         Speaks::Either(certificate) => {
@@ -242,51 +258,41 @@ async fn begin(stream: TcpStream, speaks: Speaks, seat: &Arc<Seat>) -> io::Resul
             (certificate, count == 1 && first[0] != TLS_HANDSHAKE)
         }
     };
-    let seat = seat.clone();
+    let mut peer = Peer {
+        id: None,
+        ends_at: None,
+        seat: seat.clone(),
+    };
+    let stream = Heard {
+        io: stream,
+        seat: seat.clone(),
+    };
     if is_plain {
-        let peer = Peer {
-            id: None,
-            seat: seat.clone(),
-        };
-        return Ok((
-            Stream {
-                io: Box::new(stream),
-                seat,
-            },
-            peer,
-        ));
+        return Ok((Box::new(stream), peer));
     }
     let acceptor = TlsAcceptor::from(certificate.current());
     let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
     let stream = accepted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let id = tls::peer_id(chain).ok();
-    if id.is_some() {
+    peer.id = tls::peer_id(chain).ok();
+    peer.ends_at = tls::certificate::end_of(chain).ok();
+    if peer.id.is_some() {
         seat.prove();
     }
-    let peer = Peer {
-        id,
-        seat: seat.clone(),
-    };
-    Ok((
-        Stream {
-            io: Box::new(stream),
-            seat,
-        },
-        peer,
-    ))
+    Ok((Box::new(stream), peer))
 }
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// A connection's bytes. It keeps the seat, as a tunnel also after its requests have ended, and tells it when something is read.
-struct Stream {
-    io: Box<dyn Io>,
+/// A connection's bytes. It keeps the seat, as a tunnel also after its requests have ended, and tells it when something is read: in a
+/// handshake as well, since who is in the middle of one is not silent.
+struct Heard {
+    io: TcpStream,
     seat: Arc<Seat>,
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for Heard {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -301,7 +307,7 @@ impl AsyncRead for Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Heard {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -363,7 +369,11 @@ pub async fn ends(ending: &mut watch::Receiver<bool>) {
     let _ = ending.wait_for(|ending| *ending).await;
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(peer: &Peer) -> auto::Builder<TokioExecutor> {
+    let streams = match peer.id {
+        Some(_) => STREAMS_MOST,
+        None => STREAMS_UNPROVEN_MOST,
+    };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -373,7 +383,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MOST)
+        .max_concurrent_streams(streams)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
     builder

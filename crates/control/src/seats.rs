@@ -1,9 +1,9 @@
 //! Who is connected to a listener, within bounds.
 //!
 //! Each connection has a seat. It is *unproven* until somebody has said on it who they are: by a certificate, or by a token that is good. Of
-//! unproven seats there are few, they end soon, and where they are full a newcomer gets the one that was silent for longest. So whoever
-//! opens connections and says nothing closes only connections of that kind, and on loopback, where all have one address, the owner's
-//! command still comes in.
+//! unproven seats there are few, they end soon, and where they are full a newcomer gets the one that was silent for longest. Who came just
+//! now, and may be in a handshake, goes only where all did. So whoever opens connections, silent or not, closes only connections of that
+//! kind, and on loopback, where all have one address, the owner's command still comes in.
 //!
 //! ```text
 //! accepted ──▶ unproven ──certificate or token──▶ proven ──▶ closed
@@ -24,6 +24,9 @@ use tokio::time::Instant;
 const UNPROVEN_SILENCE: Duration = Duration::from_secs(10);
 /// An unproven connection ends at this age, whatever is asked on it.
 const UNPROVEN_AGE: Duration = Duration::from_secs(60);
+/// An unproven connection is not displaced before this age by a newcomer that finds an older one: a handshake takes that long at most, unless
+/// the machine is overrun.
+const YOUNG: Duration = Duration::from_secs(1);
 /// A proven connection on which nothing is answered may be silent this long. Clients ask anew on another one.
 const PROVEN_SILENCE: Duration = Duration::from_secs(300);
 
@@ -102,6 +105,8 @@ struct Taken {
 struct Occupant {
     client: Client,
     accepted: Instant,
+    /// The same in milliseconds from the listener's begin.
+    came: u64,
     proven: AtomicBool,
     /// Milliseconds from the listener's begin to when something was last read; 0: never.
     heard: AtomicU64,
@@ -130,6 +135,7 @@ impl Seats {
         let occupant = Arc::new(Occupant {
             client,
             accepted: Instant::now(),
+            came: self.milliseconds(),
             proven: AtomicBool::new(false),
             heard: AtomicU64::new(0),
             answering: AtomicUsize::new(0),
@@ -152,6 +158,11 @@ impl Seats {
             occupant,
             seats: self.clone(),
         }
+    }
+
+    /// From the listener's begin until now.
+    fn milliseconds(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Closes an unproven connection because descriptors are short. False: there is none.
@@ -178,9 +189,10 @@ impl Taken {
     }
 
     fn close_least(&mut self, is_meant: impl Fn(&Self, Client) -> bool) -> bool {
+        let now = Instant::now();
         let meant = self.unproven.iter();
         let meant = meant.filter(|(_, occupant)| is_meant(self, occupant.client));
-        let least = meant.min_by_key(|(number, occupant)| occupant.worth(**number));
+        let least = meant.min_by_key(|(number, occupant)| occupant.worth(**number, now));
         let Some(number) = least.map(|(number, _)| *number) else {
             return false;
         };
@@ -207,18 +219,22 @@ fn subtract(counts: &mut BTreeMap<Client, usize>, client: Client) {
 }
 
 impl Occupant {
-    /// The least goes first: who never said anything, then who was silent for longest, at last who is being answered.
-    fn worth(&self, number: u64) -> (bool, u64, u64) {
+    /// The least goes first: of those that are no more young who never said anything, then who was silent for longest, then who is being
+    /// answered. At last the young, the longest silent first, whatever is answered: who has just come had no time to say anything.
+    fn worth(&self, number: u64, now: Instant) -> (bool, bool, u64, u64) {
+        let heard = self.heard.load(Ordering::Relaxed);
+        if now.saturating_duration_since(self.accepted) < YOUNG {
+            return (true, false, heard.max(self.came), number);
+        }
         let answering = self.answering.load(Ordering::Relaxed) > 0;
-        (answering, self.heard.load(Ordering::Relaxed), number)
+        (false, answering, heard, number)
     }
 }
 
 impl Seat {
     /// Something was read.
     pub fn hear(&self) {
-        let since = self.seats.begun.elapsed().as_millis();
-        let since = u64::try_from(since).unwrap_or(u64::MAX).max(1);
+        let since = self.seats.milliseconds().max(1);
         self.occupant.heard.store(since, Ordering::Relaxed);
     }
 
@@ -240,6 +256,16 @@ impl Seat {
             *taken.proven_of.entry(client).or_default() += 1;
             self.occupant.proven.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Requests that are being answered on it.
+    pub fn answers(&self) -> usize {
+        self.occupant.answering.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connection at once, with all that is answered on it.
+    pub fn close(&self) {
+        self.occupant.closing.notify_one();
     }
 
     /// For as long as the guard lives the connection is not silent, whatever is read.
@@ -335,7 +361,7 @@ mod tests {
         assert!(client("::1").0.is_loopback());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_newcomer_gets_the_seat_of_the_longest_silent() {
         let limits = Limits {
             unproven: 4,
@@ -344,6 +370,7 @@ mod tests {
         let seats = Seats::new(limits);
         let here = client("127.0.0.1");
         let all: Vec<_> = (0..4).map(|_| Arc::new(seats.take(here))).collect();
+        tokio::time::advance(2 * YOUNG).await;
         // The first speaks, the second is answered: the third was silent for longest.
         all[0].hear();
         let answered = all[1].answer();
@@ -361,6 +388,37 @@ mod tests {
         let taken = seats.lock();
         assert_eq!((taken.unproven.len(), taken.proven), (0, 0));
         assert!(taken.unproven_of.is_empty() && taken.proven_of.is_empty());
+    }
+
+    /// Whoever says one byte on each of many connections, or has something answered on each, does not displace who is in a handshake.
+    #[tokio::test(start_paused = true)]
+    async fn who_came_just_now_keeps_the_seat() {
+        let limits = Limits {
+            unproven: 8,
+            proven: 8,
+        };
+        let seats = Seats::new(limits);
+        let here = client("127.0.0.1");
+        let talkers: Vec<_> = (0..8).map(|_| Arc::new(seats.take(here))).collect();
+        let answers: Vec<_> = talkers.iter().map(Seat::answer).collect();
+        tokio::time::advance(2 * YOUNG).await;
+        talkers.iter().for_each(|seat| seat.hear());
+        let owner = seats.take(here);
+        let mut others = Vec::new();
+        for _ in 0..7 {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            let other = Arc::new(seats.take(here));
+            other.hear();
+            others.push((other.answer(), other));
+        }
+        assert!(!is_displaced(&owner), "the older ones go first");
+        assert!(talkers.iter().all(|seat| is_displaced(seat)));
+        // Of the young it is the longest silent that goes, and in a handshake something is heard.
+        owner.hear();
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let another = seats.take(here);
+        assert!(!is_displaced(&owner) && !is_displaced(&another));
+        drop((answers, others));
     }
 
     #[tokio::test]

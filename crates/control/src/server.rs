@@ -48,6 +48,7 @@ use crate::refusals::{self, Refusals};
 use crate::ring::{self, Ring};
 use crate::runs::Runs;
 use crate::state::{CommitError, Gates, Leadership, Server, Shared, Turns};
+use crate::strangers::Bodies;
 use crate::tunnel::Tunnels;
 use crate::world::World;
 
@@ -161,17 +162,12 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     let tasks = begin_tasks(&server, &certificate, options.directory);
     // Once the mirror runs, so that the token in it is known when somebody reads it.
     write_client_file(&server, &options.client_file, addresses).await?;
-    let serving = async {
-        tokio::join!(
-            listen::serve(api, speaks, router.clone(), server.ending.clone()),
-            listen::serve(
-                nodes,
-                Speaks::Tls(certificate),
-                router,
-                server.ending.clone()
-            ),
-        )
+    let listen = |listener, speaks| {
+        let (clock, ending) = (server.clock.clone(), server.ending.clone());
+        listen::serve(listener, speaks, router.clone(), clock, ending)
     };
+    let serving =
+        async { tokio::join!(listen(api, speaks), listen(nodes, Speaks::Tls(certificate))) };
     tokio::select! {
         _ = serving => {}
         () = shutdown => {}
@@ -287,6 +283,7 @@ async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
         shared: Mutex::new(shared(world, nodes)),
         changing: tokio::sync::Mutex::default(),
         gates: Gates::default(),
+        strangers: Bodies::default(),
         changed: Notify::new(),
         turns: Turns::default(),
         mirrored: watch::Sender::new(revision),

@@ -12,8 +12,8 @@ use boundary::authority::Authority;
 use boundary::authorize::Limits;
 use bytes::Bytes;
 use jiff::Timestamp;
-use model::boundary::PrincipalName;
-use model::control::{NodeDesired, Reason};
+use model::boundary::{KeyFingerprint, PrincipalName};
+use model::control::Reason;
 use model::ids::{Epoch, NodeName, ResourceId};
 use model::machine::Disk;
 use model::signals::Level;
@@ -24,6 +24,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use crate::artifacts::Artifacts;
 use crate::auditor::{Chain, Deed};
 use crate::clock::Clock;
+use crate::desired::Told;
 use crate::draft::Draft;
 use crate::events::{About, Recorder};
 use crate::observed::Observed;
@@ -32,6 +33,7 @@ use crate::records::LEADER;
 use crate::refusals::Refusals;
 use crate::ring::Ring;
 use crate::runs::Runs;
+use crate::strangers::Bodies;
 use crate::tunnel::Tunnels;
 use crate::world::World;
 
@@ -63,6 +65,7 @@ pub struct Server {
     /// audit log's chain.
     pub changing: tokio::sync::Mutex<Chain>,
     pub gates: Gates,
+    pub strangers: Bodies,
     /// Wakes the leader.
     pub changed: Notify,
     pub turns: Turns,
@@ -77,7 +80,7 @@ pub struct Shared {
     pub world: World,
     pub observed: Observed,
     /// What each node was last told to run.
-    pub desired: BTreeMap<NodeName, watch::Sender<Option<Arc<NodeDesired>>>>,
+    pub desired: BTreeMap<NodeName, Channel>,
     /// What people run beside the copies of services.
     pub runs: Runs,
     /// Who connected to which service lately, and when that was last recorded.
@@ -94,10 +97,36 @@ pub struct Shared {
     pub ready: bool,
 }
 
+/// Where a node is told what it should run.
+pub struct Channel {
+    /// Whose it is: a name may go to another.
+    key: Option<KeyFingerprint>,
+    pub sender: watch::Sender<Told>,
+}
+
 impl Shared {
     /// Whether the service has a copy on the node, or something that a person runs as one.
     pub fn is_placed(&self, id: &ResourceId, node: &NodeName) -> bool {
         self.world.is_placed(id, node) || self.runs.is_placed(id, node)
+    }
+
+    /// Where who has the name now is told. What an earlier holder of it follows ends.
+    pub fn channel(&mut self, name: &NodeName) -> &watch::Sender<Told> {
+        let record = self.world.nodes.get(name);
+        let key = record.and_then(|record| record.key.clone());
+        let channel = self.desired.entry(name.clone());
+        let channel = channel.or_insert_with(|| Channel::of(key.clone()));
+        if channel.key != key {
+            *channel = Channel::of(key);
+        }
+        &channel.sender
+    }
+}
+
+impl Channel {
+    fn of(key: Option<KeyFingerprint>) -> Self {
+        let sender = watch::channel(None).0;
+        Self { key, sender }
     }
 }
 
@@ -320,8 +349,15 @@ impl Server {
         let mut chain = self.changing.lock().await;
         let mut draft = Draft::new();
         lines.into_iter().for_each(|line| draft.note(line));
-        let kept = self.commit_kept(&mut chain, deed, draft).await;
-        kept.map(drop).map_err(|error| error.problem())
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.commit_kept(&mut chain, deed, draft.clone()).await {
+                // Of a write that who asked for it did not wait for.
+                Err(CommitError::Conflict(_)) if attempts < ATTEMPTS => {}
+                kept => return kept.map(drop).map_err(|error| error.problem()),
+            }
+        }
     }
 
     /// Writes a draft together with its record in the audit log.
@@ -335,7 +371,7 @@ impl Server {
         let added = chain.add(&*self.store, deed, now, &mut draft).await;
         let head = added.map_err(CommitError::Store)?;
         let revision = self.commit(draft).await?;
-        chain.added(head);
+        chain.added(head, revision);
         if let Err(error) = self.prune(chain).await {
             tracing::warn!(%error, "the oldest audit records can't be dropped");
         }
@@ -345,8 +381,8 @@ impl Server {
     async fn prune(&self, chain: &mut Chain) -> Result<(), CommitError> {
         let pruned = chain.prune(&*self.store).await;
         if let Some((transaction, head)) = pruned.map_err(CommitError::Store)? {
-            self.write(transaction).await?;
-            chain.added(head);
+            let revision = self.write(transaction).await?;
+            chain.added(head, revision);
         }
         Ok(())
     }

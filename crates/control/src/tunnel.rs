@@ -4,7 +4,7 @@
 //! exec of the API are forwarded over it, bodies both ways as they come.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::problem::Problem;
@@ -13,7 +13,15 @@ use axum::response::Response;
 use http::{Request, StatusCode, header};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use model::boundary::KeyFingerprint;
 use model::ids::NodeName;
+use tls::PeerId;
+use tokio::sync::Notify;
+
+use crate::call::Call;
+use crate::dispatch::Peer;
+use crate::identity;
+use crate::state::Server;
 
 pub const PROTOCOL: &str = "mainland-tunnel";
 /// Until the head of a node's answer is there.
@@ -21,29 +29,64 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The tunnels that are open. A node's newest replaces its older ones.
+/// The tunnels that are open, one for each node: its newest, which ends its older one.
 #[derive(Default)]
 pub struct Tunnels {
-    open: Mutex<BTreeMap<NodeName, SendRequest<Body>>>,
+    open: Mutex<BTreeMap<NodeName, Tunnel>>,
+}
+
+struct Tunnel {
+    /// Whose it is: a name may go to another.
+    key: KeyFingerprint,
+    sender: SendRequest<Body>,
+    closing: Arc<Notify>,
+}
+
+/// A tunnel for as long as it is open. It is forgotten with this.
+struct Open<'t> {
+    tunnels: &'t Tunnels,
+    node: NodeName,
+    closing: Arc<Notify>,
 }
 
 impl Tunnels {
-    fn put(&self, node: NodeName, sender: SendRequest<Body>) {
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(node, sender);
-    }
-
-    /// Nodes come and go: nothing is kept of who has left.
-    fn forget_closed(&self) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|_, sender| !sender.is_closed());
+    fn put(&self, node: NodeName, key: KeyFingerprint, sender: SendRequest<Body>) -> Open<'_> {
+        let closing = Arc::new(Notify::new());
+        let tunnel = Tunnel {
+            key,
+            sender,
+            closing: closing.clone(),
+        };
+        if let Some(older) = self.lock().insert(node.clone(), tunnel) {
+            older.closing.notify_one();
+        }
+        Open {
+            tunnels: self,
+            node,
+            closing,
+        }
     }
 
     fn get(&self, node: &NodeName) -> Option<SendRequest<Body>> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.get(node).filter(|sender| !sender.is_closed()).cloned()
+        let open = self.lock();
+        let sender = open.get(node).map(|tunnel| &tunnel.sender);
+        sender.filter(|sender| !sender.is_closed()).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeName, Tunnel>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends a node's tunnel, unless it is of this key. What is under way on it ends as well.
+    pub fn close_others(&self, node: &NodeName, key: Option<&KeyFingerprint>) {
+        let mut open = self.lock();
+        if open
+            .get(node)
+            .is_some_and(|tunnel| Some(&tunnel.key) != key)
+            && let Some(tunnel) = open.remove(node)
+        {
+            tunnel.closing.notify_one();
+        }
     }
 
     pub fn is_open(&self, node: &NodeName) -> bool {
@@ -52,8 +95,9 @@ impl Tunnels {
 
     /// The nodes that can be asked now.
     pub fn nodes(&self) -> Vec<NodeName> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let answering = open.iter().filter(|(_, sender)| !sender.is_closed());
+        let open = self.lock();
+        let answering = open.iter();
+        let answering = answering.filter(|(_, tunnel)| !tunnel.sender.is_closed());
         answering.map(|(node, _)| node.clone()).collect()
     }
 
@@ -78,6 +122,17 @@ impl Tunnels {
     }
 }
 
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        let mut open = self.tunnels.lock();
+        let known = open.get(&self.node);
+        // A newer one may be there.
+        if known.is_some_and(|tunnel| Arc::ptr_eq(&tunnel.closing, &self.closing)) {
+            open.remove(&self.node);
+        }
+    }
+}
+
 pub fn unreachable(node: &NodeName, why: &str) -> Problem {
     Problem::unavailable(
         "node-unreachable",
@@ -88,12 +143,9 @@ pub fn unreachable(node: &NodeName, why: &str) -> Problem {
     ))
 }
 
-/// Switches the connection over, and keeps the tunnel for as long as it lives.
-pub fn accept(
-    server: &std::sync::Arc<crate::state::Server>,
-    node: NodeName,
-    mut request: Request<Body>,
-) -> Result<Response, Problem> {
+/// Switches the connection over, and keeps the tunnel for as long as it lives, or its holder is the node and has a certificate that is good.
+pub fn accept(server: &Arc<Server>, node: NodeName, call: Call) -> Result<Response, Problem> {
+    let mut request = call.request;
     let asked = request
         .headers()
         .get(header::UPGRADE)
@@ -105,12 +157,25 @@ pub fn accept(
             format!("ask for `Upgrade: {PROTOCOL}` over HTTP/1.1"),
         ));
     }
+    let peer = request.extensions_mut().remove::<Peer>();
+    let id = peer.as_ref().and_then(|peer| peer.id.clone());
+    let Some(id) = id else {
+        let title = "a tunnel is opened with a node's certificate";
+        return Err(Problem::new(403, "not-permitted", title));
+    };
+    let holder = Holder {
+        node,
+        id,
+        ends_at: peer.and_then(|peer| peer.ends_at),
+    };
     let upgrade = hyper::upgrade::on(&mut request);
     let server = server.clone();
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(upgraded) => serve(&server, node, upgraded).await,
-            Err(error) => tracing::warn!(%node, %error, "a tunnel could not be opened"),
+            Ok(upgraded) => serve(&server, holder, upgraded).await,
+            Err(error) => {
+                tracing::warn!(node = %holder.node, %error, "a tunnel could not be opened")
+            }
         }
     });
     let mut response = Response::new(Body::empty());
@@ -124,7 +189,24 @@ pub fn accept(
     Ok(response)
 }
 
-async fn serve(server: &crate::state::Server, node: NodeName, upgraded: hyper::upgrade::Upgraded) {
+/// Who opens a tunnel.
+struct Holder {
+    node: NodeName,
+    id: PeerId,
+    ends_at: Option<jiff::Timestamp>,
+}
+
+impl Holder {
+    fn is_the_node(&self, server: &Server) -> bool {
+        let principal = tls::principal(&self.id.name);
+        server.look(|world| {
+            world.nodes.contains_key(&self.node)
+                && identity::admits(world, &principal, &self.id.key).is_ok()
+        })
+    }
+}
+
+async fn serve(server: &Server, holder: Holder, upgraded: hyper::upgrade::Upgraded) {
     let handshake = Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
@@ -132,16 +214,24 @@ async fn serve(server: &crate::state::Server, node: NodeName, upgraded: hyper::u
         .keep_alive_while_idle(true)
         .handshake(upgraded)
         .await;
+    let node = &holder.node;
     match handshake {
         Ok((sender, connection)) => {
-            server.tunnels.put(node.clone(), sender);
+            let open = server
+                .tunnels
+                .put(node.clone(), holder.id.key.clone(), sender);
+            // While the connection switched over it may have been removed, or its name been given away.
+            if !holder.is_the_node(server) {
+                return;
+            }
             tracing::debug!(%node, "tunnel open");
             let mut ending = server.ending.clone();
             tokio::select! {
                 ended = connection => tracing::debug!(%node, ?ended, "tunnel closed"),
+                () = open.closing.notified() => tracing::debug!(%node, "the tunnel is not the node's any more"),
+                () = server.clock.until(holder.ends_at) => tracing::debug!(%node, "the certificate has ended"),
                 _ = ending.wait_for(|ending| *ending) => {}
             }
-            server.tunnels.forget_closed();
         }
         Err(error) => tracing::warn!(%node, %error, "a tunnel speaks no HTTP/2"),
     }

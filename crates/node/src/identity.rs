@@ -121,14 +121,14 @@ impl Identities {
         let (node, standing) = match layout::read::<NodeIdentity>(&layout.identity())? {
             None => {
                 let ticket = ticket.ok_or(Error::NoToken)?;
-                (
-                    join(&config, &clock, ticket, Key::generate()?).await?,
-                    Standing::Known(true),
-                )
+                let key = first_key(&layout)?;
+                let node = join(&config, &clock, ticket, key, None).await?;
+                (node, Standing::Known(true))
             }
             Some(kept) => come_back(&config, &clock, ticket, kept, place).await?,
         };
         layout::write_durably(&layout.identity(), &node)?;
+        layout::remove(&layout.joining());
         let [client, bulk, heart] = clients(&config, &node, &clock)?;
         let services = read_services(&layout);
         let state = Mutex::new(State {
@@ -251,6 +251,17 @@ impl Identities {
     }
 }
 
+/// The key that a first join is begun with is on the disk before anybody hears of it: who is let in, and ends before it hears so, or before
+/// that is on the disk, asks again with the same key, and is known by it.
+fn first_key(layout: &Layout) -> Result<Key, Error> {
+    if let Some(begun) = layout::read::<Identity>(&layout.joining())? {
+        return Ok(Key::from_pem(&begun.key)?);
+    }
+    let begun = Key::generate()?.into_identity(String::new());
+    layout::write(&layout.joining(), &begun)?;
+    Ok(Key::from_pem(&begun.key)?)
+}
+
 fn read_services(layout: &Layout) -> BTreeMap<ResourceId, Identity> {
     let entries = std::fs::read_dir(layout.services())
         .into_iter()
@@ -310,7 +321,8 @@ async fn come_back(
         match (problem.code.as_str(), ticket) {
             ("node-removed" | "node-left", Some(ticket)) => {
                 let key = Key::from_pem(&kept.identity.key)?;
-                let node = join(config, clock, ticket, key).await?;
+                let before = kept.identity.certificate;
+                let node = join(config, clock, ticket, key, Some(before)).await?;
                 return Ok((node, Standing::Known(true)));
             }
             ("node-removed", None) => return Ok((kept, Standing::Removed(problem))),
@@ -392,11 +404,13 @@ fn dial(config: &Config, tls: rustls::ClientConfig) -> Transport {
     }
 }
 
+/// `before`: the certificate that it had, whether or not that has ended. It shows whose the volumes are that are here.
 async fn join(
     config: &Config,
     clock: &Clock,
     ticket: &Ticket<'_>,
     key: Key,
+    before: Option<String>,
 ) -> Result<NodeIdentity, Error> {
     let authority = ticket.token.parse::<JoinToken>()?.authority;
     let mut tls = tls::join_config(authority, clock.clone())?;
@@ -411,6 +425,7 @@ async fn join(
         labels: config.labels.clone(),
         programs: ticket.programs.clone(),
         request: key.request()?,
+        certificate: before,
     };
     let joined = ask_until_answered(&client, &ask).await?;
     Ok(NodeIdentity {

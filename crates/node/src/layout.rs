@@ -5,6 +5,7 @@
 //!   agent.json                 who the node is
 //!   agent.lock                 held while an agent lives
 //!   identity.json        0600  the node's key, which never changes, and its certificate
+//!   joining.json         0600  the key of a first join, until that has ended
 //!   removed.json               that it was removed: it runs nothing
 //!   desired.json         0600  what it should run, as last told
 //!   doors.json                 which loopback address belongs to which caller and need
@@ -131,6 +132,12 @@ impl Layout {
     pub fn identity(&self) -> PathBuf {
         self.root.join("identity.json")
     }
+
+    /// The key of a first join, until its outcome is known.
+    pub fn joining(&self) -> PathBuf {
+        self.root.join("joining.json")
+    }
+
     /// Says that the node was removed: it is to run nothing, whether or not a server can be asked.
     pub fn removed(&self) -> PathBuf {
         self.root.join("removed.json")

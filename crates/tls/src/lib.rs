@@ -190,6 +190,15 @@ pub fn peer_id(chain: &[CertificateDer<'_>]) -> Result<PeerId, Error> {
     })
 }
 
+/// Whose certificate (PEM) it is that a cluster's authority (PEM) has signed, whether or not it has ended. It proves nothing of who shows it:
+/// that takes the key.
+pub fn signed_by(authority: &str, chain: &str) -> Result<PeerId, Error> {
+    let peers = Peers::of_authority(authority, Expect::Anyone)?;
+    let chain = certificate::from_pem(chain)?;
+    peers.check_signed(&chain[0])?;
+    peer_id(&chain)
+}
+
 /// Who asks, when a certificate of this name has been shown. A server is an administrator: it holds the authority's key.
 pub fn principal(id: &SpiffeId) -> Principal {
     match &id.holder {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use model::boundary::Holder;
@@ -47,6 +48,18 @@ impl Peers {
             expect,
             algorithms: provider().signature_verification_algorithms,
         })
+    }
+
+    /// That the authority has signed it, at whatever time: it is looked at as of its own beginning.
+    pub(crate) fn check_signed(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        let (begins, _) = certificate::validity(certificate)?;
+        let begins = u64::try_from(begins.as_second()).unwrap_or(0);
+        let at = UnixTime::since_unix_epoch(Duration::from_secs(begins));
+        let parsed = ParsedCertificate::try_from(certificate)?;
+        let algorithms = self.algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, &[], at, algorithms)?;
+        self.check_name(certificate, None).map_err(refuse)?;
+        Ok(())
     }
 
     /// `dialled`: by which name, for who dials.

@@ -119,6 +119,9 @@ pub struct Join {
     pub programs: Option<Programs>,
     /// A certificate signing request, PEM. The key stays with the node; the SPIFFE name is set by the authority.
     pub request: String,
+    /// The certificate that the machine had (PEM), if it was a node before, whether or not that has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
 }
 
 /// The answer to `join` and to `POST /v1/nodes/{node}/renew`.

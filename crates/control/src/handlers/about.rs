@@ -1,10 +1,11 @@
 //! The server itself: version, health, who asks, events, the audit log.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use api::problem::Problem;
 use api::wire;
 use boundary::audit::Filter;
+use bytes::Bytes;
 use futures_util::stream;
 use jiff::Timestamp;
 use model::boundary::{Principal, PrincipalName};
@@ -53,8 +54,15 @@ pub async fn whoami(server: Arc<Server>, call: Call) -> Answer {
     }))
 }
 
+/// Anybody may ask for it: it is made once, and every answer is the same bytes.
 pub async fn openapi(_: Arc<Server>, _: Call) -> Answer {
-    Ok(call::json(&api::operations::openapi()))
+    Ok(call::json_bytes(description()))
+}
+
+fn description() -> Bytes {
+    static DESCRIPTION: OnceLock<Bytes> = OnceLock::new();
+    let made = DESCRIPTION.get_or_init(|| api::operations::openapi().to_string().into());
+    made.clone()
 }
 
 pub async fn audit(server: Arc<Server>, call: Call) -> Answer {
@@ -157,4 +165,20 @@ fn follow(
         },
     );
     batches.flat_map(move |events| stream::iter(of_project(events, project.as_ref())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_description_is_made_once() {
+        let (one, other) = (description(), description());
+        assert!(one.len() > 10_000);
+        assert_eq!(
+            one.as_ptr(),
+            other.as_ptr(),
+            "no answer has a copy of its own"
+        );
+    }
 }

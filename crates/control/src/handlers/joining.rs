@@ -17,14 +17,15 @@ use model::ids::NodeName;
 use model::signals::Level;
 use model::timing::LOST_AFTER;
 use plan::nodes::{self, Input};
+use tokio::sync::SemaphorePermit;
 
 use super::projects;
 use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
-use crate::dispatch::Peer;
+use crate::dispatch;
 use crate::draft::Draft;
 use crate::events::About;
-use crate::identity;
+use crate::identity::{self, Comer};
 use crate::problems;
 use crate::records::Key;
 use crate::state::{Server, Shared};
@@ -32,6 +33,8 @@ use crate::world::World;
 
 const TOKEN_SECONDS: std::ops::RangeInclusive<u64> = 60..=86_400;
 const JOIN_TOKENS_MOST: usize = 10_000;
+/// Who is let in, or given a certificate, waits this long for its turn.
+const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 
 pub async fn make_join_token(server: Arc<Server>, mut call: Call) -> Answer {
     let ask: MakeJoinToken = call.json().await?;
@@ -74,34 +77,39 @@ pub async fn make_join_token(server: Arc<Server>, mut call: Call) -> Answer {
 pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
     let token = token(&call);
     let now = server.now();
-    let ask = asked(&server, &mut call, token.as_ref(), now).await?;
-    let Ok(_permit) = server.gates.joins.acquire().await else {
-        return Err(Problem::unavailable("ending", "this server ends"));
-    };
+    let may = server.look(|world| shown(world, &call.principal, token.as_ref(), now).map(drop));
+    if let Err(refusal) = may {
+        return joined_before(&server, &mut call, token.is_some(), refusal).await;
+    }
+    let ask: Join = call.json().await?;
+    let _permit = permit(&server).await?;
     let key = identity::key_of(&ask.request)?;
     let chain = issue(&server, &ask.request, Holder::Node(ask.name.clone()))?;
+    let comer = Comer {
+        name: &ask.name,
+        key: &key,
+        was_it: was_it(&server, &ask, &key),
+    };
     let deed = of_node(&ask.name, "node.join");
-    let (before, _) = server
-        .change(&deed, |world: &World| {
+    let before = loop {
+        let build = |world: &World| {
             let known = world.nodes.get(&ask.name);
-            let name = &ask.name;
-            let admitted = admits(
-                world,
-                &call.principal,
-                token.as_ref(),
-                name,
-                known.is_some(),
-                now,
-            )?;
-            let mut draft = let_in(&server, world, &ask, &key, admitted)?;
-            draft.note(said(known.is_some()));
-            Ok((draft, known.map(|known| known.key.clone())))
-        })
-        .await?;
+            let (is_known, name) = (known.is_some(), &ask.name);
+            let by = &call.principal;
+            let admitted = admits(world, by, token.as_ref(), name, is_known, now)?;
+            let (draft, is_whole) = let_in(&server, world, &ask, &comer, admitted)?;
+            Ok((
+                draft,
+                is_whole.then(|| known.map(|known| known.key.clone())),
+            ))
+        };
+        if let (Some(before), _) = server.change(&deed, build).await? {
+            break before;
+        }
+    };
     let was_there = before.is_some();
-    if before.is_some_and(|before| before != Some(key)) {
-        // What another machine said of itself under this name.
-        forget_seen(&server, &ask.name);
+    if before.is_some_and(|before| before.as_ref() != Some(&key)) {
+        forget_seen(&server, &ask.name, &key);
     }
     let said = said(was_there);
     let reason = Reason::new(
@@ -110,6 +118,48 @@ pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
     );
     server.say(Level::Info, About::node(&ask.name), reason);
     Ok(call::json(&joined(&server, chain)))
+}
+
+/// The same request again of a machine that was let in, and did not hear so: its token is used up, and its key is the node's. It is given
+/// what it would be given for its key, and changes nothing.
+async fn joined_before(
+    server: &Server,
+    call: &mut Call,
+    has_token: bool,
+    refusal: Problem,
+) -> Answer {
+    if !has_token {
+        dispatch::discard(server, call.takes_body()).await;
+        return Err(refusal);
+    }
+    let ask: Join = server.strangers.json(call).await?;
+    let key = identity::key_of(&ask.request)?;
+    if server.look(|world| identity::may_renew(world, &ask.name, &key).is_err()) {
+        return Err(refusal);
+    }
+    let _permit = permit(server).await?;
+    let chain = issue(server, &ask.request, Holder::Node(ask.name))?;
+    Ok(call::json(&joined(server, chain)))
+}
+
+/// Whether the machine shows that it was the node that it wants to be: by the certificate that it had, which may have ended.
+fn was_it(server: &Server, ask: &Join, key: &KeyFingerprint) -> bool {
+    let shown = ask.certificate.as_deref();
+    let shown = shown.and_then(|chain| tls::signed_by(server.authority.certificate(), chain).ok());
+    shown.is_some_and(|id| id.name.holder == Holder::Node(ask.name.clone()) && id.key == *key)
+}
+
+/// To sign something. Who waits for it has shown a token or a key.
+async fn permit(server: &Server) -> Result<SemaphorePermit<'_>, Problem> {
+    let permit = tokio::time::timeout(JOIN_PATIENCE, server.gates.joins.acquire()).await;
+    match permit {
+        Ok(Ok(permit)) => Ok(permit),
+        Ok(Err(_)) => Err(Problem::unavailable("ending", "this server ends")),
+        Err(_) => Err(
+            Problem::unavailable("busy", "too many machines join at once")
+                .remedy("repeat it in a moment"),
+        ),
+    }
 }
 
 fn said(was_there: bool) -> &'static str {
@@ -122,42 +172,36 @@ fn of_node(name: &NodeName, action: &'static str) -> Deed {
     Deed::new(by.name(), action, format!("node/{name}"))
 }
 
+/// The node's record, with all that gives the name to it. False: more is renamed than goes with it; the draft does only some of that, and
+/// what is left is to be done anew.
 fn let_in(
     server: &Server,
     world: &World,
     ask: &Join,
-    key: &KeyFingerprint,
+    comer: &Comer<'_>,
     spent: Option<Record>,
-) -> Result<Draft, Problem> {
+) -> Result<(Draft, bool), Problem> {
     let known = world.nodes.get(&ask.name);
     let nodes = world.nodes.len() + usize::from(known.is_none());
     authorize::admit(&Change::Node { nodes }, &server.limits)
         .map_err(|refusal| problems::of_refusal(&refusal))?;
     let mut draft = Draft::new();
     let now = server.now();
-    let next = record(ask, known.map(|known| &known.value), key, now);
+    let next = record(ask, known.map(|known| &known.value), comer.key, now);
     draft.put(Key::Node(ask.name.clone()), known, &next);
-    identity::take_name(world, &mut draft, &ask.name, key, now)?;
     if let Some(spent) = spent {
         draft.delete(Key::Token(spent.hash), &world.tokens[&spent.hash]);
     }
-    Ok(draft)
-}
-
-/// What is asked for, by who may. Of who has no token that is good not even the body is read.
-async fn asked(
-    server: &Server,
-    call: &mut Call,
-    token: Option<&JoinToken>,
-    now: jiff::Timestamp,
-) -> Result<Join, Problem> {
-    server.look(|world| shown(world, &call.principal, token, now).map(drop))?;
-    let ask: Join = call.json().await?;
-    server.look(|world| {
-        let is_known = world.nodes.contains_key(&ask.name);
-        admits(world, &call.principal, token, &ask.name, is_known, now).map(drop)
-    })?;
-    Ok(ask)
+    draft.note(said(known.is_some()));
+    let renames = identity::take_name(world, &mut draft, comer, now);
+    let mut packed = Draft::pack(std::iter::once(draft).chain(renames));
+    // The last has the least in it; those before it rename for themselves.
+    if packed.len() == 1 {
+        return Ok((packed.remove(0), true));
+    }
+    let mut some = packed.swap_remove(1);
+    some.note("volumes of an earlier node of this name wait for it");
+    Ok((some, false))
 }
 
 fn token(call: &Call) -> Option<JoinToken> {
@@ -211,13 +255,16 @@ fn admits(
     Ok(record.node.is_some().then(|| record.clone()))
 }
 
-fn forget_seen(server: &Server, name: &NodeName) {
+/// What another machine said under this name, and was told, before this key had it.
+fn forget_seen(server: &Server, name: &NodeName, key: &KeyFingerprint) {
     let now = server.clock.now();
     server.with(|shared| {
         shared.observed.forget(name);
         let outputs = nodes::step(&mut shared.nodes, Input::Forget(name), now);
         shared.node_outputs.extend(outputs);
+        shared.desired.remove(name);
     });
+    server.tunnels.close_others(name, Some(key));
 }
 
 fn record(
@@ -277,11 +324,13 @@ pub async fn service_certificate(server: Arc<Server>, mut call: Call) -> Answer 
     let ask: CertificateRequest = call.json().await?;
     let key = identity::key_of(&ask.request)?;
     let name = call.node()?;
-    let is_its_own = |world: &World| {
+    // Much may have happened while the body came.
+    let is_its_own = server.look(|world| {
+        identity::still_admits(world, &call)?;
         let known = world.nodes.get(&name).and_then(|node| node.key.as_ref());
-        known.is_none_or(|known| *known == key)
-    };
-    if !server.look(is_its_own) {
+        Ok::<_, Problem>(known.is_none_or(|known| *known == key))
+    })?;
+    if !is_its_own {
         return Err(Problem::new(
             422,
             "other-key",
@@ -293,19 +342,24 @@ pub async fn service_certificate(server: Arc<Server>, mut call: Call) -> Answer 
 }
 
 /// A fresh certificate for who holds the node's key. Whoever repeats the request of another gets a certificate that only the key's holder can
-/// use. That the key is the node's is looked at before its signature is, and that before anything is signed.
+/// use. Anybody may ask: that the name is a node's is looked at before anything is read, that the key is the node's before anything is signed.
 pub async fn renew(server: Arc<Server>, mut call: Call) -> Answer {
     let name = call.node()?;
-    let ask: Renew = call.json().await?;
-    let Ok(_permit) = server.gates.joins.acquire().await else {
-        return Err(Problem::unavailable("ending", "this server ends"));
+    if !server.look(|world| identity::is_known(world, &name)) {
+        dispatch::discard(&server, call.takes_body()).await;
+        return Err(identity::is_unknown(&name));
+    }
+    let ask: Renew = match call.principal {
+        Principal::Anonymous => server.strangers.json(&mut call).await?,
+        _ => call.json().await?,
     };
     let key = identity::key_of(&ask.request)?;
-    let shown = call.request.extensions().get::<Peer>();
-    let shown = shown.and_then(|peer| peer.id.as_ref()).map(|id| &id.key);
-    if server.look(|world| is_unbound(world, &name)) && shown == Some(&key) {
+    if server.look(|world| is_unbound(world, &name)) && call.key() == Some(&key) {
         bind(&server, &name, &key).await?;
     }
+    server.look(|world| identity::may_renew(world, &name, &key))?;
+    let _permit = permit(&server).await?;
+    // Anew: it may have been removed meanwhile.
     server.look(|world| identity::may_renew(world, &name, &key))?;
     let now = server.clock.now();
     server.with(|shared| is_alone(shared, &name, ask.place, now))?;

@@ -48,6 +48,8 @@ pub async fn remove(server: Arc<Server>, call: Call) -> Answer {
         })
         .await?;
     if !dry_run {
+        server.with(|shared| shared.desired.remove(&name));
+        server.tunnels.close_others(&name, None);
         tell(&server, &by, &name, &lost_volumes);
     }
     Ok(call::json(&NodeRemoved {

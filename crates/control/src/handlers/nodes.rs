@@ -98,7 +98,11 @@ pub async fn heartbeat(server: Arc<Server>, mut call: Call) -> Answer {
         return Err(problems::fenced());
     }
     let now = server.clock.now();
-    let (send_full, wakes) = server.with(|shared| take(shared, &name, &beat, now))?;
+    let (send_full, wakes) = server.with(|shared| {
+        // While the body came its name may have gone to another.
+        identity::still_admits(&shared.world, &call)?;
+        take(shared, &name, &beat, now)
+    })?;
     if let Some(reason) = server.with(|shared| skew(shared, &name, &beat, now)) {
         server.say(Level::Warning, About::node(&name), reason);
     }
@@ -174,10 +178,8 @@ fn skew(shared: &mut Shared, name: &NodeName, beat: &Heartbeat, now: plan::Now) 
 
 /// What the node was told to forget counts as told once it acknowledged the generation that says so.
 fn acknowledge_forgetting(shared: &mut Shared, name: &NodeName, beat: &Heartbeat) -> bool {
-    let told = shared
-        .desired
-        .get(name)
-        .and_then(|sender| sender.borrow().clone());
+    let channel = shared.desired.get(name);
+    let told = channel.and_then(|channel| channel.sender.borrow().clone());
     let told =
         told.filter(|told| !told.forget_volumes.is_empty() && beat.acknowledged >= told.generation);
     let Some(node) = shared.observed.nodes.get_mut(name) else {
@@ -204,14 +206,12 @@ pub async fn desired(server: Arc<Server>, call: Call) -> Answer {
         ));
     }
     let receiver = server.with(|shared| {
-        let sender = shared
-            .desired
-            .entry(name.clone())
-            .or_insert_with(|| watch::channel(None).0);
-        let mut receiver = sender.subscribe();
+        // While the leader decided its name may have gone to another.
+        identity::still_admits(&shared.world, &call)?;
+        let mut receiver = shared.channel(&name).subscribe();
         receiver.mark_changed();
-        receiver
-    });
+        Ok::<_, Problem>(receiver)
+    })?;
     if !call.asks("watch", false)? {
         let told = receiver.borrow().clone();
         let told = told.ok_or_else(|| {
@@ -249,5 +249,5 @@ pub async fn tunnel(server: Arc<Server>, call: Call) -> Answer {
     if server.look(|world| !world.nodes.contains_key(&name)) {
         return Err(missing(&server, &name));
     }
-    tunnel::accept(&server, name, call.request)
+    tunnel::accept(&server, name, call)
 }

@@ -87,6 +87,12 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
         })
     })
     .await;
+    // A project may have nothing but keys. Where the rest of it stays, they do.
+    if let Err(problem) = &removed
+        && problem.status != 404
+    {
+        return removed.map(|applied| call::json(&applied.changes));
+    }
     let keys = match delete_data && keys::are_any(&server, &project).await? {
         true => {
             server
@@ -97,8 +103,7 @@ pub async fn delete(server: Arc<Server>, call: Call) -> Answer {
         false => 0,
     };
     let changes = match removed {
-        // A project may have nothing but keys.
-        Err(problem) if keys == 0 || problem.status != 404 => return Err(problem),
+        Err(problem) if keys == 0 => return Err(problem),
         Err(_) => Vec::new(),
         Ok(applied) => applied.changes,
     };

@@ -83,10 +83,21 @@ impl Cluster {
     }
 
     fn joins(&mut self, text: &str, with: &KeyFingerprint) {
+        self.comes(text, with, false);
+    }
+
+    fn comes(&mut self, text: &str, with: &KeyFingerprint, was_it: bool) {
         let mut draft = Draft::new();
         let now = Timestamp::UNIX_EPOCH + Duration::from_secs(self.store.len() as u64);
-        take_name(&self.world(), &mut draft, &name(text), with, now).unwrap();
-        self.write(draft);
+        let comer = Comer {
+            name: &name(text),
+            key: with,
+            was_it,
+        };
+        let renames = take_name(&self.world(), &mut draft, &comer, now);
+        for draft in std::iter::once(draft).chain(renames) {
+            self.write(draft);
+        }
         self.node(text, Some(with.clone()));
     }
 
@@ -150,6 +161,24 @@ fn who_takes_a_name_over_does_not_take_the_volumes() {
     cluster.joins("c", &key('b'));
     assert_eq!(cluster.home(), "c-aaaaaaaa");
     assert_eq!(cluster.refusal("c", &key('a')).unwrap(), "node-removed");
+}
+
+/// Before keys were kept the name was the node. Who shows a certificate of it from then has its volumes.
+#[test]
+fn a_node_from_before_keys_were_kept_has_its_volumes() {
+    let mut cluster = Cluster::new();
+    cluster.node("c", None);
+    cluster.comes("c", &key('a'), true);
+    assert_eq!(cluster.home(), "c");
+    // Another machine by that name has not.
+    let mut cluster = Cluster::new();
+    cluster.node("c", None);
+    cluster.joins("c", &key('b'));
+    assert_eq!(cluster.home(), "c-unknown");
+    // And the one whose they are gets them back.
+    cluster.comes("c", &key('a'), true);
+    assert_eq!(cluster.home(), "c");
+    assert_eq!(cluster.refusal("c", &key('b')).unwrap(), "node-removed");
 }
 
 #[test]

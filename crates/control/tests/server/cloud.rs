@@ -149,8 +149,12 @@ impl Cloud {
         api: SocketAddr,
         nodes: SocketAddr,
     ) -> Self {
+        Self::start_of(options(directory, &memory, api, nodes), memory).await
+    }
+
+    pub async fn start_of(options: Options, memory: Memory) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
-        let options = options(directory, &memory, api, nodes);
+        let directory = options.directory.clone();
         let client_file = options.client_file.clone();
         let before = std::fs::metadata(&client_file)
             .and_then(|known| known.modified())
@@ -174,7 +178,7 @@ impl Cloud {
         })
         .await;
         Self {
-            directory: directory.to_owned(),
+            directory,
             client,
             file,
             memory,
@@ -184,9 +188,10 @@ impl Cloud {
     }
 
     pub async fn stop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
-        }
+        let Some(stop) = self.stop.take() else {
+            return;
+        };
+        let _ = stop.send(());
         let ended = tokio::time::timeout(PATIENCE, &mut self.running).await;
         ended.expect("it ends in time").unwrap().unwrap();
     }
@@ -349,6 +354,17 @@ pub fn clock() -> boundary::Clock {
     Arc::new(Timestamp::now)
 }
 
+/// A clock that is as many seconds ahead as the number says.
+pub fn moved_clock() -> (Arc<std::sync::atomic::AtomicI64>, boundary::Clock) {
+    let ahead = Arc::new(std::sync::atomic::AtomicI64::new(0));
+    let of_clock = ahead.clone();
+    let clock = Arc::new(move || {
+        let seconds = of_clock.load(std::sync::atomic::Ordering::Relaxed);
+        Timestamp::now() + jiff::SignedDuration::from_secs(seconds)
+    });
+    (ahead, clock)
+}
+
 pub fn join_of(node: &str, role: NodeRole, request: String) -> wire::Join {
     wire::Join {
         name: node.parse().unwrap(),
@@ -362,6 +378,7 @@ pub fn join_of(node: &str, role: NodeRole, request: String) -> wire::Join {
         labels: BTreeMap::new(),
         programs: None,
         request,
+        certificate: None,
     }
 }
 

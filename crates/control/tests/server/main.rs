@@ -16,4 +16,5 @@ mod machine;
 mod nodes;
 mod secrets;
 mod state;
+mod strangers;
 mod tunnel;

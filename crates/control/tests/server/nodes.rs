@@ -366,7 +366,7 @@ async fn foreign_certificates_are_refused_and_nodes_speak_for_themselves() {
 }
 
 /// As a node whose certificate has ended: it shows none.
-fn without_certificate(node: &FakeNode) -> Client {
+pub fn without_certificate(node: &FakeNode) -> Client {
     let expect = tls::Expect::Holder(Holder::Server);
     let mut config = tls::client_config_without_identity(&node.authority, expect, clock()).unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -378,7 +378,7 @@ fn without_certificate(node: &FakeNode) -> Client {
     Client::new(transport, None)
 }
 
-fn renew_with(key: &Key, place: u64) -> api::wire::Renew {
+pub fn renew_with(key: &Key, place: u64) -> api::wire::Renew {
     api::wire::Renew {
         request: key.request().unwrap(),
         place,
@@ -462,6 +462,214 @@ async fn the_name_of_a_removed_node_goes_to_another_without_its_volumes() {
         "node-removed",
         "a certificate that is good opens nothing"
     );
+}
+
+/// Waits until what the node follows ends, and answers what it was told meanwhile.
+async fn until_it_ends<T>(mut stream: impl futures_util::Stream<Item = T> + Unpin) -> Vec<T> {
+    use futures_util::StreamExt;
+    let mut told = Vec::new();
+    let all = async {
+        while let Some(one) = stream.next().await {
+            told.push(one);
+        }
+    };
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(10), all).await;
+    ended.expect("it ends");
+    told
+}
+
+/// Neither what it should run nor its tunnel stays a node's that is removed, or whose name another machine has.
+#[tokio::test]
+async fn a_removed_key_follows_nothing_and_answers_nothing() {
+    use crate::tunnel::{keeps_web_9, open_tunnel_with};
+    for removed in [true, false] {
+        let directory = tempfile::tempdir().unwrap();
+        let cloud = Cloud::start(directory.path()).await;
+        let mut old = cloud.join("a").await;
+        let _other = cloud.join("b").await;
+        cloud.apply(&apply_of(&[("web", service(1))])).await;
+        cloud.ready("web", 1).await;
+        open_tunnel_with(&old, keeps_web_9).await;
+        let logs = || async { cloud.client.logs(&project(), "web-9", 7, false).await };
+        until("its tunnel", || async { logs().await.ok().map(drop) }).await;
+        old.silence();
+        let followed = old.client.watch_desired(&old.name).await.unwrap();
+        if removed {
+            cloud.client.cordon(&old.name, true).await.unwrap();
+            cloud
+                .client
+                .restart(&project(), &name("web"), "away")
+                .await
+                .unwrap();
+            until("it may leave", || async {
+                cloud.client.remove_node(&old.name, false).await.ok()
+            })
+            .await;
+        } else {
+            let token = cloud.join_token(Some("a")).await;
+            let worker = NodeRole::Worker;
+            FakeNode::let_in(&token, old.server, "a", worker)
+                .await
+                .unwrap();
+        }
+        assert_eq!(code(logs().await.map(drop)), "not-found", "{removed}");
+        let told = until_it_ends(followed).await;
+        let key = Key::from_pem(&old.identity.key).unwrap().fingerprint();
+        for told in told.into_iter().filter_map(Result::ok) {
+            assert!(
+                !told.removed.contains(&key),
+                "{removed}: told of its own end"
+            );
+        }
+        assert_eq!(code(old_watch(&old).await), "node-removed", "{removed}");
+    }
+}
+
+/// Its connections end with its certificate, its tunnel as well.
+#[tokio::test]
+async fn what_a_certificate_opened_ends_with_it() {
+    use crate::tunnel::{keeps_web_9, open_tunnel_with};
+    let directory = tempfile::tempdir().unwrap();
+    let (ahead, clock) = moved_clock();
+    let memory = Memory::Ram(store::memory::MemoryStore::default());
+    let mut options = options(directory.path(), &memory, any(), any());
+    options.clock = clock;
+    let cloud = Cloud::start_of(options, memory).await;
+    let node = FakeNode::join(&cloud, "a", NodeRole::Worker).await.unwrap();
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    // Some seconds before its end.
+    let end = boundary::authority::expires_at(&node.identity.certificate).unwrap();
+    let left = end.duration_since(Timestamp::now()).as_secs() - 3;
+    ahead.store(left, std::sync::atomic::Ordering::Relaxed);
+    let client = client_as(&node.identity, &node.authority, node.server);
+    let followed = client.watch_desired(&node.name).await.unwrap();
+    open_tunnel_with(&node, keeps_web_9).await;
+    let logs = || async { cloud.client.logs(&project(), "web-9", 7, false).await };
+    until("its tunnel", || async { logs().await.ok().map(drop) }).await;
+    until_it_ends(followed).await;
+    until("its tunnel ends", || async { logs().await.err() }).await;
+}
+
+/// The machine did not hear that it was let in: the same request again is answered by its key, and nobody else's.
+#[tokio::test]
+async fn a_join_whose_answer_was_lost_is_answered_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let token = cloud.join_token(Some("a")).await;
+    let key = Key::generate().unwrap();
+    let worker = NodeRole::Worker;
+    let join = join_of("a", worker, key.request().unwrap());
+    let client = joining_client(&token, cloud.file.nodes);
+    client.join(&join).await.unwrap();
+    let again = client.join(&join).await.unwrap();
+    let of = boundary::authority::key_in(&again.certificate).unwrap();
+    assert_eq!(of, key.fingerprint());
+    // It changes nothing: anybody may have seen the request.
+    let elsewhere = api::wire::Join {
+        zone: "elsewhere".parse().unwrap(),
+        ..join.clone()
+    };
+    client.join(&elsewhere).await.unwrap();
+    let listed = cloud.client.nodes().await.unwrap().items;
+    assert_eq!(listed[0].zone.as_str(), "a");
+    let other = Key::generate().unwrap();
+    for (node, key) in [("a", &other), ("b", &key)] {
+        let join = join_of(node, worker, key.request().unwrap());
+        assert_eq!(code(client.join(&join).await), "join-refused", "{node}");
+    }
+    let nobody = Client::new(Transport::Tcp(cloud.file.api), None);
+    assert_eq!(code(nobody.join(&join).await), "join-refused");
+}
+
+/// A cloud from before keys were kept: its node's certificate has ended, and it joins anew with the key that it has.
+#[tokio::test]
+async fn a_node_from_before_keys_were_kept_comes_back_to_its_volumes() {
+    let directory = tempfile::tempdir().unwrap();
+    let ram = store::memory::MemoryStore::default();
+    let memory = Memory::Ram(ram.clone());
+    let cloud = Cloud::start_with(directory.path(), memory, any(), any()).await;
+    let mut node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("db", with_volume(1))])).await;
+    cloud.ready("db", 1).await;
+    node.silence();
+    use store::Store;
+    let record = ram.get("node/a").await.unwrap().unwrap();
+    let mut old: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+    old.as_object_mut().unwrap().remove("key").unwrap();
+    let write = store::Transaction::new().put("node/a", old.to_string());
+    ram.transact(write).await.unwrap();
+    let key = Key::from_pem(&node.identity.key).unwrap();
+    let client = without_certificate(&node);
+    until("the old form is known", || async {
+        let refused = client.renew(&node.name, &renew_with(&key, 0)).await.err();
+        refused.filter(|error| error.code() == Some("node-left"))
+    })
+    .await;
+
+    // A certificate of another authority shows nothing, nor does that of another key.
+    let id = boundary::authority::name_in(&node.identity.certificate).unwrap();
+    let foreign = Authority::generate(&id.cluster, Timestamp::now()).unwrap();
+    let forged = foreign
+        .identity(&id, &Terms::default(), Timestamp::now())
+        .unwrap();
+    let token = cloud.join_token(Some("a")).await;
+    let join = api::wire::Join {
+        certificate: Some(node.identity.certificate.clone()),
+        ..join_of("a", NodeRole::Worker, key.request().unwrap())
+    };
+    assert!(tls::signed_by(&node.authority, &forged.certificate).is_err());
+    let joined = joining_client(&token, node.server)
+        .join(&join)
+        .await
+        .unwrap();
+    node.identity = key.into_identity(joined.certificate);
+    node.client = std::sync::Arc::new(client_as(&node.identity, &node.authority, node.server));
+    node.start(std::sync::Arc::new(|_| (InstanceState::Running, true)));
+    let ready = cloud.ready("db", 1).await;
+    assert_eq!(ready[0].node.as_ref(), Some(&node.name));
+}
+
+/// However much names the earlier holder, a name can be taken.
+#[tokio::test]
+async fn a_name_is_taken_whatever_it_held() {
+    let directory = tempfile::tempdir().unwrap();
+    let ram = store::memory::MemoryStore::default();
+    let memory = Memory::Ram(ram.clone());
+    let cloud = Cloud::start_with(directory.path(), memory, any(), any()).await;
+    let mut node = cloud.join("a").await;
+    let services: Vec<_> = (0..4).map(|index| format!("db{index}")).collect();
+    let applied: Vec<_> = services
+        .iter()
+        .map(|service| (service.as_str(), with_volume(1)))
+        .collect();
+    cloud.apply(&apply_of(&applied)).await;
+    cloud.ready("db3", 1).await;
+    node.silence();
+    // Services of many copies: a record of each is as long as a record may be.
+    use store::Store;
+    for service in &services {
+        let key = format!("placement/shop/{service}");
+        let record = ram.get(&key).await.unwrap().unwrap();
+        let mut group: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+        let homes = group["homes"].as_object_mut().unwrap();
+        for slot in 1..40_000 {
+            homes.insert(slot.to_string(), "a".into());
+        }
+        let write = store::Transaction::new().put(key, group.to_string());
+        ram.transact(write).await.unwrap();
+    }
+    let token = cloud.join_token(Some("a")).await;
+    let new = FakeNode::let_in(&token, node.server, "a", NodeRole::Worker).await;
+    let new = new.unwrap();
+    assert_eq!(new.name, node.name);
+    let key = Key::from_pem(&node.identity.key).unwrap().fingerprint();
+    let former = node.name.former(&key.0);
+    for service in &services {
+        let record = ram.get(&format!("placement/shop/{service}")).await.unwrap();
+        let group: serde_json::Value = serde_json::from_slice(&record.unwrap().value).unwrap();
+        assert_eq!(group["homes"]["0"], former.as_str(), "{service}");
+    }
 }
 
 async fn old_watch(node: &FakeNode) -> Result<(), api::client::Error> {

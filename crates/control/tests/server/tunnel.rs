@@ -117,7 +117,7 @@ async fn logs_and_exec_travel_the_nodes_own_connection() {
 }
 
 /// Keeps the output of `web-9`, and of nothing else.
-async fn keeps_web_9(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+pub async fn keeps_web_9(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
     match request.uri().path() {
         "/v1/instances/shop/web-9/logs" => on_node(request).await,
         _ => keeps_nothing(request).await,
