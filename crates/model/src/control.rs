@@ -168,6 +168,9 @@ pub struct Heartbeat {
     /// Where the agent runs: one directory of one machine since its start. 0: it does not say.
     #[serde(default)]
     pub place: u64,
+    /// Services whose volumes it was told to forget and has not: the disk refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_forgotten: Vec<ResourceId>,
     /// Of the node's directory. `None`: it does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Disk>,

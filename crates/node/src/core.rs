@@ -52,6 +52,8 @@ pub struct Core {
     pub road: Road,
     /// Keys of nodes that were removed.
     pub removed: BTreeSet<KeyFingerprint>,
+    /// Services whose volumes are to be forgotten, which the disk has refused so far.
+    pub not_forgotten: BTreeSet<ResourceId>,
     pub doors: Doors,
     /// What each service spoke when the road last had it: one that was deleted may come back while a caller starts.
     pub protocols: BTreeMap<ResourceId, Protocol>,
@@ -209,6 +211,7 @@ impl Core {
             events: VecDeque::new(),
             road: Road::default(),
             removed: BTreeSet::new(),
+            not_forgotten: BTreeSet::new(),
             doors: doors.unwrap_or_default(),
             protocols: BTreeMap::new(),
             wrong_urls: BTreeSet::new(),

@@ -1,6 +1,7 @@
 //! Hears what the node should run, and keeps it on disk.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use compute::runtime::Environment;
 use futures_util::StreamExt;
@@ -17,6 +18,9 @@ use crate::core::Core;
 use crate::pause::Pause;
 use crate::{clock, layout, snapshot};
 
+/// Between two tries to forget volumes that the disk refused to.
+const FORGET_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
 /// Watches for as long as the agent lives.
 pub async fn run(agent: Arc<Agent>) {
     let mut pause = Pause::of_connection();
@@ -29,6 +33,10 @@ pub async fn run(agent: Arc<Agent>) {
                     told = stream.next() => told,
                     // The connection is good; what came over it so far is not to be relied on.
                     () = agent.signals.watch_anew.notified() => continue 'anew,
+                    () = tokio::time::sleep(FORGET_AGAIN_AFTER) => {
+                        forget_again(&agent);
+                        continue;
+                    }
                 };
                 match told {
                     Some(Ok(desired)) => {
@@ -62,11 +70,15 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
         is_new
     });
     if is_new && asked_at.is_some() {
-        // Done before it is acknowledged, and not done again by who reads it from disk.
-        for service in std::mem::take(&mut desired.forget_volumes) {
-            forget(agent, &service);
-        }
+        // Done before it is acknowledged, and not done again by who reads it from disk, but for what the disk refused.
+        desired
+            .forget_volumes
+            .retain(|service| !forget(agent, service));
         keep(agent, &desired);
+    }
+    if is_new {
+        let left = desired.forget_volumes.iter().cloned().collect();
+        agent.with(|core| core.not_forgotten = left);
     }
     agent.tell(Input::Desired {
         desired: Box::new(desired),
@@ -160,9 +172,36 @@ fn wrong_urls(desired: &DesiredInstance, environment: &Environment, road: &Road)
     wrong.collect()
 }
 
-fn forget(agent: &Arc<Agent>, service: &ResourceId) {
-    match agent.layout.forget_volumes(service) {
+/// What the disk refused to forget, until somebody says something else: the servers place nothing here that would have such volumes.
+fn forget_again(agent: &Arc<Agent>) {
+    let left = agent.with(|core| core.not_forgotten.clone());
+    let forgotten: Vec<_> = left
+        .iter()
+        .filter(|service| forget(agent, service))
+        .collect();
+    if forgotten.is_empty() {
+        return;
+    }
+    agent.with(|core| {
+        core.not_forgotten
+            .retain(|service| !forgotten.contains(&service))
+    });
+    match layout::read::<NodeDesired>(&agent.layout.desired()) {
+        Ok(Some(mut kept)) => {
+            kept.forget_volumes
+                .retain(|service| !forgotten.contains(&service));
+            keep(agent, &kept);
+        }
         Ok(None) => {}
+        Err(error) => agent.with(|core| agent.disk_refuses(core, &error)),
+    }
+    agent.signals.report.notify_one();
+}
+
+/// True: there is none of it any more where a service would find it.
+fn forget(agent: &Arc<Agent>, service: &ResourceId) -> bool {
+    match agent.layout.forget_volumes(service) {
+        Ok(None) => true,
         Ok(Some(gone)) => {
             let message = format!("the volumes of {service} are deleted, as somebody asked");
             agent.with(|core| {
@@ -174,8 +213,12 @@ fn forget(agent: &Arc<Agent>, service: &ResourceId) {
                 )
             });
             tokio::task::spawn_blocking(move || std::fs::remove_dir_all(gone));
+            true
         }
-        Err(error) => agent.with(|core| agent.disk_refuses(core, &error)),
+        Err(error) => {
+            agent.with(|core| agent.disk_refuses(core, &error));
+            false
+        }
     }
 }
 

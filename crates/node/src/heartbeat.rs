@@ -210,6 +210,7 @@ fn compose(agent: &Agent, core: &mut Core, session: &Session) -> (Heartbeat, Rep
         disk: core.machine.disk,
         programs: core.machine.programs.clone(),
         notices: notices(core),
+        not_forgotten: core.not_forgotten.iter().cloned().collect(),
     };
     (heartbeat, reports)
 }

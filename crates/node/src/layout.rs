@@ -35,6 +35,8 @@ pub const LOCK: &str = "agent.lock";
 
 /// No service has such a name.
 const FORGOTTEN: &str = ".forgotten-";
+/// Of one service's volumes that wait to be deleted.
+const PUT_ASIDE_MOST: usize = 1000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -238,11 +240,17 @@ impl Layout {
         let pid = std::process::id();
         let gone =
             (0..).map(|number| project.join(format!("{FORGOTTEN}{}.{pid}.{number}", service.name)));
-        let Some(gone) = gone.take(1000).find(|gone| !gone.exists()) else {
-            return Ok(None);
+        let Some(gone) = gone.take(PUT_ASIDE_MOST).find(|gone| !gone.exists()) else {
+            let many = io::Error::other("what was put aside before can't be deleted");
+            return Err(Error::io("putting aside", &kept)(many));
         };
         match aside(|| fs::rename(&kept, &gone)) {
-            Ok(()) => Ok(Some(gone)),
+            Ok(()) => {
+                // A machine that loses its power must not bring it back.
+                let synced = aside(|| File::open(&project).and_then(|folder| folder.sync_all()));
+                synced.map_err(Error::io("syncing", &project))?;
+                Ok(Some(gone))
+            }
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("putting aside", &kept)(error)),
         }

@@ -16,6 +16,8 @@ use crate::layout;
 
 /// The problem's code.
 pub const REMOVED: &str = "node-removed";
+/// The code of who has a name that is nobody's, or another's: of a key that the servers do not know.
+pub const LEFT: &str = "node-left";
 /// The code of another that speaks for this node.
 pub const TWICE: &str = "node-twice";
 
@@ -59,6 +61,8 @@ pub fn is_over(agent: &Arc<Agent>, error: &api::client::Error, was_heard: bool) 
     };
     match problem.code.as_str() {
         REMOVED => keep(agent, problem),
+        // It was the node, and is none any more. Whoever was never heard may only have come to the wrong servers.
+        LEFT if was_heard => keep(agent, problem),
         // One that was heard goes on: it is the other that is the copy.
         TWICE if !was_heard => drop(agent.signals.over.send_replace(Some(problem.to_string()))),
         _ => return false,

@@ -176,7 +176,7 @@ fn skew(shared: &mut Shared, name: &NodeName, beat: &Heartbeat, now: plan::Now) 
     (node.skewed == 2).then_some(reason)
 }
 
-/// What the node was told to forget counts as told once it acknowledged the generation that says so.
+/// What the node was told to forget is forgotten once it acknowledged the generation that says so, and does not say that its disk refused.
 fn acknowledge_forgetting(shared: &mut Shared, name: &NodeName, beat: &Heartbeat) -> bool {
     let channel = shared.desired.get(name);
     let told = channel.and_then(|channel| channel.sender.borrow().clone());
@@ -187,7 +187,11 @@ fn acknowledge_forgetting(shared: &mut Shared, name: &NodeName, beat: &Heartbeat
     };
     let before = std::mem::take(&mut node.forgot);
     node.forgot = told
-        .map(|told| told.forget_volumes.iter().cloned().collect())
+        .map(|told| {
+            let forgotten = told.forget_volumes.iter();
+            let forgotten = forgotten.filter(|service| !beat.not_forgotten.contains(service));
+            forgotten.cloned().collect()
+        })
         .unwrap_or_default();
     node.forgot != before
 }

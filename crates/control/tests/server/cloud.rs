@@ -323,6 +323,7 @@ struct Seen {
     /// What it says is waited for.
     demand: Vec<Demand>,
     forgot: Vec<model::ids::ResourceId>,
+    refuses_to_forget: Vec<model::ids::ResourceId>,
     machine: Machine,
 }
 
@@ -483,6 +484,12 @@ impl FakeNode {
         self.seen.lock().unwrap().machine = machine;
     }
 
+    /// Its disk refuses to forget these.
+    pub fn refuses_to_forget(&self, services: &[&str]) {
+        let services = services.iter().map(|service| service.parse().unwrap());
+        self.seen.lock().unwrap().refuses_to_forget = services.collect();
+    }
+
     pub fn forgot(&self) -> Vec<model::ids::ResourceId> {
         self.seen.lock().unwrap().forgot.clone()
     }
@@ -539,6 +546,7 @@ async fn beat(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>, behav
             disk: machine.disk,
             programs: machine.programs,
             notices: machine.notices,
+            not_forgotten: seen.lock().unwrap().refuses_to_forget.clone(),
         };
         match client
             .heartbeat(&name, &heartbeat, Duration::from_secs(2))

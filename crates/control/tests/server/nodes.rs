@@ -253,6 +253,39 @@ async fn data_goes_only_when_that_is_asked_for() {
     .await;
 }
 
+/// A node whose disk refuses keeps the service away, and is asked again, until it has forgotten.
+#[tokio::test]
+async fn data_that_a_disk_refused_to_delete_is_not_called_deleted() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("db", with_volume(1))])).await;
+    cloud.ready("db", 1).await;
+    node.refuses_to_forget(&["shop/db"]);
+    let kind = api::wire::Kind::Services;
+    let deleted = cloud.client.delete(&project(), kind, "db", true).await;
+    deleted.unwrap();
+    until("it is told to", || async {
+        (!node.forgot().is_empty()).then_some(())
+    })
+    .await;
+    let anew = apply_of(&[("db", with_volume(1))]);
+    let apply = || async {
+        let answer = cloud.client.apply(&project(), &anew, false, &key()).await;
+        answer.map_err(|error| error.to_string())
+    };
+    // It acknowledges what it was told again and again, and has not forgotten.
+    let told = node.told().len();
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    assert!(node.told().len() > told);
+    let refused = apply().await.unwrap_err();
+    assert!(refused.contains("not yet"), "{refused}");
+    node.refuses_to_forget(&[]);
+    until("it may be declared anew", || async { apply().await.ok() }).await;
+    cloud.ready("db", 1).await;
+}
+
 #[tokio::test]
 async fn who_may_join() {
     let directory = tempfile::tempdir().unwrap();

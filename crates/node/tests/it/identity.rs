@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use model::compute::InstanceState;
 use tokio::process::Command;
 
-use crate::world::{BINARY, Node, ask, web};
+use crate::server::{Server, State};
+use crate::world::{BINARY, Node, ask, block, first_start, spawn, web};
 
 #[tokio::test]
 async fn an_agent_that_starts_again_asks_by_its_key() {
@@ -38,6 +39,78 @@ async fn who_was_removed_stops_what_it_runs_and_says_so() {
     node.start_again();
     let ended = tokio::time::timeout(Duration::from_secs(30), node.agent.wait()).await;
     assert!(!ended.expect("it ends again").unwrap().success());
+}
+
+/// Its name is another's by now: it was the node, and is to run nothing any more.
+#[tokio::test]
+async fn who_is_no_node_any_more_stops_what_it_runs() {
+    let mut node = Node::start().await;
+    node.server.want(vec![web("web-1")]);
+    let pid = node.until_ready("web-1").await.pid.unwrap();
+    node.server.look(|state| state.left = true);
+    let ended = tokio::time::timeout(Duration::from_secs(20), node.agent.wait()).await;
+    assert!(!ended.expect("the agent ends").unwrap().success());
+    let lives = std::path::Path::new(&format!("/proc/{pid}")).exists();
+    assert!(!lives, "what ran there is gone");
+}
+
+/// The machine is let in, and ends before it hears so: it comes with the same key.
+#[tokio::test]
+async fn a_first_join_that_was_cut_off_goes_on_with_its_key() {
+    let server = Server::start().await;
+    server.look(|state| state.loses_joins = 1);
+    let folder = tempfile::tempdir().unwrap();
+    let block = block();
+    let start = || {
+        let binary = std::path::Path::new(BINARY);
+        let command = first_start(binary, folder.path(), &server, block);
+        spawn(command, &folder.path().join("agent.log"))
+    };
+    let until = async |what: &str, holds: fn(&State) -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !server.look(|state| holds(state)) {
+            assert!(Instant::now() < deadline, "{what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let mut agent = start();
+    until("it joins", |state| state.joined.len() == 1).await;
+    agent.kill().await.unwrap();
+    let _agent = start();
+    until("it is heard", |state| state.heartbeats > 0).await;
+    let joined = server.look(|state| state.joined.clone());
+    assert!(joined.len() == 2 && joined[0] == joined[1], "{joined:?}");
+    assert!(!folder.path().join("node/joining.json").exists());
+}
+
+/// What the disk refused to forget is said to be there, also after a restart, and tried again.
+#[tokio::test]
+async fn what_a_disk_refuses_to_forget_is_not_called_forgotten() {
+    let mut node = Node::start().await;
+    let db: model::ids::ResourceId = "shop/db".parse().unwrap();
+    // Nothing can be renamed in a folder that is none.
+    let project = node.directory().join("volumes/shop");
+    std::fs::write(&project, "").unwrap();
+    node.server
+        .change(|desired| desired.forget_volumes = vec![db.clone()]);
+    let says_so = |node: &Node| {
+        let db = db.clone();
+        node.server.look(|state| state.not_forgotten == [db])
+    };
+    node.until("it says so", says_so).await;
+    assert!(node.server.look(|state| state.acknowledged.counter > 1));
+    node.kill_agent().await;
+    node.server.look(|state| state.not_forgotten.clear());
+    node.start_again();
+    node.until("it still says so", says_so).await;
+    std::fs::remove_file(&project).unwrap();
+    let data = project.join("db/0/data");
+    std::fs::create_dir_all(&data).unwrap();
+    node.until("it is forgotten", |node| {
+        node.server.look(|state| state.not_forgotten.is_empty())
+    })
+    .await;
+    assert!(!data.exists());
 }
 
 #[tokio::test]

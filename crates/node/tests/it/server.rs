@@ -61,6 +61,14 @@ pub struct State {
     pub renewed: u64,
     /// The node is told that it is none any more.
     pub removed: bool,
+    /// The node is told that its name is another's.
+    pub left: bool,
+    /// So many joins are done, and their answers lost.
+    pub loses_joins: u64,
+    /// Keys that joined, as they came.
+    pub joined: Vec<model::boundary::KeyFingerprint>,
+    /// What it said last that it could not forget.
+    pub not_forgotten: Vec<model::ids::ResourceId>,
     pub asked_secrets: u64,
     pub watches: u64,
     pub epoch: u64,
@@ -191,6 +199,16 @@ impl Server {
             ["join"] => {
                 let join: wire::Join = body(request).await;
                 self.look(|state| state.joined_with.clone_from(&join.programs));
+                let key = boundary::authority::key_of_request(&join.request).unwrap();
+                let lost = self.look(|state| {
+                    state.joined.push(key);
+                    let lost = state.loses_joins > 0;
+                    state.loses_joins = state.loses_joins.saturating_sub(1);
+                    lost
+                });
+                if lost {
+                    std::future::pending::<()>().await;
+                }
                 json(&self.joined(&join.request, Holder::Node(join.name)))
             }
             ["nodes", name, "renew"] => {
@@ -211,6 +229,10 @@ impl Server {
             }
             ["nodes", _, "secrets", ..] => json(&self.secrets()),
             ["nodes", _, "heartbeat"] if self.look(|state| state.removed) => removed(),
+            ["nodes", _, "heartbeat"] if self.look(|state| state.left) => {
+                let title = "node a of this cluster has another key than this machine";
+                problem(&Problem::new(410, "node-left", title))
+            }
             ["nodes", _, "heartbeat"] => json(&self.hear(body(request).await)),
             ["nodes", _, "desired"] => self.watch(),
             ["nodes", _, "tunnel"] => self.tunnel(request),
@@ -271,6 +293,7 @@ impl Server {
             state.notices = heartbeat.notices;
             state.acknowledged = heartbeat.acknowledged;
             state.events.extend(heartbeat.events);
+            state.not_forgotten = heartbeat.not_forgotten;
             let digest = model::control::observed_digest(state.reports.values());
             HeartbeatAnswer {
                 epoch: Epoch(state.epoch),

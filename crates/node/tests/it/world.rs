@@ -64,21 +64,8 @@ impl Node {
         let folder = tempfile::tempdir().unwrap();
         // Services pass through on the way to their working directories.
         set_mode(folder.path(), 0o711);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let process = (std::process::id() % 97) as u16;
-        // Below the ports that the kernel gives to who dials.
-        let first = 22_000 + (process * 260 + number * 10) % 10_000;
-        let [process_part, number_part] = [80 + process, number].map(|part| part as u8);
-        let block = Ipv4Addr::new(127, process_part, number_part, 0);
-        let mut command = Command::new(binary);
-        command
-            .arg("agent")
-            .arg(folder.path().join("node"))
-            .arg("a")
-            .arg(server.address.to_string())
-            .arg(server.token())
-            .arg(format!("{block}/24"))
-            .arg(format!("{first}-{}", first + 9));
+        let block = block();
+        let command = first_start(binary, folder.path(), &server, block);
         let agent = spawn(command, &folder.path().join("agent.log"));
         let node = Self {
             folder,
@@ -226,7 +213,32 @@ pub fn workers_of(node: &Node, name: &str) -> Vec<u32> {
         .collect()
 }
 
-fn spawn(mut command: Command, log: &Path) -> Child {
+/// Loopback addresses that no other node of these tests has.
+pub fn block() -> Ipv4Addr {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let process = (std::process::id() % 97) as u16;
+    let [process, number] = [80 + process, number].map(|part| part as u8);
+    Ipv4Addr::new(127, process, number, 0)
+}
+
+/// The command that makes a folder's agent a node of this server, with such addresses.
+pub fn first_start(binary: &Path, folder: &Path, server: &Server, block: Ipv4Addr) -> Command {
+    let [_, process, number, _] = block.octets().map(u16::from);
+    // Below the ports that the kernel gives to who dials.
+    let first = 22_000 + ((process - 80) * 260 + number * 10) % 10_000;
+    let mut command = Command::new(binary);
+    command
+        .arg("agent")
+        .arg(folder.join("node"))
+        .arg("a")
+        .arg(server.address.to_string())
+        .arg(server.token())
+        .arg(format!("{block}/24"))
+        .arg(format!("{first}-{}", first + 9));
+    command
+}
+
+pub fn spawn(mut command: Command, log: &Path) -> Child {
     let log = std::fs::File::options()
         .create(true)
         .append(true)

@@ -151,6 +151,7 @@ impl Agent {
             disk: None,
             programs: None,
             notices: Vec::new(),
+            not_forgotten: Vec::new(),
         };
         telling.awaited = Some(Awaited {
             sequence: telling.sequence,
