@@ -258,7 +258,7 @@ fn first_key(layout: &Layout) -> Result<Key, Error> {
         return Ok(Key::from_pem(&begun.key)?);
     }
     let begun = Key::generate()?.into_identity(String::new());
-    layout::write(&layout.joining(), &begun)?;
+    layout::write_durably(&layout.joining(), &begun)?;
     Ok(Key::from_pem(&begun.key)?)
 }
 
