@@ -71,11 +71,16 @@ impl Load {
 
     /// An answer that began after `latency`.
     pub fn observe(&self, latency: Duration, now: Instant) {
+        self.answers(now);
+        self.sample(latency, now);
+    }
+
+    /// An answer that says nothing of how long one takes.
+    pub fn answers(&self, now: Instant) {
         self.answered_at.store(now.0, Relaxed);
         if self.broke_at.load(Relaxed) != 0 {
             self.broke_at.store(0, Relaxed);
         }
-        self.sample(latency, now);
     }
 
     /// Somebody left, or gave it up, who had waited for this long: an answer would have taken longer still.
@@ -114,14 +119,16 @@ impl Load {
     }
 
     /// A try that began at `began` has had its time. When nobody was answered since, the endpoint hangs, and that is ejected at once.
-    pub fn silent(&self, began: Instant, now: Instant, may_eject: bool) {
+    /// Whether it is taken to hang.
+    pub fn silent(&self, began: Instant, now: Instant, may_eject: bool) -> bool {
         self.waited(Duration::from_nanos(now.0 - began.0), now);
         if self.answered_at.load(Relaxed) > began.0 {
-            return;
+            return false;
         }
         self.suspect_until.store(now.after(SUSPECT_FOR), Relaxed);
         self.failures.fetch_max(FAILURES_TO_EJECT - 1, Relaxed);
         self.failed(now, may_eject);
+        true
     }
 
     /// It was slow and did not hang: the try that was given up as silent was answered after all.
@@ -238,9 +245,9 @@ mod tests {
     fn one_that_answers_nobody_is_out_at_once_and_suspect_until_it_answers() {
         let load = Load::default();
         load.observe(Duration::from_millis(1), at(9));
-        load.silent(at(8), at(13), true);
-        assert!(!load.ejected(at(13)), "others were answered meanwhile");
-        load.silent(at(10), at(15), true);
+        let hangs = load.silent(at(8), at(13), true);
+        assert!(!hangs && !load.ejected(at(13)), "others were answered");
+        assert!(load.silent(at(10), at(15), true));
         assert!(load.ejected(at(15)) && !load.ejected(at(16)));
         assert!(load.is_suspect(at(60)) && !load.is_suspect(at(75)));
         assert!(load.cost(at(15)) >= 5e9, "what was waited for is its cost");

@@ -2,22 +2,18 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::Instant;
 
 use super::edge::UnderWay;
-use super::failure::chain;
 use super::gate::Pass;
 use super::held::{Held, Taken};
 use super::instances::Lease;
+use super::kept::Replay;
 use super::window::Seat;
-use super::wire;
 use crate::load::InFlight;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -69,7 +65,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Once(incoming) => incoming.size_hint(),
-            Self::Kept(replay) => replay.hint,
+            Self::Kept(replay) => replay.hint(),
             Self::Held(held) => held.hint(),
             Self::Taken(taken) => taken.body().size_hint(),
         }
@@ -87,208 +83,6 @@ pub fn poll_mesh(
         None if !incoming.is_end_stream() => Some(Err("the stream was reset".into())),
         frame => frame.map(|frame| frame.map_err(Into::into)),
     })
-}
-
-/// A request's body that can be sent more than once, as long as it fits into [`REPLAY_BYTES`].
-pub struct Kept {
-    shared: Option<Arc<Mutex<Shared>>>,
-    hint: SizeHint,
-}
-
-struct Shared {
-    source: Incoming,
-    chunks: Vec<Bytes>,
-    kept_bytes: usize,
-    trailers: Option<HeaderMap>,
-    fate: Fate,
-    /// When the client last sent something.
-    moved: Instant,
-    /// More came than is kept: what was sent is gone.
-    overflowed: bool,
-    /// Which try reads; an older one reads no more.
-    turn: u32,
-}
-
-/// What became of a body's source. An end and a break are for ever: no later try may take a break for an end.
-enum Fate {
-    Flowing,
-    Ended,
-    Broken(String),
-}
-
-impl Kept {
-    pub fn new(source: Incoming) -> Self {
-        let hint = source.size_hint();
-        let shared = (!source.is_end_stream()).then(|| {
-            Arc::new(Mutex::new(Shared {
-                source,
-                chunks: Vec::new(),
-                kept_bytes: 0,
-                trailers: None,
-                fate: Fate::Flowing,
-                moved: Instant::now(),
-                overflowed: false,
-                turn: 0,
-            }))
-        });
-        Self { shared, hint }
-    }
-
-    /// Whether the whole body can still be sent.
-    pub fn replayable(&self) -> bool {
-        self.shared
-            .as_ref()
-            .is_none_or(|shared| !lock(shared).overflowed)
-    }
-
-    /// Whether the client has sent all of it.
-    pub fn is_whole(&self) -> bool {
-        self.shared
-            .as_ref()
-            .is_none_or(|shared| matches!(lock(shared).fate, Fate::Ended))
-    }
-
-    /// How the client broke off, if it did: then nothing that failed since is the callee's fault.
-    pub fn broken(&self) -> Option<String> {
-        match &lock(self.shared.as_ref()?).fate {
-            Fate::Broken(why) => Some(why.clone()),
-            Fate::Flowing | Fate::Ended => None,
-        }
-    }
-
-    /// When the client last sent a part of it. `None`: there is no body.
-    pub fn moved(&self) -> Option<Instant> {
-        Some(lock(self.shared.as_ref()?).moved)
-    }
-
-    /// The body for the next try.
-    pub fn body(&self) -> RequestBody {
-        let Some(shared) = &self.shared else {
-            return RequestBody::Empty;
-        };
-        let mut inner = lock(shared);
-        inner.turn += 1;
-        RequestBody::Kept(Replay {
-            shared: shared.clone(),
-            turn: inner.turn,
-            position: 0,
-            ended: false,
-            hint: self.hint,
-        })
-    }
-}
-
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
-    shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One reading of a [`Kept`] body.
-pub struct Replay {
-    shared: Arc<Mutex<Shared>>,
-    turn: u32,
-    position: usize,
-    ended: bool,
-    hint: SizeHint,
-}
-
-impl Replay {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let shared = self.shared.clone();
-        let mut inner = lock(&shared);
-        // What lies here in full may be read by two tries at a time; the client is read by the latest only.
-        let stale = inner.turn != self.turn;
-        if stale && (inner.overflowed || !matches!(inner.fate, Fate::Ended)) {
-            return Poll::Ready(Some(Err("the request was sent elsewhere".into())));
-        }
-        if let Some(chunk) = inner.chunks.get(self.position) {
-            self.position += 1;
-            return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
-        }
-        match &inner.fate {
-            Fate::Broken(why) => Poll::Ready(Some(Err(why.clone().into()))),
-            Fate::Ended => {
-                let trailers = inner.trailers.clone().filter(|_| !self.ended);
-                self.ended = true;
-                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
-            }
-            Fate::Flowing => {
-                let frame = ready!(Pin::new(&mut inner.source).poll_frame(cx));
-                inner.moved = Instant::now();
-                Poll::Ready(self.take(&mut inner, frame))
-            }
-        }
-    }
-
-    fn take(
-        &mut self,
-        inner: &mut Shared,
-        frame: Option<Result<Frame<Bytes>, hyper::Error>>,
-    ) -> Option<Result<Frame<Bytes>, BoxError>> {
-        let frame = match frame {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Some(Err(inner.break_off(chain(&error)))),
-            None if inner.is_short() => {
-                return Some(Err(inner.break_off("it ended too early".to_owned())));
-            }
-            None => {
-                inner.fate = Fate::Ended;
-                self.ended = true;
-                return None;
-            }
-        };
-        match frame.into_data() {
-            Ok(data) => {
-                inner.keep(&data);
-                self.position = inner.chunks.len();
-                // Whoever writes a body of known length does not ask again after its last byte.
-                if inner.source.is_end_stream() {
-                    inner.fate = Fate::Ended;
-                }
-                Some(Ok(Frame::data(data)))
-            }
-            Err(frame) => {
-                let trailers = frame.into_trailers().ok().map(wire::passable_trailers);
-                inner.trailers = trailers.filter(|trailers| !trailers.is_empty());
-                inner.fate = Fate::Ended;
-                self.ended = true;
-                inner.trailers.clone().map(Frame::trailers).map(Ok)
-            }
-        }
-    }
-
-    fn is_end(&self) -> bool {
-        let inner = lock(&self.shared);
-        if matches!(inner.fate, Fate::Broken(_)) || self.position != inner.chunks.len() {
-            return false;
-        }
-        self.ended || inner.source.is_end_stream() && inner.trailers.is_none()
-    }
-}
-
-impl Shared {
-    fn break_off(&mut self, why: String) -> BoxError {
-        self.fate = Fate::Broken(why.clone());
-        why.into()
-    }
-
-    /// Less came than was declared.
-    fn is_short(&self) -> bool {
-        self.source.size_hint().exact().is_some_and(|left| left > 0)
-    }
-
-    fn keep(&mut self, data: &Bytes) {
-        if self.overflowed {
-            return;
-        }
-        // One chunk may reach beyond the bound: a chunk is bounded by the connection's read buffer.
-        if self.kept_bytes > REPLAY_BYTES {
-            self.overflowed = true;
-            self.chunks = Vec::new();
-        } else {
-            self.kept_bytes += data.len();
-            self.chunks.push(data.clone());
-        }
-    }
 }
 
 /// An answer of at most this many declared bytes is begun toward the client when it is whole: until then a copy that dies costs nothing, for the

@@ -16,10 +16,11 @@ use model::ids::ResourceId;
 use model::traffic::Address;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::body::{Guards, Kept, RequestBody, ResponseBody};
+use super::body::{Guards, RequestBody, ResponseBody};
 use super::callee::{self, Head};
 use super::failure::{Failure, chain};
 use super::held;
+use super::kept::Kept;
 use super::search::{Asked, Chosen, Search};
 use super::view::{Caller, Place, Target};
 use super::wire;
@@ -155,7 +156,7 @@ async fn search(
     };
     let safe = !errand.once && is_safe(&parts.method);
     let search = Search::new(worker, errand.service, safe, errand.once);
-    let mut search = search.keeping(&parts.headers);
+    let mut search = search.keeping(&parts.headers).sending(kept);
     loop {
         let chosen = match timeout_at(time.end_with(kept), search.next()).await {
             Ok(chosen) => chosen?,
@@ -182,7 +183,10 @@ async fn search(
                 let again = timeout_at(time.end_with(kept), failed).await;
                 again.unwrap_or_else(|_| Err(out_of_time(errand.service)))?;
             }
-            Tried::OutOfTime => return Err(out_of_time(errand.service)),
+            Tried::OutOfTime => {
+                search.out_of_time(&chosen.asked);
+                return Err(out_of_time(errand.service));
+            }
         }
     }
 }

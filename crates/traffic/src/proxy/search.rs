@@ -1,5 +1,7 @@
 //! The search of one request, or connection, for an endpoint: choosing, passing over what was tried, waiting when there is none.
 
+mod pool;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -10,8 +12,10 @@ use model::traffic::Balance;
 use model::units::Span;
 use tokio::time::{Instant, timeout};
 
+use self::pool::Pool;
 use super::failure::Failure;
 use super::forward::Tried;
+use super::kept::{Kept, Upload};
 use super::reports::Reports;
 use super::view::{Destination, Endpoint, Shared, View};
 use super::worker::Worker;
@@ -45,6 +49,8 @@ pub struct Search<'a> {
     safe: bool,
     /// Of the request, where its client may keep its endpoint.
     headers: Option<&'a HeaderMap>,
+    /// The request's body, where it has one.
+    body: Option<&'a Kept>,
 }
 
 /// The endpoint to try, in the view in which it was chosen.
@@ -67,15 +73,18 @@ pub struct Asked {
     pub at: Instant,
     /// It was known to have hung lately.
     pub suspect: bool,
+    upload: Upload,
 }
 
 /// Whoever leaves before the answer has learned something as well: it would have taken longer. A copy that hangs gets no cheaper by
-/// clients that have no patience.
+/// clients that have no patience, and none dearer by clients that take their time to send.
 impl Drop for Chosen {
     fn drop(&mut self) {
-        if !self.settled.load(Ordering::Relaxed) {
-            let waited = self.asked.at.elapsed();
-            let now = load::Instant(self.asked.began.0 + waited.as_nanos() as u64);
+        if !self.settled.load(Ordering::Relaxed)
+            && let Some(waited) = self.asked.waited()
+        {
+            let passed = self.asked.at.elapsed().as_nanos() as u64;
+            let now = load::Instant(self.asked.began.0 + passed);
             self.endpoint().load.waited(waited, now);
         }
     }
@@ -95,7 +104,10 @@ impl Chosen {
     pub fn answered(&self, now: load::Instant, well: bool) {
         self.settled.store(true, Ordering::Relaxed);
         let load = &self.endpoint().load;
-        load.observe(Duration::from_nanos(now.0 - self.asked.began.0), now);
+        match self.asked.waited() {
+            Some(waited) => load.observe(waited, now),
+            None => load.answers(now),
+        }
         if well {
             load.succeeded();
         } else {
@@ -122,6 +134,12 @@ impl Chosen {
 impl Asked {
     fn endpoint(&self) -> &Endpoint {
         &self.destination.endpoints[self.index]
+    }
+
+    /// How long the copy has been waited for. `None`: it is the client that is waited for.
+    fn waited(&self) -> Option<Duration> {
+        let since = self.upload.copy_waited_for(self.at)?;
+        Some(since.elapsed())
     }
 
     /// Whether the others that are well are at least half of all: then what broke off is one copy's death, and what it had in hand, however much, is
@@ -164,7 +182,14 @@ impl<'a> Search<'a> {
             last_reason: None,
             safe,
             headers: None,
+            body: None,
         }
+    }
+
+    /// No copy is judged by how long the client takes to send this.
+    pub fn sending(mut self, body: &'a Kept) -> Self {
+        self.body = Some(body);
+        self
     }
 
     /// The client may keep an endpoint, by a cookie in these.
@@ -204,6 +229,7 @@ impl<'a> Search<'a> {
             settled: AtomicBool::new(false),
             asked: Asked {
                 suspect: load.is_suspect(began),
+                upload: self.body.map_or_else(Upload::none, Kept::upload),
                 destination,
                 index,
                 began,
@@ -213,25 +239,53 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// A try has had its time without an answer. `Some`: where the request may be sent as well, now and within the retry budget.
+    /// A try has had its time without an answer. `Some`: where the request may be sent as well, now and within the retry budget; never when its body
+    /// can't be sent again. A copy that the client keeps is waited for, and by itself no word about the copy: long polls are answered late.
     pub fn silent(&mut self, slow: &Asked) -> Option<Chosen> {
+        if self.kept(&slow.destination) == Some(slow.index) {
+            return None;
+        }
+        let hangs = self.hangs(slow);
         let now = self.worker.now();
-        let load = &slow.endpoint().load;
-        load.silent(slow.began, now, slow.may_eject(now));
-        self.tried.push(load.clone());
+        self.tried.push(slow.endpoint().load.clone());
         self.last_reason = Some("a copy does not answer".to_owned());
-        if !self.safe {
+        if !self.safe || self.body.is_some_and(|body| !body.replayable()) {
             return None;
         }
         let view = self.worker.view();
         let destination = view.destinations.get(self.service)?.clone();
         let index = self.choose(&destination)?;
-        let free = self.repeats == 0 && slow.most_others_are_well(now);
+        // What is only slow is slow elsewhere as well, most likely.
+        let free = self.repeats == 0 && hangs && slow.most_others_are_well(now);
         if self.repeats >= MOST_REPEATS || !(free || destination.shared.budget.withdraw(now)) {
             return None;
         }
         self.repeats += 1;
         Some(self.chosen(view, destination, index))
+    }
+
+    /// The time for the whole request is over. A copy that the client keeps is found to hang only now.
+    pub fn out_of_time(&self, slow: &Asked) {
+        if self.kept(&slow.destination) == Some(slow.index) {
+            self.hangs(slow);
+        }
+    }
+
+    /// Whether a copy that does not answer has answered nobody meanwhile; noted with the copy.
+    fn hangs(&self, slow: &Asked) -> bool {
+        let Some(waited) = slow.waited() else {
+            return false;
+        };
+        let now = self.worker.now();
+        let began = load::Instant(now.0.saturating_sub(waited.as_nanos() as u64));
+        let load = &slow.endpoint().load;
+        load.silent(began, now, slow.may_eject(now))
+    }
+
+    /// The endpoint that the client keeps.
+    fn kept(&self, destination: &Destination) -> Option<usize> {
+        let (cookie, headers) = destination.cookie.as_ref().zip(self.headers)?;
+        cookie.asked_for(headers)
     }
 
     fn choose(&self, destination: &Destination) -> Option<usize> {
@@ -242,9 +296,9 @@ impl<'a> Search<'a> {
             safe: self.safe,
             now: self.worker.now(),
         };
-        let kept = destination.cookie.as_ref().zip(self.headers);
-        let kept = kept.and_then(|(cookie, headers)| cookie.asked_for(headers));
-        if let Some(kept) = kept.filter(|&kept| !pool.tried(kept) && !pool.avoided(kept)) {
+        // That it may hang is no reason to leave it: nobody else knows the client.
+        let kept = self.kept(destination);
+        if let Some(kept) = kept.filter(|&kept| !pool.tried(kept) && !pool.is_out(kept)) {
             return Some(kept);
         }
         match destination.traffic.balance {
@@ -438,32 +492,5 @@ impl Drop for Waiting<'_> {
             self.shared.unwant();
             reports.touch();
         }
-    }
-}
-
-struct Pool<'a> {
-    endpoints: &'a [Endpoint],
-    tried: &'a [Arc<Load>],
-    broke_on: Option<&'a NodeName>,
-    safe: bool,
-    now: load::Instant,
-}
-
-impl Candidates for Pool<'_> {
-    fn cost(&self, index: usize) -> f64 {
-        self.endpoints[index].load.cost(self.now)
-    }
-    fn in_flight(&self, index: usize) -> u32 {
-        self.endpoints[index].load.in_flight()
-    }
-    fn avoided(&self, index: usize) -> bool {
-        let endpoint = &self.endpoints[index];
-        endpoint.load.avoided(self.now)
-            || !self.safe && endpoint.load.is_suspect(self.now)
-            || self.broke_on.is_some() && endpoint.node() == self.broke_on
-    }
-    fn tried(&self, index: usize) -> bool {
-        let load = &self.endpoints[index].load;
-        self.tried.iter().any(|tried| Arc::ptr_eq(tried, load))
     }
 }

@@ -89,19 +89,184 @@ fn a_copy_that_hangs_gets_no_dearer_by_clients_without_patience() {
     assert!(given_up <= 4, "{given_up} of 200 gave up");
 }
 
+/// As it was asked for: `/slow` takes longer than a try has.
+fn slow_or_not(seen: &Seen) -> Act {
+    if seen.head.contains(" /slow ") {
+        pass(Duration::from_millis(1300));
+        return Act::Answer("slow");
+    }
+    Act::Answer("quick")
+}
+
 #[test]
 fn a_slow_answer_is_no_hang() {
-    let slow = |text: &'static str| {
-        Instance::start(move |_| {
-            pass(Duration::from_millis(1300));
-            Act::Answer(text)
-        })
-    };
-    let copies = [slow("slow"), slow("slow"), slow("slow")];
+    let copies = [0; 3].map(|_| Instance::start(slow_or_not));
     let (_nodes, gateway) = three(&copies[0], [&copies[1], &copies[2]]);
     for _ in 0..3 {
-        assert_eq!(get(gateway, "web.localhost", "/").body, "slow");
-        assert_eq!(post(gateway, "web.localhost", "", "order").body, "slow");
+        assert_eq!(get(gateway, "web.localhost", "/slow").body, "slow");
+        let order = "POST /slow HTTP/1.1\r\nHost: web.localhost\r\nContent-Length: 5\r\n\r\norder";
+        assert_eq!(ask(gateway, order).body, "slow");
+    }
+    let begun: Vec<_> = copies.iter().flat_map(Instance::begun).collect();
+    let of = |method: &str| begun.iter().filter(|it| it.starts_with(method)).count();
+    assert_eq!(of("POST"), 3, "each ran once");
+    assert!((3..=6).contains(&of("GET")), "{begun:?}");
+}
+
+#[test]
+fn slowness_does_not_double_the_load() {
+    const SLOW: usize = 200;
+    let copies = [0; 3].map(|_| Instance::start(slow_or_not));
+    let (mut nodes, gateway) = three(&copies[0], [&copies[1], &copies[2]]);
+    for node in &mut nodes[..3] {
+        node.snapshot.local[0].max_in_flight = 4096;
+        node.apply();
+    }
+    nodes[3].snapshot.destinations[0].traffic.balance = Balance::RoundRobin;
+    nodes[3].apply();
+    let asked: Vec<_> = (0..SLOW)
+        .map(|_| std::thread::spawn(move || get(gateway, "web.localhost", "/slow").body))
+        .collect();
+    // The copies answer others all the time, so that it is plain that none hangs.
+    while !asked.iter().all(std::thread::JoinHandle::is_finished) {
+        assert_eq!(get(gateway, "web.localhost", "/").body, "quick");
+        pass(Duration::from_millis(20));
+    }
+    for asked in asked {
+        assert_eq!(asked.join().unwrap(), "slow");
+    }
+    let begun = copies.iter().flat_map(Instance::begun);
+    let ran = begun.filter(|it| it.contains("/slow")).count();
+    assert!(ran < SLOW + SLOW * 2 / 3, "{ran} ran for {SLOW} requests");
+}
+
+#[test]
+fn what_is_kept_no_longer_is_sent_to_one_copy_alone() {
+    let copies = [0; 3].map(|_| {
+        Instance::start(|seen| {
+            assert!(matches!(seen.body.len(), 30_000 | 100_000), "a stump");
+            slow_or_not(seen)
+        })
+    });
+    let (_nodes, gateway) = three(&copies[0], [&copies[1], &copies[2]]);
+    for (framing, length, most) in [
+        ("length", 100_000, 1),
+        ("chunked", 100_000, 1),
+        ("length", 30_000, 2),
+    ] {
+        let body = "x".repeat(length);
+        let framed = match framing {
+            "length" => format!("Content-Length: {length}\r\n\r\n{body}"),
+            _ => format!("Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"),
+        };
+        let mut client = Client::connect(gateway);
+        for _ in 0..2 {
+            client.send(&format!(
+                "GET /slow HTTP/1.1\r\nHost: web.localhost\r\n{framed}"
+            ));
+            assert_eq!(client.receive().expect("an answer").body, "slow");
+            let begun: Vec<_> = copies.iter().flat_map(Instance::begun).collect();
+            assert!((1..=most).contains(&begun.len()), "{framing}: {begun:?}");
+        }
+        // Whatever connections it went by are in step.
+        for _ in 0..9 {
+            let answer = get_long(gateway, 30_000);
+            assert_eq!((answer.status, &*answer.body), (200, "quick"));
+        }
+        copies.iter().for_each(|copy| drop(copy.begun()));
+    }
+}
+
+fn get_long(gateway: SocketAddr, length: usize) -> Answer {
+    let body = "x".repeat(length);
+    ask(
+        gateway,
+        &format!("GET / HTTP/1.1\r\nHost: web.localhost\r\nContent-Length: {length}\r\n\r\n{body}"),
+    )
+}
+
+#[test]
+fn a_long_poll_waits_at_the_copy_that_its_client_keeps() {
+    let named = |name: &'static str| {
+        Instance::start(move |seen| match slow_or_not(seen) {
+            Act::Answer(_) => Act::Answer(name),
+            other => other,
+        })
+    };
+    let copies = ["one", "two", "three"].map(named);
+    let (mut nodes, gateway) = three(&copies[0], [&copies[1], &copies[2]]);
+    nodes[3].snapshot.destinations[0].traffic.affinity = model::traffic::Affinity::Cookie;
+    nodes[3].apply();
+    let first = get(gateway, "web.localhost", "/");
+    let cookie = header(&first.head, "set-cookie").unwrap();
+    let cookie = cookie.split(';').next().unwrap().to_owned();
+    let kept = |method: &str, path: &str| {
+        let fields = format!("Host: web.localhost\r\nCookie: {cookie}\r\nContent-Length: 0");
+        let answer = ask(
+            gateway,
+            &format!("{method} {path} HTTP/1.1\r\n{fields}\r\n\r\n"),
+        );
+        let set = header(&answer.head, "set-cookie").map(str::to_owned);
+        (answer.body, set)
+    };
+    copies.iter().for_each(|copy| drop(copy.begun()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            // Nobody else is answered while it waits; what is sent meanwhile comes there too.
+            let poll = scope.spawn(|| kept("GET", "/slow"));
+            pass(Duration::from_millis(1150));
+            for method in ["POST", "GET"] {
+                assert_eq!(kept(method, "/"), (first.body.clone(), None));
+            }
+            assert_eq!(poll.join().unwrap(), (first.body.clone(), None));
+            assert_eq!(kept("POST", "/slow"), (first.body.clone(), None));
+        }
+    });
+    let polls = copies.iter().flat_map(Instance::begun);
+    let polls = polls.filter(|it| it.starts_with("GET /slow")).count();
+    assert_eq!(polls, 2, "each ran once");
+}
+
+/// How often each of two copies is asked by 64 clients at a time.
+fn spread(gateway: SocketAddr, copies: [&Instance; 2]) -> [u32; 2] {
+    let before = copies.map(Instance::count);
+    let asked: Vec<_> = (0..64)
+        .map(|_| std::thread::spawn(move || get(gateway, "web.localhost", "/").status))
+        .collect();
+    for asked in asked {
+        assert_eq!(asked.join().unwrap(), 200);
+    }
+    [0, 1].map(|copy| copies[copy].count() - before[copy])
+}
+
+#[test]
+fn an_upload_that_takes_its_time_makes_no_copy_dearer() {
+    let copy = || {
+        Instance::start(|_| {
+            pass(Duration::from_millis(40));
+            Act::Answer("well")
+        })
+    };
+    for whole in [true, false] {
+        let copies = [copy(), copy()];
+        let world = web(&copies[0], &copies[1]);
+        let copies = [&copies[0], &copies[1]];
+        let served = spread(world.gateway, copies);
+        assert!(served.iter().all(|it| *it > 0), "{served:?}");
+        let mut client = Client::connect(world.gateway);
+        client.send("PUT / HTTP/1.1\r\nHost: web.localhost\r\nContent-Length: 20\r\n\r\n");
+        for _ in 0..15 {
+            pass(Duration::from_millis(200));
+            client.send("x");
+        }
+        if whole {
+            client.send("xxxxx");
+            assert_eq!(client.receive().unwrap().body, "well");
+        }
+        drop(client);
+        pass(Duration::from_millis(100));
+        let served = spread(world.gateway, copies);
+        assert!(served.iter().all(|it| *it > 8), "{whole}: {served:?}");
     }
 }
 
