@@ -74,7 +74,7 @@ pub struct Agent {
     /// Ports for instances
     #[arg(long, value_name = "FIRST-LAST")]
     ports: Option<node::options::Ports>,
-    /// For an edge: a balancer before the gateway whose X-Forwarded-For, -Proto and -Host are believed; an address or a network such as 10.0.0.0/8
+    /// For an edge: a balancer before the gateway whose X-Forwarded-For and -Proto are believed; an address or a network such as 10.0.0.0/8
     #[arg(long, value_name = "NETWORK")]
     trust_proxy: Vec<Network>,
     /// For an edge: a balancer before the gateway whose connections begin with the PROXY protocol, version 1 or 2

@@ -51,7 +51,7 @@ pub struct Up {
     /// Nodes in zones of their own that this machine pretends to be, 1 to 9 (default: as last time, else 1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(ZONES_MAX)))]
     zones: Option<u32>,
-    /// A balancer before the gateway whose X-Forwarded-For, -Proto and -Host are believed: an address or a network such as 10.0.0.0/8 (default: as last time, else none)
+    /// A balancer before the gateway whose X-Forwarded-For and -Proto are believed: an address or a network such as 10.0.0.0/8 (default: as last time, else none)
     #[arg(long, value_name = "NETWORK")]
     trust_proxy: Vec<Network>,
     /// A balancer before the gateway whose connections begin with the PROXY protocol, version 1 or 2 (default: as last time, else none)

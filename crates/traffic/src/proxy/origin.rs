@@ -14,8 +14,6 @@ use super::wire;
 pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 
 /// Addresses that are looked at in the list of a balancer, from its end.
 const MOST_HOPS: usize = 16;
@@ -26,12 +24,11 @@ pub struct Origin {
     text: HeaderValue,
 }
 
-/// What a declared balancer says of one request.
+/// What a declared balancer says of one request. Others of its kind, `X-Forwarded-Host`, `-Port` and `-Prefix`, most balancers pass on as they come from the
+/// client, so that they are nobody's word.
 struct Told {
     client: Option<HeaderValue>,
     proto: HeaderValue,
-    host: Option<HeaderValue>,
-    kept: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Origin {
@@ -53,18 +50,12 @@ impl Origin {
         let told = is_trusted(self.address, trusted).then(|| told(headers, trusted));
         wire::remove_ours(headers);
         wire::remove_where(headers, is_claim);
-        let Told {
-            client,
-            proto,
-            host,
-            kept,
-        } = told.unwrap_or_else(Told::nothing);
+        let Told { client, proto } = told.unwrap_or_else(Told::nothing);
         headers.insert(FORWARDED_FOR, client.unwrap_or_else(|| self.text.clone()));
         headers.insert(FORWARDED_PROTO, proto);
-        if let Some(host) = host.or_else(|| headers.get(header::HOST).cloned()) {
+        if let Some(host) = headers.get(header::HOST).cloned() {
             headers.insert(FORWARDED_HOST, host);
         }
-        headers.extend(kept);
     }
 }
 
@@ -73,8 +64,6 @@ impl Told {
         Self {
             client: None,
             proto: HeaderValue::from_static("http"),
-            host: None,
-            kept: Vec::new(),
         }
     }
 }
@@ -98,17 +87,9 @@ fn told(headers: &HeaderMap, trusted: &[Network]) -> Told {
     let is_https = last_first(headers, &FORWARDED_PROTO)
         .next()
         .is_some_and(|proto| proto.eq_ignore_ascii_case("https"));
-    let kept = [FORWARDED_PORT, FORWARDED_PREFIX];
-    let kept = kept.into_iter().filter_map(|name| {
-        let value = headers.get(&name)?.clone();
-        Some((name, value))
-    });
-    let host = last_first(headers, &FORWARDED_HOST).next();
     Told {
         client: client.and_then(|address| HeaderValue::from_str(&address.to_string()).ok()),
         proto: HeaderValue::from_static(if is_https { "https" } else { "http" }),
-        host: host.and_then(|host| HeaderValue::from_str(host).ok()),
-        kept: kept.collect(),
     }
 }
 
@@ -133,7 +114,10 @@ fn address_of(text: &str) -> Option<IpAddr> {
 /// `X_Forwarded_For` from `X-Forwarded-For` (RFC 3875, 4.1.18).
 fn is_claim(name: &HeaderName) -> bool {
     let name = name.as_str();
-    if !matches!(name.as_bytes().first(), Some(b'x' | b'f' | b't')) {
+    if !matches!(
+        name.as_bytes().first(),
+        Some(b'x' | b'f' | b't' | b'c' | b'p')
+    ) {
         return false;
     }
     let name = if name.contains('_') {
@@ -147,6 +131,8 @@ fn is_claim(name: &HeaderName) -> bool {
             "forwarded"
                 | "x-real-ip"
                 | "x-client-ip"
+                | "x-cluster-client-ip"
+                | "client-ip"
                 | "true-client-ip"
                 | "x-original-url"
                 | "x-original-uri"
@@ -154,6 +140,8 @@ fn is_claim(name: &HeaderName) -> bool {
                 | "x-original-forwarded-for"
                 | "x-rewrite-url"
                 | "x-host"
+                // A program that takes headers for variables would take it for its own proxy (CVE-2016-5385).
+                | "proxy"
         )
 }
 
@@ -205,12 +193,20 @@ mod tests {
             ("x-original-url", "/admin"),
             ("x_rewrite_url", "/admin"),
             ("mainland_insist", "1"),
+            ("client-ip", "6.6.6.6"),
+            ("client_ip", "6.6.6.6"),
+            ("x-cluster-client-ip", "6.6.6.6"),
+            ("proxy", "http://6.6.6.6"),
+            ("cookie", "c"),
+            ("priority", "u=1"),
             ("x-forward", "mine"),
             ("from", "me"),
         ];
         let expected = pairs(&[
+            ("cookie", "c"),
             ("from", "me"),
             ("host", "shop.localhost"),
+            ("priority", "u=1"),
             ("x-forward", "mine"),
             ("x-forwarded-for", "192.0.2.1"),
             ("x-forwarded-host", "shop.localhost"),
@@ -246,12 +242,12 @@ mod tests {
             ("x-forwarded-host", "outer"),
             ("x-forwarded-port", "443"),
             ("x_forwarded_port", "1"),
+            ("x-forwarded-prefix", "/admin"),
         ];
         let expected = pairs(&[
             ("host", "inner"),
             ("x-forwarded-for", "10.0.0.1"),
-            ("x-forwarded-host", "outer"),
-            ("x-forwarded-port", "443"),
+            ("x-forwarded-host", "inner"),
             ("x-forwarded-proto", "http"),
         ]);
         assert_eq!(marked("10.0.0.1:5", &given), expected);

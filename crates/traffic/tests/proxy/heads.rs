@@ -122,7 +122,7 @@ fn a_declared_balancer_is_believed() {
         ("host", Some("web.localhost")),
         ("x-forwarded-for", Some("192.0.2.7")),
         ("x-forwarded-proto", Some("https")),
-        ("x-forwarded-host", Some("outside.example")),
+        ("x-forwarded-host", Some("web.localhost")),
         ("x_forwarded_for", None),
     ] {
         assert_eq!(header(&text, name), expected, "{name}: {text}");
