@@ -22,6 +22,24 @@ const TAKES_NOTHING_IN_A_CROWD: Duration = Duration::from_secs(10);
 /// How much of an answer the kernel holds unsent: more would hide from us for long that a client takes nothing.
 const UNSENT_BYTES: u32 = 128 * 1024;
 
+/// A client from outside may vanish without a word, its machine or its network. One that is silent for this long is asked whether it is there,
+const ASKED_AFTER: Duration = Duration::from_secs(30);
+/// again after this, so many times, and is gone then.
+const ASKED_EVERY: Duration = Duration::from_secs(10);
+const ASKED_TIMES: u32 = 3;
+/// As is one that does not acknowledge for this long what was sent to it.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+fn notice_vanishing(socket: &TcpStream) -> io::Result<()> {
+    let socket = socket2::SockRef::from(socket);
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(ASKED_AFTER)
+        .with_interval(ASKED_EVERY)
+        .with_retries(ASKED_TIMES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+}
+
 /// How many clients of this proxy take nothing at the moment.
 pub type Stalled = Arc<AtomicUsize>;
 
@@ -46,6 +64,8 @@ impl ClientStream {
 
     /// Of anybody: ended when it takes nothing of what it asked for.
     pub fn impatient(socket: TcpStream, place: Place, stalled: Stalled) -> Self {
+        // As before: only who has left already can't be told.
+        let _ = notice_vanishing(&socket);
         let mut stream = Self::patient(socket, place);
         stream.stall = Some(Stall::new(stalled));
         stream
@@ -190,5 +210,27 @@ impl AsyncWrite for ClientStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::shares::{Kind, Party, Shares};
+
+    #[tokio::test]
+    async fn a_client_from_outside_that_vanishes_is_noticed() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let _client = TcpStream::connect(address).await.unwrap();
+        let (socket, from) = listener.accept().await.unwrap();
+        let place = Shares::new(40).take(Kind::Gateway, Party::client(from.ip()));
+        let stream = ClientStream::impatient(socket, place.unwrap(), Stalled::default());
+        let socket = socket2::SockRef::from(&stream.socket);
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), ASKED_AFTER);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), ASKED_EVERY);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), ASKED_TIMES);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
     }
 }
