@@ -13,8 +13,9 @@ use super::gate::Pass;
 use super::held::{Held, Taken};
 use super::instances::Lease;
 use super::kept::Replay;
+use super::search::Slot;
 use super::window::Seat;
-use crate::load::InFlight;
+use super::wire;
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -111,7 +112,7 @@ enum Source {
 #[derive(Default)]
 pub struct Guards {
     /// In flight at the endpoint, as the caller counts.
-    pub in_flight: Option<InFlight>,
+    pub slot: Option<Slot>,
     /// Behind the gate, as the callee counts.
     #[expect(dead_code, reason = "held for what its drop does")]
     pub pass: Option<Pass>,
@@ -213,11 +214,22 @@ impl ResponseBody {
     }
 }
 
+/// Trailers are a program's as much as its headers are.
+fn passable(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(trailers) => Frame::trailers(wire::passable_trailers(trailers)),
+        Err(frame) => frame,
+    }
+}
+
 impl Source {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self {
             Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Self::Instance(incoming) => Pin::new(incoming).poll_frame(cx).map_err(Into::into),
+            Self::Instance(incoming) => {
+                let frame = ready!(Pin::new(incoming).poll_frame(cx));
+                Poll::Ready(frame.map(|frame| Ok(passable(frame?))))
+            }
             Self::Mesh(incoming) => poll_mesh(incoming, cx),
         }
     }

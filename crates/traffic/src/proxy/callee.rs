@@ -162,7 +162,8 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
     let Some(caller) = worker.view().caller(id.name) else {
         return tracing::debug!("a peer's certificate names no caller of this cluster");
     };
-    let party = Party::Caller(caller.clone());
+    // Not by the caller: all gateways of the cluster are one.
+    let party = Party::Peer(id.key.clone());
     let Some(_place) = worker
         .place(Kind::Mesh, party)
         .inspect(|it| it.keeper().keep(true))
@@ -181,7 +182,7 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
 
 async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life) {
     let width = Width::of(stream.get_ref().1.alpn_protocol());
-    let worker = peer.worker.clone();
+    let (worker, key) = (peer.worker.clone(), peer.key.clone());
     let service = service_fn(move |request| {
         let peer = peer.clone();
         async move { Ok::<_, std::convert::Infallible>(peer.answer(request).await) }
@@ -204,9 +205,11 @@ async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life
         _ = connection.as_mut() => return,
         () = worker.stopping() => connection.as_mut().graceful_shutdown(),
         () = life.until_notice() => connection.as_mut().graceful_shutdown(),
+        () = worker.until_removed(&key) => return tracing::debug!("a peer was removed"),
     }
     tokio::select! {
         _ = connection.as_mut() => {}
+        () = worker.until_removed(&key) => tracing::debug!("a peer was removed"),
         () = life.until_end() => tracing::debug!("a peer's connection ended with its certificate"),
     }
 }

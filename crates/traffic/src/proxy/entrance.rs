@@ -1,7 +1,7 @@
 //! Where requests come in: the gateway from outside, the doors from services of this node.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ const PROXY_PROTOCOL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client from outside.
 pub async fn serve_gateway(worker: Arc<Worker>, mut stream: TcpStream, peer: SocketAddr) {
-    let Some(client) = client(&worker.view(), &mut stream, peer).await else {
+    let Some(client) = client(&worker, &mut stream, peer).await else {
         return;
     };
     let party = party(&worker.view(), client);
@@ -67,20 +67,29 @@ fn party(view: &View, client: SocketAddr) -> Party {
 }
 
 /// Whose connection it is: the peer's, or whose a balancer says that it is. `None`: a balancer that does not say so in time.
-async fn client(view: &View, stream: &mut TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
-    let balancers = view.gateway.iter().flat_map(|it| &it.proxy_protocol);
-    if !balancers.into_iter().any(|it| it.contains(peer.ip())) {
+async fn client(worker: &Worker, stream: &mut TcpStream, peer: SocketAddr) -> Option<SocketAddr> {
+    if !speaks_proxy_protocol(&worker.view(), peer) {
         return Some(peer);
     }
+    // Until it is known whose it is, it has a place among those that have not said who they are.
+    let place = worker.place(Kind::Handshakes, Party::client(peer.ip()))?;
     let told = proxy_protocol::read(stream);
-    match tokio::time::timeout(PROXY_PROTOCOL_TIMEOUT, told).await {
-        Ok(Ok(client)) => Some(client.unwrap_or(peer)),
-        Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "a connection of a balancer was closed");
-            None
-        }
-        Err(_) => None,
+    tokio::select! {
+        told = tokio::time::timeout(PROXY_PROTOCOL_TIMEOUT, told) => match told {
+            Ok(Ok(client)) => Some(client.unwrap_or(peer)),
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "a connection of a balancer was closed");
+                None
+            }
+            Err(_) => None,
+        },
+        () = place.given_up() => None,
     }
+}
+
+fn speaks_proxy_protocol(view: &View, peer: SocketAddr) -> bool {
+    let balancers = view.gateway.iter().flat_map(|it| &it.proxy_protocol);
+    balancers.into_iter().any(|it| it.contains(peer.ip()))
 }
 
 async fn from_outside(
@@ -90,17 +99,30 @@ async fn from_outside(
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let upgrades = tunnel::asks_for_upgrade(&request);
-    let service = match admit(from, &worker.view(), &mut request) {
+    let admitted = admit(from, &worker.view(), &mut request);
+    let service = match admitted {
         Ok(service) => service,
         Err(problem) => return refused(&problem, request.body()),
     };
+    let told = told_party(party, request.headers());
     let errand = Errand {
         caller: &Caller::Gateway,
+        party: told.as_ref().unwrap_or(party),
         service: &service,
         timeout: None,
         once: false,
     };
-    send(worker, &errand, Some(party), request, upgrades).await
+    send(worker, &errand, request, upgrades).await
+}
+
+/// Whose request a declared balancer passes on, by the mark that it has by now; `None` where it does not say, and of any other client.
+fn told_party(connection: &Party, marked: &HeaderMap) -> Option<Party> {
+    let Party::Balancer(own) = connection else {
+        return None;
+    };
+    let client = marked.get(origin::FORWARDED_FOR)?.to_str().ok()?;
+    let client: IpAddr = client.parse().ok()?;
+    (client != *own).then(|| Party::client(client))
 }
 
 /// Where a request from outside leads; it is made ready to go there.
@@ -204,7 +226,7 @@ async fn serve_http_door(
     refusal: Option<Refusal>,
 ) {
     let refusal = refusal.map(Arc::new);
-    let caller = Arc::new(Caller::Service(door.caller.clone()));
+    let caller = Arc::new(DoorsCaller::new(&door));
     serve_http(&worker, stream, move |worker, request| {
         let (door, caller, refusal) = (door.clone(), caller.clone(), refusal.clone());
         async move {
@@ -217,14 +239,34 @@ async fn serve_http_door(
     .await;
 }
 
+/// Whose a door is, as who calls and as who has its share.
+struct DoorsCaller {
+    caller: Caller,
+    party: Party,
+    /// [`Door::listen`] as a host, for who names none.
+    host: HeaderValue,
+}
+
+impl DoorsCaller {
+    fn new(door: &Door) -> Self {
+        let caller = Caller::Service(door.caller.clone());
+        let host = HeaderValue::from_str(&door.listen.to_string());
+        Self {
+            party: Party::Caller(caller.clone()),
+            caller,
+            host: host.expect("an address is ASCII"),
+        }
+    }
+}
+
 async fn through_door(
     worker: &Worker,
     opened: &Door,
-    caller: &Caller,
+    caller: &DoorsCaller,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let upgrades = tunnel::asks_for_upgrade(&request);
-    if let Err(problem) = admit_at_door(&mut request) {
+    if let Err(problem) = admit_at_door(&caller.host, &mut request) {
         return refused(&problem, request.body());
     }
     let view = worker.view();
@@ -239,12 +281,13 @@ async fn through_door(
         return refused(&problem, request.body());
     };
     let errand = Errand {
-        caller,
+        caller: &caller.caller,
+        party: &caller.party,
         service: &door.need,
         timeout: Some(door.timeout.duration()),
         once: door.once,
     };
-    send(worker, &errand, None, request, upgrades).await
+    send(worker, &errand, request, upgrades).await
 }
 
 /// What is left of the request's `body` is not waited for, so no other request can follow it.
@@ -258,13 +301,12 @@ fn refused(problem: &Problem, body: &Incoming) -> Response<ResponseBody> {
 }
 
 /// A service is believed about its own clients, and may pass on a deadline; our other headers are not its to set.
-fn admit_at_door<B>(request: &mut Request<B>) -> Result<(), Problem> {
+/// `door`: the host of a request that names none, as HTTP/1.0 allows and HTTP/1.1, which it becomes, does not.
+fn admit_at_door<B>(door: &HeaderValue, request: &mut Request<B>) -> Result<(), Problem> {
     admission::check(request.method(), request.uri(), request.headers())?;
     let host = admission::host(request)?;
     let headers = request.headers_mut();
-    if let Some(host) = host {
-        headers.insert(header::HOST, host);
-    }
+    headers.insert(header::HOST, host.unwrap_or_else(|| door.clone()));
     wire::remove_hop_by_hop(headers);
     wire::remove_ours_but_deadline(headers);
     Ok(())
@@ -273,13 +315,12 @@ fn admit_at_door<B>(request: &mut Request<B>) -> Result<(), Problem> {
 async fn send(
     worker: &Worker,
     errand: &Errand<'_>,
-    party: Option<&Party>,
     request: Request<Incoming>,
     upgrades: bool,
 ) -> Response<ResponseBody> {
     if upgrades {
         // Rare, and large: kept out of the future of every request.
-        Box::pin(tunnel::upgrade(worker, errand, party, request)).await
+        Box::pin(tunnel::upgrade(worker, errand, request)).await
     } else {
         forward::forward(worker, errand, request).await
     }

@@ -1,5 +1,7 @@
 //! How one try failed.
 
+use http::StatusCode;
+
 use crate::retry::Stage;
 
 /// A failed try: how far it came, and why, for people.
@@ -45,4 +47,12 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+/// An answer that says that something behind who answers is broken.
+pub fn is_gateway_failure(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
+    )
 }

@@ -8,7 +8,7 @@ use futures_util::stream::FuturesUnordered;
 use http::header::CONNECTION;
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, StatusCode, Uri, Version};
+use http::{HeaderValue, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use hyper::{Request, Response};
@@ -18,10 +18,11 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::body::{Guards, RequestBody, ResponseBody};
 use super::callee::{self, Head};
-use super::failure::{Failure, chain};
+use super::failure::{Failure, chain, is_gateway_failure};
 use super::held;
 use super::kept::Kept;
 use super::search::{Asked, Chosen, Search};
+use super::shares::Party;
 use super::view::{Caller, Place, Target};
 use super::wire;
 use super::worker::Worker;
@@ -34,6 +35,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Whom a request is from and where it goes.
 pub struct Errand<'a> {
     pub caller: &'a Caller,
+    /// Who has its share of what the service takes.
+    pub party: &'a Party,
     pub service: &'a ResourceId,
     /// What the caller asks for, instead of what the callee says.
     pub timeout: Option<Duration>,
@@ -65,6 +68,10 @@ pub struct Time {
 }
 
 impl Time {
+    pub fn whole(&self) -> Duration {
+        self.whole
+    }
+
     pub fn end(&self) -> Instant {
         self.began + self.whole
     }
@@ -155,7 +162,7 @@ async fn search(
         time,
     };
     let safe = !errand.once && is_safe(&parts.method);
-    let search = Search::new(worker, errand.service, safe, errand.once);
+    let search = Search::new(worker, errand.party, errand.service, safe, errand.once);
     let mut search = search.keeping(&parts.headers).sending(kept);
     loop {
         let chosen = match timeout_at(time.end_with(kept), search.next()).await {
@@ -167,7 +174,7 @@ async fn search(
         let (mut chosen, tried) = attempt.first(chosen, &mut search).await;
         match tried {
             Tried::Answered(mut response) => {
-                response.body_mut().guards().in_flight = chosen.take_in_flight();
+                response.body_mut().guards().slot = chosen.take_slot();
                 chosen.keep(&parts.headers, response.headers_mut());
                 return Ok(response);
             }
@@ -210,13 +217,6 @@ impl From<Result<Response<ResponseBody>, Failure>> for Tried {
             Err(failure) => Self::Failed(failure),
         }
     }
-}
-
-fn is_gateway_failure(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-    )
 }
 
 struct Attempt<'a> {
@@ -368,7 +368,7 @@ impl Attempt<'_> {
         let caller = self.errand.caller.service();
         let peers = &self.worker.peers;
         let service = &chosen.asked.destination.shared;
-        let (mut sender, seat) = peers
+        let mut way = peers
             .for_request(&chosen.view, caller, target, service, self.patience())
             .await?;
         let head = self.head();
@@ -381,11 +381,13 @@ impl Attempt<'_> {
             let headers = request.headers_mut();
             headers.insert(wire::ONCE, HeaderValue::from_static("1"));
         }
-        held::hold(&mut request, &sender, peers.ticket());
-        let response = send_over_the_mesh(&mut sender, request).await?;
+        if way.can_be_asked {
+            held::hold(&mut request, &way.sender, peers.ticket());
+        }
+        let response = send_over_the_mesh(&mut way.sender, request).await?;
         let (parts, incoming) = response.into_parts();
         let guards = Guards {
-            seat,
+            seat: way.seat,
             ..Guards::default()
         };
         Ok(Response::from_parts(
@@ -413,6 +415,7 @@ impl Attempt<'_> {
             .await?;
         let (mut parts, incoming) = response.into_parts();
         wire::remove_hop_by_hop(&mut parts.headers);
+        wire::remove_ours(&mut parts.headers);
         let guards = Guards {
             lease: Some(lease),
             ..Guards::default()

@@ -277,7 +277,9 @@ mod tests {
                 frame.unwrap();
             }
             let status = if judge(&kept) { 200 } else { 500 };
-            let response = Response::builder().status(status).body(ResponseBody::empty());
+            let response = Response::builder()
+                .status(status)
+                .body(ResponseBody::empty());
             Ok::<_, Infallible>(response.unwrap())
         });
         let serving = server::Builder::new().serve_connection(TokioIo::new(other), service);

@@ -13,20 +13,23 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use model::boundary::KeyFingerprint;
 use model::ids::{NodeName, ResourceId};
 use model::timing::{
     PEER_CONNECT_TIMEOUT, PEER_PING_EVERY, PEER_SILENCE, TUNNEL_PING_EVERY, TUNNEL_SILENCE,
 };
+use rustls::ClientConfig;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
 use super::body::RequestBody;
 use super::failure::{Failure, chain};
-use super::tls::{ClientIdentity, Life};
+use super::tls::{self, ClientIdentity, Life, Tls};
 use super::view::{Shared, Target, View};
-use super::window::{MOST_WINDOW, Room, Seat, Width};
+use super::window::{self, MOST_WINDOW, Room, Seat, Width};
 use super::wire::MOST_HEADER_BYTES;
 
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
@@ -107,8 +110,31 @@ impl Drop for Dialling {
 struct Connection {
     sender: Sender,
     width: Width,
+    /// Whether it takes a body ([`super::held`]).
+    can_be_asked: bool,
+    /// Whose it is: of a node that was removed it is ended.
+    key: KeyFingerprint,
+    task: AbortHandle,
     /// What it was made with: a renewed certificate asks for a new connection.
     identity: Arc<ClientIdentity>,
+}
+
+/// The way for one request.
+pub struct Way {
+    pub sender: Sender,
+    pub seat: Option<Seat>,
+    /// Whether the peer can be asked if it takes a body ([`super::held`]).
+    pub can_be_asked: bool,
+}
+
+impl Way {
+    fn new(connection: Connection, seat: Option<Seat>) -> Self {
+        Self {
+            sender: connection.sender,
+            seat,
+            can_be_asked: connection.can_be_asked,
+        }
+    }
 }
 
 impl Peers {
@@ -129,15 +155,15 @@ impl Peers {
         target: &Target,
         service: &Arc<Shared>,
         patience: Duration,
-    ) -> Result<(Sender, Option<Seat>), Failure> {
+    ) -> Result<Way, Failure> {
         let dialled = self.connection(view, caller, target, Use::Wide, patience);
         let wide = dialled.await?;
         if let Some(seat) = self.room.take(wide.width, service) {
-            return Ok((wide.sender, Some(seat)));
+            return Ok(Way::new(wide, Some(seat)));
         }
         let dialled = self.connection(view, caller, target, Use::Narrow, patience);
         let narrow = dialled.await?;
-        Ok((narrow.sender, None))
+        Ok(Way::new(narrow, None))
     }
 
     pub async fn for_tunnel(
@@ -176,7 +202,7 @@ impl Peers {
             return found;
         }
         // Rare, and large: kept out of the future of every request.
-        let dialled = Box::pin(peer.dialled(identity, target, carries));
+        let dialled = Box::pin(peer.dialled(&view.tls, identity, target, carries));
         match tokio::time::timeout(patience, dialled).await {
             Ok(dialled) => dialled,
             Err(_) => Err(Failure::unreachable(format!(
@@ -211,6 +237,7 @@ impl Peers {
         let peers = view.mesh_peers();
         self.lock().retain(|mesh, known| {
             known.retain(|it| {
+                it.peer.forget_removed(&view.tls);
                 peers.contains(&(*mesh, &it.node)) && view.tls.client(it.caller.as_ref()).is_some()
             });
             !known.is_empty()
@@ -244,13 +271,14 @@ impl Peer {
     /// The outcome of the dial that goes on, or of a new one.
     async fn dialled(
         self: &Arc<Self>,
+        tls: &Tls,
         identity: &Arc<ClientIdentity>,
         target: &Target,
         carries: Use,
     ) -> Result<Connection, Failure> {
         loop {
             let ended = self.dialled.notified();
-            self.begin_to_dial(identity, target, carries);
+            self.begin_to_dial(tls, identity, target, carries);
             ended.await;
             if let Some(found) = self.usable(identity) {
                 return found;
@@ -260,6 +288,7 @@ impl Peer {
 
     fn begin_to_dial(
         self: &Arc<Self>,
+        tls: &Tls,
         identity: &Arc<ClientIdentity>,
         target: &Target,
         carries: Use,
@@ -269,10 +298,19 @@ impl Peer {
         }
         let dialling = Dialling(self.clone());
         let (identity, mesh, node) = (identity.clone(), target.mesh, target.node.clone());
+        let tls = tls.clone();
         tokio::spawn(async move {
-            let dialled = dial(&identity, mesh, &node, carries).await;
+            let dialled = dial(&tls, &identity, mesh, &node, carries).await;
             dialling.0.keep(dialled);
         });
+    }
+
+    /// Ends what is open to a node that was removed since it was dialled.
+    fn forget_removed(&self, tls: &Tls) {
+        let mut state = self.lock();
+        if let Some(removed) = state.connection.take_if(|it| !tls.admits(&it.key)) {
+            removed.task.abort();
+        }
     }
 
     fn keep(&self, dialled: Result<Connection, String>) {
@@ -292,12 +330,13 @@ impl Peer {
 }
 
 async fn dial(
+    tls: &Tls,
     identity: &Arc<ClientIdentity>,
     mesh: SocketAddr,
     node: &NodeName,
     carries: Use,
 ) -> Result<Connection, String> {
-    let handshake = handshake(identity, mesh, node, carries);
+    let handshake = handshake(tls, identity, mesh, node, carries);
     match tokio::time::timeout(PEER_CONNECT_TIMEOUT, handshake).await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(error)) => Err(format!(
@@ -307,7 +346,14 @@ async fn dial(
     }
 }
 
+fn offering(identity: &ClientIdentity, width: Width) -> Arc<ClientConfig> {
+    let mut config = (*identity.config).clone();
+    config.alpn_protocols = width.offered();
+    Arc::new(config)
+}
+
 async fn handshake(
+    tls: &Tls,
     identity: &Arc<ClientIdentity>,
     mesh: SocketAddr,
     node: &NodeName,
@@ -319,14 +365,17 @@ async fn handshake(
         .map_err(|error| error.to_string())?;
     let width = carries.width(dialled.elapsed());
     prepare(&stream).map_err(|error| error.to_string())?;
-    let mut config = (*identity.config).clone();
-    config.alpn_protocols = vec![width.protocol()];
-    let stream = TlsConnector::from(Arc::new(config))
+    let stream = TlsConnector::from(offering(identity, width))
         .connect(::tls::name_of_node(node), stream)
         .await
         .map_err(|error| error.to_string())?;
+    let protocol = stream.get_ref().1.alpn_protocol();
+    let (width, can_be_asked) = (Width::of(protocol), window::can_be_asked(protocol));
     let peer = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let life = Life::new(SystemTime::now(), identity.end, peer);
+    let Some(id) = tls::peer_id(tls, peer) else {
+        return Err("it was removed from this cluster".to_owned());
+    };
     // The peer judges our certificate after our own part of the handshake. Its first bytes say that it let us in; without
     // them a request that it refuses to read would look as if it might have begun.
     let mut stream = BufReader::with_capacity(FIRST_BYTES, stream);
@@ -346,7 +395,7 @@ async fn handshake(
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| chain(&error))?;
-    tokio::spawn(async move {
+    let task = tokio::spawn(async move {
         // Its errors reach the requests that wait. The peer closes it to new ones a while before its end, and a new one is made then.
         tokio::select! {
             _ = connection => {}
@@ -356,6 +405,9 @@ async fn handshake(
     Ok(Connection {
         sender,
         width,
+        can_be_asked,
+        key: id.key,
+        task: task.abort_handle(),
         identity: identity.clone(),
     })
 }

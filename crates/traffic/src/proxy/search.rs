@@ -1,6 +1,8 @@
 //! The search of one request, or connection, for an endpoint: choosing, passing over what was tried, waiting when there is none.
 
+mod chosen;
 mod pool;
+mod waiting;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,22 +12,22 @@ use http::HeaderMap;
 use model::ids::{NodeName, ResourceId};
 use model::traffic::Balance;
 use model::units::Span;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+pub use self::chosen::{Asked, Chosen, Slot};
 use self::pool::Pool;
+use self::waiting::{MOST_WAITING, Waiting};
 use super::failure::Failure;
-use super::forward::Tried;
 use super::kept::{Kept, Upload};
-use super::reports::Reports;
-use super::view::{Destination, Endpoint, Shared, View};
+use super::shares::Party;
+use super::upgrades::{self, Holding};
+use super::view::{Destination, View};
 use super::worker::Worker;
 use crate::balance::{self, Candidates};
-use crate::load::{self, InFlight, Load};
+use crate::load::{self, Load};
 use crate::problem::{Code, Problem};
 use crate::retry::{self, Facts, Stage, Verdict};
 
-/// Requests of one service that wait for an endpoint at a time.
-const MOST_WAITING: u32 = 1024;
 /// Times that all endpoints are tried anew; the time bound ends it sooner.
 const MOST_ROUNDS: u32 = 256;
 /// Tries that may have begun.
@@ -51,124 +53,21 @@ pub struct Search<'a> {
     headers: Option<&'a HeaderMap>,
     /// The request's body, where it has one.
     body: Option<&'a Kept>,
-}
-
-/// The endpoint to try, in the view in which it was chosen.
-pub struct Chosen {
-    pub view: Arc<View>,
-    pub asked: Asked,
-    /// Every copy has refused once, so one whose probe fails is better than none (Envoy calls it panic).
-    pub insists: bool,
-    in_flight: Option<InFlight>,
-    /// It is known what became of the try.
-    settled: AtomicBool,
-}
-
-/// Which endpoint was asked, and since when.
-#[derive(Clone)]
-pub struct Asked {
-    pub destination: Arc<Destination>,
-    index: usize,
-    began: load::Instant,
-    pub at: Instant,
-    /// It was known to have hung lately.
-    pub suspect: bool,
-    upload: Upload,
-}
-
-/// Whoever leaves before the answer has learned something as well: it would have taken longer. A copy that hangs gets no cheaper by
-/// clients that have no patience, and none dearer by clients that take their time to send.
-impl Drop for Chosen {
-    fn drop(&mut self) {
-        if !self.settled.load(Ordering::Relaxed)
-            && let Some(waited) = self.asked.waited()
-        {
-            let passed = self.asked.at.elapsed().as_nanos() as u64;
-            let now = load::Instant(self.asked.began.0 + passed);
-            self.endpoint().load.waited(waited, now);
-        }
-    }
-}
-
-impl Chosen {
-    pub fn endpoint(&self) -> &Endpoint {
-        self.asked.endpoint()
-    }
-
-    /// In flight for as long as the guard lives.
-    pub fn take_in_flight(&mut self) -> Option<InFlight> {
-        self.in_flight.take()
-    }
-
-    /// An answer began. `well`: it was not one of those that say that something behind is broken.
-    pub fn answered(&self, now: load::Instant, well: bool) {
-        self.settled.store(true, Ordering::Relaxed);
-        let load = &self.endpoint().load;
-        match self.asked.waited() {
-            Some(waited) => load.observe(waited, now),
-            None => load.answers(now),
-        }
-        if well {
-            load.succeeded();
-        } else {
-            load.failed(now, self.asked.may_eject(now));
-        }
-    }
-
-    /// Tells the client to keep this endpoint, where the service asks for that.
-    pub fn keep(&self, asked: &HeaderMap, answer: &mut HeaderMap) {
-        if let Some(cookie) = &self.asked.destination.cookie {
-            cookie.set(self.asked.index, asked, answer);
-        }
-    }
-
-    /// It was taken for silent; an answer shows that it was only slow.
-    pub fn after_all(&self, tried: Tried) -> Tried {
-        if matches!(tried, Tried::Answered(_)) {
-            self.endpoint().load.revive();
-        }
-        tried
-    }
-}
-
-impl Asked {
-    fn endpoint(&self) -> &Endpoint {
-        &self.destination.endpoints[self.index]
-    }
-
-    /// How long the copy has been waited for. `None`: it is the client that is waited for.
-    fn waited(&self) -> Option<Duration> {
-        let since = self.upload.copy_waited_for(self.at)?;
-        Some(since.elapsed())
-    }
-
-    /// Whether the others that are well are at least half of all: then what broke off is one copy's death, and what it had in hand, however much, is
-    /// no storm when it goes elsewhere once (`docs/decisions/010-a-copys-death-costs-no-budget.md`).
-    fn most_others_are_well(&self, now: load::Instant) -> bool {
-        let endpoints = &self.destination.endpoints;
-        let others = endpoints.iter().enumerate();
-        let well = others
-            .filter(|(index, it)| *index != self.index && !it.load.ejected(now))
-            .count();
-        well * 2 >= endpoints.len()
-    }
-
-    /// Its copy died with this in hand (`docs/decisions/010-a-copys-death-costs-no-budget.md`). Asked once of each try that broke off.
-    fn was_in_hand(&self, now: load::Instant) -> bool {
-        self.endpoint().load.broke_off(self.began, now)
-    }
-
-    /// At most half of the endpoints are ejected.
-    fn may_eject(&self, now: load::Instant) -> bool {
-        let endpoints = &self.destination.endpoints;
-        let ejected = endpoints.iter().filter(|it| it.load.ejected(now)).count();
-        (ejected + 1) * 2 <= endpoints.len()
-    }
+    /// Whose request it is.
+    party: &'a Party,
+    /// How often it has waited for its party's share.
+    share_waits: u32,
 }
 
 impl<'a> Search<'a> {
     /// `safe`: two copies may work on it at the same time. `once`: what may have begun is not repeated.
-    pub fn new(worker: &'a Worker, service: &'a ResourceId, safe: bool, once: bool) -> Self {
+    pub fn new(
+        worker: &'a Worker,
+        party: &'a Party,
+        service: &'a ResourceId,
+        safe: bool,
+        once: bool,
+    ) -> Self {
         Self {
             worker,
             service,
@@ -183,6 +82,8 @@ impl<'a> Search<'a> {
             safe,
             headers: None,
             body: None,
+            party,
+            share_waits: 0,
         }
     }
 
@@ -209,22 +110,67 @@ impl<'a> Search<'a> {
                 ));
             };
             if let Some(index) = self.choose(destination) {
+                let Some(holding) = self.holding(&view, destination, index) else {
+                    let destination = destination.clone();
+                    drop(view);
+                    Box::pin(self.wait_for_share(&destination)).await?;
+                    continue;
+                };
                 if !std::mem::replace(&mut self.counted, true) {
                     destination.shared.budget.deposit(self.worker.now());
                 }
                 let destination = destination.clone();
-                return Ok(self.chosen(view, destination, index));
+                return Ok(self.chosen(view, destination, index, holding));
             }
             let destination = destination.clone();
             Box::pin(self.wait(view, &destination)).await?;
         }
     }
 
-    fn chosen(&self, view: Arc<View>, destination: Arc<Destination>, index: usize) -> Chosen {
+    /// The party's own at the copy, where places are scarce. The outer `None`: it has its share of them.
+    #[expect(clippy::option_option, reason = "none to have, none needed, one")]
+    fn holding(&self, view: &View, to: &Destination, index: usize) -> Option<Option<Holding>> {
+        match (self.party, upgrades::part_of_scarce(to, index)) {
+            (Party::Balancer(_), _) | (_, None) => Some(None),
+            (Party::Caller(_), _) if view.has_one_caller(&to.service) => Some(None),
+            (party, Some(most)) => {
+                let places = self.worker.places();
+                places.take(party, &to.service, most).map(Some)
+            }
+        }
+    }
+
+    /// What its party has in flight may end.
+    async fn wait_for_share(&mut self, destination: &Destination) -> Result<(), Problem> {
+        let wait = destination.traffic.wait.duration();
+        let left = wait.saturating_sub(self.began.elapsed());
+        if left.is_zero() {
+            return Err(upgrades::share_is_taken(self.service));
+        }
+        let _waiting = Waiting::new(&destination.shared, None).ok_or_else(|| self.too_many())?;
+        let pause = self
+            .worker
+            .with_random(|random| retry::pause(self.share_waits, random));
+        self.share_waits += 1;
+        // At least a moment: the jitter may be none.
+        sleep(pause.max(Duration::from_millis(1)).min(left)).await;
+        Ok(())
+    }
+
+    fn chosen(
+        &self,
+        view: Arc<View>,
+        destination: Arc<Destination>,
+        index: usize,
+        holding: Option<Holding>,
+    ) -> Chosen {
         let began = self.worker.now();
         let load = &destination.endpoints[index].load;
         Chosen {
-            in_flight: Some(load.begin()),
+            slot: Some(Slot {
+                in_flight: load.begin(),
+                holding,
+            }),
             insists: self.round > 0,
             settled: AtomicBool::new(false),
             asked: Asked {
@@ -255,13 +201,14 @@ impl<'a> Search<'a> {
         let view = self.worker.view();
         let destination = view.destinations.get(self.service)?.clone();
         let index = self.choose(&destination)?;
+        let holding = self.holding(&view, &destination, index)?;
         // What is only slow is slow elsewhere as well, most likely.
         let free = self.repeats == 0 && hangs && slow.most_others_are_well(now);
         if self.repeats >= MOST_REPEATS || !(free || destination.shared.budget.withdraw(now)) {
             return None;
         }
         self.repeats += 1;
-        Some(self.chosen(view, destination, index))
+        Some(self.chosen(view, destination, index, holding))
     }
 
     /// The time for the whole request is over. A copy that the client keeps is found to hang only now.
@@ -460,37 +407,5 @@ impl<'a> Search<'a> {
                 self.service
             ),
         )
-    }
-}
-
-/// Counts one that waits; `None` when too many do.
-struct Waiting<'a> {
-    shared: &'a Shared,
-    /// When it is demand: there is no endpoint at all.
-    demand: Option<&'a Reports>,
-}
-
-impl<'a> Waiting<'a> {
-    fn new(shared: &'a Shared, demand: Option<&'a Reports>) -> Option<Self> {
-        let before = shared.waiting.fetch_add(1, Ordering::Relaxed);
-        if before >= MOST_WAITING {
-            shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            return None;
-        }
-        if let Some(reports) = demand {
-            shared.want();
-            reports.touch();
-        }
-        Some(Self { shared, demand })
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        if let Some(reports) = self.demand {
-            self.shared.unwant();
-            reports.touch();
-        }
     }
 }

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 
 use futures_util::task::AtomicWaker;
+use model::boundary::KeyFingerprint;
 
 use super::view::Caller;
 
@@ -51,6 +52,8 @@ pub enum Party {
     /// Declared as one: it brings many clients, and has no share of its own.
     Balancer(IpAddr),
     Caller(Caller),
+    /// Another proxy, known by the key that it has shown.
+    Peer(KeyFingerprint),
 }
 
 impl Party {

@@ -163,7 +163,7 @@ fn server_config(trust: &Trust) -> Result<Arc<ServerConfig>, Error> {
     let auth = ClientAuth::Required;
     let config = ::tls::server_config(&trust.node, &trust.authority, auth, Expect::Anyone, clock());
     let mut config = config.map_err(of("the node's certificate"))?;
-    config.alpn_protocols = Width::ALL.map(Width::protocol).to_vec();
+    config.alpn_protocols = Width::taken();
     Ok(Arc::new(config))
 }
 

@@ -7,7 +7,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper::upgrade::Upgraded;
@@ -20,20 +20,19 @@ use tokio::time::timeout_at;
 use super::body::{Guards, RequestBody, ResponseBody};
 use super::callee;
 use super::client::ClientStream;
-use super::failure::{Failure, chain};
-use super::forward::{self, Errand, address_to, out_of_time, send_over_the_mesh};
+use super::failure::{Failure, chain, is_gateway_failure};
+use super::forward::{self, Errand, Time, address_to, out_of_time, send_over_the_mesh};
 use super::gate::Pass;
 use super::instances;
-use super::search::{Chosen, Search};
+use super::search::{Chosen, Search, Slot};
 use super::shares::Party;
 use super::stream::Stream;
-use super::upgrades::{self, Upgrade};
+use super::upgrades::{self, Holding};
 use super::view::{Caller, Place, Target};
 use super::wire;
 use super::worker::Worker;
-use crate::load::InFlight;
 use crate::problem::Problem;
-use crate::retry::{Facts, LONGEST_DIAL};
+use crate::retry::{Facts, LONGEST_DIAL, try_time};
 
 /// Bytes read at once in each direction.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -48,7 +47,7 @@ pub enum Io {
 pub struct Tunnel {
     io: Io,
     pass: Option<Pass>,
-    in_flight: Option<InFlight>,
+    slot: Option<Slot>,
 }
 
 /// Copies both ways until both have ended; the end of one direction is passed on alone.
@@ -66,14 +65,16 @@ pub async fn serve_tcp(
     service: &ResourceId,
     client: ClientStream,
 ) {
-    match open(worker, caller, service, None).await {
+    let party = &Party::Caller(caller.clone());
+    match open(worker, caller, party, service).await {
         Ok(tunnel) => {
             carry(client, tunnel.io).await;
-            drop((tunnel.pass, tunnel.in_flight));
+            drop((tunnel.pass, tunnel.slot));
         }
         Err(problem) => {
             let errand = Errand {
                 caller,
+                party,
                 service,
                 timeout: None,
                 once: false,
@@ -84,17 +85,19 @@ pub async fn serve_tcp(
     }
 }
 
-/// `headers`: of a request that asks for an upgrade.
+/// Nothing of the connection has been sent before it is open, so that any failure may be repeated.
+const REPEATABLE: Facts = Facts {
+    idempotent: true,
+    replayable: true,
+};
+
 async fn open(
     worker: &Worker,
     caller: &Caller,
+    party: &Party,
     service: &ResourceId,
-    headers: Option<&HeaderMap>,
 ) -> Result<Tunnel, Problem> {
-    let mut search = Search::new(worker, service, false, false);
-    if let Some(headers) = headers {
-        search = search.keeping(headers);
-    }
+    let mut search = Search::new(worker, party, service, false, false);
     loop {
         let mut chosen = search.next().await?;
         match dial(worker, caller, &chosen).await {
@@ -103,17 +106,10 @@ async fn open(
                 return Ok(Tunnel {
                     io,
                     pass,
-                    in_flight: chosen.take_in_flight(),
+                    slot: chosen.take_slot(),
                 });
             }
-            // Nothing of the connection has been sent yet, so that any failure may be repeated.
-            Err(failure) => {
-                let facts = Facts {
-                    idempotent: true,
-                    replayable: true,
-                };
-                search.failed(chosen, failure, facts).await?;
-            }
+            Err(failure) => search.failed(chosen, failure, REPEATABLE).await?,
         }
     }
 }
@@ -182,95 +178,130 @@ fn share(
     worker: &Worker,
     client: &Party,
     service: &ResourceId,
-) -> Result<Option<Upgrade>, Problem> {
+) -> Result<Option<Holding>, Problem> {
     let view = worker.view();
     let Some(destination) = view.destinations.get(service) else {
         return Ok(None);
     };
-    let share = worker.upgrades().take(client, destination);
-    share.map(Some).ok_or_else(|| {
-        let most = upgrades::share(destination);
-        let detail = format!(
-            "one client may have {most} upgraded connections to service {service}: half of the max_in_flight of its copies"
-        );
-        Problem::new(crate::problem::Code::ClientShare, detail)
-    })
+    let most = upgrades::share(destination);
+    let share = worker.upgrades().take(client, service, most);
+    share
+        .map(Some)
+        .ok_or_else(|| upgrades::share_is_taken(service))
 }
 
-/// Passes on a request that asks for an upgrade, over a connection of its own. `client`: of the gateway, which has only its share.
+/// Passes on a request that asks for an upgrade, over a connection of its own.
 pub async fn upgrade(
     worker: &Worker,
     errand: &Errand<'_>,
-    client: Option<&Party>,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
-    let share = match client
-        .filter(|it| !matches!(it, Party::Balancer(_)))
-        .map(|client| share(worker, client, errand.service))
-    {
-        Some(Err(problem)) => return forward::refuse(worker, errand, &problem),
-        Some(Ok(share)) => share,
-        None => None,
+    let share = match errand.party {
+        // It does not say whose it is.
+        Party::Balancer(_) => None,
+        party => match share(worker, party, errand.service) {
+            Ok(share) => share,
+            Err(problem) => return forward::refuse(worker, errand, &problem),
+        },
     };
     let client = hyper::upgrade::on(&mut request);
     let (parts, _) = request.into_parts();
-    let deadline = errand.time(worker, &parts).end();
-    let asked = timeout_at(deadline, ask(worker, errand, parts)).await;
+    let time = errand.time(worker, &parts);
+    let asked = timeout_at(time.end(), ask(worker, errand, parts, time)).await;
     let result = asked.unwrap_or_else(|_| Err(out_of_time(errand.service)));
-    let (mut response, pass, in_flight) = match result {
+    let (mut response, pass, slot) = match result {
         Ok(answer) => answer,
         Err(problem) => return forward::refuse(worker, errand, &problem),
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (mut parts, incoming) = response.into_parts();
         wire::remove_hop_by_hop(&mut parts.headers);
+        wire::remove_ours(&mut parts.headers);
         let guards = Guards {
-            in_flight,
+            slot,
             pass,
             ..Guards::default()
         };
         return Response::from_parts(parts, ResponseBody::incoming(incoming, guards));
     }
     let instance = hyper::upgrade::on(&mut response);
-    let (parts, _) = response.into_parts();
+    let (mut parts, _) = response.into_parts();
+    wire::remove_ours(&mut parts.headers);
     tokio::spawn(async move {
         if let (Ok(client), Ok(instance)) = tokio::join!(client, instance) {
             let instance = Io::Mesh(TokioIo::new(instance));
             upgrades::carry_until_idle(TokioIo::new(client), instance, upgrades::IDLE).await;
         }
-        drop((pass, in_flight, share));
+        drop((pass, slot, share));
     });
     Response::from_parts(parts, ResponseBody::empty())
 }
 
+/// An answer's head, and what lasts as long as what comes after it.
+type Asked = (Response<Incoming>, Option<Pass>, Option<Slot>);
+
+/// A copy is judged by the head of its answer: that a connection came about says nothing of one that accepts and never answers.
 async fn ask(
     worker: &Worker,
     errand: &Errand<'_>,
     mut parts: http::request::Parts,
-) -> Result<(Response<Incoming>, Option<Pass>, Option<InFlight>), Problem> {
-    let opened = open(worker, errand.caller, errand.service, Some(&parts.headers));
-    let tunnel = opened.await?;
+    time: Time,
+) -> Result<Asked, Problem> {
+    let asked = parts.headers.clone();
     let headers = &mut parts.headers;
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static(WEBSOCKET));
+    let search = Search::new(worker, errand.party, errand.service, false, errand.once);
+    let mut search = search.keeping(&asked);
+    let facts = Facts {
+        idempotent: !errand.once,
+        ..REPEATABLE
+    };
+    loop {
+        let mut chosen = search.next().await?;
+        let tried = {
+            let mut tried = std::pin::pin!(ask_one(worker, errand, &chosen, &parts));
+            let end = chosen.asked.at + try_time(time.whole(), chosen.asked.suspect);
+            match timeout_at(end, tried.as_mut()).await {
+                Ok(tried) => tried,
+                Err(_) => {
+                    // It goes on: what is upgraded is not asked for twice.
+                    let _elsewhere = search.silent(&chosen.asked);
+                    let tried = tried.await;
+                    if tried.is_ok() {
+                        chosen.endpoint().load.revive();
+                    }
+                    tried
+                }
+            }
+        };
+        match tried {
+            Ok((response, pass)) => {
+                chosen.answered(worker.now(), !is_gateway_failure(response.status()));
+                return Ok((response, pass, chosen.take_slot()));
+            }
+            Err(failure) => search.failed(chosen, failure, facts).await?,
+        }
+    }
+}
+
+async fn ask_one(
+    worker: &Worker,
+    errand: &Errand<'_>,
+    chosen: &Chosen,
+    parts: &http::request::Parts,
+) -> Result<(Response<Incoming>, Option<Pass>), Failure> {
+    let (io, pass) = dial(worker, errand.caller, chosen).await?;
     let head = callee::Head {
         method: &parts.method,
         uri: &parts.uri,
-        headers: parts.headers,
+        headers: parts.headers.clone(),
         idempotent: false,
     };
     let request = callee::request_to_instance(head, RequestBody::Empty);
-    let response = exchange(tunnel.io, request).await.map_err(|error| {
-        let service = errand.service;
-        Problem::new(
-            crate::problem::Code::UpstreamBroken,
-            format!(
-                "service {service} broke off while upgrading: {}",
-                chain(&error)
-            ),
-        )
-    })?;
-    Ok((response, tunnel.pass, tunnel.in_flight))
+    let answered = exchange(io, request).await;
+    let response = answered.map_err(|error| Failure::broken(chain(&error)))?;
+    Ok((response, pass))
 }
 
 async fn exchange(io: Io, request: Request<RequestBody>) -> hyper::Result<Response<Incoming>> {

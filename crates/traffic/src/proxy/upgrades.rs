@@ -1,4 +1,5 @@
-//! Connections that have become something else (WebSocket): how many of a client there are, and how long one lives on which nothing happens.
+//! What one party may take of a service: places at its copies, where these are scarce, and connections that have become something else (WebSocket). And how
+//! long such a one lives on which nothing happens.
 //!
 //! Each holds one of the `max_in_flight` of its copy for as long as it lasts. So one client of the gateway, but a declared balancer, has half of what all copies of a service
 //! take, at most, and what lies idle is ended.
@@ -17,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::shares::Party;
 use super::tunnel::{Io, carry};
 use super::view::Destination;
+use crate::problem::{Code, Problem};
 
 /// Without a byte either way for this long an upgraded connection is ended (`proxy_read_timeout` of nginx). A WebSocket's ping is a byte: servers and
 /// libraries that send any do so every 20 to 55 s.
@@ -24,31 +26,27 @@ pub const IDLE: Duration = Duration::from_secs(60);
 /// It is looked at so many times in that time.
 const LOOKS: u32 = 4;
 
-/// How many each client has with each service.
+/// How many each party has with each service: of upgraded connections, or of the places at its copies.
 #[derive(Default)]
-pub struct Upgrades(Mutex<HashMap<(Party, ResourceId), u32>>);
+pub struct Holdings(Mutex<HashMap<(Party, ResourceId), u32>>);
 
-impl Upgrades {
-    /// `None`: the client has its share.
-    pub fn take(self: &Arc<Self>, client: &Party, to: &Destination) -> Option<Upgrade> {
-        self.take_of(client, &to.service, share(to))
-    }
-
-    fn take_of(
+impl Holdings {
+    /// `None`: the party has its share.
+    pub fn take(
         self: &Arc<Self>,
-        client: &Party,
+        party: &Party,
         service: &ResourceId,
         most: u32,
-    ) -> Option<Upgrade> {
-        let key = (client.clone(), service.clone());
+    ) -> Option<Holding> {
+        let key = (party.clone(), service.clone());
         let mut held = self.lock();
         let count = held.entry(key.clone()).or_insert(0);
         if *count >= most {
             return None;
         }
         *count += 1;
-        Some(Upgrade {
-            upgrades: self.clone(),
+        Some(Holding {
+            all: self.clone(),
             key,
         })
     }
@@ -65,15 +63,37 @@ pub fn share(to: &Destination) -> u32 {
     (all / 2).max(1)
 }
 
-/// One of a client's, until it is dropped.
-pub struct Upgrade {
-    upgrades: Arc<Upgrades>,
+/// Where a copy has as many in flight as this part of what it takes, its places are scarce, and each party is counted: what it had before, and what it
+/// is counted for, are half of all.
+const SCARCE: u32 = 4;
+
+/// One party's part of the places at the copies, where they are scarce at the one at `index`. `None`: they are not.
+pub fn part_of_scarce(to: &Destination, index: usize) -> Option<u32> {
+    let most = to.traffic.max_in_flight;
+    let in_flight = to.endpoints[index].load.in_flight();
+    let scarce = in_flight.saturating_mul(SCARCE) >= most;
+    scarce.then(|| (share(to) * 2 / SCARCE).max(1))
+}
+
+/// Why a request, or a connection, is not passed on.
+pub fn share_is_taken(service: &ResourceId) -> Problem {
+    Problem::new(
+        Code::ClientShare,
+        format!(
+            "one client has half of what the copies of service {service} take at a time (traffic.max_in_flight), and no more; a proxy that brings many clients is to be named by --trust-proxy"
+        ),
+    )
+}
+
+/// One of a party's, until it is dropped.
+pub struct Holding {
+    all: Arc<Holdings>,
     key: (Party, ResourceId),
 }
 
-impl Drop for Upgrade {
+impl Drop for Holding {
     fn drop(&mut self) {
-        let mut held = self.upgrades.lock();
+        let mut held = self.all.lock();
         if let Some(count) = held.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
@@ -190,10 +210,10 @@ mod tests {
 
     #[test]
     fn a_client_has_its_share_of_each_service() {
-        let upgrades = Arc::new(Upgrades::default());
+        let upgrades = Arc::new(Holdings::default());
         let party = |number: u8| Party::client([192, 0, 2, number].into());
         let service = |name: &str| format!("shop/{name}").parse::<ResourceId>().unwrap();
-        let take = |client, name| upgrades.take_of(&party(client), &service(name), 3);
+        let take = |client, name| upgrades.take(&party(client), &service(name), 3);
         let mut held: Vec<_> = (0..5).filter_map(|_| take(1, "chat")).collect();
         assert_eq!(held.len(), 3);
         assert!(take(2, "chat").is_some() && take(1, "feed").is_some());

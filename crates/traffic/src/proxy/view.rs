@@ -231,6 +231,16 @@ impl View {
         })
     }
 
+    /// Whether a service has but one caller here: a share of it would keep places for nobody.
+    pub fn has_one_caller(&self, service: &ResourceId) -> bool {
+        let callers = self.callers.get(service);
+        let is_routed = self.gateway.is_some() && callers.is_none_or(|it| it.gateway);
+        let mut doors = self.doors.values().filter(|door| door.need == *service);
+        let first = doors.next();
+        let same = |door: &Arc<Door>| first.is_some_and(|first| first.caller == door.caller);
+        !is_routed && doors.all(same)
+    }
+
     /// Whether a SPIFFE name is of this cluster, and who it is.
     pub fn caller(&self, id: SpiffeId) -> Option<Caller> {
         (id.cluster == self.tls.cluster())

@@ -39,6 +39,14 @@ const _: () = assert!(NARROW_WINDOW as u64 * (NARROW_STREAMS as u64) < MOST_WIND
 const _: () = assert!(TUNNEL_WINDOW as u64 * (TUNNEL_STREAMS as u64) < MOST_WINDOW as u64);
 const _: () = assert!(1_u64 << MOST_WIDE <= ROOM_BYTES_OF_ONE && ROOM_BYTES < MOST_WINDOW as u64);
 
+/// Of a proxy that knows no widths: narrow, and it can't be asked whether it takes a body ([`super::held`]).
+const PLAIN: &[u8] = b"h2";
+
+/// Whether the peer of a handshake that has ended can be asked whether it takes a body.
+pub fn can_be_asked(protocol: Option<&[u8]>) -> bool {
+    protocol.is_some_and(|protocol| protocol != PLAIN)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Width {
     Narrow,
@@ -83,10 +91,21 @@ impl Width {
         }
     }
 
+    /// What who dials offers: this width, and what a proxy of an earlier version speaks.
+    pub fn offered(self) -> Vec<Vec<u8>> {
+        vec![self.protocol(), PLAIN.to_vec()]
+    }
+
+    /// What is taken, best first.
+    pub fn taken() -> Vec<Vec<u8>> {
+        let known = Self::ALL.map(Self::protocol).into_iter();
+        known.chain([PLAIN.to_vec()]).collect()
+    }
+
     /// The name of the application protocol (ALPN): always HTTP/2.
     pub fn protocol(self) -> Vec<u8> {
         match self {
-            Self::Narrow => b"h2".to_vec(),
+            Self::Narrow => b"mainland-narrow".to_vec(),
             Self::Tunnels => b"mainland-tunnels".to_vec(),
             Self::Wide(power) => format!("mainland-wide-{power}").into_bytes(),
         }
@@ -174,6 +193,22 @@ mod tests {
         }
         assert_eq!(Width::of(Some(b"mainland-wide-31")), Width::Narrow);
         assert_eq!(Width::of(None), Width::Narrow);
+    }
+
+    #[test]
+    fn what_is_offered_is_taken_and_an_older_proxy_is_spoken_to_as_it_speaks() {
+        // As a server chooses: the first of its own that was offered.
+        let chosen = |taken: Vec<Vec<u8>>, offered: Vec<Vec<u8>>| {
+            let protocol = taken.into_iter().find(|it| offered.contains(it));
+            let protocol = protocol.as_deref();
+            (Width::of(protocol), can_be_asked(protocol))
+        };
+        let old = || vec![b"h2".to_vec()];
+        for width in Width::ALL {
+            assert_eq!(chosen(Width::taken(), width.offered()), (width, true));
+            assert_eq!(chosen(old(), width.offered()), (Width::Narrow, false));
+        }
+        assert_eq!(chosen(Width::taken(), old()), (Width::Narrow, false));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use model::boundary::KeyFingerprint;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::net::TcpStream;
@@ -20,7 +21,7 @@ use super::instances::Instances;
 use super::peers::Peers;
 use super::reports::Reports;
 use super::shares::{Kind, Party, Place, Shares};
-use super::upgrades::Upgrades;
+use super::upgrades::Holdings;
 use super::view::View;
 use super::window::Room;
 use super::{callee, entrance, refusal};
@@ -44,7 +45,10 @@ pub struct Common {
     /// For what the streams of the mesh hold unread.
     room: Arc<Room>,
     shares: Shares,
-    upgrades: Arc<Upgrades>,
+    /// Upgraded connections of each party.
+    upgrades: Arc<Holdings>,
+    /// Places at copies that each party holds, where they are scarce.
+    places: Arc<Holdings>,
     /// Clients that take nothing of their answers.
     pub stalled: Stalled,
     started: std::time::Instant,
@@ -62,6 +66,7 @@ impl Common {
             room: Arc::default(),
             shares: Shares::of_this_process(),
             upgrades: Arc::default(),
+            places: Arc::default(),
             stalled: Stalled::default(),
             started: std::time::Instant::now(),
         })
@@ -154,8 +159,22 @@ impl Worker {
         place
     }
 
-    pub fn upgrades(&self) -> &Arc<Upgrades> {
+    pub fn upgrades(&self) -> &Arc<Holdings> {
         &self.common.upgrades
+    }
+
+    pub fn places(&self) -> &Arc<Holdings> {
+        &self.common.places
+    }
+
+    /// Completes when a view is there in which `key` is let in no more.
+    pub async fn until_removed(&self, key: &KeyFingerprint) {
+        let mut sequence = self.common.sequence.subscribe();
+        while self.view().tls.admits(key) {
+            if sequence.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     pub fn stalled(&self) -> Stalled {

@@ -43,7 +43,7 @@ fn a_connection_ends_with_its_certificate_and_its_successor_goes_on() {
 
 /// A gateway on an edge node, and on node `a` behind the mesh `shop/small` beside one service for each of `others`.
 struct Crowd {
-    _edge: Node,
+    edge: Node,
     a: Node,
     gateway: SocketAddr,
 }
@@ -65,11 +65,7 @@ fn crowd(others: &[(&'static str, &Instance)]) -> Crowd {
     let gateway = edge.gateway(&routes.collect::<Vec<_>>());
     a.apply();
     edge.apply();
-    Crowd {
-        _edge: edge,
-        a,
-        gateway,
-    }
+    Crowd { edge, a, gateway }
 }
 
 impl Crowd {
@@ -106,17 +102,21 @@ fn readers_that_do_not_read_stop_nobody_else() {
         Act::Raw(answer)
     });
     let crowd = crowd(&[("large", &large), ("flood", &flood)]);
-    let deaf = |text: &str| {
-        let mut client = crowd.send(text);
+    let deaf = |from, text: &str| {
+        let mut client = Client::connect_from(from, crowd.gateway);
+        client.send(text);
         client.receive_head().expect("an answer's head");
         client
     };
     let mut readers: Vec<_> = (0..40)
-        .map(|_| deaf("GET / HTTP/1.1\r\nHost: large.localhost\r\n\r\n"))
+        .map(|n| {
+            let get = "GET / HTTP/1.1\r\nHost: large.localhost\r\n\r\n";
+            deaf(2 + n % 2, get)
+        })
         .collect();
     crowd.others_go_on();
     let upgrade = "GET / HTTP/1.1\r\nHost: flood.localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
-    let _tunnels: Vec<_> = (0..40).map(|_| deaf(upgrade)).collect();
+    let _tunnels: Vec<_> = (0..40).map(|n| deaf(2 + n % 2, upgrade)).collect();
     crowd.others_go_on();
     // What waited is still whole.
     let body = readers.pop().unwrap().read_exact(LARGE);
@@ -142,6 +142,116 @@ fn uploads_that_nobody_reads_stop_nobody_else() {
         })
         .collect();
     crowd.others_go_on();
+}
+
+/// A service whose copy takes so many at a time, and which is asked for what takes long.
+const PLACES: usize = 64;
+
+fn long_or_short(seen: &Seen) -> Act {
+    if !seen.head.contains(" /long ") {
+        return Act::Answer("short");
+    }
+    let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").into_bytes();
+    answer.resize(answer.len() + LARGE, b'x');
+    Act::Raw(answer)
+}
+
+#[test]
+fn one_client_takes_half_of_a_service_and_the_others_have_the_rest() {
+    let busy = Instance::start(long_or_short);
+    let crowd = crowd(&[("busy", &busy)]);
+    let ask = |from, text: &str| {
+        let mut client = Client::connect_from(from, crowd.gateway);
+        client.send(text);
+        client
+    };
+    for (line, greedy) in [
+        ("GET /long", "\r\n"),
+        ("POST /", "Content-Length: 100\r\n\r\nx"),
+    ] {
+        let greedy = format!("{line} HTTP/1.1\r\nHost: busy.localhost\r\n{greedy}");
+        let _held: Vec<_> = (0..2 * PLACES).map(|_| ask(2, &greedy)).collect();
+        let mut begun = 0;
+        let mut has_begun = || {
+            let lines = busy.begun();
+            begun += lines.iter().filter(|it| it.starts_with(line)).count();
+            begun
+        };
+        eventually("it has its half", || has_begun() >= PLACES / 2);
+        for _ in 0..20 {
+            let began = Instant::now();
+            let get = "GET / HTTP/1.1\r\nHost: busy.localhost\r\n\r\n";
+            let answer = ask(3, get).receive().expect("an answer");
+            assert_eq!((answer.status, &*answer.body), (200, "short"), "{greedy}");
+            assert!(began.elapsed() < Duration::from_secs(2), "{greedy}");
+        }
+        // Each worker may take one more at the moment when places become scarce.
+        assert!(has_begun() <= PLACES / 2 + 2, "{greedy}");
+    }
+}
+
+#[test]
+fn a_caller_at_its_door_has_its_share_as_a_client_has() {
+    let echo = Instance::start(|seen| match header(&seen.head, "upgrade") {
+        Some(_) => Act::Echo,
+        None => Act::Answer("plain"),
+    });
+    let authority = Authority::new();
+    let mut shop = shop(&authority, echo.address, Protocol::Http);
+    shop.b.lets_in("shop/cart", &["shop/other"], false);
+    let other = shop
+        .a
+        .door(&authority, "shop/other", "shop/cart", Protocol::Http);
+    shop.a.snapshot.destinations[0].traffic.max_in_flight = PLACES as u32;
+    shop.b.apply();
+    shop.a.apply();
+    let upgrade =
+        "GET / HTTP/1.1\r\nHost: cart\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let ask = |door| {
+        let mut client = Client::connect(door);
+        client.send(upgrade);
+        let head = client.receive_head().expect("an answer's head");
+        (client, head)
+    };
+    let held: Vec<_> = (0..PLACES / 2).map(|_| ask(shop.door)).collect();
+    for (_, head) in &held {
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    }
+    let (_, refused) = ask(shop.door);
+    assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
+    let (_, head) = ask(other);
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    assert_eq!(get(other, "cart", "/").body, "plain");
+}
+
+#[test]
+fn each_client_of_a_balancer_has_its_share() {
+    let echo = Instance::start(|_| Act::Echo);
+    let mut crowd = crowd(&[("echo", &echo)]);
+    let gateway = crowd.edge.snapshot.gateway.as_mut().unwrap();
+    gateway.trusted = vec!["127.0.0.9".parse().unwrap()];
+    crowd.edge.apply();
+    let ask = |from, of: &str| {
+        let mut client = Client::connect_from(from, crowd.gateway);
+        client.send(&format!(
+            "GET / HTTP/1.1\r\nHost: echo.localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n{of}\r\n"
+        ));
+        let head = client.receive_head().expect("an answer's head");
+        (client, head)
+    };
+    let one = "X-Forwarded-For: 192.0.2.1\r\n";
+    let held: Vec<_> = (0..PLACES / 2).map(|_| ask(9, one)).collect();
+    assert!(
+        held.iter()
+            .all(|(_, head)| head.starts_with("HTTP/1.1 101 "))
+    );
+    let (mut client, refused) = ask(9, one);
+    assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
+    let length = header(&refused, "content-length").unwrap().parse().unwrap();
+    let text = String::from_utf8(client.read_exact(length)).unwrap();
+    assert!(text.contains("--trust-proxy"), "{text}");
+    let (_, head) = ask(9, "X-Forwarded-For: 192.0.2.2\r\n");
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
 }
 
 #[test]

@@ -301,6 +301,77 @@ fn trailers_pass_both_ways() {
 }
 
 #[test]
+fn a_request_without_a_host_gets_that_of_the_door() {
+    let (cart, bank) = (mirror(), mirror());
+    let authority = Authority::new();
+    let mut a = Node::start(&authority, "a");
+    let mut b = Node::start(&authority, "b");
+    let here = a.runs("shop/bank-1", "shop/bank", bank.address);
+    let there = b.runs("shop/cart-1", "shop/cart", cart.address);
+    let doors = ["shop/bank", "shop/cart"].map(|need| {
+        for node in [&mut a, &mut b] {
+            node.lets_in(need, &["shop/web"], false);
+        }
+        a.door(&authority, "shop/web", need, Protocol::Http)
+    });
+    a.road("shop/bank", vec![here]);
+    a.road("shop/cart", vec![there]);
+    b.apply();
+    a.apply();
+    for door in doors {
+        let text = seen(door, "GET / HTTP/1.0\r\n\r\n");
+        assert!(text.starts_with("GET / HTTP/1.1\r\n"), "{text}");
+        assert_eq!(header(&text, "host"), Some(&*door.to_string()), "{text}");
+        let text = seen(door, "GET / HTTP/1.0\r\nHost: own\r\n\r\n");
+        assert_eq!(header(&text, "host"), Some("own"), "{text}");
+    }
+}
+
+#[test]
+fn no_answer_brings_our_headers_to_a_client() {
+    let lying = Instance::start(|seen| {
+        let answer = match seen.head.split(' ').nth(1).unwrap() {
+            "/switch" => {
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nMainland-Not-Begun: lie\r\n\r\n"
+            }
+            "/trailers" => {
+                "HTTP/1.1 200 OK\r\nTrailer: X-Sum, Mainland-Not-Begun\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nMainland-Not-Begun: lie\r\nX-Sum: 1\r\n\r\n"
+            }
+            _ => "HTTP/1.1 403 No\r\nMainland-Refused: lie\r\nContent-Length: 0\r\n\r\n",
+        };
+        Act::Raw(answer.as_bytes().to_vec())
+    });
+    let world = web(&lying, &lying);
+    let authority = Authority::new();
+    let mut a = Node::start(&authority, "a");
+    let door = a.door(&authority, "shop/web", "shop/bank", Protocol::Http);
+    let (host, port) = (lying.address.ip().to_string(), lying.address.port());
+    a.road("shop/bank", vec![]).external = vec![Address::External { host, port }];
+    a.apply();
+    let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\n";
+    for to in [world.gateway, door] {
+        for (path, fields) in [
+            ("/switch", upgrade),
+            ("/refused", upgrade),
+            ("/refused", ""),
+            ("/trailers", "TE: trailers\r\nConnection: close\r\n"),
+        ] {
+            let mut client = Client::connect(to);
+            client.send(&format!(
+                "GET {path} HTTP/1.1\r\nHost: web.localhost\r\n{fields}\r\n"
+            ));
+            let mut text = client.receive_head().unwrap();
+            if path == "/trailers" {
+                text += &String::from_utf8(client.read_to_end()).unwrap();
+            }
+            let text = text.to_lowercase();
+            assert!(!text.contains("\nmainland"), "{text}");
+            assert!(path != "/trailers" || text.contains("\nx-sum: 1"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn what_cant_be_read_is_refused_with_its_reason() {
     let (world, instance) = mirrored();
     let many: String = (0..300).map(|n| format!("X-{n}: 1\r\n")).collect();

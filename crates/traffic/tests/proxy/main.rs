@@ -219,9 +219,7 @@ fn a_removed_node_is_let_in_no_more_though_its_certificate_is_good() {
     shop.a.apply();
     assert_eq!(get(shop.door, "cart", "/").status, 200);
     // The connection stands, and a new one is no better.
-    let identity = &shop.a.snapshot.trust.services[&id("shop/web")];
-    let chain = tls::certificate::from_pem(&identity.certificate).unwrap();
-    let key = tls::certificate::key(&chain[0]).unwrap();
+    let key = key_of(&shop.a.snapshot.trust.services[&id("shop/web")]);
     shop.b.snapshot.trust.removed = [key].into();
     shop.b.apply();
     for _ in 0..2 {
@@ -238,6 +236,80 @@ fn a_removed_node_is_let_in_no_more_though_its_certificate_is_good() {
     shop.b.snapshot.trust.removed.clear();
     shop.b.apply();
     eventually("it is let in again", || {
+        get(shop.door, "cart", "/").status == 200
+    });
+}
+
+/// What a certificate's key is known by.
+fn key_of(identity: &Identity) -> model::boundary::KeyFingerprint {
+    let chain = tls::certificate::from_pem(&identity.certificate).unwrap();
+    tls::certificate::key(&chain[0]).unwrap()
+}
+
+#[test]
+fn what_a_removed_caller_has_open_ends() {
+    let authority = Authority::new();
+    let instance = Instance::start(|_| Act::Echo);
+    let mut shop = shop(&authority, instance.address, Protocol::Tcp);
+    let mut tunnel = pooled(shop.door);
+    let key = key_of(&shop.a.snapshot.trust.services[&id("shop/web")]);
+    shop.b.snapshot.trust.removed = [key].into();
+    shop.b.apply();
+    let mut rest = Vec::new();
+    let ended = std::io::Read::read_to_end(tunnel.stream(), &mut rest);
+    let ended = ended.map_err(|error| error.kind());
+    assert!(
+        matches!(ended, Ok(_) | Err(std::io::ErrorKind::ConnectionReset)),
+        "{ended:?}"
+    );
+    // And an exchange.
+    let (slow, _never) = holding("slow");
+    let mut shop = self::shop(&authority, slow.address, Protocol::Http);
+    shop.a
+        .road("shop/cart", vec![shop.b.endpoint("shop/cart-1")])
+        .traffic
+        .wait = Span::milliseconds(300);
+    shop.a.apply();
+    let mut client = Client::connect(shop.door);
+    client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+    eventually("it is in hand", || slow.count() == 1);
+    let key = key_of(&shop.a.snapshot.trust.services[&id("shop/web")]);
+    shop.b.snapshot.trust.removed = [key].into();
+    let began = Instant::now();
+    shop.b.apply();
+    let answer = client.receive().expect("an answer");
+    assert_eq!(answer.status, 502, "{}", answer.body);
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_removed_node_is_called_no_more_and_what_is_open_to_it_ends() {
+    let authority = Authority::new();
+    let instance = Instance::start(|seen| match header(&seen.head, "upgrade") {
+        Some(_) => Act::Echo,
+        None => Act::Answer("cart"),
+    });
+    let mut shop = shop(&authority, instance.address, Protocol::Http);
+    shop.a
+        .road("shop/cart", vec![shop.b.endpoint("shop/cart-1")])
+        .traffic
+        .wait = Span::milliseconds(300);
+    shop.a.apply();
+    let mut tunnel = Client::connect(shop.door);
+    tunnel.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(tunnel.receive().unwrap().status, 101);
+    assert_eq!(get(shop.door, "cart", "/").body, "cart");
+    let key = key_of(&shop.b.snapshot.trust.node);
+    shop.a.snapshot.trust.removed = [key].into();
+    shop.a.apply();
+    let before = instance.count();
+    assert_eq!(get(shop.door, "cart", "/").status, 503);
+    let ended = std::io::Read::read(tunnel.stream(), &mut [0]);
+    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    assert_eq!(instance.count(), before);
+    shop.a.snapshot.trust.removed.clear();
+    shop.a.apply();
+    eventually("it is called again", || {
         get(shop.door, "cart", "/").status == 200
     });
 }
