@@ -131,9 +131,7 @@ fn use_by(all: &mut BTreeMap<ResourceId, EngineSettings>, id: &ResourceId, spec:
             .roles
             .entry(id.name.clone())
             .or_insert(options.access);
-        if options.access == Access::Write {
-            *access = Access::Write;
-        }
+        *access = (*access).max(options.access);
         // What the newest release says, which comes last.
         match options.connections {
             Some(most) => settings.connections.insert(id.name.clone(), most),
@@ -158,6 +156,12 @@ pub fn of_engine(engine: &Engine, all: Option<&EngineSettings>) -> EngineSetting
         },
         Engine::Topic(_) => EngineSettings {
             subscriptions: all.subscriptions,
+            consumers: all
+                .roles
+                .into_iter()
+                .filter(|(_, access)| *access == Access::Consume)
+                .map(|(service, _)| service)
+                .collect(),
             ..EngineSettings::default()
         },
     }

@@ -300,6 +300,9 @@ async fn into_file(place: &Place, path: &Path) -> Result<u8, Failure> {
 impl Load {
     async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let is_stdin = self.file.as_os_str() == STDIO;
+        if !is_stdin && self.file.is_dir() {
+            return Err(directory(&self.file, &self.database));
+        }
         let input: Box<dyn Read + Send> = match is_stdin {
             true => Box::new(Whole::new(std::io::stdin())),
             false => Box::new(Whole::new(File::open(&self.file).map_err(|error| {
@@ -354,6 +357,18 @@ impl Load {
     }
 }
 
+/// pg_dump's format of many files can't be read as a stream.
+fn directory(path: &Path, database: &ResourceName) -> Failure {
+    let path = path.display();
+    let what = match Path::new(&path.to_string()).join("toc.dat").exists() {
+        true => "a dump in pg_dump's directory format",
+        false => "a directory",
+    };
+    Failure::failed(format!(
+        "{path} is {what}, not one file\n  remedy: pg_restore -f - {path} | mainland db load {database} -"
+    ))
+}
+
 fn replacement(database: &ResourceName, tables: &[Table]) -> String {
     let held = match tables.is_empty() {
         true => "It has no tables.".to_owned(),
@@ -395,6 +410,28 @@ mod tests {
         assert_eq!(
             connect(Some("select 1"), &["--csv"])[3..],
             ["-c", "select 1", "--csv"]
+        );
+    }
+
+    #[test]
+    fn a_directory_is_named_with_the_command_that_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = "db".parse().unwrap();
+        let said = || directory(folder.path(), &database).message;
+        assert!(
+            said().contains("is a directory, not one file"),
+            "{}",
+            said()
+        );
+        std::fs::write(folder.path().join("toc.dat"), "PGDMP").unwrap();
+        let remedy = format!(
+            "pg_restore -f - {} | mainland db load db -",
+            folder.path().display()
+        );
+        assert!(
+            said().contains("directory format") && said().contains(&remedy),
+            "{}",
+            said()
         );
     }
 

@@ -6,7 +6,7 @@
 
 pub mod extensions;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use schemars::JsonSchema;
@@ -100,13 +100,18 @@ pub struct Subscription {
     pub timeout: Span,
 }
 
-/// What a need may do with what is needed. Databases know both; everything else only [`Access::Write`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What a need may do with what is needed, each more than the one before. Databases know the first two, topics the last two; everything else only
+/// [`Access::Write`].
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
     Read,
     #[default]
     Write,
+    /// To pull from a topic, besides publishing to it.
+    Consume,
 }
 
 /// What an engine is told by the leader beyond its spec. It changes while the engine runs, and restarts nothing.
@@ -119,9 +124,12 @@ pub struct EngineSettings {
     /// For a database: of these, whose number of connections is declared.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub connections: BTreeMap<ResourceName, u32>,
-    /// For a topic: the services that consume it.
+    /// For a topic: the services that it is pushed to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subscriptions: BTreeMap<ResourceName, Subscription>,
+    /// For a topic: the services that may pull.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub consumers: BTreeSet<ResourceName>,
 }
 
 /// What an engine's process finds in the file named by [`ENGINE_FILE`]. The agent replaces it whole (by rename) when it changes; the engine
@@ -193,6 +201,9 @@ pub struct ConsumerStatus {
     /// Messages whose last delivery failed and that will be tried again.
     pub retrying: u64,
     pub dead: u64,
+    /// The service that pulls under this name; `None`: the one of this name, which it is pushed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<ResourceName>,
 }
 
 /// Which dead letters `POST /redrive` delivers anew, or `POST /discard` gives up: of one consumer or all, at these positions or all.
@@ -308,6 +319,12 @@ pub fn lone_services<'a>(
             )
         })
         .collect()
+}
+
+/// Connections of services that a managed database has, by its memory: one for each 6 MiB, since each is a process of 2 to 5 MiB.
+pub fn connections(memory: Bytes) -> u32 {
+    let mebibytes = memory.0 / Bytes::mebibytes(1).0;
+    u32::try_from((mebibytes / 6).clamp(20, 200)).unwrap_or(20)
 }
 
 /// A name of the database's own making: PostgreSQL's names take no `-` without quotes.

@@ -344,7 +344,13 @@ pub struct LocalInstance {
     /// Whose sockets are its service's: so that a caller is known by name also at a door that is not its own. `None`: uids say nothing here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
+    /// Whether each request says which service calls, in [`CALLER`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told_callers: bool,
 }
+
+/// The header by which an engine is told which service calls: `PROJECT/SERVICE`. A proxy takes it off all that programs send.
+pub const CALLER: &str = "mainland-caller";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -89,6 +89,7 @@ fn local(instance: &Instance, parts: &Parts<'_>) -> Vec<LocalInstance> {
         max_in_flight: desired.spec.traffic.max_in_flight,
         gate: instance.gate(),
         uid: parts.enforce_uid.then_some(desired.uid),
+        told_callers: desired.spec.engine().is_some(),
     };
     let at_ports = desired.spec.ports_of(&desired.service);
     let at_ports = at_ports.filter_map(|(name, port, protocol)| {

@@ -93,6 +93,7 @@ fn instance(service: &ResourceId, address: SocketAddr) -> LocalInstance {
         max_in_flight: 65_536,
         gate: Gate::Open,
         uid: None,
+        told_callers: false,
     }
 }
 

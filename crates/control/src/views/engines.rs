@@ -142,6 +142,12 @@ fn of_topic(
     let late = consumers
         .iter()
         .filter(|(_, status)| status.backlog > 0 && status.oldest_ms > WAITS_LONG_MS);
+    // Who pulls names its consumers as it likes.
+    let service = |consumer: &ResourceName| -> ResourceName {
+        let owner = consumers.get(consumer).and_then(|one| one.owner.clone());
+        owner.unwrap_or_else(|| consumer.clone())
+    };
+    let reader = |consumer: &ResourceName| reader(&service(consumer));
     let gone: Vec<_> = late
         .clone()
         .filter(|(consumer, _)| reader(consumer) == Reader::Gone)
@@ -158,17 +164,22 @@ fn of_topic(
             _ if refused => "fails on, each tried again",
             _ => "is not done with",
         };
+        let service = service(consumer);
+        let named = match service == *consumer {
+            true => consumer.to_string(),
+            false => format!("{consumer} (of {service})"),
+        };
         let mut text = format!(
-            "messages of {topic} that {consumer} {what}: {}, the oldest for {} s; ",
+            "messages of {topic} that {named} {what}: {}, the oldest for {} s; ",
             status.backlog,
             status.oldest_ms / 1000
         );
         text += &match reader {
-            Reader::Gone => format!("its place is kept for a day: a service {consumer} that is declared again goes on there"),
-            _ => format!("see `mainland logs {consumer}`"),
+            Reader::Gone => format!("its place is kept for a day: a service {service} that is declared again goes on there"),
+            _ => format!("see `mainland logs {service}`"),
         };
         if !refused && reader == Reader::Alike {
-            text += &format!("; more copies: `mainland scale {consumer} N`");
+            text += &format!("; more copies: `mainland scale {service} N`");
         }
         Reason::new("backlog", text)
     });
@@ -329,6 +340,28 @@ mod tests {
             "{}",
             concern.message
         );
+    }
+
+    #[test]
+    fn a_consumer_is_told_with_the_service_that_pulls() {
+        let mut view = topic(7, 31_000, 0);
+        if let Some(EngineStatus::Topic { consumers, .. }) = &mut view.status {
+            for status in consumers.values_mut() {
+                status.owner = Some("reports".parse().unwrap());
+            }
+        }
+        let reader = |name: &ResourceName| match name.as_str() {
+            "reports" => Reader::Alike,
+            _ => Reader::Gone,
+        };
+        let said = concerns_of(&[view], reader);
+        for part in [
+            "email (of reports)",
+            "`mainland logs reports`",
+            "scale reports N",
+        ] {
+            assert!(said[0].message.contains(part), "{}", said[0].message);
+        }
     }
 
     #[test]

@@ -198,9 +198,15 @@ async fn who_comes_and_goes_restarts_no_engine() {
     let cloud = Cloud::start(directory.path()).await;
     let nodes = cloud.three_nodes().await;
     let publisher = needing(service(1), "events");
+    let mut puller = needing(service(1), "events");
+    puller
+        .needs
+        .values_mut()
+        .for_each(|need| need.access = Access::Consume);
     let first = [
         ("events", topic()),
         ("web", publisher),
+        ("pull", puller),
         ("mail", consuming("events", "/mail")),
     ];
     cloud.apply(&apply_of(&first)).await;
@@ -213,10 +219,10 @@ async fn who_comes_and_goes_restarts_no_engine() {
         }
     };
     let one = told(&nodes, "events", has(1)).await;
-    assert_eq!(
-        one.settings.unwrap().subscriptions[&name("mail")].path,
-        "/mail"
-    );
+    let settings = one.settings.unwrap();
+    assert_eq!(settings.subscriptions[&name("mail")].path, "/mail");
+    // Who only needs it publishes.
+    assert_eq!(settings.consumers, [name("pull")].into());
     cloud
         .apply(&apply_of(&[("ship", consuming("events", "/ship"))]))
         .await;

@@ -89,10 +89,16 @@ fn rows(topic: &EngineView) -> Vec<[String; 9]> {
             oldest,
             status.retrying.to_string(),
             status.dead.to_string(),
-            String::new(),
+            pulled_by(status),
         ]
     };
     consumers.iter().enumerate().map(row).collect()
+}
+
+/// Who pulls names its consumers as it likes.
+fn pulled_by(status: &ConsumerStatus) -> String {
+    let owner = status.owner.as_ref();
+    owner.map_or_else(String::new, |owner| format!("pulled by {owner}"))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! | `outside` | routes and secrets |
 //! | `state` | databases and topics, resolved to services |
 //! | `references` | needs and routes lead to something declared |
+//! | `connections` | databases have the connections that are declared |
 //! | `limits` | the kernel takes what programs are given |
 //! | `variables` | something gives the variables that are used |
 //! | `schema` | the table of keys as a JSON Schema |
@@ -24,6 +25,7 @@
 //! Nothing stops at the first error: what can't be read is reported, and the rest is read on.
 
 mod check;
+mod connections;
 mod document;
 mod foreign;
 mod keys;
@@ -88,6 +90,9 @@ pub struct DeclaredService {
     /// Where each need stands that it writes itself.
     pub needs: BTreeMap<ResourceName, Position>,
 }
+
+/// What is declared, by name.
+type Services = BTreeMap<ResourceName, DeclaredService>;
 
 /// A place in the file, both counted from 1; columns in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -190,6 +195,7 @@ fn resolve(report: &mut Report, file: &Node, environment: Option<&str>) -> Optio
     let secrets = outside::secrets(report, file);
     let routes = outside::routes(report, file);
     references::check(report, file, &services);
+    connections::check(report, &services);
     limits::check(report, file, &services, &secrets);
     Some(Manifest {
         project: project?,

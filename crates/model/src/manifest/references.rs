@@ -9,9 +9,7 @@ use crate::traffic::Protocol;
 
 use super::check::{Report, join, nearest, shown};
 use super::document::{Entry, Node};
-use super::{DeclaredService, Position, outside, variables};
-
-type Services = BTreeMap<ResourceName, DeclaredService>;
+use super::{DeclaredService, Position, Services, outside, variables};
 
 /// Needs, routes and names across kinds. What is declared is taken from the file itself, so that a service with another mistake in it
 /// is not called unknown as well.
@@ -35,6 +33,7 @@ pub(super) fn check(report: &mut Report, file: &Node, services: &Services) {
     for entry in file.get("routes").map(Node::entries).unwrap_or_default() {
         route(report, entry, &declared, services);
     }
+    topics_are_consumed(report, file, services);
     cycles(report, services);
 }
 
@@ -133,6 +132,25 @@ fn database(report: &mut Report, entry: &Entry, declared: &Declared<'_>) {
     }
 }
 
+/// A topic that nobody consumes keeps nothing for anybody. Who only needs it publishes.
+fn topics_are_consumed(report: &mut Report, file: &Node, services: &Services) {
+    for entry in file.get("topics").map(Node::entries).unwrap_or_default() {
+        let name = entry.key.as_str();
+        let pulls = |need: &Need| need.access == Access::Consume;
+        let consumes = |service: &DeclaredService| {
+            let spec = &service.spec;
+            spec.on.contains_key(name) || spec.needs.get(name).is_some_and(pulls)
+        };
+        if !services.contains_key(name) || services.values().any(consumes) {
+            continue;
+        }
+        let message = format!(
+            "nobody consumes `{name}`: a service that is called says `on: {{ {name}: /PATH }}`, and one that pulls `needs: [{name}: consume]`"
+        );
+        report.warning(entry.key_position, &join("topics", name), message);
+    }
+}
+
 /// Whether what a service consumes is a topic, and it can take it.
 fn subscriptions(report: &mut Report, service: &Entry, declared: &Declared<'_>) {
     let path = join(&join("services", &service.key), "on");
@@ -214,11 +232,18 @@ fn options(
 ) {
     let is_secret = declared.kind(name) == Some("a secret");
     if need.access == Access::Read && !declared.databases.contains(name) {
-        report.error(
-            position,
-            path,
-            format!("`read` means nothing for `{name}`: it is not a database"),
-        );
+        let topic = declared.topics.contains(name);
+        let instead = if topic {
+            format!("; who pulls from a topic says `{name}: consume`")
+        } else {
+            String::new()
+        };
+        let message = format!("`read` means nothing for `{name}`: it is not a database{instead}");
+        report.error(position, path, message);
+    }
+    if need.access == Access::Consume && !declared.topics.contains(name) {
+        let message = format!("`consume` means nothing for `{name}`: it is not a topic");
+        report.error(position, path, message);
     }
     if need.connections.is_some() && !declared.databases.contains(name) {
         report.error(

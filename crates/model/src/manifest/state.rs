@@ -292,13 +292,14 @@ pub(super) fn subscriptions(node: &Node) -> BTreeMap<ResourceName, Subscription>
     entries.iter().filter_map(subscription).collect()
 }
 
-/// What a need asks for, in the short form: `orders-db: read`.
+/// What a need asks for, in the short form: `orders-db: read`, `order-events: consume`.
 pub(super) fn access(options: &Node) -> Access {
     let word = options
         .text()
         .or_else(|| options.get("access").and_then(Node::text));
     match word {
         Some("read") => Access::Read,
+        Some("consume") => Access::Consume,
         _ => Access::Write,
     }
 }

@@ -226,7 +226,7 @@ impl Changes {
             self.say(format!("alter role {role} password {verifier}"));
         }
         match wanted.access {
-            Access::Write if !present.writes || present.reads => {
+            Access::Write | Access::Consume if !present.writes || present.reads => {
                 self.write(owner, &role, &present);
             }
             Access::Read if !present.reads || present.writes => {

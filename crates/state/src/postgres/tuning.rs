@@ -11,7 +11,7 @@
 //!
 //! What must hold whatever a team sets with `ALTER SYSTEM` is given on the command line: [`fixed`].
 
-use model::state::Postgres;
+use model::state::{Postgres, connections};
 use model::units::Bytes;
 
 use super::place::{Place, SETTINGS_FILE};
@@ -36,9 +36,9 @@ struct Sizes {
 
 impl Sizes {
     fn from(memory: Bytes) -> Self {
+        let max_connections = u64::from(connections(memory));
         let memory = memory.0 / MIB;
         let shared_buffers = (memory / 4).clamp(16, 8 * 1024);
-        let max_connections = (memory / 6).clamp(20, 200);
         let left = memory.saturating_sub(shared_buffers);
         Self {
             shared_buffers,

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use model::ids::{ResourceId, ResourceName};
+use model::traffic::CALLER;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -194,7 +196,7 @@ impl Door {
     async fn asked<B, Asked, Answering>(
         &self,
         request: Request<B>,
-        answer: impl FnOnce(Arc<Engine>, Asked) -> Answering,
+        answer: impl FnOnce(Arc<Engine>, ResourceName, Asked) -> Answering,
     ) -> Result<Answer, Problem>
     where
         B: Body<Data = Bytes>,
@@ -202,11 +204,12 @@ impl Door {
         Asked: DeserializeOwned,
         Answering: Future<Output = Result<Answer, Problem>>,
     {
+        let service = self.engine.who_may_consume(caller(request.headers()))?;
         let asked = {
             let (_room, body) = self.read(request.into_body()).await?;
             parse(&body)?
         };
-        answer(self.engine.clone(), asked).await
+        answer(self.engine.clone(), service, asked).await
     }
 
     /// The whole body, and what bounds it while it is in memory.
@@ -241,6 +244,11 @@ impl Door {
             _all: self.bodies.acquire_many(bytes).await?,
         })
     }
+}
+
+/// The service that calls, as the proxy beside the topic says.
+fn caller(headers: &HeaderMap) -> Option<ResourceId> {
+    headers.get(CALLER)?.to_str().ok()?.parse().ok()
 }
 
 /// Ends a connection so that its last answer arrives though the caller is still sending, as where the body is too large: what is unread when a

@@ -2,6 +2,7 @@
 //!
 //! Who pulls has a message until its lease ends: within that it is acknowledged, given back, or the lease extended. A lease that ran out is a
 //! failed attempt, and the message is delivered again. A lease is a token: once the message is somebody else's, the old one is refused.
+//! Who pulls is a service that declares it, and a consumer is the service's that made it.
 //! What is in an answer that was not sent, because who asked had gone, is nobody's: as if it had not been taken ([`Loan`]).
 
 use std::fmt::Write as _;
@@ -65,13 +66,17 @@ pub struct Leases {
 /// # Errors
 ///
 /// The consumer can't pull, or messages can't be read.
-pub async fn pull(engine: Arc<Engine>, asked: Pull) -> Result<Answer, Problem> {
+pub async fn pull(
+    engine: Arc<Engine>,
+    service: ResourceName,
+    asked: Pull,
+) -> Result<Answer, Problem> {
     let lease_ms = lease(asked.lease_ms)?;
     if asked.max == 0 || asked.max > PULL_MAX {
         return Err(Problem::bad_request(format!("`max` is 1 to {PULL_MAX}")));
     }
     let name = &asked.consumer;
-    if engine.pull_consumer(name, asked.start == Start::Earliest)? {
+    if engine.pull_consumer(name, &service, asked.start == Start::Earliest)? {
         // What is published from now on must find it, whatever happens.
         engine.flush().await?;
         engine.wake();
@@ -201,8 +206,12 @@ fn lend(list: &mut String, delivery: &Delivery, event: &str) {
 /// # Errors
 ///
 /// One of the leases is not held any more; the others are done.
-pub async fn ack(engine: Arc<Engine>, asked: Leases) -> Result<Answer, Problem> {
-    settle(&engine, &asked, &Outcome::Done)
+pub async fn ack(
+    engine: Arc<Engine>,
+    service: ResourceName,
+    asked: Leases,
+) -> Result<Answer, Problem> {
+    settle(&engine, &service, &asked, &Outcome::Done)
 }
 
 /// `POST /nack`: the messages failed, and will be delivered again after a back-off.
@@ -210,12 +219,16 @@ pub async fn ack(engine: Arc<Engine>, asked: Leases) -> Result<Answer, Problem> 
 /// # Errors
 ///
 /// One of the leases is not held any more; the others have failed.
-pub async fn nack(engine: Arc<Engine>, asked: Leases) -> Result<Answer, Problem> {
+pub async fn nack(
+    engine: Arc<Engine>,
+    service: ResourceName,
+    asked: Leases,
+) -> Result<Answer, Problem> {
     let outcome = Outcome::Failed {
         error: "given back by the consumer".to_owned(),
         retry_after_ms: None,
     };
-    settle(&engine, &asked, &outcome)
+    settle(&engine, &service, &asked, &outcome)
 }
 
 /// `POST /extend`: the leases end `lease_ms` from now.
@@ -223,7 +236,12 @@ pub async fn nack(engine: Arc<Engine>, asked: Leases) -> Result<Answer, Problem>
 /// # Errors
 ///
 /// One of the leases is not held any more; none is extended.
-pub async fn extend(engine: Arc<Engine>, asked: Leases) -> Result<Answer, Problem> {
+pub async fn extend(
+    engine: Arc<Engine>,
+    service: ResourceName,
+    asked: Leases,
+) -> Result<Answer, Problem> {
+    engine.check_owner(&asked.consumer, &service)?;
     let lease_ms = lease(asked.lease_ms)?;
     let tokens = tokens(&asked)?;
     if !engine.holds_all(&asked.consumer, &tokens) {
@@ -233,7 +251,13 @@ pub async fn extend(engine: Arc<Engine>, asked: Leases) -> Result<Answer, Proble
     Ok(json(format!(r#"{{"extended":{}}}"#, tokens.len())))
 }
 
-fn settle(engine: &Engine, asked: &Leases, outcome: &Outcome) -> Result<Answer, Problem> {
+fn settle(
+    engine: &Engine,
+    service: &ResourceName,
+    asked: &Leases,
+    outcome: &Outcome,
+) -> Result<Answer, Problem> {
+    engine.check_owner(&asked.consumer, service)?;
     let tokens = tokens(asked)?;
     let late: Vec<&str> = std::iter::zip(&asked.leases, &tokens)
         .filter(|(_, token)| !engine.settle(&asked.consumer, **token, outcome))

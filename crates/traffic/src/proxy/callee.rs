@@ -89,7 +89,13 @@ pub async fn call(
 ) -> Result<Response<ResponseBody>, Failure> {
     let (local, pass) = enter(view, caller, to)?;
     let idempotent = head.idempotent;
-    let request = request_to_instance(head, body);
+    let mut request = request_to_instance(head, body);
+    if local.told_callers
+        && let Some(service) = caller.service()
+    {
+        let name = wire::reason(&service.to_string());
+        request.headers_mut().insert(wire::CALLER, name);
+    }
     let shut = local.gate.when_shut();
     let sent = worker
         .instances

@@ -136,6 +136,8 @@ pub struct Local {
     pub address: Address,
     pub protocol: Protocol,
     pub gate: Arc<Gate>,
+    /// Each request says which service calls.
+    pub told_callers: bool,
 }
 
 /// Who calls: a service of this node or of another, or a gateway.
@@ -310,6 +312,7 @@ fn join_local(
         address: local.address.clone(),
         protocol: local.protocol,
         gate,
+        told_callers: local.told_callers,
     })
 }
 

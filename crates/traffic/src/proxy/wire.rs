@@ -27,6 +27,9 @@ pub const BROKEN: HeaderName = HeaderName::from_static("mainland-broken");
 /// In an answer: the caller may not call, and which need is missing.
 pub const REFUSED: HeaderName = HeaderName::from_static("mainland-refused");
 
+/// For an engine: which service calls.
+pub const CALLER: HeaderName = HeaderName::from_static(model::traffic::CALLER);
+
 /// A number for a request with a long body, and the question whether the body of that request is taken ([`super::held`]).
 pub const TICKET: HeaderName = HeaderName::from_static("mainland-ticket");
 pub const IS_TAKEN: HeaderName = HeaderName::from_static("mainland-is-taken");

@@ -170,6 +170,7 @@ impl Node {
             max_in_flight: 64,
             gate: Gate::Open,
             uid: None,
+            told_callers: false,
         });
         self.endpoint(instance)
     }

@@ -183,6 +183,20 @@ fn a_service_sets_none_of_our_headers() {
 }
 
 #[test]
+fn only_an_engine_is_told_who_calls_and_by_the_proxy_alone() {
+    let cart = mirror();
+    let mut shop = shop(&Authority::new(), cart.address, Protocol::Http);
+    let forged = "POST / HTTP/1.1\r\nHost: cart\r\nMainland-Caller: shop/admin\r\nMainland_Caller: shop/admin\r\nContent-Length: 0\r\n\r\n";
+    for (told, expected) in [(false, None), (true, Some("shop/web"))] {
+        shop.b.snapshot.local[0].told_callers = told;
+        shop.b.apply();
+        let text = seen(shop.door, forged);
+        assert_eq!(header(&text, "mainland-caller"), expected, "{text}");
+        assert_eq!(header(&text, "mainland_caller"), None, "{text}");
+    }
+}
+
+#[test]
 fn the_host_is_the_targets_and_a_valid_one() {
     let instance = mirror();
     let mut world = web(&instance, &instance);

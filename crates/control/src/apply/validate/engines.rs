@@ -100,15 +100,21 @@ fn check_access(name: &ResourceName, spec: &Service, known: &Known<'_>) -> Resul
         Some(Work::External { login, .. }) => login.is_some(),
         _ => false,
     };
-    let mut reading = spec.needs.iter();
-    let wrong =
-        reading.find(|(need, options)| options.access == Access::Read && !is_database(need));
-    match wrong {
-        None => Ok(()),
-        Some((need, _)) => Err(invalid(format!(
-            "{name} needs `{need}` with `read`, which only databases know"
-        ))),
+    let is_topic = |need: &ResourceName| {
+        let engine = known.services.get(need).and_then(|found| found.engine());
+        matches!(engine, Some(Engine::Topic(_)))
+    };
+    for (need, options) in &spec.needs {
+        let (word, whose) = match options.access {
+            Access::Read if !is_database(need) => ("read", "databases"),
+            Access::Consume if !is_topic(need) => ("consume", "topics"),
+            _ => continue,
+        };
+        return Err(invalid(format!(
+            "{name} needs `{need}` with `{word}`, which only {whose} know"
+        )));
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -189,8 +195,12 @@ mod tests {
     }
 
     fn reading(need: &str) -> Service {
+        needing(need, Access::Read)
+    }
+
+    fn needing(need: &str, access: Access) -> Service {
         let options = Need {
-            access: Access::Read,
+            access,
             ..Need::default()
         };
         Service {
@@ -264,6 +274,9 @@ mod tests {
             (on("events", "/x", 0), Some("1 to 1024")),
             (reading("events"), Some("only databases")),
             (reading("web"), Some("only databases")),
+            (needing("events", Access::Consume), None),
+            (needing("db", Access::Consume), Some("only topics")),
+            (needing("web", Access::Consume), Some("only topics")),
         ];
         for (spec, expected) in table {
             let found = check(&name("it"), &spec, &known)

@@ -262,7 +262,7 @@ static NEED_OPTIONS: [Key; 5] = [
     key(
         "access",
         Shape::Text(&ACCESS),
-        "For a database: `read` sees every table and changes nothing. Default: write.",
+        "For a database: `read` sees every table and changes nothing. For a topic: `consume` pulls from it, besides publishing. Default: write.",
     ),
     key(
         "connections",

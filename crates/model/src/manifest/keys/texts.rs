@@ -240,8 +240,8 @@ pub(super) static BALANCE: Form = words(
 pub(super) static AFFINITY: Form = words(&["none", "cookie"], "`none` or `cookie`");
 
 pub(super) static NEED_WORD: Form = words(
-    &["optional", "read", "write"],
-    "`optional`, `read` or `write`",
+    &["optional", "read", "write", "consume"],
+    "`optional`, `read`, `write` or `consume`",
 );
 
 pub(super) static STANDBYS: Form = words(
@@ -259,7 +259,10 @@ pub(super) static EXTENSION: Form = Form {
 
 pub(super) static EXTENSION_WISH: Form = words(&["drop"], "`drop`");
 
-pub(super) static ACCESS: Form = words(&["read", "write"], "`read` or `write`");
+pub(super) static ACCESS: Form = words(
+    &["read", "write", "consume"],
+    "`read`, `write` or `consume`",
+);
 pub(super) static TRUE: Form = words(&["true"], "`true`");
 
 pub(in crate::manifest) fn is_host_and_port(text: &str) -> bool {

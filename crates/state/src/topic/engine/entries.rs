@@ -1,6 +1,6 @@
 //! Each consumer, and what is known of all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ pub(super) struct State {
 pub(super) struct Entry {
     pub(super) consumer: Consumer,
     pub(super) pull: bool,
+    /// The service that pulls under this name. `None`: none has since this is known.
+    pub(super) owner: Option<ResourceName>,
     /// As declared now; `None` for pull consumers, and where the `on` has gone.
     pub(super) subscription: Option<Subscription>,
     pub(super) seen_ms: u64,
@@ -94,6 +96,7 @@ impl State {
             Some(Leave {
                 name: name.to_string(),
                 pull: entry.pull,
+                owner: entry.owner.as_ref().map(ResourceName::to_string),
                 seen_ms: entry.seen_ms,
                 changes: entry.consumer.changes()?,
             })
@@ -124,10 +127,11 @@ impl State {
     /// Who has been away for too long; who is there is noted.
     pub(super) fn forgotten(&mut self, now_ms: u64) -> Vec<ResourceName> {
         let mut forgotten = Vec::new();
+        let may_consume = &self.file.settings.consumers;
         for (name, entry) in &mut self.consumers {
             if entry.subscription.is_some() {
                 entry.seen(now_ms);
-            } else if entry.is_forgotten(now_ms) {
+            } else if entry.is_forgotten(may_consume, now_ms) {
                 forgotten.push(name.clone());
             }
         }
@@ -136,7 +140,8 @@ impl State {
 
     /// `None`: it has come back.
     pub(super) fn take_forgotten(&mut self, name: &ResourceName, now_ms: u64) -> Option<Entry> {
-        let is_forgotten = self.consumers.get(name)?.is_forgotten(now_ms);
+        let entry = self.consumers.get(name)?;
+        let is_forgotten = entry.is_forgotten(&self.file.settings.consumers, now_ms);
         is_forgotten.then(|| self.consumers.remove(name)).flatten()
     }
 }
@@ -151,6 +156,7 @@ impl Entry {
         Self {
             consumer: Consumer::new(read, limits, first_token),
             pull: false,
+            owner: None,
             subscription: None,
             seen_ms: now_ms,
             seen_stored_ms: 0,
@@ -166,15 +172,21 @@ impl Entry {
         self.seen_stored_ms == 0
     }
 
-    fn is_forgotten(&self, now_ms: u64) -> bool {
+    /// A service that may pull no more is remembered no longer than one whose `on` has gone.
+    fn is_forgotten(&self, may_consume: &BTreeSet<ResourceName>, now_ms: u64) -> bool {
         let away_ms = now_ms.saturating_sub(self.seen_ms);
-        self.subscription.is_none() && away_ms > forget_after_ms(self.pull)
+        let may = self
+            .owner
+            .as_ref()
+            .is_none_or(|owner| may_consume.contains(owner));
+        self.subscription.is_none() && away_ms > forget_after_ms(self.pull && may)
     }
 
     pub(super) fn restored(left: Left, attempts: u32, random: u32, now_ms: u64) -> Self {
         let seen_ms = last_seen(left.seen_ms, left.pull, now_ms);
         let mut entry = Self::new(left.read, seen_ms, u64::from(random) << 31);
         entry.pull = left.pull;
+        entry.owner = left.owner.and_then(|name| ResourceName::new(name).ok());
         entry.dead = left.dead;
         entry.seen_stored_ms = left.seen_ms;
         entry.floor = left
@@ -197,6 +209,7 @@ impl Entry {
 
     pub(super) fn subscribe(&mut self, subscription: &Subscription, attempts: u32, now_ms: u64) {
         self.pull = false;
+        self.owner = None;
         self.subscription = Some(subscription.clone());
         self.consumer.set_limits(Limits {
             in_flight: subscription.max_in_flight,

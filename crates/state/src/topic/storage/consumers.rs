@@ -18,6 +18,7 @@ const TOPIC_ENDED: &str =
 pub struct Left {
     pub name: String,
     pub pull: bool,
+    pub owner: Option<String>,
     pub seen_ms: u64,
     pub read: Position,
     pub open: Vec<(Position, Option<Key>)>,
@@ -30,6 +31,7 @@ pub struct Left {
 pub struct Leave {
     pub name: String,
     pub pull: bool,
+    pub owner: Option<String>,
     pub seen_ms: u64,
     pub changes: Changes,
 }
@@ -83,7 +85,7 @@ impl Storage {
 fn leave_one(connection: &Connection, leave: &Leave, now_ms: u64) -> rusqlite::Result<()> {
     let (name, changes) = (&leave.name, &leave.changes);
     connection
-        .prepare_cached("INSERT OR REPLACE INTO consumer VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .prepare_cached("INSERT OR REPLACE INTO consumer VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
         .execute(params![
             name,
             leave.pull,
@@ -91,6 +93,7 @@ fn leave_one(connection: &Connection, leave: &Leave, now_ms: u64) -> rusqlite::R
             changes.read as i64,
             packed(&changes.open),
             packed(&changes.begun),
+            leave.owner,
         ])?;
     for failure in &changes.failed {
         connection
@@ -152,11 +155,13 @@ pub(super) fn count_begun(connection: &Connection) -> rusqlite::Result<()> {
 
 pub(super) fn load(connection: &Connection) -> rusqlite::Result<(Tail, Vec<Left>)> {
     let tail = read_tail(connection)?;
-    let mut statement = connection.prepare("SELECT name, pull, seen, read, open FROM consumer")?;
+    let mut statement =
+        connection.prepare("SELECT name, pull, seen, read, open, owner FROM consumer")?;
     let rows = statement.query_map([], |row| {
         let left = Left {
             name: row.get(0)?,
             pull: row.get(1)?,
+            owner: row.get(5)?,
             seen_ms: row.get::<_, i64>(2)? as u64,
             read: row.get::<_, i64>(3)? as u64,
             open: Vec::new(),

@@ -51,4 +51,6 @@ pub(super) const MIGRATIONS: &[&str] = &["
     CREATE INDEX dead_by_position ON dead (position);
 ", "
     ALTER TABLE consumer ADD COLUMN begun BLOB NOT NULL DEFAULT x'';  -- of the open positions, those that somebody has
+", "
+    ALTER TABLE consumer ADD COLUMN owner TEXT;        -- the service that pulls under this name
 "];

@@ -212,7 +212,7 @@ fn a_consumer_that_begins_before_what_is_removed_does_not_look_for_it_forever() 
     let engine = open(&disk, brief, Clock::start());
     // Before the topic has measured what is there.
     let audit = ResourceName::new("audit").unwrap();
-    engine.pull_consumer(&audit, true).unwrap();
+    engine.pull_consumer(&audit, &audit, true).unwrap();
     let looks = engine.plan().looks;
     assert_eq!(looks, [(audit.clone(), 0)]);
     block_on(engine.look(audit, 0));
@@ -260,7 +260,7 @@ fn who_could_not_pull_since_the_topic_was_down_is_not_forgotten() {
     let disk = Disk::new();
     let audit = ResourceName::new("audit").unwrap();
     let engine = open(&disk, file(5, &[]), Clock::start());
-    engine.pull_consumer(&audit, false).unwrap();
+    engine.pull_consumer(&audit, &audit, false).unwrap();
     block_on(engine.publish(vec![Event::default()])).unwrap();
     drop(engine);
     let later = Clock::start_at(Clock::wall_ms() + 8 * 24 * HOUR_MS);

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use model::ids::ResourceName;
 use serde_json::{Value, json};
 
-use super::support::{Running, block_on, file, until};
+use super::support::{Answer, CALLER, Running, block_on, file, until};
 
 fn pull(topic: &Running, asked: Value) -> Vec<Value> {
     let answer = topic.post_json("/pull", asked);
@@ -224,6 +224,123 @@ fn what_can_not_be_pulled_is_refused() {
     }
 }
 
+/// Of a topic that `reports` and `audit` may pull from, asked by one service.
+fn ask_as(topic: &Running, caller: Option<&str>, path: &str, asked: &Value) -> Answer {
+    let caller = caller.map(|caller| (model::traffic::CALLER, caller));
+    let headers: Vec<_> = caller.into_iter().collect();
+    topic.post_as_it_is(path, &headers, &asked.to_string())
+}
+
+fn file_for(consumers: &[&str]) -> model::state::EngineFile {
+    let mut file = file(5, &[]);
+    file.settings.consumers = consumers.iter().map(|one| name(one)).collect();
+    file
+}
+
+#[test]
+fn only_who_declares_it_consumes_and_all_who_call_publish() {
+    let topic = Running::start(file_for(&["reports"]));
+    let asked = json!({"consumer": "reports", "leases": []});
+    for (caller, says) in [
+        (
+            Some("shop/web"),
+            "service web does not declare needs: [orders: consume]",
+        ),
+        (Some("other/reports"), "service reports does not declare"),
+        (Some("reports"), "no proxy says which service calls"),
+        (None, "no proxy says which service calls"),
+    ] {
+        for path in ["/pull", "/ack", "/nack", "/extend"] {
+            let answer = ask_as(&topic, caller, path, &asked);
+            assert_eq!(answer.status, 403, "{caller:?} {path}: {}", answer.text);
+            assert!(answer.text.contains(says), "{}", answer.text);
+        }
+        let answer = ask_as(&topic, caller, "/messages", &json!({"x": 1}));
+        assert_eq!(answer.status, 200, "{}", answer.text);
+    }
+    let pull = json!({"consumer": "mine", "start": "earliest", "wait_ms": 10_000});
+    assert_eq!(
+        ask_as(&topic, Some("shop/reports"), "/pull", &pull).status,
+        200
+    );
+    // Declared and taken back as it runs.
+    assert_eq!(
+        ask_as(&topic, Some("shop/audit"), "/pull", &asked_by("audit")).status,
+        403
+    );
+    topic.told(file_for(&["audit"]));
+    assert_eq!(
+        ask_as(&topic, Some("shop/audit"), "/pull", &asked_by("audit")).status,
+        200
+    );
+    assert_eq!(
+        ask_as(&topic, Some("shop/reports"), "/pull", &pull).status,
+        403
+    );
+}
+
+fn asked_by(consumer: &str) -> Value {
+    json!({"consumer": consumer})
+}
+
+#[test]
+fn a_consumer_is_the_service_s_that_made_it() {
+    let disk = sqlite::testing::Disk::new();
+    let both = || file_for(&["reports", "audit"]);
+    let (reports, audit) = (Some("shop/reports"), Some("shop/audit"));
+    for turn in 0..2 {
+        // The second finds it on the disk.
+        let topic = Running::on(&disk, both());
+        if turn == 0 {
+            let made = ask_as(&topic, reports, "/pull", &asked_by("mine"));
+            assert_eq!(made.status, 200, "{}", made.text);
+            topic.publish("", "x");
+        }
+        assert_eq!(topic.consumer("mine").owner, Some(name("reports")));
+        for path in ["/pull", "/ack", "/nack", "/extend"] {
+            let asked = match path {
+                "/pull" => asked_by("mine"),
+                _ => json!({"consumer": "mine", "leases": []}),
+            };
+            let answer = ask_as(&topic, audit, path, &asked);
+            assert_eq!(answer.status, 403, "{path}: {}", answer.text);
+            let why = "the consumer of service reports";
+            assert!(answer.text.contains(why), "{}", answer.text);
+        }
+    }
+    // Whose service consumes no more, somebody else goes on with.
+    let topic = Running::on(&disk, file_for(&["audit"]));
+    let pulled = ask_as(
+        &topic,
+        audit,
+        "/pull",
+        &json!({"consumer": "mine", "wait_ms": 10_000}),
+    );
+    assert_eq!(pulled.json()["messages"].as_array().unwrap().len(), 1);
+    assert_eq!(topic.consumer("mine").owner, Some(name("audit")));
+}
+
+#[test]
+fn a_service_has_a_share_of_the_consumers() {
+    let all: Vec<String> = (0..16).map(|number| format!("s{number}")).collect();
+    let names: Vec<&str> = all.iter().map(String::as_str).collect();
+    for (services, share) in [(&names[..1], 32), (&names[..16], 16)] {
+        let topic = Running::start(file_for(services));
+        for number in 0..=share {
+            let consumer = asked_by(&format!("c{number}"));
+            let answer = ask_as(&topic, Some("shop/s0"), "/pull", &consumer);
+            let expected = if number < share { 200 } else { 409 };
+            assert_eq!(answer.status, expected, "{number}: {}", answer.text);
+            assert_eq!(answer.text.contains("its share"), number == share);
+        }
+        if let Some(other) = services.get(1) {
+            let caller = format!("shop/{other}");
+            let answer = ask_as(&topic, Some(&caller), "/pull", &asked_by("other"));
+            assert_eq!(answer.status, 200, "{}", answer.text);
+        }
+    }
+}
+
 fn in_flight(topic: &Running) -> u32 {
     topic.consumer("audit").in_flight
 }
@@ -236,13 +353,21 @@ fn who_leaves_before_the_answer_is_sent_has_failed_at_nothing() {
     let asked = json!({"consumer": "audit", "lease_ms": 60_000, "wait_ms": 5_000});
     let asked = || crate::topic::http::parse(&asked.to_string().into()).unwrap();
     // The answer stands, and the connection is gone.
-    let unsent = block_on(crate::topic::pull::pull(topic.engine().clone(), asked()));
+    let unsent = block_on(crate::topic::pull::pull(
+        topic.engine().clone(),
+        name(CALLER),
+        asked(),
+    ));
     assert_eq!(in_flight(&topic), 1);
     drop(unsent);
     assert_eq!(in_flight(&topic), 0);
     // It goes while the answer is made.
     block_on(async {
-        let mut pulling = std::pin::pin!(crate::topic::pull::pull(topic.engine().clone(), asked()));
+        let mut pulling = std::pin::pin!(crate::topic::pull::pull(
+            topic.engine().clone(),
+            name(CALLER),
+            asked()
+        ));
         let pending = std::future::poll_fn(|context| {
             std::task::Poll::Ready(pulling.as_mut().poll(context).is_pending())
         });

@@ -21,6 +21,8 @@ use crate::topic::engine::{Clock, Engine};
 use crate::topic::http::Door;
 use crate::topic::{keep_going, status, storage};
 
+/// The service that calls where no other is named.
+pub const CALLER: &str = "puller";
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Looks until `condition` yields something.
@@ -66,6 +68,7 @@ pub fn file(attempts: u32, consumers: &[(&str, u32, &Service)]) -> EngineFile {
         memory: Bytes::mebibytes(64),
         settings: EngineSettings {
             subscriptions: subscriptions.collect(),
+            consumers: [name(CALLER)].into(),
             ..EngineSettings::default()
         },
         secret: None,
@@ -144,6 +147,12 @@ impl Running {
     }
 
     pub fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let caller = format!("shop/{CALLER}");
+        let headers = [&[(model::traffic::CALLER, &*caller)][..], headers].concat();
+        self.post_as_it_is(path, &headers, body)
+    }
+
+    pub fn post_as_it_is(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let stream = TcpStream::connect(self.address).unwrap();
         exchange(stream, "POST", path, headers, body)
     }
