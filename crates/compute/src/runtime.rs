@@ -251,6 +251,9 @@ pub enum Error {
     /// The workload never ran; what a user should read.
     #[error("{error}")]
     NotStarted { error: String },
+    /// `on_partition: stop`, and no server has answered for so long that it may not begin. It never ran.
+    #[error("its lease ran out before it was started")]
+    LeaseOver,
     #[error("{0} is already running")]
     Running(InstanceId),
     #[error("{0} is not running")]

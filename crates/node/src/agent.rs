@@ -20,7 +20,7 @@ use plan::agent::{self as decide, Input, Output, Run};
 use tokio::runtime::Handle;
 use tokio::sync::{RwLock, Semaphore, SemaphorePermit, mpsc};
 
-use crate::begin::{adopt_all, begin, take_kept_desired};
+use crate::begin::{adopt_all, begin, remove_strays, take_kept_desired};
 use crate::core::{Core, Signals, at_port};
 use crate::firewall::Firewall;
 use crate::identity::{self, Identities};
@@ -30,8 +30,8 @@ use crate::layout::{self, Layout};
 use crate::options::{self, Config};
 use crate::record::Record;
 use crate::{
-    artifacts, clock, desired, engine, heartbeat, machine, probes, proxy, removal, snapshot,
-    socket, tunnel, upkeep,
+    artifacts, clock, desired, engine, machine, probes, proxy, removal, snapshot, socket, tunnel,
+    upkeep,
 };
 
 pub use crate::options::Options;
@@ -89,7 +89,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         begun = begin(options) => begun?,
         () = &mut shutdown => return Ok(()),
     };
-    let (agent, _held, events) = begun;
+    let (agent, held, events) = begun;
     let listener = socket::bind(&agent.layout.socket()).map_err(|source| Error::Socket {
         path: agent.layout.socket(),
         source,
@@ -109,10 +109,12 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         true => removal::end(&agent),
         false => begin_work(&agent, &mut tasks),
     }
-    let _heart = match is_over {
-        true => None,
-        false => Some(heartbeat::begin(&agent)?),
-    };
+    if !is_over {
+        held.heart.begin(&agent);
+    }
+    let volumes = agent.layout.volumes();
+    // Waited for by nobody, also not at the end.
+    std::thread::spawn(move || layout::sweep(&volumes));
     let mut ended = agent.signals.ended.subscribe();
     tokio::select! {
         () = &mut shutdown => tracing::info!("the agent ends; instances and proxy go on"),
@@ -125,6 +127,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 /// What the servers want, and what they are told.
 fn begin_work(agent: &Arc<Agent>, tasks: &mut tokio::task::JoinSet<()>) {
     take_kept_desired(agent);
+    tasks.spawn(remove_strays(agent.clone()));
     tasks.spawn(desired::run(agent.clone()));
     tasks.spawn(engine::run(agent.clone()));
     tasks.spawn(upkeep::certify(agent.clone()));
@@ -231,7 +234,7 @@ impl Agent {
         self.signals.report.notify_one();
     }
 
-    fn order(self: &Arc<Self>, core: &mut Core, instance: InstanceId, order: Order) {
+    pub fn order(self: &Arc<Self>, core: &mut Core, instance: InstanceId, order: Order) {
         let worker = core.workers.entry(instance.clone()).or_insert_with(|| {
             let (sender, orders) = mpsc::channel(ORDERS_MAX);
             self.tasks

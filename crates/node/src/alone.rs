@@ -51,6 +51,14 @@ pub async fn make_sure(layout: &Layout, root: &Path, is_root: bool) -> Result<Al
     Ok(lock)
 }
 
+/// Once a node that has just joined has its key, which it had not at [`make_sure`].
+pub fn with_key(held: Alone, layout: &Layout, root: &Path, is_root: bool) -> Result<Alone, Error> {
+    match held._file {
+        Some(_) => Ok(held),
+        None => lock(layout, root, is_root),
+    }
+}
+
 fn lock(layout: &Layout, root: &Path, is_root: bool) -> Result<Alone, Error> {
     let kept: Option<identity::NodeIdentity> = layout::read(&layout.identity())?;
     let Some((kept, memory)) = kept.zip(prepare::memory(is_root)) else {
@@ -133,6 +141,13 @@ mod tests {
             assert!(said.contains(part), "{part}: {said}");
         }
         drop(first);
+        // One that was there before its key was.
+        std::fs::rename(one.identity(), one_root.join("later")).unwrap();
+        let young = make_sure(&one, &one_root, is_root).await.unwrap();
+        std::fs::rename(one_root.join("later"), one.identity()).unwrap();
+        let young = with_key(young, &one, &one_root, is_root).unwrap();
+        assert!(make_sure(&copy, &copy_root, is_root).await.is_err());
+        drop(young);
         assert!(make_sure(&copy, &copy_root, is_root).await.is_ok());
     }
 }

@@ -1,13 +1,15 @@
 //! How an agent begins: who it is, what earlier agents left, what it was last told.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use compute::artifact::store::ArtifactStore;
 use compute::cgroup::{self, Support};
 use compute::process::{self, ProcessRuntime};
 use compute::runtime::{Adopted, Event};
-use model::ids::InstanceId;
+use futures_util::StreamExt as _;
+use model::ids::{InstanceId, ResourceId};
 use model::timing::SERVERS_CHANCE;
 use model::traffic::Gate;
 use plan::agent::{self as decide, Input};
@@ -18,6 +20,7 @@ use crate::agent::{Agent, Error};
 use crate::alone::{self, Alone};
 use crate::core::{Core, Running, Signals, at_port, kept_snapshot};
 use crate::firewall::{self, Firewall};
+use crate::heartbeat::Heart;
 use crate::identity::{Identities, Ticket};
 use crate::keeper::Keeper;
 use crate::layout::{self, Layout, Lock};
@@ -30,11 +33,14 @@ use crate::{addresses, artifacts, clock, desired, instances, leftovers, prepare,
 /// Probes that are out at the same time.
 const PROBES_MAX: usize = 64;
 const RUNTIME_EVENTS_MAX: usize = 256;
+/// Instances of an earlier agent that are looked for at the same time.
+const ADOPTED_AT_ONCE: usize = 64;
 
 /// What an agent holds for as long as it lives: its directory, and its key.
 pub struct Held {
     _directory: Lock,
     _key: Alone,
+    pub heart: Heart,
 }
 
 type Begun = (Arc<Agent>, Held, mpsc::Receiver<Event>);
@@ -53,6 +59,7 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
     });
     let (own, kept, clock) = (config.clone(), layout.clone(), options.clock);
     let (identities, standing) = Identities::open(own, kept, clock, token.as_ref()).await?;
+    let alone = alone::with_key(alone, &layout, &options.data_dir, is_root)?;
     // Only now: a directory with this file is one of a node that has joined.
     layout::write(&layout.config(), &config)?;
     let table = firewall::table_name(&config.name, &options.data_dir);
@@ -61,13 +68,8 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
     let mut limits: Vec<String> = firewall.limit().map(str::to_owned).into_iter().collect();
     let cgroups = detect_cgroups(&mut limits);
     tell_limits(&mut limits, is_root);
-    let (sender, events) = mpsc::channel(RUNTIME_EVENTS_MAX);
-    let runtime = ProcessRuntime::new(process::Options {
-        binary: options.executable.clone(),
-        cgroups,
-        events: sender,
-        start_patience: process::START_PATIENCE,
-    });
+    let heart = Heart::start()?;
+    let (runtime, events) = make_runtime(&options.executable, cgroups, &heart);
     let store = Arc::new(ArtifactStore::open(&layout.artifacts())?);
     let core = Core::open(&layout, machine);
     let agent = Agent {
@@ -94,8 +96,25 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
     let held = Held {
         _directory: lock,
         _key: alone,
+        heart,
     };
     Ok((Arc::new(agent), held, events))
+}
+
+fn make_runtime(
+    binary: &Path,
+    cgroups: Option<cgroup::Cgroups>,
+    heart: &Heart,
+) -> (ProcessRuntime, mpsc::Receiver<Event>) {
+    let (sender, events) = mpsc::channel(RUNTIME_EVENTS_MAX);
+    let runtime = ProcessRuntime::new(process::Options {
+        binary: binary.to_owned(),
+        cgroups,
+        events: sender,
+        hearers: heart.tasks(),
+        start_patience: process::START_PATIENCE,
+    });
+    (runtime, events)
 }
 
 /// Says what this node can't enforce or keep.
@@ -150,49 +169,74 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
         .flat_map(|snapshot| snapshot.local)
         .map(|local| (local.instance, local.gate))
         .collect();
-    let mut running = BTreeSet::new();
-    for record in record::read_all(&agent.layout) {
-        let id = record.desired.instance.clone();
-        let directory = agent.layout.instance(&id);
-        agent.with(|core| {
-            take_ports(core, &record);
-            core.running
-                .insert(id.clone(), Running { run: 1, pid: None });
-        });
-        let found = agent.runtime.adopt(&id, &directory).await;
-        let open = gates.get(&id) == Some(&Gate::Open);
-        let process = adopted(found, &record, open);
-        if let decide::Adopted::Running { .. } = process {
-            running.insert(service_of(&record.desired));
-        }
-        agent.with(|core| {
-            match &process {
-                // Its end is still to be heard.
-                decide::Adopted::Unknown => None,
-                decide::Adopted::Running { pid, .. } => {
-                    let pid = Some(*pid);
-                    core.running.insert(id.clone(), Running { run: 1, pid })
-                }
-                _ => core.running.remove(&id),
-            }
-        });
-        agent.tell(Input::Adopted {
-            desired: Box::new(record.desired),
-            history: record.history,
-            process,
-        });
-    }
+    let records = record::read_all(&agent.layout);
+    let adopting = records
+        .into_iter()
+        .map(|record| adopt(agent, record, &gates));
+    // Side by side: the node is silent until all are, and each may wait for its shim.
+    let adopting = futures_util::stream::iter(adopting).buffer_unordered(ADOPTED_AT_ONCE);
+    let running: BTreeSet<ResourceId> = adopting.filter_map(std::future::ready).collect().await;
     addresses::give_up_taken(agent, &running);
-    for id in record::strays(&agent.layout) {
-        tracing::warn!(instance = %id, "what is left of an instance without a record is removed");
-        let directory = agent.layout.instance(&id);
-        if let Err(error) = agent.runtime.remove(&id, &directory).await {
-            tracing::warn!(instance = %id, %error, "can't be removed");
-        }
-    }
     let ports = agent.with(|core| instances::open_ports(core));
     if let Err(why) = agent.firewall.apply(ports).await {
         tracing::error!(why, "instance ports can't be closed to others");
+    }
+}
+
+/// Its service, where it runs.
+async fn adopt(
+    agent: &Arc<Agent>,
+    record: Record,
+    gates: &BTreeMap<InstanceId, Gate>,
+) -> Option<ResourceId> {
+    let id = record.desired.instance.clone();
+    let directory = agent.layout.instance(&id);
+    agent.with(|core| {
+        take_ports(core, &record);
+        core.running
+            .insert(id.clone(), Running { run: 1, pid: None });
+    });
+    let found = agent.runtime.adopt(&id, &directory).await;
+    let open = gates.get(&id) == Some(&Gate::Open);
+    let process = adopted(found, &record, open);
+    let is_running = matches!(process, decide::Adopted::Running { .. });
+    let service = is_running.then(|| service_of(&record.desired));
+    agent.with(|core| {
+        match &process {
+            // Its end is still to be heard.
+            decide::Adopted::Unknown => None,
+            decide::Adopted::Running { pid, .. } => {
+                let pid = Some(*pid);
+                core.running.insert(id.clone(), Running { run: 1, pid })
+            }
+            _ => core.running.remove(&id),
+        }
+    });
+    agent.tell(Input::Adopted {
+        desired: Box::new(record.desired),
+        history: record.history,
+        process,
+    });
+    service
+}
+
+/// Removes what is left of instances of which no record can be read: once a server has said what the node should run, since until then nobody knows
+/// whether one of them is wanted, and what runs may be all that there is of it.
+pub async fn remove_strays(agent: Arc<Agent>) {
+    let mut told = agent.signals.told.subscribe();
+    if told.wait_for(|told| *told).await.is_err() {
+        return;
+    }
+    let of = agent.clone();
+    let strays = tokio::task::spawn_blocking(move || record::strays(&of.layout)).await;
+    for id in strays.unwrap_or_default() {
+        agent.with(|core| {
+            // What is wanted is prepared and started by its worker, which ends what is in its place.
+            if core.state.instance(&id).is_none() && !core.workers.contains_key(&id) {
+                tracing::warn!(instance = %id, "what is left of an instance without a record is removed");
+                agent.order(core, id.clone(), instances::Order::Remove);
+            }
+        });
     }
 }
 

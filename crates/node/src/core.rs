@@ -94,6 +94,8 @@ pub struct Signals {
     /// The servers should hear something.
     pub report: Notify,
     pub watch_anew: Notify,
+    /// A server has said what this node should run.
+    pub told: watch::Sender<bool>,
     pub certify: Notify,
     /// The proxy should hear something.
     pub road: watch::Sender<()>,
@@ -114,6 +116,7 @@ impl Default for Signals {
             wake: Notify::new(),
             report: Notify::new(),
             watch_anew: Notify::new(),
+            told: watch::Sender::new(false),
             certify: Notify::new(),
             road: watch::Sender::new(()),
             acknowledged: watch::Sender::new(Generation::default()),

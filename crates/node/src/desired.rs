@@ -84,6 +84,9 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
         desired: Box::new(desired),
         asked_at,
     });
+    if asked_at.is_some() {
+        agent.signals.told.send_replace(true);
+    }
     if is_new {
         agent.with(|core| tell_wrong_urls(agent, core));
         agent.signals.road.send_replace(());

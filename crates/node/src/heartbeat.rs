@@ -11,6 +11,7 @@ use model::ids::{Epoch, InstanceId, SessionId};
 use model::signals::Level;
 use model::timing::{HEARTBEAT_AGAIN_AFTER, HEARTBEAT_EVERY, HEARTBEAT_TIMEOUT};
 use plan::agent::Input;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -38,31 +39,43 @@ struct Session {
     leader: Epoch,
 }
 
-/// Ends the heartbeats when it is dropped.
+/// A thread and a runtime apart, for heartbeats and for telling shims that the lease is renewed: whatever else an agent does, and however slow its
+/// disk is, it is heard, and what has a lease keeps it. Ends when it is dropped.
 pub struct Heart {
+    tasks: Handle,
     _alive: oneshot::Sender<()>,
 }
 
-/// On a thread and a runtime of their own: whatever else an agent does, and however slow its disk is, it is heard.
-pub fn begin(agent: &Arc<Agent>) -> Result<Heart, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Error::Thread)?;
-    let (alive, over) = oneshot::channel::<()>();
-    let agent = agent.clone();
-    std::thread::Builder::new()
-        .name("heartbeat".to_owned())
-        .spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    () = run(agent) => {}
-                    _ = over => {}
-                }
-            });
+impl Heart {
+    pub fn start() -> Result<Self, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::Thread)?;
+        let (alive, over) = oneshot::channel::<()>();
+        let tasks = runtime.handle().clone();
+        std::thread::Builder::new()
+            .name("heartbeat".to_owned())
+            .spawn(move || {
+                let _ = runtime.block_on(over);
+                // Whoever waits for a disk on a thread of its own is not waited for.
+                runtime.shutdown_background();
+            })
+            .map_err(Error::Thread)?;
+        Ok(Self {
+            tasks,
+            _alive: alive,
         })
-        .map_err(Error::Thread)?;
-    Ok(Heart { _alive: alive })
+    }
+
+    /// Where nothing may wait for a disk.
+    pub fn tasks(&self) -> Handle {
+        self.tasks.clone()
+    }
+
+    pub fn begin(&self, agent: &Arc<Agent>) {
+        self.tasks.spawn(run(agent.clone()));
+    }
 }
 
 async fn run(agent: Arc<Agent>) {

@@ -227,16 +227,32 @@ async fn start(agent: &Arc<Agent>, id: &InstanceId, run: Run) {
         Err(error) => {
             agent.with(|core| core.running.remove(id));
             let running = matches!(error, Error::Running(_));
-            agent.tell(Input::NotStarted {
-                instance,
-                run,
-                error: error.to_string(),
-            });
+            agent.tell(not_started(instance, run, error));
             if running {
                 // A process that should not be there: the next try finds the place empty.
                 let _ = agent.runtime.kill(id, &agent.layout.instance(id)).await;
             }
         }
+    }
+}
+
+fn not_started(instance: InstanceId, run: Run, error: Error) -> Input {
+    match error {
+        // It waits for the servers, and has not failed.
+        Error::LeaseOver => Input::Exited {
+            instance,
+            run,
+            exit: Exit {
+                how: ExitHow::LeaseLost,
+                at: jiff::Timestamp::now(),
+            },
+            last_words: None,
+        },
+        error => Input::NotStarted {
+            instance,
+            run,
+            error: error.to_string(),
+        },
     }
 }
 

@@ -90,7 +90,6 @@ impl Layout {
         for folder in ["instances", "volumes"] {
             make_passage(&root.join(folder))?;
         }
-        sweep(&root.join("volumes"));
         make_private(&root.join("services"))?;
         make_private(&layout.gone())?;
         make_private(&layout.proxy())?;
@@ -292,8 +291,8 @@ impl Layout {
     }
 }
 
-/// What was put aside to be deleted by an agent that did not come to it.
-fn sweep(volumes: &Path) {
+/// Deletes what was put aside to be deleted by an agent that did not come to it. It may take minutes.
+pub fn sweep(volumes: &Path) {
     for project in fs::read_dir(volumes).into_iter().flatten().flatten() {
         for entry in fs::read_dir(project.path()).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(FORGOTTEN) {
@@ -415,6 +414,22 @@ mod tests {
         );
         drop(lock);
         assert!(Layout::open(folder.path()).is_ok());
+    }
+
+    /// A start is heard before anything is deleted, which may take minutes.
+    #[test]
+    fn opening_deletes_nothing_and_a_sweep_only_what_was_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let project = folder.path().join("volumes/shop");
+        let forgotten = project.join(format!("{FORGOTTEN}db.1.0"));
+        let kept = project.join("db/0/data");
+        for path in [&forgotten, &kept] {
+            fs::create_dir_all(path).unwrap();
+        }
+        let (layout, _lock) = Layout::open(folder.path()).unwrap();
+        assert!(forgotten.exists());
+        sweep(&layout.volumes());
+        assert_eq!((forgotten.exists(), kept.exists()), (false, true));
     }
 
     #[test]

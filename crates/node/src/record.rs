@@ -41,7 +41,7 @@ pub fn read_all(layout: &Layout) -> Vec<Record> {
     records
 }
 
-/// Directories of instances of which no record can be read: nobody knows any more what they should be.
+/// Directories of instances of which no record can be read: the node alone does not know what they should be.
 pub fn strays(layout: &Layout) -> Vec<InstanceId> {
     let mut strays = Vec::new();
     for project in entries(&layout.instances()) {

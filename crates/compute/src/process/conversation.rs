@@ -9,6 +9,7 @@
 //!             └─ the shim is gone ────► what is left is killed ──► Exited, unknown how
 //! ```
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -18,14 +19,16 @@ use std::time::Duration;
 
 use model::compute::Exit;
 use model::ids::InstanceId;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::Child;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{Shared, blocking, unknown_exit};
 use crate::instance::{self, Record};
+use crate::lease::Moment;
 use crate::runtime::{Error, Event, Happening};
 use crate::shim::protocol::{Notice, Request};
 
@@ -53,9 +56,9 @@ pub(super) enum Found {
     Nothing,
 }
 
-/// Connects to the shim of a directory, or finds out what became of it.
-pub(super) async fn find(directory: &Path) -> Result<Found, Error> {
-    let deadline = Instant::now() + HELLO_PATIENCE;
+/// Connects to the shim of a directory, or finds out what became of it. `patience`: for one that lives to say hello.
+pub(super) async fn find(directory: &Path, patience: Duration) -> Result<Found, Error> {
+    let deadline = Instant::now() + patience;
     loop {
         let (locked, record, exit) = look(directory).await?;
         if let Some(exit) = exit {
@@ -70,17 +73,37 @@ pub(super) async fn find(directory: &Path) -> Result<Found, Error> {
             }
             (true, record) => {
                 // A shim lives; it may be starting or ending.
-                if let Ok(found) = timeout(HELLO_PATIENCE, connect(directory)).await
+                if let Ok(found) = timeout_at(deadline, connect(directory)).await
                     && let Ok(found) = found
                 {
                     return Ok(found);
                 }
-                if Instant::now() > deadline {
+                if Instant::now() >= deadline {
                     return Ok(Found::Mute(record.map(Box::new)));
                 }
                 sleep(RETRY_INTERVAL).await;
             }
         }
+    }
+}
+
+/// Tells a shim that is still starting its workload of each renewal, as soon as it listens.
+pub(super) async fn renew(
+    directory: &Path,
+    mut lease: watch::Receiver<Option<Moment>>,
+) -> Infallible {
+    loop {
+        if let Ok(mut stream) = dialled(directory).await {
+            lease.mark_changed();
+            while lease.changed().await.is_ok() {
+                let newest = *lease.borrow_and_update();
+                let Some(sent_at) = newest else { continue };
+                if ask(&mut stream, &Request::Renew { sent_at }).await.is_err() {
+                    break;
+                }
+            }
+        }
+        sleep(RETRY_INTERVAL).await;
     }
 }
 
@@ -117,11 +140,27 @@ pub(super) fn is_locked(directory: &Path) -> io::Result<bool> {
     }
 }
 
+async fn dialled(directory: &Path) -> io::Result<Stream> {
+    let directory = directory.to_owned();
+    let dialled = blocking(move || Ok(dial(&directory))).await;
+    let stream = dialled.map_err(io::Error::other)??;
+    Ok(BufReader::new(UnixStream::from_std(stream)?))
+}
+
+/// Waits for the disk that the directory is on, never for the shim: one that has taken no connection for long takes no more.
+///
 /// The directory's path may be longer than the address of a socket: it is named by an open file instead.
-async fn connect(directory: &Path) -> io::Result<Found> {
+fn dial(directory: &Path) -> io::Result<std::os::unix::net::UnixStream> {
     let folder = File::open(directory)?;
     let path = format!("/proc/self/fd/{}/{}", folder.as_raw_fd(), instance::SOCKET);
-    let mut stream = BufReader::new(UnixStream::connect(path).await?);
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
+async fn connect(directory: &Path) -> io::Result<Found> {
+    let mut stream = dialled(directory).await?;
     match next_notice(&mut stream).await? {
         Notice::Hello { record, stopped } => Ok(Found::Running {
             stream,
@@ -168,7 +207,8 @@ pub(super) fn begin(shared: &Arc<Shared>, instance: &InstanceId, directory: &Pat
         pid: run.pid,
         stopped: run.stopped,
     };
-    tokio::spawn(hearer.run(run.requests, run.stream, run.shim));
+    let hearers = shared.options.hearers.clone();
+    hearers.spawn(hearer.run(run.requests, run.stream, run.shim));
 }
 
 struct Hearer {
@@ -193,20 +233,20 @@ impl Hearer {
             {
                 break exit;
             }
-            match find(&self.directory).await {
+            match find(&self.directory, HELLO_PATIENCE).await {
                 Ok(Found::Ended(exit)) => break exit,
                 Ok(Found::Nothing | Found::Gone) => {
                     self.shared
                         .settle(&self.instance, &self.directory, None)
                         .await;
-                    break unknown_exit(&self.directory);
+                    break unknown_exit(&self.directory).await;
                 }
                 // Dead, and its watchdog still at it: some of it the kernel holds, which is to be named.
                 Ok(Found::Mute(Some(record))) if !record.shim.is_alive() => {
                     self.shared
                         .settle(&self.instance, &self.directory, None)
                         .await;
-                    break unknown_exit(&self.directory);
+                    break unknown_exit(&self.directory).await;
                 }
                 Ok(Found::Mute(_)) => {
                     if !std::mem::replace(&mut said, true) {

@@ -12,10 +12,12 @@ use model::units::Span;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 
-use super::{Options, blocking};
+use super::{Options, blocking, conversation};
 use crate::cgroup::{Cgroups, Group, Limits};
 use crate::identity::ProcessIdentity;
+use crate::lease::Moment;
 use crate::runtime::{Error, InstanceSpec, Started};
 use crate::shim::protocol::{Launch, Launched, Program};
 
@@ -32,9 +34,11 @@ pub(super) struct Failed {
     pub shim: Option<ProcessIdentity>,
 }
 
+/// `lease`: the newest renewal, told to the shim for as long as the start takes.
 pub(super) async fn launch(
     options: &Options,
     spec: &InstanceSpec,
+    lease: watch::Receiver<Option<Moment>>,
 ) -> Result<(Started, Child), Failed> {
     let mut shim = begin(options, spec)
         .await
@@ -44,10 +48,20 @@ pub(super) async fn launch(
         .id()
         .and_then(|pid| ProcessIdentity::of(pid).ok());
     let patience = options.start_patience;
-    let told = tokio::time::timeout(patience, converse(&mut shim.child, &shim.launch)).await;
+    let has_lease = shim.launch.lease_sent_at.is_some();
+    let told = async {
+        tokio::select! {
+            told = converse(&mut shim.child, &shim.launch) => told,
+            never = conversation::renew(&spec.directory, lease), if has_lease => match never {},
+        }
+    };
+    let told = tokio::time::timeout(patience, told).await;
     let error = match told {
         Ok(Ok(Launched::Started { pid, at })) => return Ok((Started { pid, at }, shim.child)),
-        Ok(Ok(Launched::NotStarted { error })) => Error::NotStarted { error },
+        Ok(Ok(Launched::NotStarted {
+            lease_over: true, ..
+        })) => Error::LeaseOver,
+        Ok(Ok(Launched::NotStarted { error, .. })) => Error::NotStarted { error },
         Ok(Err(error)) => failed(&mut shim.child, &spec.directory, &error.to_string()).await,
         Err(_) => {
             let error = format!("it did not answer in {} s", patience.as_secs_f32());

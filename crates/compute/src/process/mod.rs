@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use model::compute::ExitHow;
 use model::ids::InstanceId;
 use model::units::Span;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
@@ -48,6 +49,10 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 /// After the first SIGKILL, for a shim whose workload is gone to say so. One that does not is ended as well.
 const MUTE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// For a shim that an earlier agent left to say hello: its node is silent meanwhile, and lost after seconds. One that has recorded its run is taken over
+/// without, and heard as soon as it answers.
+const ADOPT_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Between two looks for what the kernel holds.
 const SETTLE_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two SIGKILLs to what is being removed.
@@ -62,6 +67,8 @@ pub struct Options {
     pub cgroups: Option<Cgroups>,
     /// Bounded: when the agent does not keep up, the shims' news wait.
     pub events: mpsc::Sender<Event>,
+    /// Where shims are heard and told of renewals: a runtime that no file call holds up.
+    pub hearers: Handle,
     /// For a shim to start its workload: [`START_PATIENCE`], but in tests.
     pub start_patience: Duration,
 }
@@ -157,6 +164,16 @@ impl Shared {
         })
     }
 
+    /// By a hearer, whose connection it will be.
+    async fn look_for(&self, directory: &Path) -> Result<Found, Error> {
+        let directory = directory.to_owned();
+        let looking = async move { conversation::find(&directory, ADOPT_PATIENCE).await };
+        match self.options.hearers.spawn(looking).await {
+            Ok(found) => found,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
     fn group(&self, instance: &InstanceId, directory: &Path) -> Option<Group> {
         let cgroups = self.options.cgroups.as_ref()?;
         Some(cgroups.locate(&launch::cgroup_name(instance, directory)))
@@ -213,7 +230,7 @@ impl Shared {
             return Err(Error::Running(instance.clone()));
         }
         self.settle(instance, directory, None).await;
-        match launch::launch(&self.options, spec).await {
+        match launch::launch(&self.options, spec, self.lease.subscribe()).await {
             Ok(launched) => Ok(launched),
             Err(failed) => {
                 self.settle(instance, directory, failed.shim).await;
@@ -294,26 +311,30 @@ impl Runtime for ProcessRuntime {
     ) -> BoxFuture<'a, Result<Adopted, Error>> {
         Box::pin(async move {
             let requests = self.shared.register(instance)?;
-            match conversation::find(directory).await {
+            let registered = Registered(&self.shared, instance);
+            match self.shared.look_for(directory).await {
                 Ok(Found::Running {
                     stream,
                     record,
                     stopped,
-                }) => Ok(self.take_over(instance, directory, requests, &record, {
-                    (Some(stream), stopped)
-                })),
+                }) => {
+                    std::mem::forget(registered);
+                    let heard = (Some(stream), stopped);
+                    Ok(self.take_over(instance, directory, requests, &record, heard))
+                }
                 // What it looks after runs: its shim is heard as soon as it answers.
                 Ok(Found::Mute(Some(record))) if record.workload.is_alive() => {
+                    std::mem::forget(registered);
                     Ok(self.take_over(instance, directory, requests, &record, (None, None)))
                 }
                 found => {
                     let ended = self.shared.end(instance, directory, None).await;
-                    self.shared.forget(instance);
+                    drop(registered);
                     ended?;
                     Ok(match found? {
                         Found::Ended(exit) => Adopted::Ended { exit },
                         Found::Mute(_) | Found::Gone => Adopted::Ended {
-                            exit: unknown_exit(directory),
+                            exit: unknown_exit(directory).await,
                         },
                         _ => Adopted::NotStarted,
                     })
@@ -436,12 +457,13 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// How the run ended whose shim is gone without a word.
-fn unknown_exit(directory: &Path) -> model::compute::Exit {
+async fn unknown_exit(directory: &Path) -> model::compute::Exit {
     let exit = model::compute::Exit {
         how: ExitHow::Unknown,
         at: jiff::Timestamp::now(),
     };
+    let (directory, kept) = (directory.to_owned(), exit.clone());
     // Not on disk: the next agent finds out once more.
-    let _ = instance::write_exit(directory, &exit);
+    let _ = blocking(move || Ok(instance::write_exit(&directory, &kept))).await;
     exit
 }

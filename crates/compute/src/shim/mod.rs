@@ -212,6 +212,9 @@ fn refuse(refusal: Refusal) -> ExitCode {
         // The agent is told as well.
         let _ = instance::write_exit(&directory, &exit);
     }
-    reply(&Launched::NotStarted { error });
+    reply(&Launched::NotStarted {
+        lease_over: error == serve::LEASE_OVER,
+        error,
+    });
     ExitCode::FAILURE
 }

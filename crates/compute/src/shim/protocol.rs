@@ -49,8 +49,16 @@ pub(crate) struct Program {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Launched {
-    Started { pid: u32, at: Timestamp },
-    NotStarted { error: String },
+    Started {
+        pid: u32,
+        at: Timestamp,
+    },
+    NotStarted {
+        error: String,
+        /// There was no lease to start it with.
+        #[serde(default)]
+        lease_over: bool,
+    },
 }
 
 /// Agent to shim, on the socket.

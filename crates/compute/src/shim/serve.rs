@@ -33,6 +33,8 @@ use crate::identity::ProcessIdentity;
 use crate::instance::{self, Record};
 use crate::lease::Moment;
 
+/// Why nothing was started where the servers were silent for too long; no fault of the workload's.
+pub(super) const LEASE_OVER: &str = "its lease ran out before it was started";
 /// For the pipes to close after everything was killed. Without a cgroup a process that escaped may hold them for ever.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
 /// The nice value of the thread that enforces the lease; it sleeps nearly always.
@@ -110,7 +112,7 @@ impl Shim {
         before: Before<'_>,
     ) -> Result<Self, String> {
         before(Step::Listen);
-        let clients =
+        let mut clients =
             Clients::listen(instance::SOCKET).map_err(told("listening on the shim's socket"))?;
         let signals = Signals::register().map_err(told("registering for signals"))?;
         let timer = timerfd_create(
@@ -122,7 +124,13 @@ impl Shim {
         let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
         let cgroup = launch.program.cgroup.clone();
         let kills_before = cgroup.as_ref().map_or(0, Group::out_of_memory_kills);
-        let (spawned, record, watchdog) = begin(&launch, &place, before)?;
+        let begun = begin(&launch, &place, &mut clients, before)?;
+        let Begun {
+            spawned,
+            record,
+            watchdog,
+            lease_sent_at,
+        } = begun;
         let pid = spawned.pid;
         let started = format!("{} {}", instance::STARTED, record.workload.pid);
         let output = output::pump(spawned.stdout, spawned.stderr, sink, started);
@@ -138,7 +146,7 @@ impl Shim {
             memory: launch.memory,
             cgroup,
             kills_before,
-            supervision: Supervision::new(launch.lease_sent_at),
+            supervision: Supervision::new(lease_sent_at),
             killed: false,
             stopped: None,
             clients,
@@ -367,12 +375,37 @@ impl Shim {
     }
 }
 
+/// A start that has come to the workload.
+struct Begun {
+    spawned: workload::Spawned,
+    record: Record,
+    watchdog: Watchdog,
+    lease_sent_at: Option<Moment>,
+}
+
+/// The newest renewal that the agent has told while the start went on: a disk may have held that up for longer than a lease lasts.
+fn renewed(clients: &mut Clients, record: &Record) -> Moment {
+    clients.accept(&Notice::Hello {
+        record: record.clone(),
+        stopped: None,
+    });
+    let renewals = clients
+        .requests()
+        .into_iter()
+        .filter_map(|request| match request {
+            Request::Renew { sent_at } => Some(sent_at),
+            _ => None,
+        });
+    renewals.max().unwrap_or(Moment(0)).min(Moment::now())
+}
+
 /// On record before anything of it runs, so that whatever comes finds it; and after that without a disk, so that the timer starts at once.
 fn begin(
     launch: &Launch,
     place: &Place,
+    clients: &mut Clients,
     before: Before<'_>,
-) -> Result<(workload::Spawned, Record, Watchdog), String> {
+) -> Result<Begun, String> {
     before(Step::Spawn);
     let work = instance::work_directory(Path::new("."));
     let program = Program {
@@ -399,10 +432,18 @@ fn begin(
     let watchdog = watchdog.map_err(told("starting the watchdog"))?;
     before(Step::Release);
     let is_late = |sent: Moment| Moment::now() >= sent.after(TERMINATE_AFTER);
-    if launch.lease_sent_at.is_some_and(is_late) {
-        return Err("its lease ran out before it was started".to_owned());
+    let lease_sent_at = launch
+        .lease_sent_at
+        .map(|sent| sent.max(renewed(clients, &record)));
+    if lease_sent_at.is_some_and(is_late) {
+        return Err(LEASE_OVER.to_owned());
     }
-    Ok((waiting.release()?, record, watchdog))
+    Ok(Begun {
+        spawned: waiting.release()?,
+        record,
+        watchdog,
+        lease_sent_at,
+    })
 }
 
 fn describe(how: &ExitHow, out_of_memory_kills: u64) -> String {

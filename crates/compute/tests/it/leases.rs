@@ -60,6 +60,23 @@ fn renewed_it_goes_on_and_without_a_lease_it_needs_none() {
     assert!(read_record(&kept.directory).is_some());
 }
 
+/// The threads of an agent may all wait for a disk: what it is told of renewals reaches the shims.
+#[test]
+fn renewals_reach_a_shim_whatever_the_agent_s_other_tasks_wait_for() {
+    let world = World::new();
+    let mut spec = world.spec("a", &["sleep", "1000"]);
+    spec.on_partition = OnPartition::Stop;
+    spec.lease_sent_at = Moment::now();
+    let pid = world.start(&spec);
+    // As heartbeats do; no task of the agent's own runtime has a turn in between.
+    let until = Moment::now().after(EMPTY_AFTER);
+    wait_until("a lease without renewal to be over", || {
+        world.runtime().renew(Moment::now());
+        Moment::now() > until
+    });
+    assert!(is_alive(pid), "{}", world.output("a"));
+}
+
 #[test]
 fn a_frozen_workload_and_no_cgroup_are_no_excuse() {
     let mut world = World::without_cgroups();

@@ -31,6 +31,8 @@ pub struct World {
 /// One life of an agent, with a runtime of its own that ends with it.
 struct Agent {
     tokio: tokio::runtime::Runtime,
+    /// Where shims are heard, whatever the other does.
+    hearers: tokio::runtime::Runtime,
     runtime: ProcessRuntime,
     events: mpsc::Receiver<Event>,
 }
@@ -41,15 +43,22 @@ impl Agent {
             .enable_all()
             .build()
             .expect("a runtime");
+        let hearers = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
         let (sender, events) = mpsc::channel(16);
         let options = Options {
             binary: env!("CARGO_BIN_EXE_shim-for-tests").into(),
             cgroups: cgroups().filter(|_| with_cgroups),
             events: sender,
+            hearers: hearers.handle().clone(),
             start_patience,
         };
         Self {
             tokio,
+            hearers,
             runtime: ProcessRuntime::new(options),
             events,
         }
@@ -175,11 +184,9 @@ impl World {
 
     /// The agent dies as if killed: no task of it runs on.
     pub fn kill_agent(&mut self) {
-        self.agent
-            .take()
-            .expect("an agent")
-            .tokio
-            .shutdown_background();
+        let agent = self.agent.take().expect("an agent");
+        agent.hearers.shutdown_background();
+        agent.tokio.shutdown_background();
     }
 
     pub fn start_agent(&mut self) {

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use model::compute::InstanceState;
+use model::compute::{InstanceState, OnPartition};
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 
 use crate::server::{Server, State};
-use crate::world::{BINARY, Node, ask, block, first_start, spawn, web};
+use crate::world::{BINARY, Node, PATIENCE, ask, block, first_start, spawn, web};
 
 #[tokio::test]
 async fn an_agent_that_starts_again_asks_by_its_key() {
@@ -159,8 +160,12 @@ fn stand_still(path: &std::path::Path) {
 }
 
 #[tokio::test]
-async fn a_disk_that_stands_still_stops_no_heartbeat() {
+async fn a_disk_that_stands_still_stops_no_heartbeat_and_ends_no_lease() {
     let node = Node::start().await;
+    let mut leased = web("web-2");
+    leased.spec.on_partition = OnPartition::Stop;
+    node.server.want(vec![leased.clone()]);
+    let pid = node.until_ready("web-2").await.pid;
     for file in [
         "desired.json.new",
         "doors.json.new",
@@ -168,7 +173,7 @@ async fn a_disk_that_stands_still_stops_no_heartbeat() {
     ] {
         stand_still(&node.directory().join(file));
     }
-    node.server.want(vec![web("web-1")]);
+    node.server.want(vec![web("web-1"), leased]);
     let mut last = (node.server.look(|state| state.heartbeats), Instant::now());
     let deadline = Instant::now() + Duration::from_secs(6);
     while Instant::now() < deadline {
@@ -183,4 +188,69 @@ async fn a_disk_that_stands_still_stops_no_heartbeat() {
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    let report = node.server.report("web-2").unwrap();
+    assert_eq!((report.pid, report.restarts), (pid, 0), "{report:?}");
+}
+
+/// Shims that do not answer are waited for side by side, and not for long: the node is silent meanwhile, and would be lost.
+#[tokio::test]
+async fn mute_shims_do_not_keep_a_new_agent_from_being_heard() {
+    let mut node = Node::start().await;
+    let names = ["web-1", "web-2", "web-3", "web-4"];
+    node.server.want(names.map(web).into());
+    let mut pids = Vec::new();
+    for name in names {
+        pids.push(node.until_ready(name).await.pid);
+    }
+    let shims = names.map(|name| {
+        let directory = node.directory().join("instances/shop").join(name);
+        let record = compute::instance::read_record(&directory).unwrap();
+        Pid::from_raw(record.shim.pid.cast_signed()).unwrap()
+    });
+    for shim in shims {
+        kill_process(shim, Signal::STOP).unwrap();
+    }
+    node.kill_agent().await;
+    let before = node.server.look(|state| state.heartbeats);
+    let begun = Instant::now();
+    node.start_again();
+    node.until("it is heard again", |node| {
+        node.server.look(|state| state.heartbeats > before)
+    })
+    .await;
+    // One after the other took 5 s each; a machine that does other things has room here.
+    let silent = begun.elapsed();
+    assert!(silent < Duration::from_secs(5), "silent for {silent:?}");
+    for shim in shims {
+        kill_process(shim, Signal::CONT).unwrap();
+    }
+    for (name, pid) in names.into_iter().zip(pids) {
+        let again = node.until_ready(name).await;
+        assert_eq!((again.pid, again.restarts), (pid, 0), "{name}");
+    }
+}
+
+/// Its record is lost; until a server says whether it is wanted, it runs on.
+#[tokio::test]
+async fn what_has_no_record_is_ended_only_once_a_server_does_not_want_it() {
+    let mut node = Node::start().await;
+    node.server.want(vec![web("web-1")]);
+    let pid = node.until_ready("web-1").await.pid.unwrap();
+    let lives = || std::path::Path::new(&format!("/proc/{pid}")).exists();
+    node.kill_agent().await;
+    std::fs::remove_file(node.directory().join("instances/shop/web-1.json")).unwrap();
+    std::fs::remove_file(node.directory().join("desired.json")).unwrap();
+    node.server.falls_silent(true);
+    node.start_again();
+    let answers = async {
+        while node.status().await.is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let answers = tokio::time::timeout(PATIENCE, answers).await;
+    answers.expect("the agent answers on its socket");
+    assert!(lives(), "ended without a word of a server");
+    node.server.want(Vec::new());
+    node.server.falls_silent(false);
+    node.until("it is ended", |_| !lives()).await;
 }
