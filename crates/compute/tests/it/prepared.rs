@@ -195,3 +195,46 @@ fn a_secret_file_is_for_the_workload_alone_and_goes_with_it() {
         .expect("removed");
     assert!(!path.exists());
 }
+
+/// Other copies of a service run as the same user beside: what they could enter while root unpacks into it, they could bend.
+#[test]
+fn nobody_else_can_enter_what_is_being_unpacked() {
+    if !is_root() {
+        println!("not root: nothing is given to another user");
+        return;
+    }
+    let world = World::new();
+    let files: Vec<(String, &str)> = (0..400)
+        .map(|number| (format!("sub-{number}/file"), "x"))
+        .collect();
+    let files: Vec<(&str, &str)> = files
+        .iter()
+        .map(|(path, text)| (path.as_str(), *text))
+        .collect();
+    let mut spec = world.spec("a", &["true"]);
+    spec.artifact = Some(artifact(&world, &files));
+    spec.identity = Some(Identity {
+        uid: 61_237,
+        gid: 61_237,
+    });
+    let fresh = spec.directory.join("work.new");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let seen = std::thread::scope(|scope| {
+        let looks = scope.spawn(|| {
+            let mut seen = Vec::new();
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                if let Ok(found) = fs::metadata(&fresh) {
+                    seen.push((found.uid(), found.permissions().mode() & 0o777));
+                }
+            }
+            seen
+        });
+        prepare(&world, &spec).expect("prepared");
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        looks.join().expect("it looked")
+    });
+    assert!(!seen.is_empty(), "it was never looked at");
+    let open = seen.iter().find(|(_, mode)| mode & 0o077 != 0);
+    assert_eq!(open, None);
+    assert!(seen.iter().any(|(uid, _)| *uid == 0));
+}
