@@ -201,6 +201,7 @@ mod tests {
             place: 0,
             disk: None,
             programs: None,
+            not_forgotten: Vec::new(),
             notices: Vec::new(),
         }
     }
