@@ -192,8 +192,18 @@ impl Taken {
         let now = Instant::now();
         let meant = self.unproven.iter();
         let meant = meant.filter(|(_, occupant)| is_meant(self, occupant.client));
-        let least = meant.min_by_key(|(number, occupant)| occupant.worth(**number, now));
-        let Some(number) = least.map(|(number, _)| *number) else {
+        let mut least = None;
+        for (number, occupant) in meant {
+            let worth = occupant.worth(*number, now);
+            if least.is_none_or(|least| worth < least) {
+                least = Some(worth);
+            }
+            // They come by age: nobody after one who never said anything is worth less. So a flood of such costs each newcomer next to nothing.
+            if matches!(worth, (false, false, 0, _)) {
+                break;
+            }
+        }
+        let Some((.., number)) = least else {
             return false;
         };
         if let Some(occupant) = self.remove_unproven(number) {
