@@ -322,8 +322,10 @@ impl Runtime for ProcessRuntime {
                     let heard = (Some(stream), stopped);
                     Ok(self.take_over(instance, directory, requests, &record, heard))
                 }
-                // What it looks after runs: its shim is heard as soon as it answers.
-                Ok(Found::Mute(Some(record))) if record.workload.is_alive() => {
+                // It runs, or what is left of it is being ended: its shim is heard as soon as it answers.
+                Ok(Found::Mute(Some(record)))
+                    if record.workload.is_alive() || record.shim.is_alive() =>
+                {
                     std::mem::forget(registered);
                     Ok(self.take_over(instance, directory, requests, &record, (None, None)))
                 }

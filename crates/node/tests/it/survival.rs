@@ -5,7 +5,7 @@ use std::time::Instant;
 use model::compute::{ExitHow, InstanceState, OnPartition};
 use rustix::process::Signal;
 
-use crate::world::{Node, ask, is_alive, program, running, signal, web, workers_of};
+use crate::world::{Node, ask, is_alive, program, running, signal, watchdogs_of, web, workers_of};
 
 #[tokio::test]
 async fn a_killed_agent_is_missed_by_nobody() {
@@ -49,7 +49,7 @@ async fn a_killed_agent_is_missed_by_nobody() {
     );
 }
 
-/// Agent, shim and main process killed at once: the instance's workers are nobody's, and known by its record alone or not even by that.
+/// Agent, shim, its watchdog and main process killed at once: the instance's workers are nobody's, and known by its record alone or not even by that.
 #[tokio::test]
 async fn nothing_of_a_node_killed_whole_lives_beside_what_it_starts_again() {
     let mut node = Node::start().await;
@@ -76,6 +76,10 @@ async fn nothing_of_a_node_killed_whole_lives_beside_what_it_starts_again() {
         record.shim.pid
     });
     killed.extend(shims);
+    // Before their shims, which would replace them.
+    let watchdogs = watchdogs_of(&node);
+    assert_eq!(watchdogs.len(), 2);
+    killed.extend(watchdogs);
     let workers: Vec<u32> = workers_of(&node, "sleep");
     assert_eq!(workers.len(), 2);
     node.kill_agent().await;

@@ -213,6 +213,23 @@ pub fn workers_of(node: &Node, name: &str) -> Vec<u32> {
         .collect()
 }
 
+/// What ends an instance whose shim was killed.
+pub fn watchdogs_of(node: &Node) -> Vec<u32> {
+    let watches = |pid: &Pid| {
+        let words = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()));
+        words.is_ok_and(|words| {
+            words
+                .split(|byte| *byte == 0)
+                .any(|word| word == b"shim-watchdog")
+        })
+    };
+    let processes = processes_of(&node.directory()).into_iter();
+    processes
+        .filter(watches)
+        .map(|pid| pid.as_raw_nonzero().get() as u32)
+        .collect()
+}
+
 /// Loopback addresses that no other node of these tests has.
 pub fn block() -> Ipv4Addr {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -144,14 +144,14 @@ fn slowness_does_not_double_the_load() {
 fn what_is_kept_no_longer_is_sent_to_one_copy_alone() {
     let copies = [0; 3].map(|_| {
         Instance::start(|seen| {
-            assert!(matches!(seen.body.len(), 30_000 | 100_000), "a stump");
+            assert!(matches!(seen.body.len(), 30_000 | 1_000_000), "a stump");
             slow_or_not(seen)
         })
     });
     let (_nodes, gateway) = three(&copies[0], [&copies[1], &copies[2]]);
     for (framing, length, most) in [
-        ("length", 100_000, 1),
-        ("chunked", 100_000, 1),
+        ("length", 1_000_000, 1),
+        ("chunked", 1_000_000, 1),
         ("length", 30_000, 2),
     ] {
         let body = "x".repeat(length);

@@ -194,7 +194,7 @@ fn what_is_not_the_databases_is_left_out_and_counted() {
         "SET default_tablespace = '';\n",
         "SELECT 'ALTER TABLE t OWNER TO alice;';\n",
         "CREATE USER MAPPING FOR public SERVER s;\n",
-        "CREATE EXTENSION IF NOT EXISTS hstore WITH SCHEMA public;\n",
+        "CREATE EXTENSION IF NOT EXISTS citext WITH SCHEMA public;\n",
         "BEGIN;\n",
         "COMMIT;\n",
         "SET standard_conforming_strings = on;\n",

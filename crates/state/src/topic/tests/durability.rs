@@ -13,7 +13,7 @@ use sqlite::testing::Disk;
 use crate::topic::engine::Clock;
 use crate::topic::event::Event;
 
-use super::support::{Gate, Running, Service, block_on, file, open, until, with_retention};
+use super::support::{CALLER, Gate, Running, Service, block_on, file, open, until, with_retention};
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_goes() {
@@ -260,7 +260,7 @@ fn who_could_not_pull_since_the_topic_was_down_is_not_forgotten() {
     let disk = Disk::new();
     let audit = ResourceName::new("audit").unwrap();
     let engine = open(&disk, file(5, &[]), Clock::start());
-    engine.pull_consumer(&audit, &audit, false).unwrap();
+    engine.pull_consumer(&audit, &name(CALLER), false).unwrap();
     block_on(engine.publish(vec![Event::default()])).unwrap();
     drop(engine);
     let later = Clock::start_at(Clock::wall_ms() + 8 * 24 * HOUR_MS);

@@ -384,7 +384,8 @@ fn who_leaves_while_it_waits_gets_nothing() {
     pull(&topic, json!({"consumer": "audit"}));
     let body = json!({"consumer": "audit", "lease_ms": 60_000, "wait_ms": 30_000}).to_string();
     let request = format!(
-        "POST /pull HTTP/1.1\r\nhost: topic\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST /pull HTTP/1.1\r\nhost: topic\r\n{}: shop/{CALLER}\r\ncontent-length: {}\r\n\r\n{body}",
+        model::traffic::CALLER,
         body.len()
     );
     let mut waiting = TcpStream::connect(topic.address).unwrap();
