@@ -260,7 +260,9 @@ fn who_could_not_pull_since_the_topic_was_down_is_not_forgotten() {
     let disk = Disk::new();
     let audit = ResourceName::new("audit").unwrap();
     let engine = open(&disk, file(5, &[]), Clock::start());
-    engine.pull_consumer(&audit, &name(CALLER), false).unwrap();
+    engine
+        .pull_consumer(&audit, &ResourceName::new(CALLER).unwrap(), false)
+        .unwrap();
     block_on(engine.publish(vec![Event::default()])).unwrap();
     drop(engine);
     let later = Clock::start_at(Clock::wall_ms() + 8 * 24 * HOUR_MS);
