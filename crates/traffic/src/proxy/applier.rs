@@ -1,33 +1,39 @@
 //! Takes snapshots: sockets first, then the view, then the workers' word, then the disk.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::traffic::ProxySnapshot;
 
+use super::disk::{self, Saver};
+use super::sockets;
 use super::tls::Tls;
 use super::view::View;
 use super::worker::Common;
-use super::{disk, sockets};
 
 /// Addresses that were taken are asked for again this often.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// For the last snapshot to reach the disk when the proxy ends.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
 pub struct Applier {
     directory: PathBuf,
+    saver: Saver,
     common: Arc<Common>,
     /// The snapshot that is in force, while some of its addresses could not be claimed.
     incomplete: Option<ProxySnapshot>,
 }
 
 impl Applier {
-    pub fn new(directory: PathBuf, common: Arc<Common>) -> Self {
-        Self {
+    pub fn new(directory: PathBuf, common: Arc<Common>) -> io::Result<Self> {
+        Ok(Self {
+            saver: Saver::start(directory.clone())?,
             directory,
             common,
             incomplete: None,
-        }
+        })
     }
 
     /// Starts on what an earlier proxy kept.
@@ -40,11 +46,14 @@ impl Applier {
     }
 
     pub async fn apply(&mut self, snapshot: ProxySnapshot) {
-        if let Some(snapshot) = self.take(snapshot).await
-            && let Err(error) = disk::save(&self.directory, &snapshot)
-        {
-            tracing::warn!(%error, "the snapshot is in force but not kept");
+        if let Some(snapshot) = self.take(snapshot).await {
+            self.saver.save(snapshot);
         }
+    }
+
+    /// What is in force is kept, or the disk has had its time. Blocks the thread.
+    pub fn flush(&self) {
+        self.saver.flush(FLUSH_PATIENCE);
     }
 
     /// Waits a moment and tries once more to claim what was taken; waits for ever when nothing is missing.

@@ -198,6 +198,7 @@ async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(SILENCE)
         .initial_stream_window_size(width.window())
+        .max_frame_size(width.frame())
         .initial_connection_window_size(MOST_WINDOW)
         .max_concurrent_streams(width.streams())
         // As many may be given up at once: callers are trusted to, when their own clients leave.

@@ -28,7 +28,12 @@ pub fn owner(client: SocketAddr, server: SocketAddr) -> io::Result<Option<u32>> 
     read_answer(&answer, client)
 }
 
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 fn request(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
+    let (client, server) = (canonical(client), canonical(server));
     let family = match client.ip() {
         IpAddr::V4(_) => AF_INET,
         IpAddr::V6(_) => AF_INET6,
@@ -62,9 +67,11 @@ fn read_answer(bytes: &[u8], client: SocketAddr) -> io::Result<Option<u32>> {
     match message.payload {
         NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(found)) => {
             let header = &found.header;
+            // A socket of IPv6 that speaks IPv4, as those of Java and gRPC do, is found by its IPv4 address and told as ::ffff:a.b.c.d.
+            let address = header.socket_id.source_address.to_canonical();
             let exact = header.state != TCP_LISTEN
                 && header.socket_id.source_port == client.port()
-                && header.socket_id.source_address == client.ip();
+                && address == client.ip().to_canonical();
             Ok(exact.then_some(header.uid))
         }
         NetlinkPayload::Error(error) => match error.to_io() {
@@ -87,6 +94,18 @@ mod tests {
         let client = stream.local_addr().unwrap();
         let me = rustix::process::geteuid().as_raw();
         assert_eq!(owner(client, server).unwrap(), Some(me));
+        // A socket for both families, as most runtimes open them.
+        let both =
+            socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::STREAM, None).unwrap();
+        let std::net::IpAddr::V4(ip) = server.ip() else {
+            unreachable!("it listens on IPv4");
+        };
+        let mapped = SocketAddr::new(ip.to_ipv6_mapped().into(), server.port());
+        both.connect(&mapped.into()).unwrap();
+        let client_of_both = both.local_addr().unwrap().as_socket().unwrap();
+        assert_eq!(owner(client_of_both, mapped).unwrap(), Some(me));
+        let (_, seen) = listener.accept().and_then(|_| listener.accept()).unwrap();
+        assert_eq!(owner(seen, server).unwrap(), Some(me));
         let nobody = SocketAddr::new(client.ip(), 1);
         assert_eq!(owner(nobody, server).unwrap(), None);
         // A listening socket on the client's address is not the client.

@@ -4,7 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::shares::{Keeper, Place};
+use super::turns::Line;
 
 /// A client of the gateway that takes nothing of an answer for this long is gone (`send_timeout` of nginx).
 const TAKES_NOTHING: Duration = Duration::from_secs(60);
@@ -46,6 +47,8 @@ pub type Stalled = Arc<AtomicUsize>;
 pub struct ClientStream {
     socket: TcpStream,
     place: Place,
+    /// `None`: it is read whenever something is there.
+    line: Option<Line>,
     stall: Option<Stall>,
 }
 
@@ -58,8 +61,15 @@ impl ClientStream {
         Self {
             socket,
             place,
+            line: None,
             stall: None,
         }
+    }
+
+    /// In turns with others of its party.
+    pub fn in_line(mut self, line: Option<Line>) -> Self {
+        self.line = line;
+        self
     }
 
     /// Of anybody: ended when it takes nothing of what it asked for.
@@ -82,6 +92,21 @@ impl ClientStream {
             () = self.place.given_up() => false,
             () = sleep(patience) => false,
         }
+    }
+
+    fn poll_in_turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(line) = &self.line {
+            ready!(line.poll(cx));
+        }
+        let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
+        if let Some(line) = self.line.as_ref().filter(|_| read.is_pending()) {
+            line.give_back();
+        }
+        read
     }
 
     fn wrote<T>(
@@ -167,10 +192,9 @@ impl AsyncRead for ClientStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let stream = self.get_mut();
-        let read = Pin::new(&mut stream.socket).poll_read(cx, buffer);
-        if read.is_ready() {
+        if let Poll::Ready(read) = stream.poll_in_turn(cx, buffer) {
             stream.place.used();
-            return read;
+            return Poll::Ready(read);
         }
         match stream.place.poll_given_up(cx) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),

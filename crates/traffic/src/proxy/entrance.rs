@@ -48,6 +48,7 @@ pub async fn serve_gateway(worker: Arc<Worker>, mut stream: TcpStream, peer: Soc
         return;
     };
     let stream = ClientStream::impatient(stream, place, worker.stalled());
+    let stream = stream.in_line(worker.line(&party));
     let from = Arc::new((Origin::new(client), party));
     serve_http(&worker, stream, move |worker, request| {
         let from = from.clone();
@@ -205,10 +206,10 @@ pub async fn serve_door(
         None => (Kind::Doors, Party::Caller(caller.clone())),
         Some(_) => (Kind::Refused, Party::client(client.ip())),
     };
-    let Some(place) = worker.place(kind, party) else {
+    let Some(place) = worker.place(kind, party.clone()) else {
         return;
     };
-    let stream = ClientStream::patient(stream, place);
+    let stream = ClientStream::patient(stream, place).in_line(worker.line(&party));
     match (door.protocol, refusal) {
         (Protocol::Tcp, None) => {
             stream.keeper().keep(true);

@@ -12,7 +12,7 @@
 //! pools. It lives across restarts of the agent and starts on the last snapshot that it kept on disk.
 //!
 //! Modules by the way of a request: [`sockets`] → [`worker`] → [`client`] → [`entrance`] → [`search`] → [`forward`], [`tunnel`] → [`peers`] → [`callee`] → [`gate`] →
-//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`affinity`], [`origin`], [`proxy_protocol`], [`edge`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`kept`], [`held`], [`failure`]. Bounds: [`shares`], [`upgrades`], [`window`].
+//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`affinity`], [`origin`], [`proxy_protocol`], [`edge`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`body`], [`kept`], [`held`], [`failure`]. Bounds: [`shares`], [`turns`], [`upgrades`], [`window`].
 
 mod admission;
 mod affinity;
@@ -42,6 +42,7 @@ mod sockets;
 mod stream;
 mod tls;
 mod tunnel;
+mod turns;
 mod upgrades;
 mod view;
 mod window;
@@ -114,7 +115,8 @@ async fn supervise(options: Options) -> Result<(), Error> {
     let count = options.workers.unwrap_or_else(default_workers).max(1);
     let common = Common::new(count);
     let workers = start_workers(&common, count).map_err(Error::Start)?;
-    let mut applier = Applier::new(options.directory.clone(), common.clone());
+    let applier = Applier::new(options.directory.clone(), common.clone());
+    let mut applier = applier.map_err(Error::Start)?;
     applier.restore().await;
     let (commands, mut received) = mpsc::channel(4);
     let serving = tokio::spawn(control::serve(listener, common.clone(), commands));
@@ -123,6 +125,7 @@ async fn supervise(options: Options) -> Result<(), Error> {
     let _ = std::fs::remove_file(&options.control_socket);
     common.stop();
     wait_for(workers, grace).await;
+    applier.flush();
     serving.abort();
     Ok(())
 }

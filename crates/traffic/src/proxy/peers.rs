@@ -390,6 +390,7 @@ async fn handshake(
         .keep_alive_timeout(silence)
         .keep_alive_while_idle(false)
         .initial_stream_window_size(width.window())
+        .max_frame_size(width.frame())
         .initial_connection_window_size(MOST_WINDOW)
         .max_header_list_size(2 * MOST_HEADER_BYTES as u32)
         .handshake(TokioIo::new(stream))

@@ -33,6 +33,9 @@ const MOST_ROUNDS: u32 = 256;
 /// Tries that may have begun.
 const MOST_REPEATS: u32 = 3;
 
+/// Of one party and one service, that wait for its share. They don't take the room of who waits for an endpoint.
+const MOST_WAITING_FOR_SHARE: u32 = 64;
+
 pub struct Search<'a> {
     worker: &'a Worker,
     service: &'a ResourceId,
@@ -147,7 +150,9 @@ impl<'a> Search<'a> {
         if left.is_zero() {
             return Err(upgrades::share_is_taken(self.service));
         }
-        let _waiting = Waiting::new(&destination.shared, None).ok_or_else(|| self.too_many())?;
+        let waits = self.worker.share_waits();
+        let waiting = waits.take(self.party, self.service, MOST_WAITING_FOR_SHARE);
+        let _waiting = waiting.ok_or_else(|| upgrades::share_is_taken(self.service))?;
         let pause = self
             .worker
             .with_random(|random| retry::pause(self.share_waits, random));

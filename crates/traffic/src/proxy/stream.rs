@@ -16,8 +16,8 @@ use tokio::net::{TcpStream, UnixStream};
 pub const READ_BYTES: usize = 2 * super::wire::MOST_HEADER_BYTES;
 /// Bytes until an answer's head has been seen: one head, interim answers before it, and as much of the body as comes along.
 const MOST_HEAD_BYTES: u32 = 2 * READ_BYTES as u32;
-/// Read at once after the first read, while the head has not been seen: hundreds of interim answers, after which others have their turn.
-const TURN_BYTES: usize = 8 * 1024;
+/// Read at once after the first read, while the head has not been seen: some hundred interim answers, after which others have their turn.
+const TURN_BYTES: usize = 2 * 1024;
 /// No head is awaited.
 const ANSWERED: u32 = u32::MAX;
 
@@ -118,7 +118,7 @@ impl Stream {
     }
 
     /// How much the next read may bring; it has to wait for other tasks when the one before brought bytes, and not yet the answer's head.
-    fn before_read(&mut self, cx: &Context<'_>) -> io::Result<Poll<usize>> {
+    fn before_read(&mut self, cx: &mut Context<'_>) -> io::Result<Poll<usize>> {
         let head_bytes = self.watch.head_bytes.load(Relaxed);
         if matches!(head_bytes, 0 | ANSWERED) {
             return Ok(Poll::Ready(usize::MAX));
@@ -128,7 +128,8 @@ impl Stream {
         }
         self.has_yielded = !self.has_yielded;
         if self.has_yielded {
-            cx.waker().wake_by_ref();
+            // Woken by itself it would only go behind the tasks that are ready; so the runtime looks at its sockets first.
+            let _ = std::pin::pin!(tokio::task::yield_now()).poll(cx);
             return Ok(Poll::Pending);
         }
         Ok(Poll::Ready(TURN_BYTES))

@@ -24,6 +24,10 @@ const NARROW_WINDOW: u32 = 64 * 1024;
 const NARROW_STREAMS: u32 = 16_384;
 const TUNNEL_WINDOW: u32 = 128 * 1024;
 const TUNNEL_STREAMS: u32 = 8_192;
+/// RFC 9113, 4.1 and 4.2.
+const FRAME_HEAD: u32 = 9;
+const LEAST_FRAME: u32 = 16_384;
+const TLS_RECORD: u32 = 16_384;
 /// As powers of two.
 const LEAST_WIDE: u8 = 19;
 const MOST_WIDE: u8 = 23;
@@ -79,6 +83,15 @@ impl Width {
             Self::Narrow => NARROW_WINDOW,
             Self::Tunnels => TUNNEL_WINDOW,
             Self::Wide(power) => 1 << power,
+        }
+    }
+
+    /// The longest frame that is taken. A wide one is written by one call and fills its TLS records (16,384 bytes each, RFC 8446, 5.1) to the last byte;
+    /// elsewhere a short one waits no longer than it must.
+    pub fn frame(self) -> u32 {
+        match self {
+            Self::Narrow | Self::Tunnels => LEAST_FRAME,
+            Self::Wide(_) => 4 * TLS_RECORD - FRAME_HEAD,
         }
     }
 

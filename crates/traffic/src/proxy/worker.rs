@@ -21,6 +21,7 @@ use super::instances::Instances;
 use super::peers::Peers;
 use super::reports::Reports;
 use super::shares::{Kind, Party, Place, Shares};
+use super::turns::{Line, Turns};
 use super::upgrades::Holdings;
 use super::view::View;
 use super::window::Room;
@@ -49,6 +50,8 @@ pub struct Common {
     upgrades: Arc<Holdings>,
     /// Places at copies that each party holds, where they are scarce.
     places: Arc<Holdings>,
+    /// Requests of each party that wait for such a place.
+    share_waits: Arc<Holdings>,
     /// Clients that take nothing of their answers.
     pub stalled: Stalled,
     started: std::time::Instant,
@@ -67,6 +70,7 @@ impl Common {
             shares: Shares::of_this_process(),
             upgrades: Arc::default(),
             places: Arc::default(),
+            share_waits: Arc::default(),
             stalled: Stalled::default(),
             started: std::time::Instant::now(),
         })
@@ -125,6 +129,7 @@ pub struct Worker {
     common: Arc<Common>,
     pub instances: Arc<Instances>,
     pub peers: Peers,
+    turns: Arc<Turns>,
     random: Mutex<SmallRng>,
     /// Closed when the last connection has ended.
     alive: mpsc::Sender<Infallible>,
@@ -159,12 +164,21 @@ impl Worker {
         place
     }
 
+    /// A connection's place in the line of its party; a declared balancer brings many clients, and has none.
+    pub fn line(&self, party: &Party) -> Option<Line> {
+        (!matches!(party, Party::Balancer(_))).then(|| self.turns.line(party))
+    }
+
     pub fn upgrades(&self) -> &Arc<Holdings> {
         &self.common.upgrades
     }
 
     pub fn places(&self) -> &Arc<Holdings> {
         &self.common.places
+    }
+
+    pub fn share_waits(&self) -> &Arc<Holdings> {
+        &self.common.share_waits
     }
 
     /// Completes when a view is there in which `key` is let in no more.
@@ -200,15 +214,22 @@ pub fn run(common: Arc<Common>, index: usize, seed: u64) -> std::io::Result<()> 
         .build()?;
     let (alive, ended) = mpsc::channel(1);
     let room = common.room.clone();
+    let turns = Arc::<Turns>::default();
     let worker = Arc::new(Worker {
         index,
         common,
         instances: Arc::default(),
         peers: Peers::new(room),
+        turns: turns.clone(),
         random: Mutex::new(SmallRng::seed_from_u64(seed)),
         alive,
     });
-    runtime.block_on(work(worker, ended));
+    runtime.block_on(async {
+        tokio::select! {
+            () = work(worker, ended) => {}
+            () = turns.give() => {}
+        }
+    });
     Ok(())
 }
 

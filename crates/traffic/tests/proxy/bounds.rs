@@ -191,6 +191,25 @@ fn one_client_takes_half_of_a_service_and_the_others_have_the_rest() {
     }
 }
 
+/// Who has its share waits for it within a bound of its own: the room of who waits for an endpoint stays for the others.
+#[test]
+fn a_few_requests_of_a_client_wait_for_its_share_and_the_next_are_told_at_once() {
+    let busy = Instance::start(long_or_short);
+    let crowd = crowd(&[("busy", &busy)]);
+    let ask = || {
+        let mut client = Client::connect_from(2, crowd.gateway);
+        client.send("GET /long HTTP/1.1\r\nHost: busy.localhost\r\n\r\n");
+        client
+    };
+    // Half of the places, one more for each worker, and those that may wait.
+    let _held: Vec<_> = (0..PLACES / 2 + 2 + 64).map(|_| ask()).collect();
+    eventually("one is told at once", || {
+        let began = Instant::now();
+        let told = ask().receive().map(|answer| answer.status);
+        told == Some(429) && began.elapsed() < Duration::from_secs(1)
+    });
+}
+
 #[test]
 fn a_caller_at_its_door_has_its_share_as_a_client_has() {
     let echo = Instance::start(|seen| match header(&seen.head, "upgrade") {
