@@ -12,7 +12,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -23,7 +23,7 @@ use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 
 use super::protocol::{Failure, LAUNCH_MAX_BYTES, Program};
 use super::step::{Before, Step};
-use crate::runtime::OWN_PROGRAM;
+use crate::runtime::{Identity, OWN_PROGRAM};
 
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
@@ -124,6 +124,9 @@ fn become_program(program: &Program, attached: bool, before: Before<'_>) -> Fail
     // refuses, and nothing is to be undone there.
     let _ = rustix::thread::disable_transparent_huge_pages(false);
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    if let Err(error) = give_pipes(program, attached) {
+        return failure("giving its pipes", &error);
+    }
     if let Err(error) = drop_privileges(program) {
         return failure("giving up privileges", &error.into());
     }
@@ -254,6 +257,19 @@ fn open_terminal(path: &str, program: &Program) -> io::Result<OwnedFd> {
         std::os::unix::fs::fchown(&terminal, Some(identity.uid), Some(identity.gid))?;
     }
     Ok(terminal.into())
+}
+
+/// Programs that log to `/dev/stderr` or `/dev/stdout` open the pipes anew, by name: they must be theirs for that.
+fn give_pipes(program: &Program, attached: bool) -> io::Result<()> {
+    let Some(Identity { uid, gid }) = program.identity else {
+        return Ok(());
+    };
+    let give = |pipe: BorrowedFd<'_>| std::os::unix::fs::fchown(pipe, Some(uid), Some(gid));
+    if attached {
+        give(io::stdin().as_fd())?;
+    }
+    give(io::stdout().as_fd())?;
+    give(io::stderr().as_fd())
 }
 
 /// Groups first, then gid, then uid: each step needs the privilege that a later one gives up. These calls change one thread,

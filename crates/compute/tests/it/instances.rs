@@ -254,7 +254,8 @@ fn it_runs_without_privileges() {
     let mut spec = world.shell(
         "a",
         "echo who $(id -u):$(id -g):$(id -G); grep NoNewPrivs /proc/self/status; touch mine && echo wrote; \
-         echo limit $(ulimit -n); cat ../exit.json.new || echo refused; ls .. || echo unseen",
+         echo limit $(ulimit -n); cat ../exit.json.new || echo refused; ls .. || echo unseen; \
+         echo named > /dev/stdout; echo named > /dev/stderr",
     );
     spec.identity = Some(Identity {
         uid: 61_234,
@@ -273,6 +274,8 @@ fn it_runs_without_privileges() {
         "o limit 4321",
         "o refused",
         "o unseen",
+        "o named",
+        "e named",
     ] {
         assert!(
             output.lines().any(|found| found == line),

@@ -3,7 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `watch` | latency, memory and recovery while something goes on |
-//! | `upload` | the rate of uploads, through the gateway and directly, with and without delay |
+//! | `upload` | the rate of uploads, through the gateway, directly, and through nginx |
 
 mod upload;
 mod watch;
@@ -91,7 +91,7 @@ pub fn run(place: &Place) -> Result<Report> {
         }
     }
     if "uploads".contains(&only) {
-        upload::measure(&cloud, &mut report)?;
+        upload::measure(&cloud, &place.root, folder.path(), &mut report)?;
     }
     cloud.say(&["audit", "verify"])?;
     report.hold("the audit log is whole after all", "verified", true);
