@@ -30,6 +30,8 @@ use jiff::Timestamp;
 use model::boundary::{KeyFingerprint, PrincipalName, SecretSource};
 use model::compute::{Service, Work};
 use model::ids::{Digest, Epoch, NodeName, ProjectName, ReleaseNumber, ResourceId};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -315,6 +317,15 @@ pub fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, Unreada
 /// First and last uid given to services. Debian gives people 1000 to 59,999, systemd itself 60,001 to 65,519, and the first
 /// range of `/etc/subuid` begins at 100,000; what lies here is free. <https://systemd.io/UIDS-GIDS/>
 pub const UIDS: std::ops::RangeInclusive<u32> = 70_000..=99_999;
+/// Two clouds of one machine, which know nothing of each other, each begin at another multiple of this, most likely: a uid that both
+/// gave would be one user with two secrets.
+const UID_BLOCK: u32 = 256;
+
+/// Where a new cloud begins to give uids: by chance.
+pub fn first_uid() -> u32 {
+    let blocks = (UIDS.end() - UIDS.start()) / UID_BLOCK;
+    UIDS.start() + SmallRng::from_os_rng().random_range(0..blocks) * UID_BLOCK
+}
 
 /// The artifact that some work runs.
 pub fn artifact_of(work: &Work) -> Option<Digest> {

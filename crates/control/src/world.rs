@@ -372,12 +372,14 @@ impl World {
         })
     }
 
-    /// The lowest uid that nobody ever had; where there is none, the one that was freed longest ago, since files and processes of its service may
-    /// outlive it for a while.
-    pub fn free_uid(&self, taken_meanwhile: &[u32]) -> Option<u32> {
+    /// The next uid, from `first` on, that nobody ever had; where there is none, the one that was freed longest ago, since files and processes of
+    /// its service may outlive it for a while. A cloud goes on from its own lowest one: `first` counts where it has none yet.
+    pub fn free_uid(&self, first: u32, taken_meanwhile: &[u32]) -> Option<u32> {
         let is_open = |uid: &u32| !taken_meanwhile.contains(uid);
-        let fresh = records::UIDS
-            .clone()
+        let lowest = self.uids.keys().chain(taken_meanwhile).min();
+        let first = lowest.copied().unwrap_or(first);
+        let fresh = (first..=*records::UIDS.end())
+            .chain(*records::UIDS.start()..first)
             .find(|uid| !self.uids.contains_key(uid) && is_open(uid));
         fresh.or_else(|| {
             let freed = self.uids.iter().filter(|(uid, _)| is_open(uid));
@@ -392,4 +394,40 @@ fn read<T: serde::de::DeserializeOwned>(record: &Record) -> Result<Stored<T>, Un
         value: records::decode(&record.key, &record.value)?,
         modified: record.modified,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cloud_gives_uids_from_where_it_began() {
+        let mut world = World::default();
+        let first = records::first_uid();
+        assert!(records::UIDS.contains(&first));
+        let given = |world: &World, uid: u32, freed_at| {
+            let record = UidRecord {
+                service: "shop/web".parse().unwrap(),
+                freed_at,
+            };
+            let mut uids = world.uids.clone();
+            let modified = Revision::default();
+            uids.insert(
+                uid,
+                Stored {
+                    value: record,
+                    modified,
+                },
+            );
+            uids
+        };
+        assert_eq!(world.free_uid(80_000, &[]), Some(80_000));
+        assert_eq!(world.free_uid(80_000, &[80_000, 80_001]), Some(80_002));
+        world.uids = given(&world, 80_000, None);
+        // Another beginning, as each call draws one, changes nothing any more.
+        assert_eq!(world.free_uid(70_000, &[]), Some(80_001));
+        world.uids = given(&world, *records::UIDS.end(), None);
+        let rest: Vec<u32> = (80_001..*records::UIDS.end()).collect();
+        assert_eq!(world.free_uid(70_000, &rest), Some(70_000));
+    }
 }

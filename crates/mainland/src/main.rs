@@ -27,6 +27,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// After standard input, output and error.
+const FIRST_BESIDES_STANDARD: i32 = 3;
+
 /// A server that is asked for its version and says nothing has none to tell.
 const SERVER_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -81,6 +84,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // What the caller has open besides is nobody's business below: least of all that of the programs that run as services.
+    close_fds::set_fds_cloexec(FIRST_BESIDES_STANDARD, &[]);
     // The processes of an instance's life come first: they are many, and small.
     let mut words = std::env::args_os().skip(1);
     match words.next().as_deref().and_then(|word| word.to_str()) {

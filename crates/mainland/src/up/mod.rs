@@ -11,8 +11,10 @@ mod rest;
 mod supervisor;
 mod told;
 
+use std::fs::Permissions;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,6 +33,7 @@ use layout::{Layout, State};
 use process::Identity;
 use supervisor::Supervisor;
 
+const LOCK_MODE: u32 = 0o600;
 /// How long `down` and ctrl-C wait for a clean end before they kill.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks for something that is waited for.
@@ -435,14 +438,20 @@ async fn within<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> O
     }
 }
 
-/// The lock file says who holds it, for the one who can't have it.
+/// The lock file says who holds it, for the one who can't have it. Whoever may open it may hold it: services pass through its folder, so it is closed to
+/// them, also where it was made before.
 fn take_lock(layout: &Layout) -> Result<std::fs::File> {
     let path = layout.lock();
     let file = std::fs::OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(LOCK_MODE)
         .open(&path)
+        .and_then(|file| {
+            file.set_permissions(Permissions::from_mode(LOCK_MODE))?;
+            Ok(file)
+        })
         .with_context(|| format!("{} can't be opened", path.display()))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {

@@ -20,21 +20,17 @@ use model::traffic::CALLER;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, watch};
 
 use super::engine::{Clock, Engine};
 use super::event::{self, BODY_BYTES_MAX};
 use super::problem::Problem;
 use super::pull::{self, Loan};
+use super::room::{Room, Rooms};
 use super::storage::Published;
 
 /// Connections of callers; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
-/// Bytes of bodies that are in memory at a time; more wait to be read.
-const BODIES_BYTES_MAX: usize = 8 << 20;
-/// Of these, bodies that are not small: they may take their time, and nobody small waits for them.
-const LARGE_BODIES_BYTES_MAX: usize = BODIES_BYTES_MAX / 4 * 3;
-const SMALL_BODY_BYTES: u32 = 64 << 10;
 /// How long a connection may be silent before a request, and how long its head may take. The mesh keeps none idle for so long.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 /// How long a body may take.
@@ -88,14 +84,7 @@ impl Body for Text {
 pub struct Door {
     engine: Arc<Engine>,
     source: String,
-    bodies: Semaphore,
-    large_bodies: Semaphore,
-}
-
-/// What bounds a body while it is in memory.
-struct Room<'a> {
-    _large: Option<SemaphorePermit<'a>>,
-    _all: SemaphorePermit<'a>,
+    bodies: Rooms,
 }
 
 impl Door {
@@ -103,8 +92,7 @@ impl Door {
         Arc::new(Self {
             source: engine.source(),
             engine,
-            bodies: Semaphore::new(BODIES_BYTES_MAX),
-            large_bodies: Semaphore::new(LARGE_BODIES_BYTES_MAX),
+            bodies: Rooms::default(),
         })
     }
 
@@ -188,7 +176,7 @@ impl Door {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        let (_room, body) = self.read(body).await?;
+        let (_room, body) = self.read(caller(&head.headers), body).await?;
         let events = event::from_request(&head.headers, body, &self.source, Clock::wall_ms())?;
         Ok(published(&self.engine.publish(events).await?))
     }
@@ -204,16 +192,21 @@ impl Door {
         Asked: DeserializeOwned,
         Answering: Future<Output = Result<Answer, Problem>>,
     {
-        let service = self.engine.who_may_consume(caller(request.headers()))?;
+        let caller = caller(request.headers());
+        let service = self.engine.who_may_consume(caller.clone())?;
         let asked = {
-            let (_room, body) = self.read(request.into_body()).await?;
+            let (_room, body) = self.read(caller, request.into_body()).await?;
             parse(&body)?
         };
         answer(self.engine.clone(), service, asked).await
     }
 
     /// The whole body, and what bounds it while it is in memory.
-    async fn read<B: Body<Data = Bytes>>(&self, body: B) -> Result<(Room<'_>, Bytes), Problem>
+    async fn read<B: Body<Data = Bytes>>(
+        &self,
+        caller: Option<ResourceId>,
+        body: B,
+    ) -> Result<(Room<'_>, Bytes), Problem>
     where
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
@@ -222,7 +215,7 @@ impl Door {
             return Err(body_too_large());
         }
         let expected = u32::try_from(expected).unwrap_or(u32::MAX);
-        let room = self.room(expected).await;
+        let room = self.bodies.take(caller, expected).await;
         let room = room.map_err(|_| Problem::overloaded("the topic ends"))?;
         let whole = Limited::new(body, BODY_BYTES_MAX).collect();
         let whole = tokio::time::timeout(BODY_TIMEOUT, whole).await;
@@ -232,17 +225,6 @@ impl Door {
             Ok(Err(error)) => Err(Problem::bad_request(error.to_string())),
             Err(_) => Err(too_slow()),
         }
-    }
-
-    async fn room(&self, bytes: u32) -> Result<Room<'_>, AcquireError> {
-        let large = match bytes > SMALL_BODY_BYTES {
-            true => Some(self.large_bodies.acquire_many(bytes).await?),
-            false => None,
-        };
-        Ok(Room {
-            _large: large,
-            _all: self.bodies.acquire_many(bytes).await?,
-        })
     }
 }
 

@@ -63,6 +63,7 @@ pub mod http;
 pub mod problem;
 pub mod pull;
 pub mod push;
+pub mod room;
 pub mod status;
 pub mod storage;
 #[cfg(test)]

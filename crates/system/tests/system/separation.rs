@@ -74,6 +74,23 @@ fn ps_and_logs_answer_on_the_node_with_the_server_gone() {
     proc::signal(supervisor, Signal::CONT).unwrap();
 }
 
+/// A shell, a unit or a CI runner may have open what only root may read, and not know that it passes it on.
+#[test]
+fn what_the_caller_of_up_has_open_is_open_in_no_instance() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+    let first = First::up();
+    drop(rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC));
+    first.all_ready();
+    for instance in first.cloud.ps().unwrap() {
+        let open = format!("/proc/{}/fd", instance.pid.unwrap());
+        for descriptor in std::fs::read_dir(open).unwrap().flatten() {
+            let leads = std::fs::read_link(descriptor.path()).unwrap_or_default();
+            assert_ne!(leads, file.path(), "{}", instance.name);
+        }
+    }
+}
+
 #[test]
 fn no_process_opens_what_belongs_to_another() {
     let first = First::up();

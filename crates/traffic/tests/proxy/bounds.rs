@@ -201,9 +201,10 @@ fn a_few_requests_of_a_client_wait_for_its_share_and_the_next_are_told_at_once()
         client.send("GET /long HTTP/1.1\r\nHost: busy.localhost\r\n\r\n");
         client
     };
-    // Half of the places, one more for each worker, and those that may wait.
-    let _held: Vec<_> = (0..PLACES / 2 + 2 + 64).map(|_| ask()).collect();
+    let _held: Vec<_> = (0..PLACES).map(|_| ask()).collect();
     eventually("one is told at once", || {
+        // More than may wait; each of them waits for a while only.
+        let _waiting: Vec<_> = (0..80).map(|_| ask()).collect();
         let began = Instant::now();
         let told = ask().receive().map(|answer| answer.status);
         told == Some(429) && began.elapsed() < Duration::from_secs(1)
