@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_util::either::Either;
 
 /// Read at once off an instance.
 pub const READ_BYTES: usize = 2 * super::wire::MOST_HEADER_BYTES;
@@ -22,7 +23,7 @@ const TURN_BYTES: usize = 2 * 1024;
 const ANSWERED: u32 = u32::MAX;
 
 pub struct Stream {
-    socket: Socket,
+    socket: Either<TcpStream, UnixStream>,
     watch: Arc<Watch>,
     /// Other tasks have had their turn since the last read of a head.
     has_yielded: bool,
@@ -71,22 +72,17 @@ impl Watch {
     }
 }
 
-enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
 impl Stream {
     pub fn tcp(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Self::new(Socket::Tcp(stream)))
+        Ok(Self::new(Either::Left(stream)))
     }
 
     pub fn unix(stream: UnixStream) -> Self {
-        Self::new(Socket::Unix(stream))
+        Self::new(Either::Right(stream))
     }
 
-    fn new(socket: Socket) -> Self {
+    fn new(socket: Either<TcpStream, UnixStream>) -> Self {
         Self {
             socket,
             watch: Arc::default(),
@@ -101,8 +97,8 @@ impl Stream {
     /// Open, and nothing has come that nobody asked for.
     fn is_quiet(&self) -> bool {
         let fd = match &self.socket {
-            Socket::Tcp(stream) => stream.as_fd(),
-            Socket::Unix(stream) => stream.as_fd(),
+            Either::Left(tcp) => tcp.as_fd(),
+            Either::Right(unix) => unix.as_fd(),
         };
         let mut byte = [0_u8; 1];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
@@ -133,17 +129,6 @@ impl Stream {
             return Ok(Poll::Pending);
         }
         Ok(Poll::Ready(TURN_BYTES))
-    }
-
-    fn poll_socket(
-        &mut self,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.socket {
-            Socket::Tcp(socket) => Pin::new(socket).poll_read(cx, buffer),
-            Socket::Unix(socket) => Pin::new(socket).poll_read(cx, buffer),
-        }
     }
 
     fn after_read(&self, count: usize) {
@@ -193,10 +178,10 @@ impl AsyncRead for Stream {
         let most = ready!(stream.before_read(cx)?);
         let before = buffer.filled().len();
         if buffer.remaining() <= most {
-            ready!(stream.poll_socket(cx, buffer))?;
+            ready!(Pin::new(&mut stream.socket).poll_read(cx, buffer))?;
         } else {
             let mut part = ReadBuf::new(buffer.initialize_unfilled_to(most));
-            ready!(stream.poll_socket(cx, &mut part))?;
+            ready!(Pin::new(&mut stream.socket).poll_read(cx, &mut part))?;
             let count = part.filled().len();
             buffer.advance(count);
         }
@@ -213,10 +198,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         let stream = self.get_mut();
         stream.before_write()?;
-        let written = match &mut stream.socket {
-            Socket::Tcp(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Socket::Unix(socket) => Pin::new(socket).poll_write(cx, bytes),
-        };
+        let written = Pin::new(&mut stream.socket).poll_write(cx, bytes);
         stream.after_write(written, bytes.len())
     }
 
@@ -227,10 +209,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<io::Result<usize>> {
         let stream = self.get_mut();
         stream.before_write()?;
-        let written = match &mut stream.socket {
-            Socket::Tcp(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
-            Socket::Unix(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
-        };
+        let written = Pin::new(&mut stream.socket).poll_write_vectored(cx, slices);
         stream.after_write(written, slices.iter().map(|slice| slice.len()).sum())
     }
 
@@ -243,10 +222,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.get_mut().socket {
-            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
     }
 }
 
