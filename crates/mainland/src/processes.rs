@@ -221,6 +221,7 @@ pub fn proxy(mut words: impl Iterator<Item = OsString>) -> ExitCode {
         directory: directory.into(),
         control_socket: control_socket.into(),
         workers: None,
+        descriptors: None,
     };
     let ended = traffic::proxy::run(options);
     log.flush();

@@ -378,6 +378,9 @@ pub struct Door {
     /// counts its tries itself and comes again. So a topic delivers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub once: bool,
+    /// The caller declares the need no more, and what runs of it may hold the URL still: who calls is refused, and nobody else can listen there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undeclared: bool,
 }
 
 /// What an agent tells its proxy, one JSON text a line, over the Unix socket in the node's directory.

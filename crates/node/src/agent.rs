@@ -349,9 +349,12 @@ impl Agent {
                 .instances()
                 .map(|(_, instance)| instance)
                 .collect(),
-            road: &core.road,
+            ways: snapshot::Ways {
+                road: &core.road,
+                doors: &core.doors,
+                protocols: &core.protocols,
+            },
             ports: &core.ports,
-            doors: &core.doors,
             removed: &core.removed,
             enforce_uid: self.is_root,
         })

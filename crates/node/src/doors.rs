@@ -32,6 +32,16 @@ impl Doors {
         self.0.get(&key(caller, need)).copied().map(SocketAddr::V4)
     }
 
+    /// The needs that were given to a caller, and where they are.
+    pub fn of(&self, caller: &ResourceId) -> impl Iterator<Item = (ResourceId, SocketAddr)> {
+        let prefix = format!("{caller}>");
+        let from_there = self.0.range(prefix.clone()..);
+        from_there.map_while(move |(key, door)| {
+            let need = key.strip_prefix(&prefix)?.parse().ok()?;
+            Some((need, SocketAddr::V4(*door)))
+        })
+    }
+
     /// Gives the pair an address if it has none, on which nobody listens now. True: something was given.
     ///
     /// # Errors

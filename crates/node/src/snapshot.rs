@@ -17,6 +17,7 @@ use crate::core::at_port;
 use crate::doors::Doors;
 use crate::identity::NodeIdentity;
 use crate::options::Config;
+use crate::prepare::service_of;
 
 /// Everything it is made of.
 pub struct Parts<'a> {
@@ -25,12 +26,20 @@ pub struct Parts<'a> {
     pub node: &'a NodeIdentity,
     pub services: BTreeMap<ResourceId, Identity>,
     pub instances: Vec<&'a Instance>,
-    pub road: &'a Road,
-    pub doors: &'a Doors,
+    pub ways: Ways<'a>,
     /// Of instances, and of instances at a named port.
     pub ports: &'a BTreeMap<InstanceId, u16>,
     pub removed: &'a BTreeSet<KeyFingerprint>,
     pub enforce_uid: bool,
+}
+
+/// How the services here reach what they need.
+#[derive(Clone, Copy)]
+pub struct Ways<'a> {
+    pub road: &'a Road,
+    pub doors: &'a Doors,
+    /// What each service speaks, as far as is known.
+    pub protocols: &'a BTreeMap<ResourceId, Protocol>,
 }
 
 pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
@@ -43,20 +52,20 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
         mesh: config.mesh,
         gateway: config.gateway.map(|listen| Gateway {
             listen,
-            routes: parts.road.routes.clone(),
+            routes: parts.ways.road.routes.clone(),
             trusted: config.trust_proxy.clone(),
             proxy_protocol: config.proxy_protocol.clone(),
         }),
-        destinations: parts.road.destinations.clone(),
+        destinations: parts.ways.road.destinations.clone(),
         local: parts
             .instances
             .iter()
             .flat_map(|instance| local(instance, &parts))
             .collect(),
-        callers: parts.road.callers.clone(),
-        doors: doors(&parts),
+        callers: parts.ways.road.callers.clone(),
+        doors: doors(parts.ways, parts.instances.iter().map(|it| it.desired())),
         enforce_uid: parts.enforce_uid,
-        owners: parts.road.owners.clone(),
+        owners: parts.ways.road.owners.clone(),
         refusals: parts.enforce_uid.then(|| refusals(config)),
         trust: Trust {
             cluster: parts.node.cluster.clone(),
@@ -106,41 +115,47 @@ fn local(instance: &Instance, parts: &Parts<'_>) -> Vec<LocalInstance> {
     at_ports.chain([own.clone()]).collect()
 }
 
-/// One for each need of each service here, whichever instance declares it.
-fn doors(parts: &Parts<'_>) -> Vec<Door> {
+/// One for each need of each service here, whichever instance declares it; and those that none declares any more, closed: what runs may hold their
+/// URLs, and must not find somebody else there.
+fn doors<'a>(ways: Ways<'_>, here: impl Iterator<Item = &'a DesiredInstance> + Clone) -> Vec<Door> {
     let mut doors: BTreeMap<SocketAddr, Door> = BTreeMap::new();
-    for instance in &parts.instances {
-        let desired = instance.desired();
-        let caller = instance.service();
+    for desired in here.clone() {
+        let caller = service_of(desired);
         for need in service_needs(desired) {
             let need_id = ResourceId::new(caller.project.clone(), need.clone());
-            let Some(listen) = parts.doors.get(&caller, &need_id) else {
-                continue;
-            };
-            let destination = destination(parts.road, &need_id);
-            let callee = destination
-                .map(|found| found.traffic.timeout)
-                .unwrap_or_default();
-            let asked = timeout(desired, need);
-            let default = model::traffic::TrafficOptions::default().timeout;
-            let fallback = if destination.is_some() {
-                callee
-            } else {
-                default
-            };
-            let door = Door {
-                listen,
-                caller: caller.clone(),
-                uid: desired.uid,
-                need: need_id,
-                protocol: destination.map_or(Protocol::Http, |found| found.protocol),
-                timeout: asked.unwrap_or(fallback),
-                once: is_delivered_to(desired, need),
-            };
-            doors.insert(listen, door);
+            if let Some(listen) = ways.doors.get(&caller, &need_id) {
+                let mut door = closed_door(ways, desired, need_id, listen);
+                let callee = destination(ways.road, &door.need).map(|it| it.traffic.timeout);
+                door.timeout = timeout(desired, need).or(callee).unwrap_or(door.timeout);
+                door.once = is_delivered_to(desired, need);
+                door.undeclared = false;
+                doors.insert(listen, door);
+            }
+        }
+    }
+    for desired in here {
+        for (need, listen) in ways.doors.of(&service_of(desired)) {
+            let closed = || closed_door(ways, desired, need, listen);
+            doors.entry(listen).or_insert_with(closed);
         }
     }
     doors.into_values().collect()
+}
+
+/// Where nobody is let in.
+fn closed_door(ways: Ways<'_>, of: &DesiredInstance, need: ResourceId, listen: SocketAddr) -> Door {
+    let spoken = destination(ways.road, &need).map(|it| it.protocol);
+    let spoken = spoken.or_else(|| ways.protocols.get(&need).copied());
+    Door {
+        listen,
+        caller: service_of(of),
+        uid: of.uid,
+        need,
+        protocol: spoken.unwrap_or(Protocol::Http),
+        timeout: model::traffic::TrafficOptions::default().timeout,
+        once: false,
+        undeclared: true,
+    }
 }
 
 /// What one call may take, if this caller says so.
@@ -179,4 +194,59 @@ pub fn destination<'a>(road: &'a Road, service: &ResourceId) -> Option<&'a Desti
     road.destinations
         .iter()
         .find(|destination| destination.service == *service)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::compute::Need;
+
+    use super::*;
+    use crate::record::testing::desired;
+
+    #[test]
+    fn what_runs_keeps_the_doors_that_it_declares_no_more_and_they_are_closed() {
+        let id = |name: &str| format!("shop/{name}").parse::<ResourceId>().unwrap();
+        let block = "127.77.16.0/24".parse().unwrap();
+        let mut given = Doors::default();
+        for (caller, need) in [("web", "cart"), ("web", "db"), ("webshop", "cart")] {
+            given.give(block, &id(caller), &id(need), |_| true).unwrap();
+        }
+        let protocols = [(id("db"), Protocol::Tcp)].into();
+        let road = Road::default();
+        let ways = Ways {
+            road: &road,
+            doors: &given,
+            protocols: &protocols,
+        };
+        let mut old = desired("web-1");
+        old.spec.needs = ["cart", "db"]
+            .map(|need| (need.parse().unwrap(), Need::default()))
+            .into();
+        let mut new = desired("web-2");
+        new.spec
+            .needs
+            .insert("cart".parse().unwrap(), Need::default());
+        let told = |here: &[&DesiredInstance]| {
+            let doors = doors(ways, here.iter().copied());
+            let told = doors.into_iter().map(|door| {
+                assert_eq!((door.caller, door.uid), (id("web"), new.uid));
+                (door.need.name.to_string(), (door.protocol, door.undeclared))
+            });
+            told.collect::<BTreeMap<_, _>>()
+        };
+        let (cart, db) = ("cart".to_owned(), "db".to_owned());
+        let open = |protocol| (protocol, false);
+        let all = [
+            (cart.clone(), open(Protocol::Http)),
+            (db.clone(), open(Protocol::Tcp)),
+        ];
+        assert_eq!(
+            told(&[&old, &new]),
+            all.clone().into(),
+            "as long as one declares it"
+        );
+        let [cart, _] = all;
+        assert_eq!(told(&[&new]), [cart, (db, (Protocol::Tcp, true))].into());
+        assert_eq!(told(&[]), BTreeMap::new(), "nothing runs");
+    }
 }

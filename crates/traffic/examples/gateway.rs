@@ -65,6 +65,7 @@ fn start(directory: &Path, snapshot: ProxySnapshot) -> UnixStream {
         control_socket: directory.join(format!("{}.sock", snapshot.node)),
         directory: own,
         workers: Some(1),
+        descriptors: None,
     };
     let socket = options.control_socket.clone();
     std::thread::spawn(move || traffic::proxy::run(options).expect("the proxy runs"));

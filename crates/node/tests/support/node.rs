@@ -62,6 +62,7 @@ fn proxy(words: &[OsString]) -> ExitCode {
         directory: PathBuf::from(&words[0]),
         control_socket: PathBuf::from(&words[1]),
         workers: Some(1),
+        descriptors: None,
     };
     match traffic::proxy::run(options) {
         Ok(()) => ExitCode::SUCCESS,

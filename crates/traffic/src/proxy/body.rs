@@ -14,6 +14,7 @@ use super::held::{Held, Taken};
 use super::instances::Lease;
 use super::kept::Replay;
 use super::search::Slot;
+use super::shares::Busy;
 use super::window::Seat;
 use super::wire;
 
@@ -100,10 +101,14 @@ pub struct ResponseBody {
     guards: Guards,
     /// Held for what its drop does.
     under_way: Option<UnderWay>,
+    /// Likewise, of a connection of another proxy.
+    busy: Option<Busy>,
 }
 
 enum Source {
     Text(Option<Bytes>),
+    /// Nothing, and the library is not told so: it would leave out the length that the head tells.
+    Length,
     Instance(Incoming),
     Mesh(Incoming),
 }
@@ -148,6 +153,7 @@ impl ResponseBody {
             source,
             guards,
             under_way: None,
+            busy: None,
         };
         body.release_at_end();
         body
@@ -160,6 +166,18 @@ impl ResponseBody {
     /// `under_way` lasts until all of it is handed over.
     pub fn pass(&mut self, under_way: UnderWay) {
         self.under_way = Some(under_way);
+    }
+
+    /// `busy` lasts until all of it is handed over.
+    pub fn keep(&mut self, busy: Busy) {
+        self.busy = Some(busy);
+    }
+
+    /// Where there is no body, the length in its head is told all the same.
+    pub fn tell_length_alone(&mut self) {
+        if self.is_end_stream() {
+            self.source = Source::Length;
+        }
     }
 
     /// Waits until a small answer of declared length is here as a whole, or has had its time to be. An error: it broke off, and nothing of it was
@@ -226,6 +244,7 @@ impl Source {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match self {
             Self::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
+            Self::Length => Poll::Ready(None),
             Self::Instance(incoming) => {
                 let frame = ready!(Pin::new(incoming).poll_frame(cx));
                 Poll::Ready(frame.map(|frame| Ok(passable(frame?))))
@@ -237,6 +256,7 @@ impl Source {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Text(text) => text.is_none(),
+            Self::Length => false,
             Self::Instance(incoming) | Self::Mesh(incoming) => incoming.is_end_stream(),
         }
     }
@@ -246,6 +266,7 @@ impl Source {
             Self::Text(text) => {
                 SizeHint::with_exact(text.as_ref().map_or(0, |text| text.len() as u64))
             }
+            Self::Length => SizeHint::default(),
             Self::Instance(incoming) | Self::Mesh(incoming) => incoming.size_hint(),
         }
     }

@@ -25,9 +25,9 @@ use super::gate::Pass;
 use super::held::{Taken, Tickets};
 use super::instances;
 use super::peers;
-use super::shares::{Kind, Party, Place};
+use super::shares::{Keeper, Kind, Party, Place};
 use super::tls;
-use super::tunnel::{self, Io};
+use super::tunnel;
 use super::view::{Caller, Local, View};
 use super::window::{MOST_WINDOW, Width};
 use super::wire;
@@ -170,10 +170,7 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
     };
     // Not by the caller: all gateways of the cluster are one.
     let party = Party::Peer(id.key.clone());
-    let Some(_place) = worker
-        .place(Kind::Mesh, party)
-        .inspect(|it| it.keeper().keep(true))
-    else {
+    let Some(peers_place) = worker.place(Kind::Mesh, party) else {
         return;
     };
     drop(place);
@@ -182,11 +179,12 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
         caller,
         key: id.key,
         tickets: Arc::default(),
+        keeper: peers_place.keeper(),
     });
-    converse(peer, stream, life).await;
+    converse(peer, stream, life, &peers_place).await;
 }
 
-async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life) {
+async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life, place: &Place) {
     let width = Width::of(stream.get_ref().1.alpn_protocol());
     let (worker, key) = (peer.worker.clone(), peer.key.clone());
     let service = service_fn(move |request| {
@@ -212,6 +210,8 @@ async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life
         _ = connection.as_mut() => return,
         () = worker.stopping() => connection.as_mut().graceful_shutdown(),
         () = life.until_notice() => connection.as_mut().graceful_shutdown(),
+        // Nothing is asked on it; what is on its way here is told that it did not begin.
+        () = place.given_up() => connection.as_mut().graceful_shutdown(),
         () = worker.until_removed(&key) => return tracing::debug!("a peer was removed"),
     }
     tokio::select! {
@@ -254,10 +254,19 @@ struct Peer {
     caller: Caller,
     key: KeyFingerprint,
     tickets: Arc<Tickets>,
+    keeper: Keeper,
 }
 
 impl Peer {
-    async fn answer(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    /// The connection is kept while a stream is open.
+    async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
+        let busy = self.keeper.busy();
+        let mut response = self.answer_one(request).await;
+        response.body_mut().keep(busy);
+        response
+    }
+
+    async fn answer_one(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
         if let Some(ticket) = Tickets::asked_for(request.headers()) {
             return self.is_taken(ticket).await;
         }
@@ -281,7 +290,7 @@ impl Peer {
             patience: LONGEST_DIAL,
         };
         let result = if request.method() == Method::CONNECT {
-            Box::pin(tunnel_to_instance(&view, &self.caller, &to, &mut request)).await
+            Box::pin(self.tunnel_to_instance(&view, &to, &mut request)).await
         } else {
             self.pass_on(&view, &to, request).await
         };
@@ -328,6 +337,31 @@ impl Peer {
         };
         call(&self.worker, view, &self.caller, to, head, body).await
     }
+
+    /// A connection as one stream: its bytes go to the instance until both sides have ended, or the caller may no longer call.
+    async fn tunnel_to_instance(
+        &self,
+        view: &View,
+        to: &Address<'_>,
+        request: &mut Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, Failure> {
+        let (local, pass) = enter(view, &self.caller, to)?;
+        let stream = instances::connect(&local.address, to.patience).await?;
+        let upgrade = hyper::upgrade::on(request);
+        let busy = self.keeper.busy();
+        let (common, caller) = (self.worker.common(), self.caller.clone());
+        tokio::spawn(async move {
+            if let Ok(upgraded) = upgrade.await {
+                let carried = tunnel::carry(TokioIo::new(upgraded), stream);
+                tokio::select! {
+                    () = carried => {}
+                    () = common.until_forbidden(&caller, &local.service) => {}
+                }
+            }
+            drop((pass, busy));
+        });
+        Ok(Response::new(ResponseBody::empty()))
+    }
 }
 
 /// The same as at the gateway, for another proxy may be older, or hold a stolen certificate. A tunnel is what `CONNECT` is for between proxies.
@@ -337,25 +371,6 @@ fn admit<B>(request: &Request<B>) -> Result<(), Problem> {
         return Ok(());
     }
     admission::check(request.method(), request.uri(), request.headers())
-}
-
-/// A connection as one stream: its bytes go to the instance until both sides have ended.
-async fn tunnel_to_instance(
-    view: &View,
-    caller: &Caller,
-    to: &Address<'_>,
-    request: &mut Request<Incoming>,
-) -> Result<Response<ResponseBody>, Failure> {
-    let (local, pass) = enter(view, caller, to)?;
-    let stream = instances::connect(&local.address, to.patience).await?;
-    let upgrade = hyper::upgrade::on(request);
-    tokio::spawn(async move {
-        if let Ok(upgraded) = upgrade.await {
-            tunnel::carry(TokioIo::new(upgraded), Io::Plain(stream)).await;
-        }
-        drop(pass);
-    });
-    Ok(Response::new(ResponseBody::empty()))
 }
 
 fn target(headers: &HeaderMap) -> Option<(ResourceId, InstanceId, Epoch)> {

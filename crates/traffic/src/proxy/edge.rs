@@ -52,7 +52,7 @@ pub struct UnderWay(Arc<Talk>);
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.exchange.store(HANDED_OVER, Relaxed);
-        self.0.keeper.keep(false);
+        self.0.keeper.end();
     }
 }
 
@@ -67,10 +67,12 @@ impl Talk {
         }
     }
 
-    pub fn request(&self) {
+    /// A request has been read.
+    pub fn request(&self) -> &Keeper {
         self.requests.fetch_add(1, Relaxed);
         self.exchange.store(UNDER_WAY, Relaxed);
-        self.keeper.keep(true);
+        self.keeper.begin();
+        &self.keeper
     }
 
     /// `last`: no other request will follow on this connection. What is returned lasts as long as the answer's body does.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper::body::{Body, Incoming};
+use hyper::ext::ReasonPhrase;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -25,7 +26,7 @@ use super::proxy_protocol;
 use super::refusal::{self, Refusal};
 use super::shares::{Kind, Party};
 use super::tunnel;
-use super::view::{Caller, View, missing_need};
+use super::view::{Caller, View};
 use super::wire;
 use super::worker::Worker;
 use crate::problem::{Code, Problem};
@@ -113,7 +114,7 @@ async fn from_outside(
         timeout: None,
         once: false,
     };
-    send(worker, &errand, request, upgrades).await
+    send(worker, &errand, None, request, upgrades).await
 }
 
 /// Whose request a declared balancer passes on, by the mark that it has by now; `None` where it does not say, and of any other client.
@@ -211,11 +212,14 @@ pub async fn serve_door(
     };
     let stream = ClientStream::patient(stream, place).in_line(worker.line(&party));
     match (door.protocol, refusal) {
-        (Protocol::Tcp, None) => {
-            stream.keeper().keep(true);
-            tunnel::serve_tcp(&worker, &caller, &door.need, stream).await;
+        (Protocol::Tcp, None) if door.undeclared => {
+            Refusal::undeclared(&door).tell(worker.reports());
         }
-        (Protocol::Tcp, Some(refusal)) => refusal.tell(&worker),
+        (Protocol::Tcp, None) => {
+            let _busy = stream.keeper().busy();
+            tunnel::serve_tcp(&worker, &caller, &door, stream).await;
+        }
+        (Protocol::Tcp, Some(refusal)) => refusal.tell(worker.reports()),
         (Protocol::Http, refusal) => serve_http_door(worker, stream, door, refusal).await,
     }
 }
@@ -262,7 +266,7 @@ impl DoorsCaller {
 
 async fn through_door(
     worker: &Worker,
-    opened: &Door,
+    opened: &Arc<Door>,
     caller: &DoorsCaller,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
@@ -272,14 +276,10 @@ async fn through_door(
     }
     let view = worker.view();
     // What the door is now, not what it was when the connection came.
-    let Some(door) = view
-        .doors
-        .get(&opened.listen)
-        .filter(|door| door.caller == opened.caller)
-    else {
-        let detail = missing_need(&opened.caller, &opened.need);
-        let problem = Problem::new(Code::CallerNotDeclared, detail);
-        return refused(&problem, request.body());
+    let Some(door) = view.declared(opened) else {
+        let refusal = Refusal::undeclared(opened);
+        refusal.tell(worker.reports());
+        return refused(&refusal.problem(), request.body());
     };
     let errand = Errand {
         caller: &caller.caller,
@@ -288,7 +288,7 @@ async fn through_door(
         timeout: Some(door.timeout.duration()),
         once: door.once,
     };
-    send(worker, &errand, request, upgrades).await
+    send(worker, &errand, Some(door), request, upgrades).await
 }
 
 /// What is left of the request's `body` is not waited for, so no other request can follow it.
@@ -316,12 +316,13 @@ fn admit_at_door<B>(door: &HeaderValue, request: &mut Request<B>) -> Result<(), 
 async fn send(
     worker: &Worker,
     errand: &Errand<'_>,
+    door: Option<&Arc<Door>>,
     request: Request<Incoming>,
     upgrades: bool,
 ) -> Response<ResponseBody> {
     if upgrades {
         // Rare, and large: kept out of the future of every request.
-        Box::pin(tunnel::upgrade(worker, errand, request)).await
+        Box::pin(tunnel::upgrade(worker, errand, door, request)).await
     } else {
         forward::forward(worker, errand, request).await
     }
@@ -366,11 +367,15 @@ async fn speak<Answer, Answered>(
     Answer: Fn(Arc<Worker>, Request<Incoming>) -> Answered,
     Answered: Future<Output = Response<ResponseBody>>,
 {
-    let service = service_fn(|request| {
-        talk.request();
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let keeper = talk.request();
+        if !request.body().is_end_stream() {
+            // For who will wait for the rest of it.
+            request.extensions_mut().insert(keeper.clone());
+        }
         let answered = answer(worker.clone(), request);
         async move {
-            let mut response = answered.await;
+            let mut response = as_it_came(answered.await);
             // What an upgraded connection has become is not known to be idle by its requests: it stays as it is.
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 let last = response.headers().contains_key(header::CONNECTION);
@@ -397,6 +402,22 @@ async fn speak<Answer, Answered>(
             let _ = connection.await;
         }
     }
+}
+
+/// What the HTTP library would not write as it came: the length that a 304 tells of what it does not bring (RFC 9110, 8.6), and that a status which has
+/// no phrase has none.
+fn as_it_came(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    let status = response.status();
+    if status == StatusCode::NOT_MODIFIED && response.headers().contains_key(header::CONTENT_LENGTH)
+    {
+        response.body_mut().tell_length_alone();
+    }
+    if status.canonical_reason().is_none() && response.extensions().get::<ReasonPhrase>().is_none()
+    {
+        let none = ReasonPhrase::from_static(b"");
+        response.extensions_mut().insert(none);
+    }
+    response
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ pub async fn forward(
     let (mut parts, incoming) = request.into_parts();
     let time = errand.time(worker, &parts);
     parts.headers.remove(http::header::EXPECT);
-    let kept = Kept::new(incoming);
+    let kept = Kept::new(incoming, parts.extensions.remove());
     let result = search(worker, errand, &parts, &kept, time).await;
     let mut response = result
         .map(as_http1)

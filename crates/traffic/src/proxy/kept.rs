@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::body::{BoxError, REPLAY_BYTES, RequestBody};
 use super::failure::chain;
+use super::shares::Keeper;
 use super::wire;
 
 /// A request's body that can be sent more than once, as long as it fits into [`REPLAY_BYTES`].
@@ -31,6 +32,8 @@ struct Shared {
     overflowed: bool,
     /// Which try reads; an older one reads no more.
     turn: u32,
+    /// Of the client's connection: told when the client is waited for.
+    keeper: Option<Keeper>,
 }
 
 /// What became of a body's source. An end and a break are for ever: no later try may take a break for an end.
@@ -41,7 +44,8 @@ enum Fate {
 }
 
 impl Kept {
-    pub fn new(source: Incoming) -> Self {
+    /// `keeper`: of the connection that it comes on.
+    pub fn new(source: Incoming, keeper: Option<Keeper>) -> Self {
         let hint = source.size_hint();
         let shared = (!source.is_end_stream()).then(|| {
             Arc::new(Mutex::new(Shared {
@@ -53,6 +57,7 @@ impl Kept {
                 moved: Instant::now(),
                 overflowed: false,
                 turn: 0,
+                keeper,
             }))
         });
         Self { shared, hint }
@@ -167,7 +172,7 @@ impl Replay {
                 Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
             }
             Fate::Flowing => {
-                let frame = ready!(Pin::new(&mut inner.source).poll_frame(cx));
+                let frame = ready!(inner.poll_client(cx));
                 inner.moved = Instant::now();
                 Poll::Ready(self.take(&mut inner, frame))
             }
@@ -226,6 +231,17 @@ impl Replay {
 }
 
 impl Shared {
+    fn poll_client(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.source).poll_frame(cx);
+        if let Some(keeper) = &self.keeper {
+            keeper.awaits(frame.is_pending());
+        }
+        frame
+    }
+
     fn break_off(&mut self, why: String) -> BoxError {
         self.fate = Fate::Broken(why.clone());
         why.into()
@@ -271,7 +287,7 @@ mod tests {
     async fn after_reading(length: usize, judge: fn(&Kept) -> bool) -> bool {
         let (one, other) = tokio::io::duplex(1 << 20);
         let service = service_fn(move |request: Request<Incoming>| async move {
-            let kept = Kept::new(request.into_body());
+            let kept = Kept::new(request.into_body(), None);
             let mut body = kept.body();
             while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
                 frame.unwrap();

@@ -78,6 +78,8 @@ pub struct Options {
     pub control_socket: PathBuf,
     /// Threads that carry requests. `None`: one per core, at most four.
     pub workers: Option<usize>,
+    /// Descriptors that connections have their shares of. `None`: as many as the process may have open.
+    pub descriptors: Option<usize>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +115,7 @@ async fn supervise(options: Options) -> Result<(), Error> {
         source,
     })?;
     let count = options.workers.unwrap_or_else(default_workers).max(1);
-    let common = Common::new(count);
+    let common = Common::new(count, options.descriptors);
     let workers = start_workers(&common, count).map_err(Error::Start)?;
     let applier = Applier::new(options.directory.clone(), common.clone());
     let mut applier = applier.map_err(Error::Start)?;

@@ -418,3 +418,82 @@ pub fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use model::ids::Generation;
+    use model::traffic::{Destination, Endpoint, Protocol, ProxySnapshot, TrafficOptions};
+
+    use super::*;
+    use crate::proxy::reports::Reports;
+    use crate::proxy::view::Place;
+
+    /// A road to a copy on each of these nodes.
+    fn view(tls: &Tls, nodes: Range<u8>) -> View {
+        let endpoint = |number: u8| Endpoint {
+            instance: format!("shop/web-{number}").parse().unwrap(),
+            epoch: model::ids::Epoch(1),
+            node: format!("node-{number}").parse().unwrap(),
+            zone: "one".parse().unwrap(),
+            region: "here".parse().unwrap(),
+            mesh: SocketAddr::from(([192, 0, 2, number], 7071)),
+        };
+        let destination = Destination {
+            service: "shop/web".parse().unwrap(),
+            protocol: Protocol::Http,
+            traffic: TrafficOptions::default(),
+            endpoints: nodes.map(endpoint).collect(),
+            external: Vec::new(),
+        };
+        let snapshot = ProxySnapshot {
+            generation: Generation::default(),
+            node: "a".parse().unwrap(),
+            zone: "one".parse().unwrap(),
+            region: "here".parse().unwrap(),
+            mesh: SocketAddr::from(([192, 0, 2, 255], 7071)),
+            trust: tls::tests::trust(),
+            gateway: None,
+            destinations: vec![destination],
+            local: Vec::new(),
+            callers: Vec::new(),
+            doors: Vec::new(),
+            enforce_uid: false,
+            owners: Vec::new(),
+            refusals: None,
+        };
+        View::new(
+            &snapshot,
+            tls.clone(),
+            HashMap::new(),
+            None,
+            &Reports::new(),
+        )
+    }
+
+    #[test]
+    fn who_has_left_is_forgotten() {
+        let tls = Tls::new(&tls::tests::trust(), None).unwrap();
+        let peers = Peers::new(Arc::default());
+        let gone: ResourceId = "shop/gone".parse().unwrap();
+        for first in 0..200 {
+            let view = view(&tls, first..first + 3);
+            for endpoint in view.destinations.values().flat_map(|it| &it.endpoints) {
+                let Place::Instance(target) = &endpoint.place else {
+                    unreachable!("all are instances");
+                };
+                for carries in [Use::Wide, Use::Narrow, Use::Tunnels] {
+                    peers.peer(None, target, carries);
+                    // It holds no certificate here.
+                    peers.peer(Some(&gone), target, carries);
+                }
+            }
+            peers.tidy(&view);
+            let known: Vec<_> = peers.lock().values().map(Vec::len).collect();
+            assert_eq!(known, [3; 3]);
+        }
+        peers.tidy(&view(&tls, 0..0));
+        assert!(peers.lock().is_empty());
+    }
+}

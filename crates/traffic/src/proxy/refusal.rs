@@ -15,6 +15,7 @@ use super::body::ResponseBody;
 use super::caller;
 use super::client::ClientStream;
 use super::entrance::serve_http;
+use super::reports::Reports;
 use super::shares::{Kind, Party};
 use super::view::{Caller, View, missing_need};
 use super::wire;
@@ -29,9 +30,23 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// The door's caller runs still, and declares its need no more.
+    pub fn undeclared(door: &Door) -> Self {
+        let why = missing_need(&door.caller, &door.need);
+        Self {
+            caller: door.caller.to_string(),
+            callee: door.need.clone(),
+            detail: format!("{why} any more, as it did when this copy of it started"),
+        }
+    }
+
+    pub fn problem(&self) -> Problem {
+        Problem::new(Code::CallerNotDeclared, self.detail.clone())
+    }
+
     /// For the events of the node.
-    pub fn tell(&self, worker: &Worker) {
-        worker.reports().call_refused(
+    pub fn tell(&self, reports: &Reports) {
+        reports.call_refused(
             self.caller.clone(),
             self.callee.clone(),
             self.detail.clone(),
@@ -40,8 +55,8 @@ impl Refusal {
 
     /// For who asked, and for the events of the node.
     pub fn answer(&self, worker: &Worker) -> Response<ResponseBody> {
-        self.tell(worker);
-        wire::problem_response(&Problem::new(Code::CallerNotDeclared, self.detail.clone()))
+        self.tell(worker.reports());
+        wire::problem_response(&self.problem())
     }
 }
 
@@ -102,7 +117,7 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
         return;
     };
     if protocol == Protocol::Tcp {
-        return refusal.tell(&worker);
+        return refusal.tell(worker.reports());
     }
     let refusal = Arc::new(refusal);
     let stream = ClientStream::patient(stream, place);

@@ -190,14 +190,14 @@ fn of(whose: &str) -> impl FnOnce(::tls::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
     use rustls::client::Resumption;
     use rustls::{ClientConnection, HandshakeKind, ServerConnection};
 
     use super::*;
 
-    fn trust() -> Trust {
+    pub fn trust() -> Trust {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let name = "spiffe://c1".try_into().unwrap();

@@ -3,9 +3,7 @@
 //! Between proxies a connection is one CONNECT stream. An upgrade is an ordinary HTTP/1.1 exchange *inside* such a tunnel, so the
 //! mesh need not know what it becomes.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
 
 use http::{HeaderValue, Method, StatusCode, Uri, header};
 use hyper::body::{Body, Incoming};
@@ -14,8 +12,10 @@ use hyper::upgrade::Upgraded;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use model::ids::ResourceId;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use model::traffic::Door;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout_at;
+use tokio_util::either::Either;
 
 use super::body::{Guards, RequestBody, ResponseBody};
 use super::callee;
@@ -24,24 +24,22 @@ use super::failure::{Failure, chain, is_gateway_failure};
 use super::forward::{self, Errand, Time, address_to, out_of_time, send_over_the_mesh};
 use super::gate::Pass;
 use super::instances;
+use super::refusal::Refusal;
 use super::search::{Chosen, Search, Slot};
 use super::shares::Party;
 use super::stream::Stream;
 use super::upgrades::{self, Holding};
 use super::view::{Caller, Place, Target};
 use super::wire;
-use super::worker::Worker;
+use super::worker::{Common, Worker};
 use crate::problem::Problem;
 use crate::retry::{Facts, LONGEST_DIAL, try_time};
 
 /// Bytes read at once in each direction.
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// A way to an instance for bytes.
-pub enum Io {
-    Plain(Stream),
-    Mesh(TokioIo<Upgraded>),
-}
+/// A way to an instance for bytes: a connection, or a stream of the mesh.
+type Io = Either<Stream, TokioIo<Upgraded>>;
 
 /// An open tunnel and what must last as long as it does.
 pub struct Tunnel {
@@ -51,7 +49,10 @@ pub struct Tunnel {
 }
 
 /// Copies both ways until both have ended; the end of one direction is passed on alone.
-pub async fn carry(mut one: impl AsyncRead + AsyncWrite + Unpin, mut other: Io) {
+pub async fn carry(
+    mut one: impl AsyncRead + AsyncWrite + Unpin,
+    mut other: impl AsyncRead + AsyncWrite + Unpin,
+) {
     // A connection that breaks ends the tunnel; there is nobody else to tell.
     let _ =
         tokio::io::copy_bidirectional_with_sizes(&mut one, &mut other, BUFFER_BYTES, BUFFER_BYTES)
@@ -59,16 +60,16 @@ pub async fn carry(mut one: impl AsyncRead + AsyncWrite + Unpin, mut other: Io) 
 }
 
 /// A TCP door: finds an endpoint and carries the connection.
-pub async fn serve_tcp(
-    worker: &Worker,
-    caller: &Caller,
-    service: &ResourceId,
-    client: ClientStream,
-) {
+pub async fn serve_tcp(worker: &Worker, caller: &Caller, door: &Arc<Door>, client: ClientStream) {
+    let service = &door.need;
     let party = &Party::Caller(caller.clone());
     match open(worker, caller, party, service).await {
         Ok(tunnel) => {
-            carry(client, tunnel.io).await;
+            let leave = Leave::new(worker, caller, door, tunnel.pass.as_ref());
+            tokio::select! {
+                () = carry(client, tunnel.io) => {}
+                () = leave.taken_away() => {}
+            }
             drop((tunnel.pass, tunnel.slot));
         }
         Err(problem) => {
@@ -81,6 +82,41 @@ pub async fn serve_tcp(
             };
             forward::refuse(worker, &errand, &problem);
             tracing::debug!(%service, detail = problem.detail, "a connection found no endpoint");
+        }
+    }
+}
+
+/// What a caller's open connection rests on, beside both ends: that it declares the need, and that the callee's side, where that is here, knows it.
+struct Leave {
+    common: Arc<Common>,
+    caller: Caller,
+    door: Arc<Door>,
+    callee_is_here: bool,
+}
+
+impl Leave {
+    fn new(worker: &Worker, caller: &Caller, door: &Arc<Door>, pass: Option<&Pass>) -> Self {
+        Self {
+            common: worker.common(),
+            caller: caller.clone(),
+            door: door.clone(),
+            callee_is_here: pass.is_some(),
+        }
+    }
+
+    /// Completes when it is there no more, which is told.
+    async fn taken_away(&self) {
+        let (common, door) = (&self.common, &self.door);
+        let undeclared = common.until_view(|view| view.is_undeclared(door));
+        let forbidden = async {
+            match self.callee_is_here {
+                true => common.until_forbidden(&self.caller, &door.need).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = undeclared => Refusal::undeclared(door).tell(&common.reports),
+            () = forbidden => {}
         }
     }
 }
@@ -130,12 +166,12 @@ async fn dial(
             };
             let (local, pass) = callee::enter(&chosen.view, caller, &to)?;
             let stream = instances::connect(&local.address, LONGEST_DIAL).await?;
-            Ok((Io::Plain(stream), Some(pass)))
+            Ok((Io::Left(stream), Some(pass)))
         }
         Place::Instance(target) => Ok((over_the_mesh(worker, caller, chosen, target).await?, None)),
         Place::External(address) => {
             let stream = instances::connect(address, LONGEST_DIAL).await?;
-            Ok((Io::Plain(stream), None))
+            Ok((Io::Left(stream), None))
         }
     }
 }
@@ -158,7 +194,7 @@ async fn over_the_mesh(
     let upgraded = hyper::upgrade::on(response)
         .await
         .map_err(|error| Failure::broken(chain(&error)))?;
-    Ok(Io::Mesh(TokioIo::new(upgraded)))
+    Ok(Io::Right(TokioIo::new(upgraded)))
 }
 
 const WEBSOCKET: &str = "websocket";
@@ -194,6 +230,7 @@ fn share(
 pub async fn upgrade(
     worker: &Worker,
     errand: &Errand<'_>,
+    door: Option<&Arc<Door>>,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let share = match errand.party {
@@ -227,10 +264,20 @@ pub async fn upgrade(
     let instance = hyper::upgrade::on(&mut response);
     let (mut parts, _) = response.into_parts();
     wire::remove_ours(&mut parts.headers);
+    let leave = door.map(|door| Leave::new(worker, errand.caller, door, pass.as_ref()));
     tokio::spawn(async move {
+        let taken_away = async {
+            match &leave {
+                Some(leave) => leave.taken_away().await,
+                None => std::future::pending().await,
+            }
+        };
         if let (Ok(client), Ok(instance)) = tokio::join!(client, instance) {
-            let instance = Io::Mesh(TokioIo::new(instance));
-            upgrades::carry_until_idle(TokioIo::new(client), instance, upgrades::IDLE).await;
+            let (client, instance) = (TokioIo::new(client), TokioIo::new(instance));
+            tokio::select! {
+                () = upgrades::carry_until_idle(client, instance, upgrades::IDLE) => {}
+                () = taken_away => {}
+            }
         }
         drop((pass, slot, share));
     });
@@ -311,44 +358,4 @@ async fn exchange(io: Io, request: Request<RequestBody>) -> hyper::Result<Respon
         let _ = connection.with_upgrades().await;
     });
     sender.send_request(request).await
-}
-
-impl AsyncRead for Io {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Mesh(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Mesh(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Mesh(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Mesh(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
 }

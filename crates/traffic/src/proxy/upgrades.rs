@@ -2,21 +2,19 @@
 //! long such a one lives on which nothing happens.
 //!
 //! Each holds one of the `max_in_flight` of its copy for as long as it lasts. So one client of the gateway, but a declared balancer, has half of what all copies of a service
-//! take, at most, and what lies idle is ended.
+//! take, at most, the clients of one site (an IPv6 /48) three quarters, and what lies idle is ended.
 
 use std::collections::HashMap;
-use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use model::ids::ResourceId;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::{InspectReader, InspectWriter};
 
 use super::shares::Party;
-use super::tunnel::{Io, carry};
+use super::tunnel::carry;
 use super::view::Destination;
 use crate::problem::{Code, Problem};
 
@@ -26,12 +24,14 @@ pub const IDLE: Duration = Duration::from_secs(60);
 /// It is looked at so many times in that time.
 const LOOKS: u32 = 4;
 
-/// How many each party has with each service: of upgraded connections, or of the places at its copies.
+type Key = (Party, ResourceId);
+
+/// How many each party has with each service: of upgraded connections, or of the places at its copies. Sites are among the parties.
 #[derive(Default)]
-pub struct Holdings(Mutex<HashMap<(Party, ResourceId), u32>>);
+pub struct Holdings(Mutex<HashMap<Key, u32>>);
 
 impl Holdings {
-    /// `None`: the party has its share.
+    /// `None`: the party has its share, or all clients of its site have theirs, which is half as much again.
     pub fn take(
         self: &Arc<Self>,
         party: &Party,
@@ -39,19 +39,24 @@ impl Holdings {
         most: u32,
     ) -> Option<Holding> {
         let key = (party.clone(), service.clone());
+        let of_site = party.site().map(|site| (site, service.clone()));
+        let most_of_site = most.saturating_add(most / 2);
         let mut held = self.lock();
-        let count = held.entry(key.clone()).or_insert(0);
-        if *count >= most {
+        let is_full = |key: &Key, most| held.get(key).is_some_and(|count| *count >= most);
+        if is_full(&key, most) || of_site.as_ref().is_some_and(|it| is_full(it, most_of_site)) {
             return None;
         }
-        *count += 1;
+        for key in of_site.iter().chain([&key]) {
+            *held.entry(key.clone()).or_insert(0) += 1;
+        }
         Some(Holding {
             all: self.clone(),
             key,
+            of_site,
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(Party, ResourceId), u32>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, u32>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -88,16 +93,19 @@ pub fn share_is_taken(service: &ResourceId) -> Problem {
 /// One of a party's, until it is dropped.
 pub struct Holding {
     all: Arc<Holdings>,
-    key: (Party, ResourceId),
+    key: Key,
+    of_site: Option<Key>,
 }
 
 impl Drop for Holding {
     fn drop(&mut self) {
         let mut held = self.all.lock();
-        if let Some(count) = held.get_mut(&self.key) {
-            *count -= 1;
-            if *count == 0 {
-                held.remove(&self.key);
+        for key in self.of_site.iter().chain([&self.key]) {
+            if let Some(count) = held.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    held.remove(key);
+                }
             }
         }
     }
@@ -106,14 +114,12 @@ impl Drop for Holding {
 /// Copies both ways until both have ended, or nothing has come or gone for `idle`.
 pub async fn carry_until_idle(
     client: impl AsyncRead + AsyncWrite + Unpin,
-    instance: Io,
+    instance: impl AsyncRead + AsyncWrite + Unpin,
     idle: Duration,
 ) {
-    let moved = Arc::new(AtomicBool::new(false));
-    let client = Watched {
-        inner: client,
-        moved: moved.clone(),
-    };
+    let moved = AtomicBool::new(false);
+    let moves = |_: &[u8]| moved.store(true, Relaxed);
+    let client = InspectWriter::new(InspectReader::new(client, moves), moves);
     tokio::select! {
         () = carry(client, instance) => {}
         () = stands_still(&moved, idle) => tracing::debug!("an upgraded connection was idle"),
@@ -132,46 +138,6 @@ async fn stands_still(moved: &AtomicBool, idle: Duration) {
     }
 }
 
-/// Notes that bytes come or go.
-struct Watched<Inner> {
-    inner: Inner,
-    moved: Arc<AtomicBool>,
-}
-
-impl<Inner: AsyncRead + Unpin> AsyncRead for Watched<Inner> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let watched = self.get_mut();
-        ready!(Pin::new(&mut watched.inner).poll_read(cx, buffer))?;
-        watched.moved.store(true, Relaxed);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<Inner: AsyncWrite + Unpin> AsyncWrite for Watched<Inner> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let watched = self.get_mut();
-        let count = ready!(Pin::new(&mut watched.inner).poll_write(cx, bytes))?;
-        watched.moved.store(true, Relaxed);
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Instant;
@@ -180,7 +146,6 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::proxy::stream::Stream;
 
     #[tokio::test]
     async fn an_idle_one_ends_and_a_ping_keeps_it() {
@@ -190,8 +155,7 @@ mod tests {
         let (mut instance, _) = listener.accept().await.unwrap();
         let (mut client, inner) = tokio::io::duplex(64);
         let idle = Duration::from_millis(800);
-        let io = Io::Plain(Stream::tcp(to_instance).unwrap());
-        let carried = tokio::spawn(carry_until_idle(inner, io, idle));
+        let carried = tokio::spawn(carry_until_idle(inner, to_instance, idle));
         let began = Instant::now();
         // Either way, for longer than it may be idle.
         while began.elapsed() < idle * 2 {
@@ -220,6 +184,27 @@ mod tests {
         held.pop();
         assert!(take(1, "chat").is_some());
         drop(held);
+        assert!(upgrades.lock().is_empty());
+    }
+
+    #[test]
+    fn the_clients_of_a_site_leave_others_a_quarter() {
+        let upgrades = Arc::new(Holdings::default());
+        let service: ResourceId = "shop/chat".parse().unwrap();
+        let take = |site: u16, network: u16| {
+            let address = std::net::Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 1);
+            upgrades.take(&Party::client(address.into()), &service, 8)
+        };
+        // Of 16 that the copies take.
+        let mut held: Vec<_> = (0..100).filter_map(|number| take(1, number / 4)).collect();
+        assert_eq!(held.len(), 12);
+        assert!(take(2, 0).is_some());
+        held.pop();
+        assert!(take(1, 99).is_some());
+        held.clear();
+        let one: Vec<_> = (0..100).filter_map(|_| take(1, 0)).collect();
+        assert_eq!(one.len(), 8, "and one client half");
+        drop(one);
         assert!(upgrades.lock().is_empty());
     }
 }

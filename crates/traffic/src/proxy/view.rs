@@ -237,10 +237,23 @@ impl View {
     pub fn has_one_caller(&self, service: &ResourceId) -> bool {
         let callers = self.callers.get(service);
         let is_routed = self.gateway.is_some() && callers.is_none_or(|it| it.gateway);
-        let mut doors = self.doors.values().filter(|door| door.need == *service);
+        let doors = self.doors.values().filter(|door| !door.undeclared);
+        let mut doors = doors.filter(|door| door.need == *service);
         let first = doors.next();
         let same = |door: &Arc<Door>| first.is_some_and(|first| first.caller == door.caller);
         !is_routed && doors.all(same)
+    }
+
+    /// What a door that once was `opened` is now; `None`: its caller declares the need no more.
+    pub fn declared(&self, opened: &Door) -> Option<&Arc<Door>> {
+        let door = self.doors.get(&opened.listen)?;
+        (door.caller == opened.caller && !door.undeclared).then_some(door)
+    }
+
+    /// Whether what came in at a door that was `opened` then is to end. A door that is not there says nothing: what is told may be behind what runs.
+    pub fn is_undeclared(&self, opened: &Door) -> bool {
+        let door = self.doors.get(&opened.listen);
+        door.is_some_and(|door| door.undeclared || door.caller != opened.caller)
     }
 
     /// Whether a SPIFFE name is of this cluster, and who it is.

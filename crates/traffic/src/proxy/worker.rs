@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use model::boundary::KeyFingerprint;
+use model::ids::ResourceId;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tokio::net::TcpStream;
@@ -23,7 +24,7 @@ use super::reports::Reports;
 use super::shares::{Kind, Party, Place, Shares};
 use super::turns::{Line, Turns};
 use super::upgrades::Holdings;
-use super::view::View;
+use super::view::{Caller, View, missing_need};
 use super::window::Room;
 use super::{callee, entrance, refusal};
 use crate::load;
@@ -58,7 +59,8 @@ pub struct Common {
 }
 
 impl Common {
-    pub fn new(workers: usize) -> Arc<Self> {
+    /// `descriptors`: as many as may be open; `None`: the process's limit.
+    pub fn new(workers: usize, descriptors: Option<usize>) -> Arc<Self> {
         Arc::new(Self {
             view: ArcSwapOption::empty(),
             sequence: watch::Sender::new(0),
@@ -67,7 +69,7 @@ impl Common {
             taken_changed: Notify::new(),
             reports: Reports::new(),
             room: Arc::default(),
-            shares: Shares::of_this_process(),
+            shares: descriptors.map_or_else(Shares::of_this_process, Shares::new),
             upgrades: Arc::default(),
             places: Arc::default(),
             share_waits: Arc::default(),
@@ -113,6 +115,30 @@ impl Common {
         }
     }
 
+    /// Completes when a view is there of which `holds` is true.
+    pub async fn until_view(&self, holds: impl Fn(&View) -> bool) {
+        let mut sequence = self.sequence.subscribe();
+        while !self.view().is_some_and(|view| holds(&view)) {
+            // An error means that the sender is gone, and with it all that is done here.
+            if sequence.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Completes when a service may no longer call another that runs here: what it has open ends, and that is told.
+    pub async fn until_forbidden(&self, caller: &Caller, callee: &ResourceId) {
+        // What came by a route goes on when the route leads elsewhere.
+        let Caller::Service(service) = caller else {
+            return std::future::pending().await;
+        };
+        self.until_view(|view| view.permits(caller, callee).is_err())
+            .await;
+        let why = missing_need(service, callee);
+        self.reports
+            .call_refused(caller.to_string(), callee.clone(), why);
+    }
+
     fn has_taken(&self, worker: usize, number: u64) {
         self.taken[worker].store(number, Ordering::Release);
         self.taken_changed.notify_waiters();
@@ -141,6 +167,11 @@ impl Worker {
         self.common
             .view()
             .expect("sockets come with a view, and connections with sockets")
+    }
+
+    /// For what outlives a request.
+    pub fn common(&self) -> Arc<Common> {
+        self.common.clone()
     }
 
     pub fn reports(&self) -> &Reports {
@@ -183,12 +214,7 @@ impl Worker {
 
     /// Completes when a view is there in which `key` is let in no more.
     pub async fn until_removed(&self, key: &KeyFingerprint) {
-        let mut sequence = self.common.sequence.subscribe();
-        while self.view().tls.admits(key) {
-            if sequence.changed().await.is_err() {
-                return;
-            }
-        }
+        self.common.until_view(|view| !view.tls.admits(key)).await;
     }
 
     pub fn stalled(&self) -> Stalled {

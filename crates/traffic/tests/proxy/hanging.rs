@@ -11,7 +11,7 @@ use super::*;
     clippy::disallowed_methods,
     reason = "the length is the input of the test, not a wait for something"
 )]
-fn pass(length: Duration) {
+pub fn pass(length: Duration) {
     std::thread::sleep(length);
 }
 

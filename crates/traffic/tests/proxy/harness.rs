@@ -21,6 +21,9 @@ pub const CLUSTER: &str = "c1";
 /// No step of a test takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// At the gateway 160 of them, 40 of one client and 80 of one site; at doors 20 of one caller; at the mesh 20 of one peer, and 20 handshakes.
+pub const FEW: usize = 400;
+
 /// Waits until `condition` holds, with a deadline.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -106,7 +109,22 @@ impl Node {
     }
 
     pub fn start_in(authority: &Authority, name: &str, directory: Arc<tempfile::TempDir>) -> Self {
-        let (thread, agent) = run_proxy(directory.path());
+        Self::run(authority, name, directory, None)
+    }
+
+    /// One that may have no more than [`FEW`] descriptors open, so that shares of them are small.
+    pub fn start_small(authority: &Authority, name: &str) -> Self {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        Self::run(authority, name, directory, Some(FEW))
+    }
+
+    fn run(
+        authority: &Authority,
+        name: &str,
+        directory: Arc<tempfile::TempDir>,
+        descriptors: Option<usize>,
+    ) -> Self {
+        let (thread, agent) = run_proxy(directory.path(), descriptors);
         Self {
             snapshot: empty_snapshot(authority, name),
             directory,
@@ -138,6 +156,7 @@ impl Node {
             protocol,
             timeout: Span::seconds(10),
             once: false,
+            undeclared: false,
         });
         listen
     }
@@ -274,11 +293,12 @@ impl Drop for Node {
     }
 }
 
-fn run_proxy(directory: &Path) -> (std::thread::JoinHandle<()>, Agent) {
+fn run_proxy(directory: &Path, descriptors: Option<usize>) -> (std::thread::JoinHandle<()>, Agent) {
     let options = traffic::proxy::Options {
         directory: directory.join("proxy"),
         control_socket: directory.join("control.sock"),
         workers: Some(2),
+        descriptors,
     };
     let socket = options.control_socket.clone();
     let thread = std::thread::spawn(move || traffic::proxy::run(options).unwrap());
@@ -687,6 +707,123 @@ impl SilentPeer {
             });
         });
         Self { mesh, requests }
+    }
+}
+
+/// A peer proxy of a version that knows one application protocol only, `h2`, and nothing of what came later. It answers how long a body was.
+pub fn start_old_peer(authority: &Authority, node: &str) -> SocketAddr {
+    let mesh = free_address();
+    let mut config = silent_config(authority, node);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind(mesh).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    std::thread::spawn(move || {
+        runtime().block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                let stream = acceptor.accept(stream).await.unwrap();
+                let service = hyper::service::service_fn(answer_length);
+                let io = hyper_util::rt::TokioIo::new(stream);
+                let executor = hyper_util::rt::TokioExecutor::new();
+                let connection = hyper::server::conn::http2::Builder::new(executor);
+                tokio::spawn(connection.serve_connection(io, service));
+            }
+        });
+    });
+    mesh
+}
+
+async fn answer_length(
+    request: hyper::Request<hyper::body::Incoming>,
+) -> Result<hyper::Response<String>, hyper::Error> {
+    use http_body_util::BodyExt;
+    let headers = request.headers();
+    let unknown = ["mainland-ticket", "mainland-is-taken"];
+    let knows = unknown.iter().all(|name| !headers.contains_key(*name));
+    let body = request.into_body().collect().await?.to_bytes();
+    let mut answer = hyper::Response::new(body.len().to_string());
+    if !knows {
+        *answer.status_mut() = hyper::StatusCode::NOT_IMPLEMENTED;
+    }
+    Ok(answer)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().unwrap()
+}
+
+/// Another proxy as a callee knows it: it opens connections, and asks or does not.
+pub struct Caller {
+    /// Of a thread that lives as long as the test's process.
+    runtime: tokio::runtime::Handle,
+    config: Arc<rustls::ClientConfig>,
+}
+
+/// One of its connections.
+pub struct Connection {
+    sender: hyper::client::conn::http2::SendRequest<String>,
+    ended: tokio::task::JoinHandle<()>,
+}
+
+impl Connection {
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_finished()
+    }
+}
+
+impl Caller {
+    pub fn new(authority: &Authority, identity: &Identity) -> Self {
+        let clock: tls::Clock = Arc::new(jiff::Timestamp::now);
+        let expect = tls::Expect::Dialled;
+        let config = tls::client_config(identity, &authority.pem(), expect, clock);
+        let mut config = config.unwrap();
+        config.alpn_protocols = vec![b"mainland-narrow".to_vec()];
+        let runtime = runtime();
+        let handle = runtime.handle().clone();
+        std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+        Self {
+            runtime: handle,
+            config: Arc::new(config),
+        }
+    }
+
+    pub fn connect(&self, to: &Node) -> Connection {
+        let name = tls::name_of_node(&to.snapshot.node);
+        let mesh = to.snapshot.mesh;
+        let connector = tokio_rustls::TlsConnector::from(self.config.clone());
+        let (tell, told) = mpsc::sync_channel(1);
+        self.runtime.spawn(async move {
+            let stream = tokio::net::TcpStream::connect(mesh).await.unwrap();
+            let stream = connector.connect(name, stream).await.unwrap();
+            let executor = hyper_util::rt::TokioExecutor::new();
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let handshake = hyper::client::conn::http2::handshake(executor, io).await;
+            let (sender, connection) = handshake.unwrap();
+            let ended = tokio::spawn(async move { drop(connection.await) });
+            tell.send(Connection { sender, ended }).unwrap();
+        });
+        told.recv_timeout(PATIENCE).expect("a connection")
+    }
+
+    /// Asks an instance in its first epoch; the status of the answer comes later.
+    pub fn get(&self, on: &Connection, instance: &str) -> mpsc::Receiver<u16> {
+        let service = instance.rsplit_once('-').unwrap().0;
+        let request = hyper::Request::get("http://mesh/")
+            .header("host", "x")
+            .header("mainland-service", service)
+            .header("mainland-instance", instance)
+            .header("mainland-epoch", "1")
+            .body(String::new())
+            .unwrap();
+        let mut sender = on.sender.clone();
+        let (tell, told) = mpsc::sync_channel(1);
+        self.runtime.spawn(async move {
+            let answer = sender.send_request(request).await;
+            tell.send(answer.map_or(0, |answer| answer.status().as_u16()))
+        });
+        told
     }
 }
 

@@ -386,6 +386,59 @@ fn no_answer_brings_our_headers_to_a_client() {
 }
 
 #[test]
+fn what_an_answer_says_in_its_head_alone_is_passed_on() {
+    let instance = Instance::start(|seen| {
+        let answer = match seen.head.split(' ').nth(1).unwrap() {
+            "/304" => "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 1234\r\n\r\n",
+            "/304-bare" => "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n",
+            "/204" => "HTTP/1.1 204 No Content\r\nContent-Length: 1234\r\n\r\n",
+            "/head" => "HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n",
+            "/299" => "HTTP/1.1 299 \r\nContent-Length: 0\r\n\r\n",
+            "/599" => "HTTP/1.1 599\r\nContent-Length: 0\r\n\r\n",
+            _ => return Act::Answer("next"),
+        };
+        Act::Raw(answer.as_bytes().to_vec())
+    });
+    let world = web(&instance, &instance);
+    let authority = Authority::new();
+    let mut a = Node::start(&authority, "a");
+    let endpoint = a.runs("shop/bank-1", "shop/bank", instance.address);
+    a.lets_in("shop/bank", &["shop/web"], false);
+    let door = a.door(&authority, "shop/web", "shop/bank", Protocol::Http);
+    a.road("shop/bank", vec![endpoint]);
+    a.apply();
+    for to in [world.gateway, door] {
+        for (request, line, length) in [
+            ("GET /304", "HTTP/1.1 304 Not Modified", Some("1234")),
+            ("HEAD /304", "HTTP/1.1 304 Not Modified", Some("1234")),
+            ("GET /304-bare", "HTTP/1.1 304 Not Modified", None),
+            // It must not have one (RFC 9110, 8.6).
+            ("GET /204", "HTTP/1.1 204 No Content", None),
+            ("HEAD /head", "HTTP/1.1 200 OK", Some("1234")),
+            ("GET /299", "HTTP/1.1 299 ", Some("0")),
+            ("GET /599", "HTTP/1.1 599 ", Some("0")),
+        ] {
+            let mut client = Client::connect(to);
+            client.send(&format!(
+                "{request} HTTP/1.1\r\nHost: web.localhost\r\nIf-None-Match: \"a\"\r\n\r\n"
+            ));
+            let head = client.receive_head().expect("an answer's head");
+            assert_eq!(head.lines().next(), Some(line), "{request}");
+            assert_eq!(header(&head, "content-length"), length, "{request}: {head}");
+            assert_eq!(
+                header(&head, "transfer-encoding"),
+                None,
+                "{request}: {head}"
+            );
+            // Nothing of a body came, nor is any waited for.
+            client.send("GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n");
+            let next = client.receive().expect("the next answer");
+            assert_eq!((next.status, &*next.body), (200, "next"), "{request}");
+        }
+    }
+}
+
+#[test]
 fn what_cant_be_read_is_refused_with_its_reason() {
     let (world, instance) = mirrored();
     let many: String = (0..300).map(|n| format!("X-{n}: 1\r\n")).collect();

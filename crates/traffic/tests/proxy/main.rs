@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use harness::*;
 use model::ids::Epoch;
-use model::traffic::{Address, FromProxy, Gate, Identity, Owner, Protocol};
+use model::traffic::{Address, Endpoint, FromProxy, Gate, Identity, Owner, Protocol};
 use model::units::Span;
 
 /// A gateway on an edge node, and `shop/web` on nodes a and b behind the mesh.
@@ -99,8 +99,17 @@ struct Shop {
 }
 
 fn shop(authority: &Authority, cart: SocketAddr, protocol: Protocol) -> Shop {
-    let mut a = Node::start(authority, "a");
-    let mut b = Node::start(authority, "b");
+    shop_of(Node::start, authority, cart, protocol)
+}
+
+fn shop_of(
+    start: impl Fn(&Authority, &str) -> Node,
+    authority: &Authority,
+    cart: SocketAddr,
+    protocol: Protocol,
+) -> Shop {
+    let mut a = start(authority, "a");
+    let mut b = start(authority, "b");
     let endpoint = b.runs("shop/cart-1", "shop/cart", cart);
     b.lets_in("shop/cart", &["shop/web"], false);
     let door = a.door(authority, "shop/web", "shop/cart", protocol);
@@ -312,6 +321,118 @@ fn a_removed_node_is_called_no_more_and_what_is_open_to_it_ends() {
     eventually("it is called again", || {
         get(shop.door, "cart", "/").status == 200
     });
+}
+
+#[test]
+fn a_need_that_is_taken_away_ends_what_is_open_and_lets_nothing_in() {
+    let authority = Authority::new();
+    let echo = || {
+        Instance::start(|seen| match header(&seen.head, "upgrade") {
+            Some(_) => Act::Echo,
+            None => Act::Answer("cart"),
+        })
+    };
+    let refused = |told: &FromProxy| matches!(told, FromProxy::CallRefused { caller, callee, .. } if caller == "shop/web" && *callee == id("shop/cart"));
+    let upgrade = "GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let ends = |client: &mut Client| {
+        let mut rest = Vec::new();
+        let ended = std::io::Read::read_to_end(client.stream(), &mut rest);
+        let ended = ended.map_err(|error| error.kind());
+        let reset = Err(std::io::ErrorKind::ConnectionReset);
+        assert!(ended == Ok(0) || ended == reset, "{ended:?}");
+    };
+    // At the caller's door, while the callee's node does not know it yet; and the other way round.
+    for at_door in [true, false] {
+        // The callee on another node, and on the same.
+        for apart in [true, false] {
+            for protocol in [Protocol::Tcp, Protocol::Http] {
+                let instance = echo();
+                let mut shop = shop(&authority, instance.address, protocol);
+                if !apart {
+                    let endpoint = shop.a.runs("shop/cart-2", "shop/cart", instance.address);
+                    shop.a.lets_in("shop/cart", &["shop/web"], false);
+                    shop.a.road("shop/cart", vec![endpoint]);
+                    shop.a.apply();
+                }
+                let mut open = Client::connect(shop.door);
+                open.send(upgrade);
+                let head = open.receive_head().expect("an answer");
+                assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+                echoes(&mut open);
+                let mut kept = (protocol == Protocol::Http).then(|| Client::connect(shop.door));
+                let get = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+                if let Some(client) = &mut kept {
+                    client.send(get);
+                    assert_eq!(client.receive().expect("an answer").body, "cart");
+                }
+                let before = instance.count();
+                let telling = match (at_door, apart) {
+                    (false, true) => &mut shop.b,
+                    _ => &mut shop.a,
+                };
+                match at_door {
+                    true => telling.snapshot.doors[0].undeclared = true,
+                    false => telling.snapshot.callers[0].from.clear(),
+                }
+                telling.apply();
+                ends(&mut open);
+                telling.wait("what was open is told", refused);
+                let mut new = Client::connect(shop.door);
+                match &mut kept {
+                    None => ends(&mut new),
+                    Some(kept) => {
+                        for client in [kept, &mut new] {
+                            client.send(get);
+                            let answer = client.receive().expect("an answer");
+                            assert_eq!(answer.status, 403, "{}", answer.body);
+                            let why = "service web does not declare needs: [cart]";
+                            assert!(answer.body.contains(why), "{}", answer.body);
+                        }
+                    }
+                }
+                assert_eq!(instance.count(), before);
+                // It is declared again.
+                shop.a.snapshot.doors[0].undeclared = false;
+                for node in [&mut shop.a, &mut shop.b] {
+                    for callers in &mut node.snapshot.callers {
+                        callers.from = [id("shop/web")].into();
+                    }
+                    node.apply();
+                }
+                let mut again = Client::connect(shop.door);
+                again.send(upgrade);
+                assert!(again.receive_head().is_some_and(|it| it.contains(" 101 ")));
+                if let Some(client) = &mut kept {
+                    client.send(get);
+                    assert_eq!(client.receive().expect("an answer").body, "cart");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_proxy_of_an_earlier_version_is_spoken_to_as_it_speaks() {
+    let authority = Authority::new();
+    let mut edge = Node::start(&authority, "edge");
+    let mesh = start_old_peer(&authority, "old");
+    let endpoint = Endpoint {
+        instance: "shop/web-1".parse().unwrap(),
+        epoch: Epoch(1),
+        node: "old".parse().unwrap(),
+        zone: "old".parse().unwrap(),
+        region: "here".parse().unwrap(),
+        mesh,
+    };
+    let gateway = edge.gateway(&[("web.localhost", "/", "shop/web")]);
+    edge.road("shop/web", vec![endpoint]);
+    edge.apply();
+    assert_eq!(get(gateway, "web.localhost", "/").body, "0");
+    // More than waits until it is taken, where a peer can be asked for that; and more than a stream's window.
+    for length in [10, 60_000, 300_000] {
+        let answer = post(gateway, "web.localhost", "", &"x".repeat(length));
+        assert_eq!((answer.status, answer.body), (200, length.to_string()));
+    }
 }
 
 /// The same, in another text: the connections made with it are made anew.
@@ -585,8 +706,11 @@ fn a_connection_outlives_every_change_that_is_not_its_own() {
     shop.a.snapshot.doors.retain(|door| door.listen != other);
     let endpoint = shop.b.endpoint("shop/cart-1");
     shop.a.road("shop/cart", Vec::new());
+    // Nor does it end when the agent has not yet found again what runs.
+    let doors = std::mem::take(&mut shop.a.snapshot.doors);
     shop.a.apply();
     echoes(&mut client);
+    shop.a.snapshot.doors = doors;
     shop.a.road("shop/cart", vec![endpoint]);
     shop.a.apply();
     for client in [&mut client, &mut second] {
