@@ -13,7 +13,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, Stat, chownat, openat, openat2, statat,
+    AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, Stat, chownat, mkdirat, openat, openat2, statat,
+    symlinkat,
 };
 use rustix::io::Errno;
 
@@ -65,6 +66,23 @@ impl Folder {
             true => Ok(Socket(file)),
             false => Err(not(below, "a socket")),
         }
+    }
+
+    /// Makes a folder of this name in it; what has the name already is an error.
+    pub fn make_folder(&self, name: &OsStr) -> io::Result<()> {
+        Ok(mkdirat(&self.0, name, Mode::from_raw_mode(0o777))?)
+    }
+
+    /// Makes a file of this name in it, to be written, which nobody but its owner may use; what has the name already is an error.
+    pub fn make_file(&self, name: &OsStr) -> io::Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let mode = Mode::from_raw_mode(0o600);
+        Ok(openat(&self.0, name, flags | OFlags::CLOEXEC, mode)?.into())
+    }
+
+    /// Makes a symlink of this name in it; what has the name already is an error.
+    pub fn make_link(&self, name: &OsStr, target: &Path) -> io::Result<()> {
+        Ok(symlinkat(target, &self.0, name)?)
     }
 
     /// Of the folder itself.

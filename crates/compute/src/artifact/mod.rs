@@ -27,6 +27,8 @@ pub enum Error {
     Special(PathBuf),
     #[error("the symlink {path} in the artifact leads out of it, to {target}: replace it by what it leads to", path = path.display(), target = target.display())]
     SymlinkOutside { path: PathBuf, target: PathBuf },
+    #[error("{path} in the artifact lies behind a symlink or a file: upload it as a part of the folder that it is in", path = .0.display())]
+    NotInFolder(PathBuf),
     #[error("{path} is larger than {limit}", path = path.display())]
     TooLarge { path: PathBuf, limit: Bytes },
     #[error("{path} holds more than {limit} files and folders", path = path.display())]

@@ -1,19 +1,27 @@
 //! Making a working directory of an artifact's bytes, which nobody has to trust.
 //!
-//! Nothing is written outside of the directory: a path may not climb, and symlinks are made last, so that no file can be
-//! written through one.
+//! Nothing is made outside of the directory. A path may not climb; symlinks are made last, so that nothing else can lie behind one; and everything is
+//! made from descriptor to descriptor, through no link: not through one that stands there either, whoever made it.
 
-use std::fs::{self, File, OpenOptions};
+use std::cell::Cell;
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, lchown, symlink};
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use model::compute::{ArtifactForm, ArtifactRef};
 use model::path::{inside, stays_inside};
+use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
 use super::{ENTRIES_MAX, Error, SIZE_MAX};
+use crate::beneath::Folder;
 use crate::runtime::Identity;
+
+/// What may stand between the contents of two files: a header, and names that are too long for one. It is read into memory.
+const HEADERS_MAX_BYTES: u64 = 64 << 10;
+/// What Linux takes as one path, with the byte that ends it.
+const PATH_MAX_BYTES: usize = 4096;
 
 /// Unpacks the artifact's bytes at `source` into the empty or missing `directory`, all of it owned by `owner` if given.
 pub fn unpack(
@@ -24,10 +32,13 @@ pub fn unpack(
 ) -> Result<(), Error> {
     let bytes = File::open(source).map_err(Error::io("opening", source))?;
     fs::create_dir_all(directory).map_err(Error::io("making", directory))?;
+    let root = Folder::open(directory).map_err(Error::io("opening", directory))?;
     let mut target = Target {
-        root: directory,
+        root,
+        directory,
         owner,
         left: SIZE_MAX.0,
+        folders: 0,
     };
     match &reference.form {
         ArtifactForm::File { name, executable } => {
@@ -40,38 +51,47 @@ pub fn unpack(
 }
 
 struct Target<'a> {
-    root: &'a Path,
+    root: Folder,
+    /// Its path, to be told.
+    directory: &'a Path,
     owner: Option<Identity>,
     /// Bytes that may still be written.
     left: u64,
+    /// That were made so far: a path of one entry may name many.
+    folders: usize,
 }
 
 impl Target<'_> {
     fn unpack_tar(&mut self, bytes: File) -> Result<(), Error> {
-        let mut archive = Archive::new(io::BufReader::with_capacity(128 << 10, bytes));
-        let root = self.root.to_owned();
+        let budget = Cell::new(0);
+        let mut archive = Archive::new(Metered {
+            inner: io::BufReader::with_capacity(128 << 10, bytes),
+            budget: &budget,
+        });
+        let directory = self.directory;
+        let read = |error| Error::io("unpacking into", directory)(error);
         let mut symlinks = Vec::new();
         let mut modes = Vec::new();
-        let entries = archive
-            .entries()
-            .map_err(Error::io("unpacking into", &root))?;
-        for (index, entry) in entries.enumerate() {
-            if index >= ENTRIES_MAX {
-                return Err(Error::TooMany {
-                    path: root,
-                    limit: ENTRIES_MAX,
-                });
+        let mut count = 0;
+        let mut entries = archive.entries().map_err(read)?;
+        loop {
+            budget.set(HEADERS_MAX_BYTES);
+            let Some(entry) = entries.next() else { break };
+            if count == ENTRIES_MAX {
+                return Err(self.too_many());
             }
-            let entry = entry.map_err(Error::io("unpacking into", &root))?;
-            self.unpack_entry(entry, &mut symlinks, &mut modes)?;
+            count += 1;
+            budget.set(u64::MAX);
+            self.unpack_entry(entry.map_err(read)?, &mut symlinks, &mut modes)?;
         }
         for (path, target) in symlinks {
             self.link(&path, &target)?;
         }
         // Last, and the deepest first: a folder without the write bit could not be filled.
         for (path, mode) in modes.into_iter().rev() {
-            fs::set_permissions(&path, fs::Permissions::from_mode(mode))
-                .map_err(Error::io("setting the mode of", &path))?;
+            let folder = self.root.folder(&path);
+            let set = folder.and_then(|folder| folder.set_mode(mode));
+            set.map_err(|error| self.refused("setting the mode of", &path, error))?;
         }
         Ok(())
     }
@@ -82,14 +102,14 @@ impl Target<'_> {
         symlinks: &mut Vec<(PathBuf, PathBuf)>,
         modes: &mut Vec<(PathBuf, u32)>,
     ) -> Result<(), Error> {
-        let read = |error| Error::io("unpacking into", self.root)(error);
+        let read = |error| Error::io("unpacking into", self.directory)(error);
         let named = entry.path().map_err(read)?.into_owned();
         let path = inside(&named).ok_or(Error::UnsafePath(named))?;
         let mode = entry.header().mode().map_err(read)? & 0o777;
         match entry.header().entry_type() {
             EntryType::Directory => {
-                let full = self.make_folder(&path)?;
-                modes.push((full, mode));
+                self.folder(&path)?;
+                modes.push((path, mode));
                 Ok(())
             }
             EntryType::Symlink => {
@@ -109,30 +129,46 @@ impl Target<'_> {
         }
     }
 
-    /// Makes the folder and those above it; each is a real folder of ours, since symlinks come last.
-    fn make_folder(&self, path: &Path) -> Result<PathBuf, Error> {
-        let mut full = self.root.to_owned();
-        for part in path.components() {
-            full.push(part);
-            match fs::create_dir(&full) {
-                Ok(()) => self.give(&full)?,
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && full.is_dir() => {}
-                Err(error) => return Err(Error::io("making", &full)(error)),
-            }
+    /// The folder at a path of the artifact, made with those above it where they are missing. Each is a real folder, below the root.
+    fn folder(&mut self, path: &Path) -> Result<Folder, Error> {
+        let opened = match path.as_os_str().len() < PATH_MAX_BYTES {
+            true => self.root.folder(path),
+            false => Err(Errno::NAMETOOLONG.into()),
+        };
+        match opened {
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => self.make_folder(path),
+            opened => opened.map_err(|error| self.refused("opening", path, error)),
         }
-        Ok(full)
+    }
+
+    fn make_folder(&mut self, path: &Path) -> Result<Folder, Error> {
+        let mut at = PathBuf::new();
+        let mut folder = self.root.folder(&at);
+        for part in path {
+            let above = folder.map_err(|error| self.refused("opening", &at, error))?;
+            at.push(part);
+            if self.folders == ENTRIES_MAX {
+                return Err(self.too_many());
+            }
+            match above.make_folder(part) {
+                Ok(()) => {
+                    self.folders += 1;
+                    self.give(&above, &at)?;
+                }
+                Err(there) if there.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(self.refused("making", &at, error)),
+            }
+            folder = above.folder(Path::new(part));
+        }
+        folder.map_err(|error| self.refused("opening", path, error))
     }
 
     fn write_file(&mut self, path: &Path, bytes: impl Read, mode: u32) -> Result<(), Error> {
-        self.make_folder(path.parent().unwrap_or(Path::new("")))?;
-        let full = self.root.join(path);
+        let folder = self.folder(above(path))?;
+        let full = self.directory.join(path);
         let written = |error| Error::io("writing", &full)(error);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&full)
-            .map_err(written)?;
+        let name = path.file_name().unwrap_or_default();
+        let mut file = folder.make_file(name).map_err(written)?;
         let size =
             io::copy(&mut bytes.take(self.left.saturating_add(1)), &mut file).map_err(written)?;
         self.left = self.left.checked_sub(size).ok_or(Error::TooLarge {
@@ -147,18 +183,58 @@ impl Target<'_> {
         Ok(())
     }
 
-    fn link(&self, path: &Path, target: &Path) -> Result<(), Error> {
-        self.make_folder(path.parent().unwrap_or(Path::new("")))?;
-        let full = self.root.join(path);
-        symlink(target, &full).map_err(Error::io("linking", &full))?;
-        self.give(&full)
+    fn link(&mut self, path: &Path, target: &Path) -> Result<(), Error> {
+        let folder = self.folder(above(path))?;
+        let made = folder.make_link(path.file_name().unwrap_or_default(), target);
+        made.map_err(|error| self.refused("linking", path, error))?;
+        self.give(&folder, path)
     }
 
-    fn give(&self, path: &Path) -> Result<(), Error> {
-        match self.owner {
-            Some(owner) => lchown(path, Some(owner.uid), Some(owner.gid))
-                .map_err(Error::io("giving away", path)),
-            None => Ok(()),
+    /// What has just been made at `path`, in `folder`.
+    fn give(&self, folder: &Folder, path: &Path) -> Result<(), Error> {
+        let Some(owner) = self.owner else {
+            return Ok(());
+        };
+        let given = folder.give_entry(path.file_name().unwrap_or_default(), owner);
+        given.map_err(|error| self.refused("giving away", path, error))
+    }
+
+    fn refused(&self, doing: &'static str, path: &Path, error: io::Error) -> Error {
+        match Errno::from_io_error(&error) {
+            Some(Errno::LOOP | Errno::NOTDIR) => Error::NotInFolder(path.to_owned()),
+            _ => Error::io(doing, &self.directory.join(path))(error),
         }
+    }
+
+    fn too_many(&self) -> Error {
+        Error::TooMany {
+            path: self.directory.to_owned(),
+            limit: ENTRIES_MAX,
+        }
+    }
+}
+
+fn above(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
+}
+
+/// Gives no more than the budget: names of any length would be read into memory.
+struct Metered<'a, R> {
+    inner: R,
+    budget: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Metered<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.budget.get()).unwrap_or(usize::MAX);
+        if most == 0 && !buffer.is_empty() {
+            let most = HEADERS_MAX_BYTES >> 10;
+            let said = format!("more than {most} KiB between the contents of two files");
+            return Err(io::Error::other(said));
+        }
+        let room = buffer.len().min(most);
+        let count = self.inner.read(&mut buffer[..room])?;
+        self.budget.set(self.budget.get() - count as u64);
+        Ok(count)
     }
 }

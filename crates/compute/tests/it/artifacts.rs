@@ -116,6 +116,115 @@ fn a_hostile_tar_writes_nothing_outside() {
     }
 }
 
+/// Entries that are each allowed, and lead out together. What lies outside is looked at, and a tar is refused rather than unpacked in part.
+#[test]
+fn links_of_an_artifact_lead_nothing_out_of_it() {
+    let deep = |name: &str, target: &str| packed::link(&format!("a/b/c/d/{name}"), target);
+    let up = || deep("up", "../../../..");
+    let tars = [
+        // `up` is the root itself, so `up/out` lies in it, and leads out.
+        vec![
+            up(),
+            deep("up/out", "../../../../../outside"),
+            deep("up/out/planted", "../../../../../anywhere"),
+        ],
+        vec![up(), deep("up/out/deeper/planted", "../x")],
+        vec![packed::link("a", "."), packed::link("a/x", "y")],
+        vec![packed::link("a", "."), packed::folder("a/x", 0o755)],
+        vec![
+            packed::link("a", "."),
+            packed::folder("b", 0o755),
+            packed::file("a/b/x", 0o644, "x"),
+        ],
+        vec![packed::file("a", 0o644, ""), packed::link("a/x", "y")],
+        vec![packed::link("a", "x"), packed::link("a", "y")],
+    ];
+    for entries in tars {
+        let place = folder();
+        let outside = place.path().join("outside");
+        fs::create_dir(&outside).expect("made");
+        let (reference, tar) = packed::pack(&entries);
+        let file = place.path().join("artifact");
+        fs::write(&file, tar).expect("written");
+        let work = place.path().join("work");
+        let unpacked = unpack(&reference, &file, &work, None);
+        assert!(unpacked.is_err(), "{entries:?}");
+        let escaped = fs::read_dir(&outside).expect("there").count();
+        assert_eq!(escaped, 0, "{entries:?}");
+        assert_eq!(fs::read_dir(place.path()).expect("there").count(), 3);
+    }
+}
+
+/// Whoever put them there: a link in the place of a folder, or of the directory itself, is not gone through.
+#[test]
+fn nothing_is_unpacked_through_a_link_that_stands_there() {
+    let entries = [
+        packed::folder("sub", 0o700),
+        packed::file("sub/file", 0o644, "x"),
+        packed::link("sub/link", "file"),
+    ];
+    let (reference, tar) = packed::pack(&entries);
+    let alone = |entry: usize| packed::pack(&entries[entry..=entry]);
+    for (reference, tar) in [(reference, tar), alone(0), alone(1), alone(2)] {
+        let place = folder();
+        let outside = place.path().join("outside");
+        fs::create_dir(&outside).expect("made");
+        fs::set_permissions(&outside, PermissionsExt::from_mode(0o755)).expect("set");
+        let file = place.path().join("artifact");
+        fs::write(&file, tar).expect("written");
+        let work = place.path().join("work");
+        fs::create_dir(&work).expect("made");
+        std::os::unix::fs::symlink(&outside, work.join("sub")).expect("linked");
+        let unpacked = unpack(&reference, &file, &work, None);
+        assert!(
+            matches!(unpacked, Err(Error::NotInFolder(_))),
+            "{unpacked:?}"
+        );
+        let linked = place.path().join("linked");
+        std::os::unix::fs::symlink(&outside, &linked).expect("linked");
+        assert!(unpack(&reference, &file, &linked, None).is_err());
+        assert_eq!(fs::read_dir(&outside).expect("there").count(), 0);
+        let mode = fs::metadata(&outside).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+    }
+}
+
+/// A name is read into memory, whatever length is said to be its: the bytes of an artifact may be 8 GiB.
+#[test]
+fn names_without_end_and_folders_without_number_are_refused() {
+    let long_name = |size: u64| {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("././@LongLink").expect("a name");
+        header.set_entry_type(tar::EntryType::GNULongName);
+        header.set_size(size);
+        header.set_cksum();
+        header.as_bytes().to_vec()
+    };
+    let place = folder();
+    let file = place.path().join("artifact");
+    fs::write(&file, long_name(4 << 30)).expect("written");
+    let sparse = fs::File::options().write(true).open(&file).expect("opened");
+    // Without a block on the disk.
+    sparse.set_len(512 + (4 << 30)).expect("grown");
+    let reference = ArtifactRef {
+        digest: Digest([0; 32]),
+        form: ArtifactForm::Folder,
+        size: Bytes(0),
+    };
+    let error = unpack(&reference, &file, &place.path().join("work"), None);
+    let error = format!("{:?}", error.expect_err("refused"));
+    assert!(error.contains("64 KiB"), "{error}");
+
+    let deep = vec!["d"; 3000].join("/");
+    let (reference, tar) = packed::pack(&[packed::file(&deep, 0o644, "")]);
+    fs::write(&file, tar).expect("written");
+    let work = place.path().join("deep");
+    let error = unpack(&reference, &file, &work, None);
+    let error = error.expect_err("refused").to_string();
+    assert!(error.contains("File name too long"), "{error}");
+    assert_eq!(fs::read_dir(&work).expect("there").count(), 0);
+}
+
 const CONTENT: &[u8] = b"the bytes of an artifact";
 
 fn digest() -> Digest {
