@@ -20,6 +20,10 @@ use rustix::io::Errno;
 
 use crate::runtime::Identity;
 
+mod tree;
+
+pub use tree::remove_tree;
+
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS);

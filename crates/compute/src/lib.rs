@@ -10,7 +10,7 @@
 //! | [`lease`] | the clock that processes share, and when a lease without renewal ends |
 //! | [`instance`] | the layout of an instance's directory, and the records in it |
 //! | [`identity`] | recognising a process: boot id, pid, start time |
-//! | [`beneath`] | files inside of what a workload can write to, reached through no link |
+//! | [`beneath`] | files inside of what a workload can write to, reached through no link; removing all that it has made |
 //! | [`volume`] | whose the files in a volume are |
 //! | [`port`] | a free port out of a range |
 //!

@@ -1,8 +1,11 @@
 //! Hears what the node should run, and keeps it on disk.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use compute::beneath::remove_tree;
 use compute::runtime::Environment;
 use futures_util::StreamExt;
 use model::compute::{DesiredInstance, environment_name};
@@ -206,16 +209,12 @@ fn forget(agent: &Arc<Agent>, service: &ResourceId) -> bool {
     match agent.layout.forget_volumes(service) {
         Ok(None) => true,
         Ok(Some(gone)) => {
-            let message = format!("the volumes of {service} are deleted, as somebody asked");
-            agent.with(|core| {
-                agent.say(
-                    core,
-                    None,
-                    Level::Info,
-                    Reason::new("volumes-forgotten", message),
-                )
+            let (of, service) = (agent.clone(), service.clone());
+            // It may take minutes. What is left of it is tried again by the next agent.
+            tokio::task::spawn_blocking(move || {
+                let (level, reason) = deleted(&service, &gone, remove_tree(&gone));
+                of.with(|core| of.say(core, None, level, reason));
             });
-            tokio::task::spawn_blocking(move || std::fs::remove_dir_all(gone));
             true
         }
         Err(error) => {
@@ -223,6 +222,20 @@ fn forget(agent: &Arc<Agent>, service: &ResourceId) -> bool {
             false
         }
     }
+}
+
+fn deleted(service: &ResourceId, place: &Path, removed: io::Result<()>) -> (Level, Reason) {
+    let Err(error) = removed else {
+        let message = format!("the volumes of {service} are deleted, as somebody asked");
+        return (Level::Info, Reason::new("volumes-forgotten", message));
+    };
+    let place = place.display();
+    let message = format!(
+        "the volumes of {service} are put aside, and can't be deleted from {place}: {error}"
+    );
+    let remedy = format!("as root on the node, look at what holds {place} and remove it");
+    let reason = Reason::new("volumes-not-deleted", message).with_detail(vec![remedy]);
+    (Level::Error, reason)
 }
 
 fn keep(agent: &Agent, desired: &NodeDesired) {
@@ -279,6 +292,25 @@ mod tests {
             destinations: protocol.map(destination).into_iter().collect(),
             ..Road::default()
         }
+    }
+
+    #[test]
+    fn volumes_are_said_to_be_deleted_once_they_are() {
+        let service: ResourceId = "shop/db".parse().unwrap();
+        let place = Path::new("/d/volumes/shop/.forgotten-db.1.0");
+        let (level, reason) = deleted(&service, place, Ok(()));
+        assert_eq!(
+            (level, reason.code.as_str()),
+            (Level::Info, "volumes-forgotten")
+        );
+        let busy = io::Error::from(io::ErrorKind::ResourceBusy);
+        let (level, reason) = deleted(&service, place, Err(busy));
+        assert_eq!(
+            (level, reason.code.as_str()),
+            (Level::Error, "volumes-not-deleted")
+        );
+        assert!(reason.message.contains("shop/db") && reason.message.contains("resource busy"));
+        assert!(reason.detail[0].contains("/d/volumes/shop/.forgotten-db.1.0"));
     }
 
     #[test]

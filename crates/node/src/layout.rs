@@ -23,6 +23,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use compute::beneath::remove_tree;
 use compute::runtime::Identity;
 use compute::volume;
 use model::compute::DesiredInstance;
@@ -219,7 +220,7 @@ impl Layout {
             return Ok(());
         }
         let kept = self.kept_log(id);
-        let _ = fs::remove_dir_all(&kept);
+        let _ = remove_tree(&kept);
         fs::rename(log, &kept)?;
         let mut all: Vec<_> = fs::read_dir(self.gone())?
             .flatten()
@@ -227,7 +228,7 @@ impl Layout {
             .collect();
         all.sort();
         for (_, oldest) in all.iter().take(all.len().saturating_sub(LOGS_KEPT)) {
-            fs::remove_dir_all(oldest)?;
+            remove_tree(oldest)?;
         }
         Ok(())
     }
@@ -295,8 +296,12 @@ impl Layout {
 pub fn sweep(volumes: &Path) {
     for project in fs::read_dir(volumes).into_iter().flatten().flatten() {
         for entry in fs::read_dir(project.path()).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(FORGOTTEN) {
-                let _ = fs::remove_dir_all(entry.path());
+            if !entry.file_name().to_string_lossy().starts_with(FORGOTTEN) {
+                continue;
+            }
+            let gone = entry.path();
+            if let Err(error) = remove_tree(&gone) {
+                tracing::warn!(%error, path = %gone.display(), "volumes that are to be deleted are still there");
             }
         }
     }
@@ -350,12 +355,14 @@ pub fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
 /// As [`write`], and on the disk when it returns: what a machine without power must not forget.
 pub fn write_durably(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let text = serde_json::to_vec(value).expect("what is kept is plain data");
-    aside(|| {
-        write_text_by(path, &text, File::sync_all)?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(Error::io("syncing", folder))
-    })
+    aside(|| write_text_durably(path, &text))
+}
+
+pub fn write_text_durably(path: &Path, text: &[u8]) -> Result<(), Error> {
+    write_text_by(path, text, File::sync_all)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(Error::io("syncing", folder))
 }
 
 /// A disk may take its time: where other tasks share the thread, they are carried on by another meanwhile.

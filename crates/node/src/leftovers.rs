@@ -9,6 +9,7 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use compute::beneath::remove_tree;
 use serde::{Deserialize, Serialize};
 
 use crate::{engine, firewall, layout, prepare};
@@ -96,11 +97,10 @@ impl Leftovers {
             firewall::remove(&self.table).await?;
         }
         if let Some(own) = self.memory.parent() {
-            let _ = std::fs::remove_dir_all(own.join(engine::sockets_name(&self.table)));
+            let _ = remove_tree(&own.join(engine::sockets_name(&self.table)));
         }
         // The mark goes with it, so it goes last.
-        std::fs::remove_dir_all(&self.memory)
-            .map_err(|error| format!("{}: {error}", self.memory.display()))
+        remove_tree(&self.memory).map_err(|error| format!("{}: {error}", self.memory.display()))
     }
 }
 

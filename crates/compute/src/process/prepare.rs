@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, sy
 use std::path::{Path, PathBuf};
 
 use crate::artifact::{self, unpack};
+use crate::beneath::remove_tree;
 use crate::cgroup::Group;
 use crate::instance::{self, Prepared};
 use crate::runtime::{Error, Identity, InstanceSpec, SecretFile, VolumeMount};
@@ -143,12 +144,7 @@ pub(super) fn remove(directory: &Path, cgroup: Option<Group>) -> Result<(), Erro
 }
 
 fn remove_folder(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io("removing", path)(error))
-        }
-        _ => Ok(()),
-    }
+    remove_tree(path).map_err(Error::io("removing", path))
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {

@@ -6,6 +6,7 @@ mod instances;
 mod leases;
 mod packed;
 mod prepared;
+mod removal;
 mod stalls;
 mod volumes;
 mod world;
