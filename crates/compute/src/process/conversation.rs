@@ -206,6 +206,7 @@ pub(super) fn begin(shared: &Arc<Shared>, instance: &InstanceId, directory: &Pat
         directory: directory.to_owned(),
         pid: run.pid,
         stopped: run.stopped,
+        asked: Asked::default(),
     };
     let hearers = shared.options.hearers.clone();
     hearers.spawn(hearer.run(run.requests, run.stream, run.shim));
@@ -217,6 +218,35 @@ struct Hearer {
     directory: PathBuf,
     pid: u32,
     stopped: Option<i32>,
+    asked: Asked,
+}
+
+/// What was asked of a shim, to be said again on the next connection: one that broke may have kept what was written to it.
+#[derive(Debug, Default)]
+struct Asked {
+    /// Stop, or kill. Where it was heard, to hear it again changes nothing.
+    end: Option<Request>,
+    /// Anything else that was not written wholly.
+    unsaid: Option<Request>,
+}
+
+impl Asked {
+    fn note(&mut self, request: &Request) {
+        match request {
+            Request::Kill => self.end = Some(Request::Kill),
+            // A grace is only ever shortened.
+            Request::Stop { .. } if self.end != Some(Request::Kill) => {
+                self.end = Some(request.clone());
+            }
+            Request::Signal { .. } => self.unsaid = Some(request.clone()),
+            // The newest renewal is told on each connection.
+            Request::Stop { .. } | Request::Renew { .. } => {}
+        }
+    }
+
+    fn again(&self) -> impl Iterator<Item = Request> + use<> {
+        self.end.clone().into_iter().chain(self.unsaid.clone())
+    }
 }
 
 impl Hearer {
@@ -288,6 +318,11 @@ impl Hearer {
         let mut lease = self.shared.lease.subscribe();
         // What was renewed while nobody heard is told as well.
         lease.mark_changed();
+        for request in self.asked.again() {
+            if !self.say(&mut stream, &request).await {
+                return None;
+            }
+        }
         loop {
             let request = tokio::select! {
                 // Cancelled half way through a line, `read_until` keeps in `line` what it has read.
@@ -307,12 +342,21 @@ impl Hearer {
                     Request::Renew { sent_at }
                 }
             };
-            // A shim that ends while it is asked has said so before: that is still to be read. One that takes nothing is found anew.
-            let asked = timeout(HELLO_PATIENCE, ask(&mut stream, &request));
-            if asked.await.is_err() {
+            self.asked.note(&request);
+            if !self.say(&mut stream, &request).await {
                 return None;
             }
         }
+    }
+
+    /// False: the connection is over. What a shim that ends while it is asked has said before is still to be read.
+    async fn say(&mut self, stream: &mut Stream, request: &Request) -> bool {
+        let asked = timeout(HELLO_PATIENCE, ask(stream, request)).await;
+        if matches!(asked, Ok(Ok(()))) && matches!(request, Request::Signal { .. }) {
+            self.asked.unsaid = None;
+        }
+        // One that takes nothing is found anew.
+        asked.is_ok()
     }
 
     async fn hear(&mut self, notice: Notice) -> Option<Exit> {

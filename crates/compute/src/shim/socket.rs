@@ -7,6 +7,8 @@ use super::protocol::{LINE_MAX_BYTES, Notice, Request};
 
 /// Connections at once: an agent, its successor, and a person looking.
 const CLIENTS_MAX: usize = 4;
+/// Most that is taken of one at a time: more than its socket holds.
+const INPUT_MAX_BYTES: usize = 512 << 10;
 
 pub(super) struct Client {
     pub(super) stream: UnixStream,
@@ -76,10 +78,14 @@ impl Client {
 
     fn requests(&mut self) -> Vec<Request> {
         let mut chunk = [0; 4096];
-        loop {
+        // All that waits: what was said last is worth more than what was said first.
+        while self.input.len() < INPUT_MAX_BYTES {
             match self.stream.read(&mut chunk) {
                 Ok(0) => self.gone = true,
-                Ok(count) => self.input.extend_from_slice(&chunk[..count]),
+                Ok(count) => {
+                    self.input.extend_from_slice(&chunk[..count]);
+                    continue;
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => self.gone = true,

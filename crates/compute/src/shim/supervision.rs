@@ -67,9 +67,10 @@ impl Supervision {
         match input {
             Input::Stop { grace } => self.stop(now.after(grace)),
             Input::Kill => self.kill(Cause::Asked, now),
+            // A newer one may wait behind it, after a stall: what time has brought is for the tick that follows all of them.
             Input::Renewed { sent_at } => {
                 self.renew(sent_at, now);
-                self.tick(now)
+                None
             }
             Input::Tick => self.tick(now),
         }
@@ -295,7 +296,17 @@ mod tests {
             (
                 "a renewal that is itself too old",
                 Some(ms(0)),
-                vec![(2600, renew(50), Some(Terminate))],
+                vec![(2600, renew(50), None), (2600, Tick, Some(Terminate))],
+            ),
+            (
+                "all that waited is heard before anything is done",
+                Some(ms(0)),
+                vec![
+                    (6000, renew(1000), None),
+                    (6000, renew(5900), None),
+                    (6000, Tick, None),
+                    (8400, Tick, Some(Terminate)),
+                ],
             ),
             (
                 "the lease ends a long grace",

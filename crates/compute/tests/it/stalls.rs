@@ -331,40 +331,109 @@ fn renewals_take_no_room_from_requests() {
 #[test]
 fn a_start_that_takes_longer_than_a_lease_begins_with_the_newest() {
     let world = World::new();
-    let start = |name: &str, renewed: bool| {
-        let mut spec = world.spec(name, &["sleep", "1000"]);
+    let start = async |step: Step, renewed: bool| {
+        let mut spec = world.spec(
+            &format!("{step:?}{renewed}").to_lowercase(),
+            &["sleep", "1000"],
+        );
         spec.on_partition = OnPartition::Stop;
         spec.lease_sent_at = Moment::now();
         let (runtime, stall) = (world.runtime(), spec.directory.join("stall"));
-        let started = async {
-            runtime.prepare(&spec).await.expect("prepared");
-            fs::write(&stall, "Release").expect("written");
-            tokio::select! {
-                started = runtime.start(&spec) => started,
-                () = continue_late(&spec, || if renewed { runtime.renew(Moment::now()) }) => unreachable!(),
-            }
+        runtime.prepare(&spec).await.expect("prepared");
+        fs::write(&stall, format!("{step:?}")).expect("written");
+        let started = tokio::select! {
+            started = runtime.start(&spec) => started?,
+            () = continue_late(&spec, || if renewed { runtime.renew(Moment::now()) }) => unreachable!(),
         };
-        world.run(started).map(|started| started.pid)
+        // It goes on being renewed.
+        for _ in 0..20 {
+            runtime.renew(Moment::now());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(is_alive(started.pid), "{step:?}");
+        assert_eq!(read_exit(&spec.directory), None, "{step:?}");
+        Ok::<(), Error>(())
     };
-    let error = start("silent", false).expect_err("its lease is over");
-    assert!(matches!(error, Error::LeaseOver), "{error}");
-    let pid = start("renewed", true).expect("it starts");
-    assert!(is_alive(pid));
+    let error = world.run(start(Step::Release, false));
+    assert!(matches!(error, Err(Error::LeaseOver)), "{error:?}");
+    // Before the program is released, and while it is being read from the disk.
+    let renewed = async { tokio::join!(start(Step::Release, true), start(Step::Execute, true)) };
+    let (released, executed) = world.run(renewed);
+    released.and(executed).expect("they start");
 }
 
-/// Lets the stopped shim go on after the lease that it was given; renews on and on, and never returns.
+/// Lets the stopped shim, or its program, go on after the lease that it was given; renews on and on, and never returns.
 async fn continue_late(spec: &InstanceSpec, renew: impl Fn()) {
     let begun = Instant::now();
     loop {
         renew();
         tokio::time::sleep(Duration::from_millis(50)).await;
-        let shim = read_record(&spec.directory).map(|record| record.shim.pid);
-        if let Some(shim) = shim.filter(|_| begun.elapsed() > EMPTY_AFTER) {
+        let Some(record) = read_record(&spec.directory).filter(|_| begun.elapsed() > EMPTY_AFTER)
+        else {
+            continue;
+        };
+        for pid in [record.shim.pid, record.workload.pid] {
             // It may have ended.
-            let pid = rustix::process::Pid::from_raw(shim.cast_signed());
+            let pid = rustix::process::Pid::from_raw(pid.cast_signed());
             let _ = rustix::process::kill_process(pid.expect("a pid"), Signal::CONT);
         }
     }
+}
+
+/// It stands still for so long that more renewals wait for it than it reads at once, and goes on: the newest is what counts.
+#[test]
+fn a_shim_that_was_stopped_hears_all_that_waits_before_it_ends_anything() {
+    let world = World::new();
+    let mut spec = world.spec("a", &["sleep", "1000"]);
+    spec.on_partition = OnPartition::Stop;
+    spec.lease_sent_at = Moment::now();
+    let pid = world.start(&spec);
+    let shim = read_record(&spec.directory).expect("its record").shim.pid;
+    signal(shim, Signal::STOP);
+    let begun = Instant::now();
+    let stopped = async {
+        while begun.elapsed() < EMPTY_AFTER {
+            world.runtime().renew(Moment::now());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        signal(shim, Signal::CONT);
+        for _ in 0..20 {
+            world.runtime().renew(Moment::now());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    world.run(stopped);
+    assert!(is_alive(pid));
+    assert_eq!(read_exit(&spec.directory), None);
+}
+
+/// So many others connect that the shim lets go of its agent, with what the agent has written to it.
+#[test]
+fn what_was_asked_of_a_shim_outlives_the_connection() {
+    let mut world = World::new();
+    let spec = world.spec("a", &["sleep", "1000"]);
+    world.start(&spec);
+    let shim = read_record(&spec.directory).expect("its record").shim.pid;
+    signal(shim, Signal::STOP);
+    let asked = async {
+        let stop = world
+            .runtime()
+            .stop(&spec.instance, Duration::from_secs(1000));
+        stop.await.expect("asked");
+        // It is written by a task of its own: were it not yet, the test would show nothing.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    world.run(asked);
+    let folder = fs::File::open(&spec.directory).expect("opened");
+    let socket = {
+        use std::os::fd::AsRawFd as _;
+        format!("/proc/self/fd/{}/shim.sock", folder.as_raw_fd())
+    };
+    let others = || std::os::unix::net::UnixStream::connect(&socket).expect("connected");
+    let others: Vec<_> = (0..4).map(|_| others()).collect();
+    signal(shim, Signal::CONT);
+    assert_eq!(world.exit().how, ExitHow::Signal { signal: 15 });
+    drop(others);
 }
 
 #[test]
