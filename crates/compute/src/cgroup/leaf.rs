@@ -4,16 +4,23 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Error, Group, MOVE_ROUNDS, make};
+use rustix::process::Pid;
+
+use super::{Error, Group, MOVE_ROUNDS, make, processes, tree};
+
+/// What the names of leaves begin with.
+const BESIDE: &str = "exec-";
+/// Where what commands have left runs on.
+const LEFT: &str = "exec-left";
 
 impl Group {
-    /// Makes a group below this one, for a command that has to be ended apart from the rest. It needs no controller of its own: what it uses
-    /// counts as this group's.
+    /// Makes a group below this one, for a command beside the workload: it may have to be ended apart from the rest, and is no part of what the
+    /// workload has started. It needs no controller of its own: what it uses counts as this group's.
     pub(crate) fn leaf(&self, name: &str) -> Result<Option<Leaf>, Error> {
         let Some(parent) = self.unified.as_ref().or(self.legacy.last()) else {
             return Ok(None);
         };
-        let path = make(parent, name)?;
+        let path = make(parent, &format!("{BESIDE}{name}"))?;
         let below = |one: &PathBuf| match one == parent {
             true => path.clone(),
             false => one.clone(),
@@ -42,6 +49,24 @@ impl Group {
     }
 }
 
+impl Group {
+    /// The processes in it and in the groups below it, but for commands beside the workload and what they have started.
+    pub(crate) fn processes_of_workload(&self) -> Vec<Pid> {
+        let is_beside = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().starts_with(BESIDE)
+        };
+        let below = self.paths().flat_map(|path| tree(path));
+        let beside: Vec<Pid> = below
+            .filter(is_beside)
+            .flat_map(|path| processes(&path))
+            .collect();
+        let mut all = self.processes();
+        all.retain(|pid| !beside.contains(pid));
+        all
+    }
+}
+
 /// A group below that of an instance.
 #[derive(Debug)]
 pub(crate) struct Leaf {
@@ -65,13 +90,16 @@ impl Leaf {
         self.own.remove()
     }
 
-    /// Leaves what is still in it to the instance's own group, and removes it.
+    /// Removes it. What is still in it is the instance's, beside its workload.
     pub(crate) fn dissolve(&self) -> Result<(), Error> {
+        if self.own.remove().is_ok() {
+            return Ok(());
+        }
+        let left = make(&self.parent, LEFT)?;
         for _ in 0..MOVE_ROUNDS {
             for pid in self.own.processes() {
                 // It may have ended.
-                let procs = self.parent.join("cgroup.procs");
-                let _ = fs::write(procs, pid.as_raw_nonzero().to_string());
+                let _ = fs::write(left.join("cgroup.procs"), pid.as_raw_nonzero().to_string());
             }
             if self.own.remove().is_ok() {
                 return Ok(());
@@ -99,7 +127,7 @@ mod tests {
         };
         let name = format!("mainland-test-leaf-{}", std::process::id());
         let group = groups.create(&name, limits).unwrap();
-        let leaf = group.leaf("exec-1").unwrap().unwrap();
+        let leaf = group.leaf("1").unwrap().unwrap();
         let own = leaf.own.clone();
         assert!(own.exists());
         drop(leaf);

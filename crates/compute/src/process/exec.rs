@@ -35,14 +35,19 @@ pub(super) async fn exec(
     command: ExecCommand,
 ) -> Result<Session, Error> {
     let failed = |error| Error::io("executing in", &spec.directory)(error);
+    // Where there is no descriptor to spare, what runs would look as if it did not.
+    match File::open(&spec.directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
     let record = instance::read_record(&spec.directory);
     let running = record.filter(|record| record.workload.is_alive());
     let cgroup = running
         .ok_or_else(|| Error::NotRunning(spec.instance.clone()))?
         .cgroup;
-    let leaf = match (&cgroup, command.apart) {
-        (Some(cgroup), true) => make_leaf(cgroup).await?,
-        _ => None,
+    let leaf = match &cgroup {
+        Some(cgroup) => make_leaf(cgroup).await?,
+        None => None,
     };
     let joined = leaf.as_ref().map(|leaf| leaf.joined.clone()).or(cgroup);
     let apart = |child| Apart {
@@ -92,7 +97,7 @@ async fn spawn(options: &Options, work: &Path, program: &Program) -> io::Result<
 async fn make_leaf(cgroup: &Group) -> Result<Option<Leaf>, Error> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("exec-{}-{number}", std::process::id());
+    let name = format!("{}-{number}", std::process::id());
     let cgroup = cgroup.clone();
     blocking(move || Ok(cgroup.leaf(&name)?)).await
 }
@@ -121,6 +126,10 @@ impl Apart {
 impl Drop for Apart {
     fn drop(&mut self) {
         if !self.is_apart {
+            // Given up by who asked for it: it is killed alone.
+            if let Some(leaf) = self.leaf.take() {
+                std::thread::spawn(move || leaf.dissolve());
+            }
             return;
         }
         // Not yet reaped, its number is its own; and it leads a group.

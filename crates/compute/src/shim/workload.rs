@@ -250,18 +250,16 @@ pub(super) fn kill_rest(cgroup: Option<&Group>, watchdog: Option<Pid>) -> Result
 
 /// What is still there of it, in words.
 pub(super) fn left(cgroup: Option<&Group>, watchdog: Option<Pid>) -> Vec<String> {
-    identity::describe_all(&processes(cgroup, watchdog))
-}
-
-/// The names of what runs of it.
-pub(super) fn left_running(cgroup: Option<&Group>, watchdog: Option<Pid>) -> Vec<String> {
-    identity::names(&processes(cgroup, watchdog))
-}
-
-fn processes(cgroup: Option<&Group>, watchdog: Option<Pid>) -> Vec<Pid> {
     let mut left = cgroup.map_or_else(Vec::new, Group::processes);
     left.extend(children(watchdog));
-    left
+    identity::describe_all(&left)
+}
+
+/// The names of what the workload has started and left running.
+pub(super) fn left_running(cgroup: Option<&Group>, watchdog: Option<Pid>) -> Vec<String> {
+    let mut left = cgroup.map_or_else(Vec::new, Group::processes_of_workload);
+    left.extend(children(watchdog));
+    identity::names(&left)
 }
 
 /// Our children now, but for one. A thread's list holds those that it started or inherited.

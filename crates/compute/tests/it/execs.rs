@@ -190,3 +190,50 @@ fn apart_it_is_killed_with_all_it_started() {
         }
     }
 }
+
+/// A person's shell, a probe's program, and what either has left: the workload has ended, and has put nothing into the background.
+#[test]
+fn commands_beside_it_are_nothing_that_it_left() {
+    for world in [World::new(), World::without_cgroups()] {
+        let mut world = world;
+        let waits = "echo ready; while [ ! -e go ]; do sleep 0.05; done";
+        let spec = world.shell("a", waits);
+        world.start(&spec);
+        world.line("a", "o ready");
+        let left = "sleep 1001 >/dev/null 2>&1 & echo $!";
+        let mut pids = Vec::new();
+        for (script, apart) in [(left, false), (left, true)] {
+            let mut command = command(&["sh", "-c", script], None);
+            command.apart = apart;
+            let said = world.run(async {
+                let session = world.runtime().exec(&spec, command).await;
+                read(session.expect("it runs")).await
+            });
+            pids.push(said.0.trim().parse::<u32>().expect("a pid"));
+        }
+        let sessions = world.run(async {
+            let mut sessions = Vec::new();
+            for apart in [false, true] {
+                let mut command = command(&["sh", "-c", "echo on; exec sleep 1002"], None);
+                command.apart = apart;
+                let session = world.runtime().exec(&spec, command).await;
+                let mut session = session.expect("it runs");
+                let mut said = Vec::new();
+                session.output.read_buf(&mut said).await.expect("read");
+                sessions.push(session);
+            }
+            sessions
+        });
+        assert!(pids.iter().all(|pid| is_alive(*pid)));
+        std::fs::write(spec.directory.join("work/go"), "").expect("written");
+        assert_eq!(world.exit().how, ExitHow::Code { code: 0 });
+        drop(sessions);
+        for pid in pids {
+            match world.has_cgroups() && cgroups().is_some() {
+                // It has gone with the instance all the same.
+                true => wait_until("what was left to be gone", || !is_alive(pid)),
+                false => crate::world::signal(pid, rustix::process::Signal::KILL),
+            }
+        }
+    }
+}
