@@ -133,7 +133,7 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Up(command) => command.run(globals).await,
         Command::Down(command) => command.run(globals).await,
         Command::Start(command) => command.run(globals).await,
-        Command::Chaos(command) => command.run(&globals),
+        Command::Chaos(command) => command.run(&globals).await,
         Command::Client(command) => command.run(&globals).await,
         Command::Doctor(command) => command.run(&globals, &state::postgres::installed()).await,
         Command::Completion { shell } => {

@@ -5,6 +5,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,13 +22,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{RwLock, Semaphore, SemaphorePermit, mpsc};
 
 use crate::begin::{adopt_all, begin, remove_strays, take_kept_desired};
-use crate::core::{Core, Signals, at_port};
+use crate::core::{Core, Signals, Worker, at_port};
 use crate::firewall::Firewall;
 use crate::identity::{self, Identities};
 use crate::instances::{self, Order};
 use crate::keeper::Keeper;
 use crate::layout::{self, Layout};
 use crate::options::{self, Config};
+use crate::probes::Failure;
 use crate::record::Record;
 use crate::{
     artifacts, clock, desired, engine, machine, probes, proxy, removal, snapshot, socket, tunnel,
@@ -38,10 +40,6 @@ pub use crate::options::Options;
 
 /// Orders that one instance's worker has not yet taken.
 const ORDERS_MAX: usize = 64;
-/// Beyond all graces, until a node that was asked to stop ends whatever is left.
-const STOP_PATIENCE: Duration = Duration::from_secs(20);
-/// For the last heartbeat to be answered, and for the answer to who asked to stop to be written.
-const LAST_WORDS: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -152,10 +150,14 @@ pub(crate) struct Agent {
     pub is_root: bool,
     /// What this node cannot enforce.
     pub limits: Vec<String>,
-    /// Held while something of an instance is put in its place outside of the node's directory; true once all of that is to go.
-    pub stopped: RwLock<bool>,
+    /// Read while something of an instance is put in its place outside of the node's directory.
+    pub places: RwLock<()>,
+    /// All of that is to go.
+    pub stopped: AtomicBool,
     pub signals: Signals,
     pub probes: Semaphore,
+    /// Of logs, for last words.
+    pub readings: Arc<Semaphore>,
     pub core: Mutex<Core>,
     pub keeper: Keeper,
     /// Where tasks run: heartbeats have a thread of their own, and begin none there.
@@ -239,10 +241,10 @@ impl Agent {
             let (sender, orders) = mpsc::channel(ORDERS_MAX);
             self.tasks
                 .spawn(instances::work(self.clone(), instance.clone(), orders));
-            sender
+            Worker::new(sender)
         });
-        // A full queue belongs to a worker that hangs on the disk; what it misses is ordered again at the next deadline.
-        if let Err(error) = worker.try_send(order) {
+        // A full queue belongs to a worker that hangs on the disk, and is told of many runs.
+        if let Err(error) = worker.give(order) {
             tracing::error!(%instance, %error, "the instance's worker does not follow");
         }
     }
@@ -282,19 +284,41 @@ impl Agent {
                     let runtime = &*agent.runtime;
                     probes::ask(&probe.ask, address, timeout, runtime, spec, engine).await
                 }
-                Err(busy) => Err(busy),
+                Err(busy) => Err(Failure::NotAsked(busy)),
             };
-            agent.tell(Input::Probed {
-                instance,
-                run,
-                question,
-                answer,
-            });
+            agent.probed(instance, run, question, answer);
         });
         // One of a kind at a time: what was asked before and is not answered yet has been counted as lost.
         if let Some(lost) = core.asking.insert(key, asking.abort_handle()) {
             lost.abort();
         }
+    }
+
+    fn probed(
+        self: &Arc<Self>,
+        instance: InstanceId,
+        run: Run,
+        question: decide::Question,
+        answer: Result<(), Failure>,
+    ) {
+        let answer = match answer {
+            Ok(()) => Ok(()),
+            Err(Failure::Answer(said)) => Err(said),
+            Err(Failure::NotAsked(why)) => {
+                tracing::warn!(%instance, why, "it can't be asked how it does; what is known of it stands");
+                return self.tell(Input::NotAsked {
+                    instance,
+                    run,
+                    question,
+                });
+            }
+        };
+        self.tell(Input::Probed {
+            instance,
+            run,
+            question,
+            answer,
+        });
     }
 
     /// Programs are what the machine has room for; to ask over a connection costs next to nothing.
@@ -320,7 +344,8 @@ impl Agent {
             ports: core.named_ports(instance.desired()),
             history: instance.history().clone(),
         };
-        self.keeper.write(self.layout.record(id), &record);
+        // That it ran decides what may be deleted.
+        self.keeper.write_durably(self.layout.record(id), &record);
         if let Some(error) = self.keeper.failure() {
             self.disk_refuses(core, &error);
         }
@@ -365,45 +390,6 @@ impl Agent {
         core.told_snapshot
             .as_ref()
             .is_some_and(|told| *told == self.snapshot(core, told.generation))
-    }
-
-    /// The agent ends; with `instances`, everything leaves the road and the machine first, then the proxy.
-    pub async fn stop(self: &Arc<Self>, instances: bool) {
-        if instances {
-            self.stop_instances().await;
-            // A preparation that was under way would bring back what is about to be taken away.
-            *self.stopped.write().await = true;
-            self.signals.stop_proxy.send_replace(true);
-            let mut stopped = self.signals.proxy_stopped.subscribe();
-            let _ = tokio::time::timeout(STOP_PATIENCE, stopped.wait_for(|stopped| *stopped)).await;
-            self.firewall.remove().await;
-            crate::prepare::forget_secrets(self);
-        }
-        let agent = self.clone();
-        self.tasks.spawn(async move {
-            // The answer to who asked is on its way.
-            tokio::time::sleep(LAST_WORDS / 5).await;
-            agent.signals.ended.send_replace(true);
-        });
-    }
-
-    async fn stop_instances(self: &Arc<Self>) {
-        self.tell(Input::StopAll);
-        let graces = self.with(|core| {
-            let instances = core.state.instances();
-            instances
-                .map(|(_, instance)| instance.desired().spec.grace.duration())
-                .max()
-        });
-        let deadline = tokio::time::Instant::now() + graces.unwrap_or_default() * 2 + STOP_PATIENCE;
-        let mut still = tokio::time::interval(Duration::from_millis(20));
-        while !self.with(|core| core.state.is_still()) && tokio::time::Instant::now() < deadline {
-            still.tick().await;
-        }
-        let mut heard = self.signals.heard.subscribe();
-        heard.mark_unchanged();
-        self.signals.report.notify_one();
-        let _ = tokio::time::timeout(LAST_WORDS, heard.changed()).await;
     }
 }
 
@@ -454,13 +440,10 @@ async fn hear_runtime(agent: Arc<Agent>, mut events: mpsc::Receiver<Event>) {
             },
             Happening::Exited(exit) => {
                 agent.with(|core| core.running.remove(&instance));
-                let last_words = crate::instances::last_words(&agent, &instance).await;
-                Input::Exited {
-                    instance,
-                    run,
-                    exit,
-                    last_words,
-                }
+                // Nothing more happens to it before this is told, and no other waits for the disk that gives its words.
+                let agent = agent.clone();
+                tokio::spawn(async move { instances::tell_end(&agent, instance, run, exit).await });
+                continue;
             }
         };
         agent.tell(input);

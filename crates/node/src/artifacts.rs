@@ -68,7 +68,7 @@ pub async fn fetch(
         let Some(before) = before else { return Ok(()) };
         match fetch_rest(client, store, artifact, before).await {
             Ok(()) => return Ok(()),
-            Err(Error::Store(error)) => return Err(Error::Store(error)),
+            Err(Error::Store(error)) if !is_overtaken(&error) => return Err(Error::Store(error)),
             Err(error) => {
                 let progress = received(store, artifact)
                     .await?
@@ -81,6 +81,12 @@ pub async fn fetch(
         }
         pause.wait().await;
     }
+}
+
+/// A fetch that was broken off has had its last bytes written since: what is here now decides.
+fn is_overtaken(error: &compute::artifact::Error) -> bool {
+    use compute::artifact::Error as E;
+    matches!(error, E::Offset { .. } | E::Unknown(_))
 }
 
 /// How much of it is here; `None`: all.
@@ -164,5 +170,77 @@ async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(move || work(&store)).await {
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use api::client::Transport;
+    use compute::artifact::digest_of;
+    use http_body_util::Full;
+    use hyper::body::Bytes;
+    use hyper::service::service_fn;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use hyper_util::server::conn::auto;
+    use model::compute::ArtifactForm;
+
+    use super::*;
+
+    const CONTENT: &[u8] = b"the bytes of an artifact";
+
+    /// Serves the content from the offset on that is asked for, and does this before each answer.
+    async fn server(meanwhile: impl Fn() + Clone + Send + Sync + 'static) -> Client {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let meanwhile = meanwhile.clone();
+                let answer = move |request: http::Request<hyper::body::Incoming>| {
+                    let query = request.uri().query().unwrap_or_default();
+                    let offset: usize = query.trim_start_matches("offset=").parse().unwrap();
+                    meanwhile();
+                    let rest = Bytes::from_static(&CONTENT[offset..]);
+                    let answer = http::Response::new(Full::new(rest));
+                    std::future::ready(Ok::<_, Infallible>(answer))
+                };
+                let builder = auto::Builder::new(TokioExecutor::new());
+                tokio::spawn(async move {
+                    let serving =
+                        builder.serve_connection(TokioIo::new(stream), service_fn(answer));
+                    serving.await.map_err(drop)
+                });
+            }
+        });
+        Client::new(Transport::Tcp(address), None)
+    }
+
+    /// The one that began was broken off, and its last write came after the next had looked.
+    #[tokio::test]
+    async fn a_fetch_that_is_overtaken_goes_on_from_what_is_there() {
+        let half = CONTENT.len() / 2;
+        for written in [half, CONTENT.len()] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Arc::new(ArtifactStore::open(folder.path()).unwrap());
+            let (digest, size) = digest_of(CONTENT).unwrap();
+            let other = store.clone();
+            let client = server(move || {
+                // Once: later it is not the next byte any more.
+                let appended = other.append(digest, 0, &CONTENT[..written]);
+                if appended.is_ok() && written == CONTENT.len() {
+                    other.commit(digest).unwrap();
+                }
+            });
+            let artifact = ArtifactRef {
+                digest,
+                form: ArtifactForm::Folder,
+                size: model::units::Bytes(size),
+            };
+            let client = client.await;
+            let fetched = fetch(&client, &store, &Turns::default(), &artifact).await;
+            assert!(fetched.is_ok(), "{written}: {fetched:?}");
+            assert!(store.contains(digest));
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use compute::artifact::store::ArtifactStore;
@@ -85,9 +86,11 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
         firewall,
         is_root,
         limits,
-        stopped: RwLock::new(false),
+        places: RwLock::new(()),
+        stopped: AtomicBool::new(false),
         signals: Signals::default(),
         probes: Semaphore::new(PROBES_MAX),
+        readings: Arc::new(Semaphore::new(instances::READINGS_MAX)),
         core: Mutex::new(core),
         keeper: Keeper::start().map_err(Error::Thread)?,
         tasks: Handle::current(),
@@ -170,12 +173,16 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
         .map(|local| (local.instance, local.gate))
         .collect();
     let records = record::read_all(&agent.layout);
+    let strays = record::strays(&agent.layout);
+    let finding = strays.into_iter().map(|id| find(agent, id));
+    let finding = futures_util::stream::iter(finding).buffer_unordered(ADOPTED_AT_ONCE);
     let adopting = records
         .into_iter()
         .map(|record| adopt(agent, record, &gates));
     // Side by side: the node is silent until all are, and each may wait for its shim.
     let adopting = futures_util::stream::iter(adopting).buffer_unordered(ADOPTED_AT_ONCE);
-    let running: BTreeSet<ResourceId> = adopting.filter_map(std::future::ready).collect().await;
+    let adopting = adopting.filter_map(std::future::ready).collect();
+    let (running, ()): (BTreeSet<ResourceId>, ()) = tokio::join!(adopting, finding.collect());
     addresses::give_up_taken(agent, &running);
     let ports = agent.with(|core| instances::open_ports(core));
     if let Err(why) = agent.firewall.apply(ports).await {
@@ -197,8 +204,8 @@ async fn adopt(
             .insert(id.clone(), Running { run: 1, pid: None });
     });
     let found = agent.runtime.adopt(&id, &directory).await;
-    let open = gates.get(&id) == Some(&Gate::Open);
-    let process = adopted(found, &record, open);
+    let gate = gates.get(&id).copied().unwrap_or(Gate::Shut);
+    let process = adopted(found, &record, gate);
     let is_running = matches!(process, decide::Adopted::Running { .. });
     let service = is_running.then(|| service_of(&record.desired));
     agent.with(|core| {
@@ -218,6 +225,34 @@ async fn adopt(
         process,
     });
     service
+}
+
+/// What is left of an instance of which no record can be read. What runs goes on until it is known whether it should.
+async fn find(agent: &Arc<Agent>, id: InstanceId) {
+    let running = Running { run: 1, pid: None };
+    agent.with(|core| core.running.insert(id.clone(), running));
+    let directory = agent.layout.instance(&id);
+    let process = match agent.runtime.adopt(&id, &directory).await {
+        Ok(Adopted::Running { started, .. }) => {
+            let pid = Some(started.pid);
+            let running = Running { run: 1, pid };
+            agent.with(|core| core.running.insert(id.clone(), running));
+            decide::Adopted::Unknown
+        }
+        Ok(Adopted::Ended { exit }) => decide::Adopted::Exited(exit),
+        Ok(Adopted::NotStarted) => decide::Adopted::Absent,
+        Err(error) => {
+            tracing::warn!(instance = %id, %error, "what is left of it can't be looked at");
+            decide::Adopted::Unknown
+        }
+    };
+    if !matches!(process, decide::Adopted::Unknown) {
+        agent.with(|core| core.running.remove(&id));
+    }
+    agent.tell(Input::Found {
+        instance: id,
+        process,
+    });
 }
 
 /// Removes what is left of instances of which no record can be read: once a server has said what the node should run, since until then nobody knows
@@ -243,14 +278,14 @@ pub async fn remove_strays(agent: Arc<Agent>) {
 fn adopted(
     found: Result<Adopted, compute::runtime::Error>,
     record: &Record,
-    open: bool,
+    gate: Gate,
 ) -> decide::Adopted {
     match found {
         Ok(Adopted::Running { started, frozen }) => decide::Adopted::Running {
             pid: started.pid,
             address: instances::address(record.port.unwrap_or(0)),
             started_at: Some(started.at),
-            ready: open,
+            gate,
             suspended: frozen,
         },
         // The exit that the step already knows of is not one more.

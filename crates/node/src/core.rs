@@ -12,6 +12,7 @@ use model::ids::{Generation, InstanceId, ResourceId, ResourceName};
 use model::signals::Level;
 use model::traffic::{Protocol, ProxySnapshot, Road};
 use plan::agent::{Question, Run, State};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 
@@ -45,7 +46,7 @@ pub struct Core {
     pub drained: BTreeSet<InstanceId>,
     pub specs: BTreeMap<InstanceId, Arc<InstanceSpec>>,
     pub running: BTreeMap<InstanceId, Running>,
-    pub workers: BTreeMap<InstanceId, mpsc::Sender<Order>>,
+    pub workers: BTreeMap<InstanceId, Worker>,
     /// The last probe of each kind that was sent out.
     pub asking: BTreeMap<(InstanceId, Question), AbortHandle>,
     pub events: VecDeque<NodeEvent>,
@@ -78,6 +79,34 @@ pub struct Core {
     pub machine: Machine,
     /// What a person should mend of instances here, for as long as it is so.
     pub notices: BTreeMap<InstanceId, Reason>,
+}
+
+/// Where a worker's orders wait.
+pub struct Worker {
+    orders: mpsc::Sender<Order>,
+    /// The last that was given.
+    last: Option<Order>,
+}
+
+impl Worker {
+    pub fn new(orders: mpsc::Sender<Order>) -> Self {
+        Self { orders, last: None }
+    }
+
+    /// What waits last is not given once more: orders are repeated as long as nothing comes of them, and what follows needs room.
+    ///
+    /// # Errors
+    ///
+    /// So many wait already that there is none.
+    pub fn give(&mut self, order: Order) -> Result<(), TrySendError<Order>> {
+        let one_waits = self.orders.capacity() < self.orders.max_capacity();
+        if one_waits && self.last == Some(order) {
+            return Ok(());
+        }
+        self.orders.try_send(order)?;
+        self.last = Some(order);
+        Ok(())
+    }
 }
 
 /// Which run a process belongs to. `pid` is not known while it is being started.
@@ -257,4 +286,39 @@ impl Core {
 /// What the proxy last kept: which gates stood open, and how far generations were counted.
 pub fn kept_snapshot(layout: &Layout) -> Option<ProxySnapshot> {
     layout::read(&layout.kept_snapshot()).ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It hangs on a disk for minutes, and is told to kill each second.
+    #[test]
+    fn a_worker_that_hangs_hears_what_was_ordered_last() {
+        let (sender, mut orders) = mpsc::channel(4);
+        let mut worker = Worker::new(sender);
+        worker.give(Order::Terminate).unwrap();
+        for _ in 0..1000 {
+            worker.give(Order::Kill).unwrap();
+        }
+        worker.give(Order::Remove).unwrap();
+        let mut heard = Vec::new();
+        while let Ok(order) = orders.try_recv() {
+            heard.push(order);
+        }
+        assert_eq!(heard, [Order::Terminate, Order::Kill, Order::Remove]);
+        // One that was taken is given again.
+        worker.give(Order::Remove).unwrap();
+        assert_eq!(orders.try_recv(), Ok(Order::Remove));
+        // Of two runs, or with another one in between, it is not the same.
+        for order in [
+            Order::Start(1),
+            Order::Kill,
+            Order::Start(1),
+            Order::Start(2),
+        ] {
+            worker.give(order).unwrap();
+        }
+        assert!(worker.give(Order::Remove).is_err(), "there is a bound");
+    }
 }

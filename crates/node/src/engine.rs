@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use api::client::Body;
 use api::problem::Problem;
-use compute::beneath::{Folder, Socket};
+use compute::beneath::{Folder, Socket, remove_tree};
 use compute::runtime::{Environment, OWN_PROGRAM, SecretFile};
 use http::{Request, Response, Uri, header};
 use http_body_util::BodyExt;
@@ -25,6 +25,7 @@ use tokio::net::UnixStream;
 
 use crate::agent::Agent;
 use crate::prepare::{Doors, Secrets, own_folder, secret_folder};
+use crate::probes::Failure;
 use crate::volumes;
 
 /// Of an answer to a probe, which is a few words.
@@ -33,6 +34,7 @@ const ANSWER_MAX_BYTES: u64 = 16 * 1024;
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 /// A path of a socket may have 107 bytes, whatever the node's directory is called.
 const SOCKET_NAME: &str = "s";
+const NOT_YET: &str = "the engine does not answer yet";
 /// A slow disk takes its time for some thousand files.
 const INIT_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -194,10 +196,12 @@ pub fn make_socket_folder(agent: &Agent, desired: &DesiredInstance) -> Result<()
 
 /// The socket of an engine that runs. Its folder is the engine's, which may have put anything there: what is no socket of that very folder is none.
 fn socket(agent: &Agent, id: &InstanceId) -> Result<Socket, String> {
-    let folder = socket_folder(agent, id)?;
-    Folder::open(&folder)
-        .and_then(|folder| folder.socket(Path::new(SOCKET_NAME)))
-        .map_err(|_| "the engine does not answer yet".to_owned())
+    open_socket(agent, id)?.map_err(|_| NOT_YET.to_owned())
+}
+
+fn open_socket(agent: &Agent, id: &InstanceId) -> Result<io::Result<Socket>, String> {
+    let folder = Folder::open(&socket_folder(agent, id)?);
+    Ok(folder.and_then(|folder| folder.socket(Path::new(SOCKET_NAME))))
 }
 
 /// This node's own folder for the sockets of engines.
@@ -226,14 +230,14 @@ fn short_name(id: &InstanceId) -> String {
 /// Of one instance that is removed.
 pub fn forget(agent: &Agent, id: &InstanceId) {
     if let Some(node) = socket_folders(agent) {
-        let _ = std::fs::remove_dir_all(node.join(short_name(id)));
+        let _ = remove_tree(&node.join(short_name(id)));
     }
 }
 
 /// Of all instances, when the node stops.
 pub fn forget_all(agent: &Agent) {
     if let Some(node) = socket_folders(agent) {
-        let _ = std::fs::remove_dir_all(node);
+        let _ = remove_tree(&node);
     }
 }
 
@@ -316,17 +320,25 @@ fn replace(path: &Path, contents: &[u8], owner: Option<u32>) -> io::Result<()> {
 }
 
 /// Asks an engine how it does. `Err`: its own words, which people read in `ps`.
-pub async fn ask(agent: &Agent, id: &InstanceId) -> Result<(), String> {
-    let socket = socket(agent, id)?;
+pub async fn ask(agent: &Agent, id: &InstanceId) -> Result<(), Failure> {
+    let socket = open_socket(agent, id).map_err(Failure::NotAsked)?;
+    let socket = socket.map_err(|error| not_yet(&error))?;
     let connected = UnixStream::connect(socket.path()).await;
-    let mut stream = connected.map_err(|_| "the engine does not answer yet".to_owned())?;
+    let mut stream = connected.map_err(|error| not_yet(&error))?;
     let failed = |error: io::Error| error.to_string();
     let request = b"GET /health HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n";
     stream.write_all(request).await.map_err(failed)?;
     let mut answer = Vec::new();
     let mut bounded = stream.take(ANSWER_MAX_BYTES);
     bounded.read_to_end(&mut answer).await.map_err(failed)?;
-    verdict(&answer)
+    Ok(verdict(&answer)?)
+}
+
+fn not_yet(error: &io::Error) -> Failure {
+    match Failure::of_connecting(error) {
+        Failure::Answer(_) => NOT_YET.into(),
+        not_asked @ Failure::NotAsked(_) => not_asked,
+    }
 }
 
 fn verdict(answer: &[u8]) -> Result<(), String> {

@@ -9,10 +9,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use model::ids::NodeName;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+
+/// For the program that sets rules: it reads itself from a disk, and waits its turn in the kernel.
+pub const NFT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The rules of one node.
 pub struct Firewall {
@@ -70,6 +74,8 @@ impl Firewall {
             return Ok(());
         }
         let refusals = matches!(self.support, Support::Named).then_some(self.refusals);
+        // One that is given up may have been done all the same.
+        *applied = None;
         nft(&rules(&self.table, &ports, refusals)).await?;
         *applied = Some(ports);
         Ok(())
@@ -160,7 +166,20 @@ fn rules(table: &str, ports: &BTreeMap<u16, u32>, refusals: Option<SocketAddr>) 
 }
 
 async fn nft(script: &str) -> Result<(), String> {
-    let mut child = Command::new("nft")
+    within_patience(Command::new("nft"), script).await
+}
+
+async fn within_patience(nft: Command, script: &str) -> Result<(), String> {
+    let done = tokio::time::timeout(NFT_PATIENCE, run(nft, script)).await;
+    done.unwrap_or_else(|_| {
+        let patience = NFT_PATIENCE.as_secs();
+        Err(format!("`nft` did not end within {patience} s"))
+    })
+}
+
+/// Dropped, it is killed.
+async fn run(mut nft: Command, script: &str) -> Result<(), String> {
+    let mut child = nft
         .args(["-f", "-"])
         .env(
             "PATH",
@@ -193,6 +212,17 @@ async fn nft(script: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_never_ends_is_given_up() {
+        let waits = || {
+            let mut command = Command::new("sleep");
+            command.arg("1000");
+            command
+        };
+        let error = within_patience(waits(), "").await.expect_err("it hangs");
+        assert!(error.contains("did not end within 10 s"), "{error}");
+    }
 
     #[test]
     fn nodes_of_one_name_have_tables_of_their_own() {

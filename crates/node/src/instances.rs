@@ -26,6 +26,8 @@ const LAST_LINES: usize = 20;
 const LAST_WORDS_LINES: usize = 3;
 /// For the disk to give them.
 const LAST_WORDS_PATIENCE: Duration = Duration::from_secs(1);
+/// Logs that are read for them at a time: each holds a thread for as long as the disk takes.
+pub const READINGS_MAX: usize = 16;
 /// Characters of them that are told.
 const LAST_WORDS_MAX: usize = 300;
 /// Between two lines that are told as one.
@@ -311,24 +313,35 @@ async fn ended_unheard(agent: &Arc<Agent>, id: &InstanceId, asked: Result<(), Er
         }
     };
     agent.with(|core| core.running.remove(id));
+    tell_end(agent, id.clone(), run, exit).await;
+}
+
+pub async fn tell_end(agent: &Arc<Agent>, instance: InstanceId, run: Run, exit: Exit) {
+    let last_words = last_words(agent, &instance).await;
     agent.tell(Input::Exited {
-        instance: id.clone(),
+        instance,
         run,
         exit,
-        last_words: last_words(agent, id).await,
+        last_words,
     });
 }
 
 /// The last lines that an instance wrote to stderr since it was started: most often why it ended.
 /// A disk that does not give them in time keeps them for itself: that it ended is told all the same.
-pub async fn last_words(agent: &Agent, id: &InstanceId) -> Option<String> {
+async fn last_words(agent: &Agent, id: &InstanceId) -> Option<String> {
     let folder = compute::instance::log_directory(&agent.layout.instance(id));
-    let reading = tokio::task::spawn_blocking(move || {
-        let batch = Reader::tail(&folder, LAST_LINES).ok()?.read_batch().ok()?;
-        words_of(&batch.lines)
-    });
+    let readings = agent.readings.clone();
+    let reading = async move {
+        let turn = readings.acquire_owned().await.ok()?;
+        let reading = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            let batch = Reader::tail(&folder, LAST_LINES).ok()?.read_batch().ok()?;
+            words_of(&batch.lines)
+        });
+        reading.await.ok().flatten()
+    };
     let read = tokio::time::timeout(LAST_WORDS_PATIENCE, reading).await;
-    read.ok()?.ok().flatten()
+    read.ok().flatten()
 }
 
 /// Lines without a letter or digit only decorate. Where there is no room for all, the last has it first.
@@ -363,7 +376,11 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
     let mut pause = Pause::of_connection();
     for _ in 0..REMOVE_TRIES {
         match agent.runtime.remove(id, &directory).await {
-            Ok(()) => break,
+            Ok(()) => {
+                let instance = id.clone();
+                agent.tell(Input::Gone { instance });
+                break;
+            }
             Err(error) => tracing::warn!(instance = %id, %error, "can't be removed yet"),
         }
         pause.wait().await;
@@ -380,9 +397,9 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
 }
 
 async fn open_port_again(agent: &Agent) {
-    let stopped = agent.stopped.read().await;
+    let _placing = agent.places.read().await;
     // No port is closed any more.
-    if *stopped {
+    if agent.has_stopped() {
         return;
     }
     let ports = agent.with(|core| open_ports(core));

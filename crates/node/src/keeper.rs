@@ -17,6 +17,13 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// `None`: the file is to go.
 type Text = Option<Vec<u8>>;
 
+/// What waits for the disk.
+struct Waiting {
+    text: Text,
+    /// A machine that loses its power must not forget it.
+    durably: bool,
+}
+
 pub struct Keeper {
     shared: Arc<Shared>,
 }
@@ -29,9 +36,9 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    waiting: BTreeMap<PathBuf, Text>,
+    waiting: BTreeMap<PathBuf, Waiting>,
     /// Refused by the disk, and tried again after a while where nothing newer has come.
-    refused: BTreeMap<PathBuf, Text>,
+    refused: BTreeMap<PathBuf, Waiting>,
     try_again_at: Option<Instant>,
     /// The thread has some of it in hand.
     writing: bool,
@@ -51,11 +58,17 @@ impl Keeper {
 
     pub fn write(&self, path: PathBuf, value: &impl Serialize) {
         let text = serde_json::to_vec(value).expect("what is kept is plain data");
-        self.shared.put(path, Some(text));
+        self.shared.put(path, Some(text), false);
+    }
+
+    /// As [`Keeper::write`], and on the disk itself before anything else is written.
+    pub fn write_durably(&self, path: PathBuf, value: &impl Serialize) {
+        let text = serde_json::to_vec(value).expect("what is kept is plain data");
+        self.shared.put(path, Some(text), true);
     }
 
     pub fn remove(&self, path: PathBuf) {
-        self.shared.put(path, None);
+        self.shared.put(path, None, false);
     }
 
     /// What the disk refused since this was asked last.
@@ -90,8 +103,8 @@ impl Drop for Keeper {
 impl State {
     fn try_again(&mut self) {
         self.try_again_at = None;
-        for (path, text) in std::mem::take(&mut self.refused) {
-            self.waiting.entry(path).or_insert(text);
+        for (path, refused) in std::mem::take(&mut self.refused) {
+            self.waiting.entry(path).or_insert(refused);
         }
     }
 }
@@ -101,23 +114,23 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, path: PathBuf, text: Text) {
+    fn put(&self, path: PathBuf, text: Text, durably: bool) {
         let mut state = self.state();
         state.refused.remove(&path);
-        state.waiting.insert(path, text);
+        state.waiting.insert(path, Waiting { text, durably });
         drop(state);
         self.changed.notify_all();
     }
 
     fn run(&self) {
-        while let Some((path, text)) = self.next() {
-            let done = write(&path, text.as_deref());
+        while let Some((path, waiting)) = self.next() {
+            let done = write(&path, waiting.text.as_deref(), waiting.durably);
             let mut state = self.state();
             state.writing = false;
             if let Err(error) = done {
                 state.failed = Some(error.to_string());
                 if !state.waiting.contains_key(&path) {
-                    state.refused.insert(path, text);
+                    state.refused.insert(path, waiting);
                     let again_at = Instant::now() + AGAIN_AFTER;
                     state.try_again_at.get_or_insert(again_at);
                 }
@@ -127,7 +140,7 @@ impl Shared {
         }
     }
 
-    fn next(&self) -> Option<(PathBuf, Text)> {
+    fn next(&self) -> Option<(PathBuf, Waiting)> {
         let mut state = self.state();
         loop {
             let is_due = |again_at| Instant::now() >= again_at;
@@ -156,13 +169,16 @@ impl Shared {
     }
 }
 
-fn write(path: &Path, text: Option<&[u8]>) -> Result<(), layout::Error> {
+fn write(path: &Path, text: Option<&[u8]>, durably: bool) -> Result<(), layout::Error> {
     match text {
         Some(text) => {
             if let Some(folder) = path.parent() {
                 layout::make_passage(folder)?;
             }
-            layout::write_text(path, text)
+            match durably {
+                true => layout::write_text_durably(path, text),
+                false => layout::write_text(path, text),
+            }
         }
         None => {
             layout::remove(path);

@@ -20,6 +20,7 @@
 //! | [`alone`] | a copy of a node's directory is refused |
 //! | [`keeper`] | writes what the next agent must know, on a thread of its own |
 //! | [`removal`] | a node that was removed runs nothing |
+//! | [`stop`] | the end of all that runs, when that is asked for |
 //! | [`machine`] | the disk and the programs of this machine |
 //! | [`volumes`] | volumes made, and files in them that are another's |
 //! | [`upkeep`] | certificates renewed, artifacts collected |
@@ -71,6 +72,7 @@ mod record;
 mod removal;
 mod snapshot;
 mod socket;
+mod stop;
 mod tunnel;
 mod upkeep;
 mod volumes;

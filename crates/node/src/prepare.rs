@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
-use compute::beneath::Folder;
+use compute::beneath::{Folder, remove_tree};
 use compute::runtime::{
     Artifact, DEFAULT_OPEN_FILES, Environment, Error, InstanceSpec, SecretFile, VolumeMount,
 };
@@ -149,10 +149,8 @@ pub async fn place(
     desired: &DesiredInstance,
     secrets: Secrets,
 ) -> Result<(), Failure> {
-    let stopped = agent.stopped.read().await;
-    if *stopped {
-        return Err("the node has stopped".to_owned().into());
-    }
+    let _placing = agent.places.read().await;
+    goes_on(agent)?;
     let id = &desired.instance;
     volumes::make(agent, desired).await?;
     let port = take_port(agent, id)?;
@@ -167,6 +165,8 @@ pub async fn place(
     layout::aside(|| engine::make_socket_folder(agent, desired))?;
     engine::make_files(agent, desired, &secrets).await?;
     let spec = make_spec(agent, desired, port, &doors, secrets)?;
+    // A disk may have held this up until after the end.
+    goes_on(agent)?;
     let ports = agent.with(|core| open_ports(core));
     if let Err(why) = agent.firewall.apply(ports).await {
         return Err(format!("its port can't be closed to other users: {why}").into());
@@ -178,6 +178,13 @@ pub async fn place(
     });
     volumes::begin_look(agent, desired);
     wait_for_doors(agent, &doors).await
+}
+
+fn goes_on(agent: &Agent) -> Result<(), String> {
+    match agent.has_stopped() {
+        true => Err("the node has stopped".to_owned()),
+        false => Ok(()),
+    }
 }
 
 /// Keeps the instance's port if nobody else is on it.
@@ -437,7 +444,7 @@ pub fn memory_of_node(table: &str, is_root: bool) -> Option<PathBuf> {
 pub fn forget_secrets(agent: &Agent) {
     layout::aside(|| engine::forget_all(agent));
     if let Some(own) = secret_folders(agent)
-        && let Err(error) = layout::aside(|| std::fs::remove_dir_all(&own))
+        && let Err(error) = layout::aside(|| remove_tree(&own))
     {
         tracing::warn!(%error, folder = %own.display(), "secrets could not be removed");
     }

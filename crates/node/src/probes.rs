@@ -1,5 +1,6 @@
 //! Asks an instance once how it does.
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use compute::runtime::{ExecCommand, InstanceSpec, Runtime};
 use futures_util::FutureExt;
 use futures_util::future::FusedFuture;
 use model::compute::{Ask, ExitHow};
+use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -17,17 +19,69 @@ const REST_PATIENCE: Duration = Duration::from_millis(100);
 /// Of what a failing program said.
 const SAID_MAX_BYTES: usize = 200;
 
-/// `Err` says what came instead. `engine` asks it, where it is one.
+/// Why there is no good answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// What came instead.
+    Answer(String),
+    /// This node has no more of what it takes to ask, and why. Of the instance that says nothing.
+    NotAsked(String),
+}
+
+impl From<String> for Failure {
+    fn from(said: String) -> Self {
+        Self::Answer(said)
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(said: &str) -> Self {
+        Self::Answer(said.to_owned())
+    }
+}
+
+impl Failure {
+    /// Of a connection, or of a file that leads to one.
+    pub fn of_connecting(error: &io::Error) -> Self {
+        match is_lack(error) {
+            true => Self::NotAsked(error.to_string()),
+            false => Self::Answer(error.to_string()),
+        }
+    }
+
+    /// Of a program that was to be started beside the instance.
+    fn of_executing(error: &compute::runtime::Error) -> Self {
+        let source = match error {
+            compute::runtime::Error::Io { source, .. } => Some(source),
+            _ => None,
+        };
+        // What the kernel says where there may be no further process; as yet it is none of the instance's.
+        let is_fork = |error: &io::Error| Errno::from_io_error(error) == Some(Errno::AGAIN);
+        match source.is_some_and(|error| is_lack(error) || is_fork(error)) {
+            true => Self::NotAsked(error.to_string()),
+            false => Self::Answer(error.to_string()),
+        }
+    }
+}
+
+/// Descriptors, memory or ports that this process, or this machine, has no more of.
+fn is_lack(error: &io::Error) -> bool {
+    use Errno as E;
+    let lacks = [E::MFILE, E::NFILE, E::NOMEM, E::NOBUFS, E::ADDRNOTAVAIL];
+    Errno::from_io_error(error).is_some_and(|error| lacks.contains(&error))
+}
+
+/// `engine` asks it, where it is one.
 pub async fn ask(
     ask: &Ask,
     address: Option<SocketAddr>,
     timeout: Duration,
     runtime: &dyn Runtime,
     spec: impl FnOnce() -> Option<InstanceSpec>,
-    engine: impl Future<Output = Result<(), String>>,
-) -> Result<(), String> {
+    engine: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
     let asking = async {
-        let address = || address.ok_or_else(|| "it has no address".to_owned());
+        let address = || address.ok_or("it has no address");
         match ask {
             Ask::None => Ok(()),
             Ask::Engine => engine.await,
@@ -38,29 +92,29 @@ pub async fn ask(
     };
     match tokio::time::timeout(timeout, asking).await {
         Ok(answer) => answer,
-        Err(_) => Err(format!("no answer within {} ms", timeout.as_millis())),
+        Err(_) => Err(format!("no answer within {} ms", timeout.as_millis()).into()),
     }
 }
 
-async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
+async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     let stream = TcpStream::connect(address)
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| Failure::of_connecting(&error))?;
     // A connection to a port of one's own range may meet itself when nobody listens.
     if stream.local_addr().ok() == Some(address) {
-        return Err("connection refused".to_owned());
+        return Err("connection refused".into());
     }
     Ok(stream)
 }
 
 /// One request on a connection of its own; of the answer only the status line matters.
-async fn http(address: SocketAddr, path: &str, host: Option<&str>) -> Result<(), String> {
+async fn http(address: SocketAddr, path: &str, host: Option<&str>) -> Result<(), Failure> {
     let mut stream = connect(address).await?;
     let host = host.map_or_else(|| address.to_string(), str::to_owned);
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: mainland-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n"
     );
-    let failed = |error: std::io::Error| error.to_string();
+    let failed = |error: io::Error| error.to_string();
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
     let mut head = Vec::with_capacity(256);
     while !is_told(&head) && head.len() < HEAD_MAX_BYTES {
@@ -70,8 +124,8 @@ async fn http(address: SocketAddr, path: &str, host: Option<&str>) -> Result<(),
     }
     match status(final_head(&head)) {
         Some(200..=399) => Ok(()),
-        Some(other) => Err(format!("GET {path} answered {other}")),
-        None => Err(format!("GET {path} was not answered in HTTP")),
+        Some(other) => Err(format!("GET {path} answered {other}").into()),
+        None => Err(format!("GET {path} was not answered in HTTP").into()),
     }
 }
 
@@ -104,7 +158,7 @@ pub fn status(head: &[u8]) -> Option<u16> {
     rest.split(' ').nth(1)?.trim().parse().ok()
 }
 
-async fn exec(runtime: &dyn Runtime, spec: InstanceSpec, run: &[String]) -> Result<(), String> {
+async fn exec(runtime: &dyn Runtime, spec: InstanceSpec, run: &[String]) -> Result<(), Failure> {
     let argv = run
         .iter()
         .map(|argument| compute::runtime::expand(argument, &spec.environment))
@@ -117,7 +171,7 @@ async fn exec(runtime: &dyn Runtime, spec: InstanceSpec, run: &[String]) -> Resu
     let mut session = runtime
         .exec(&spec, command)
         .await
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| Failure::of_executing(&error))?;
     drop(session.input);
     let mut said = Vec::new();
     let mut ignored = tokio::io::sink();
@@ -144,11 +198,9 @@ async fn exec(runtime: &dyn Runtime, spec: InstanceSpec, run: &[String]) -> Resu
         how => {
             let said = String::from_utf8_lossy(&said);
             let said = said.lines().next().unwrap_or_default();
-            Err(
-                format!("`{}`: {} {said}", run.join(" "), plan::backoff::ended(&how))
-                    .trim_end()
-                    .to_owned(),
-            )
+            let ended = plan::backoff::ended(&how);
+            let told = format!("`{}`: {ended} {said}", run.join(" "));
+            Err(told.trim_end().into())
         }
     }
 }
@@ -156,6 +208,36 @@ async fn exec(runtime: &dyn Runtime, spec: InstanceSpec, run: &[String]) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_node_lacks_is_no_fault_of_who_is_asked() {
+        let of = |error: Errno| io::Error::from(error);
+        let executing = |error: Errno| compute::runtime::Error::Io {
+            doing: "executing in",
+            path: "/x".into(),
+            source: of(error),
+        };
+        for (error, of_connection, of_program) in [
+            (Errno::MFILE, true, true),
+            (Errno::NFILE, true, true),
+            (Errno::NOMEM, true, true),
+            (Errno::NOBUFS, true, true),
+            (Errno::ADDRNOTAVAIL, true, true),
+            // Its queue of connections is full; this node can't fork.
+            (Errno::AGAIN, false, true),
+            (Errno::CONNREFUSED, false, false),
+            (Errno::TIMEDOUT, false, false),
+            (Errno::NOENT, false, false),
+        ] {
+            let is_own = |failure| matches!(failure, Failure::NotAsked(_));
+            let connecting = Failure::of_connecting(&of(error));
+            assert_eq!(is_own(connecting), of_connection, "{error:?}");
+            let executing = Failure::of_executing(&executing(error));
+            assert_eq!(is_own(executing), of_program, "{error:?}");
+        }
+        let gone = compute::runtime::Error::NotRunning("shop/web-1".parse().unwrap());
+        assert!(matches!(Failure::of_executing(&gone), Failure::Answer(_)));
+    }
 
     #[test]
     fn a_status_line_reads_like_a_table() {

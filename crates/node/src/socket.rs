@@ -30,6 +30,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use model::compute::{InstanceReport, Purpose};
 use model::ids::{InstanceId, ProjectName};
+use model::units::Span;
 use serde::Serialize;
 use signals::logs::Reader;
 use tokio::net::UnixListener;
@@ -162,7 +163,12 @@ async fn route(
         }
         ["v1", "stop"] if post => {
             let instances = parameter(request.uri().query(), "instances") == Some("true");
-            agent.stop(instances).await;
+            let of_task = agent.clone();
+            // Begun, it is done, whether or not who asked still waits: a node that runs nothing for ever helps nobody.
+            let stopping = agent
+                .tasks
+                .spawn(async move { of_task.stop(instances).await });
+            let _ = stopping.await;
             Ok(json(&()))
         }
         _ => Err(Problem::not_found(format!("{} {path}", request.method())).into()),
@@ -186,6 +192,7 @@ fn status(agent: &Agent) -> wire::NodeStatus {
         instances: views(agent, None),
         connected,
         limits: agent.limits.iter().cloned().chain(refused).collect(),
+        stops_within: Some(Span(agent.stops_within())),
     }
 }
 

@@ -60,6 +60,8 @@ pub type Run = u32;
 #[derive(Debug)]
 pub struct State {
     instances: BTreeMap<InstanceId, Instance>,
+    /// What an earlier agent left of others, which no desired state has named since.
+    strays: BTreeMap<InstanceId, Adopted>,
     generation: Option<Generation>,
     lease: Lease,
     /// Services with an endpoint, as the road last said.
@@ -91,6 +93,7 @@ impl State {
     pub fn new(seed: u64) -> Self {
         Self {
             instances: BTreeMap::new(),
+            strays: BTreeMap::new(),
             generation: None,
             lease: Lease::default(),
             reachable: BTreeSet::new(),
@@ -134,7 +137,8 @@ impl State {
 
     /// Whether no process of any instance is left.
     pub fn is_still(&self) -> bool {
-        !self.instances.values().any(Instance::has_process)
+        let lives = self.instances.values().any(Instance::has_process);
+        !lives && self.living_strays().next().is_none()
     }
 
     /// When to call [`step`] with [`Input::Tick`] at the latest.
@@ -144,6 +148,13 @@ impl State {
             .chain(self.lease.next_wake())
             .chain(self.hold)
             .min()
+    }
+
+    /// Of which something may live.
+    fn living_strays(&self) -> impl Iterator<Item = &InstanceId> {
+        let lives = |found: &Adopted| matches!(found, Adopted::Running { .. } | Adopted::Unknown);
+        let strays = self.strays.iter().filter(move |(_, found)| lives(found));
+        strays.map(|(id, _)| id)
     }
 
     fn notice_lost_lease(&mut self, now: Now, outputs: &mut Vec<Output>) {
@@ -183,7 +194,7 @@ impl State {
                 Touched::One(id)
             }
             Input::Desired { desired, asked_at } => {
-                self.take_desired(*desired, asked_at, now);
+                self.take_desired(*desired, asked_at, now, outputs);
                 Touched::All
             }
             Input::Renewed { epoch, sent_at } => {
@@ -198,6 +209,22 @@ impl State {
             }
             Input::StopAll => {
                 self.stopping = true;
+                let kill = |id: &InstanceId| Output::Kill {
+                    instance: id.clone(),
+                };
+                outputs.extend(self.living_strays().map(kill));
+                Touched::All
+            }
+            Input::Found { instance, process } => {
+                self.strays.insert(instance, process);
+                Touched::All
+            }
+            Input::Gone { instance } => {
+                self.strays.remove(&instance);
+                Touched::All
+            }
+            // Of a stray: those who waited for its end may begin.
+            Input::Exited { instance, .. } if self.strays.remove(&instance).is_some() => {
                 Touched::All
             }
             Input::Tick => Touched::All,
@@ -225,7 +252,13 @@ impl State {
     }
 
     /// Takes it if it is newer; one of the same generation only confirms what is known.
-    fn take_desired(&mut self, desired: NodeDesired, asked_at: Option<Instant>, now: Now) {
+    fn take_desired(
+        &mut self,
+        desired: NodeDesired,
+        asked_at: Option<Instant>,
+        now: Now,
+        outputs: &mut Vec<Output>,
+    ) {
         if self.generation > Some(desired.generation) {
             return;
         }
@@ -241,8 +274,12 @@ impl State {
             match self.instances.get_mut(&one.instance) {
                 Some(known) => known.take_desired(one),
                 None => {
-                    self.instances
-                        .insert(one.instance.clone(), Instance::new(one, now));
+                    let id = one.instance.clone();
+                    let new = match self.strays.remove(&id) {
+                        Some(found) => Instance::found(one, found, now, &mut self.draw, outputs),
+                        None => Instance::new(one, now),
+                    };
+                    self.instances.insert(id, new);
                 }
             }
         }
@@ -261,12 +298,14 @@ impl State {
             .values()
             .filter_map(Instance::holds_volumes)
             .collect();
+        let strays: Vec<InstanceId> = self.living_strays().cloned().collect();
         let before = outputs.len();
         let world = instance::World {
             lease: &self.lease,
             reachable: &self.reachable,
             local: &local,
             volumes: &volumes,
+            strays: &strays,
             stopping: self.stopping,
             held: self.hold.is_some() && !self.lease.was_told(),
             now,

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use model::control::{Capacity, NodeRole, Reason};
 use model::ids::{NodeName, ProjectName, RegionName, ResourceName, ZoneName};
 use model::machine::{Disk, Programs};
+use model::units::Span;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,9 @@ pub struct NodeStatus {
     pub connected: bool,
     /// What this node cannot enforce and why: said once.
     pub limits: Vec<String>,
+    /// The longest that it may take to stop with all that runs there: the graces of what runs, and what follows. An earlier version does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stops_within: Option<Span>,
 }
 
 /// `DELETE /v1/nodes/{node}`.

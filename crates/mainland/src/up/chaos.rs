@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use experience::Globals;
@@ -13,8 +14,14 @@ use super::process::Identity;
 
 /// Processes that are started while others are killed are found in a later round.
 const ROUNDS: u32 = 5;
+/// For the watchdogs of shims that were killed to end what those have started.
+const WATCHDOGS_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at them.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The kinds of process on a node.
 const KINDS: [&[u8]; 3] = [b"agent", b"proxy", b"shim"];
+/// Beside each shim: it ends what the shim has started, when that is killed.
+const WATCHDOG: &[u8] = b"shim-watchdog";
 
 /// Break something on purpose, to see what holds
 #[derive(Debug, Clone, clap::Args)]
@@ -38,7 +45,7 @@ enum Command {
 }
 
 impl Chaos {
-    pub fn run(self, globals: &Globals) -> Result<u8, Failure> {
+    pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let Command::Kill { node } = self.command;
         let layout = Layout {
             data: globals.data_dir(),
@@ -52,7 +59,7 @@ impl Chaos {
                 &format!("known: {}", known.join(", ")),
             ));
         }
-        let killed = kill_all_of(&layout.node(&node))?;
+        let killed = kill_all_of(&layout.node(&node)).await?;
         let again = match node.as_str() {
             EDGE => "`up` starts it again".to_owned(),
             _ => format!("`mainland start {node}` brings it back"),
@@ -64,23 +71,41 @@ impl Chaos {
     }
 }
 
-/// The processes that name the node's directory, and all that they have started.
-pub fn kill_all_of(directory: &Path) -> Result<usize> {
+/// The processes that name the node's directory, and all that they have started. Watchdogs end by themselves, and are killed where they do not: what
+/// a program forks between a look and its death is theirs to find.
+pub async fn kill_all_of(directory: &Path) -> Result<usize> {
     let mut killed = BTreeSet::new();
     for _ in 0..ROUNDS {
-        let found = Processes::read().of(directory);
+        let found = Processes::read().all_but_watchdogs(directory);
         if found.is_empty() {
             break;
         }
-        for identity in found {
-            match identity.signal(Signal::KILL) {
-                Ok(()) => drop(killed.insert(identity.pid)),
-                Err(error) => anyhow::bail!("pid {} can't be killed: {error}", identity.pid),
-            }
+        kill(found, &mut killed)?;
+    }
+    let deadline = Instant::now() + WATCHDOGS_PATIENCE;
+    loop {
+        let left = Processes::read().of(directory);
+        if left.is_empty() {
+            break;
         }
+        if Instant::now() >= deadline {
+            kill(left, &mut killed)?;
+            break;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
     ensure!(!killed.is_empty(), "the node does not run");
     Ok(killed.len())
+}
+
+fn kill(found: BTreeSet<u32>, killed: &mut BTreeSet<u32>) -> Result<()> {
+    for identity in found.into_iter().filter_map(Identity::of) {
+        match identity.signal(Signal::KILL) {
+            Ok(()) => drop(killed.insert(identity.pid)),
+            Err(error) => anyhow::bail!("pid {} can't be killed: {error}", identity.pid),
+        }
+    }
+    Ok(())
 }
 
 /// Takes away what dead nodes of this user have left on the machine, whichever cloud they were of.
@@ -146,12 +171,19 @@ impl Processes {
         all
     }
 
-    /// Ours that were started for the directory, with their descendants.
-    fn of(&self, directory: &Path) -> Vec<Identity> {
+    fn all_but_watchdogs(&self, directory: &Path) -> BTreeSet<u32> {
+        let mut found = self.of(directory);
+        let is_watchdog = |words: &Vec<u8>| is_watchdog(words, directory);
+        found.retain(|pid| !self.words.get(pid).is_some_and(is_watchdog));
+        found
+    }
+
+    /// Those that were started for the directory, with their descendants.
+    fn of(&self, directory: &Path) -> BTreeSet<u32> {
         let mut found: BTreeSet<u32> = self
             .words
             .iter()
-            .filter(|(_, words)| names(words, directory))
+            .filter(|(_, words)| names(words, directory) || is_watchdog(words, directory))
             .map(|(pid, _)| *pid)
             .collect();
         loop {
@@ -167,21 +199,67 @@ impl Processes {
             found.extend(more);
         }
         found.remove(&std::process::id());
-        found.into_iter().filter_map(Identity::of).collect()
+        found
     }
 }
 
 /// Whether it is a process of a node, and one of its words the directory or a path below it. Whichever copy of the binary it runs from.
 fn names(words: &[u8], directory: &Path) -> bool {
+    is_of_kind(words, directory, |kind| KINDS.contains(&kind))
+}
+
+fn is_watchdog(words: &[u8], directory: &Path) -> bool {
+    is_of_kind(words, directory, |kind| kind == WATCHDOG)
+}
+
+fn is_of_kind(words: &[u8], directory: &Path, kind: impl FnOnce(&[u8]) -> bool) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let mut words = words.split(|byte| *byte == 0).skip(1);
-    words.next().is_some_and(|kind| KINDS.contains(&kind))
+    words.next().is_some_and(kind)
         && words.any(|word| Path::new(std::ffi::OsStr::from_bytes(word)).starts_with(directory))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Killed with its shim, it would not find what the program has forked meanwhile.
+    #[test]
+    fn a_watchdog_is_left_to_its_work_and_known_to_be_there() {
+        let directory = Path::new("/d/nodes/b");
+        let shim = "mainland\0shim\0/d/nodes/b/instances/shop/web-1\0";
+        let watchdog = "mainland\0shim-watchdog\0/d/nodes/b/instances/shop/web-1\0";
+        let agent = "mainland\0agent\0--data-dir\0/d/nodes/b\0";
+        let all = [
+            (10, 1, agent),
+            (11, 10, shim),
+            (12, 11, watchdog),
+            (13, 11, "web\0"),
+            (14, 13, "worker\0"),
+            (
+                20,
+                1,
+                "mainland\0shim-watchdog\0/d/nodes/c/instances/shop/web-2\0",
+            ),
+        ];
+        let processes = |living: &[u32]| {
+            let living = all.iter().filter(|(pid, ..)| living.contains(pid));
+            Processes {
+                parents: living
+                    .clone()
+                    .map(|(pid, parent, _)| (*pid, *parent))
+                    .collect(),
+                words: living
+                    .map(|(pid, _, words)| (*pid, words.as_bytes().to_vec()))
+                    .collect(),
+            }
+        };
+        let found = processes(&[10, 11, 12, 13, 14, 20]).all_but_watchdogs(directory);
+        assert_eq!(found, [10, 11, 13, 14].into());
+        let left = processes(&[12, 20]);
+        assert_eq!(left.all_but_watchdogs(directory), [].into());
+        assert_eq!(left.of(directory), [12].into());
+    }
 
     #[test]
     fn only_words_below_the_directory_name_it() {

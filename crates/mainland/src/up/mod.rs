@@ -34,7 +34,7 @@ use process::Identity;
 use supervisor::Supervisor;
 
 const LOCK_MODE: u32 = 0o600;
-/// How long `down` and ctrl-C wait for a clean end before they kill.
+/// How long `down` and ctrl-C wait for a clean end before they kill; a node is given the graces of what runs there besides.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks for something that is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -333,7 +333,11 @@ impl Down {
             ))?;
         }
         match (supervisor, state) {
-            (Some(supervisor), _) => end_supervisor(&supervisor).await?,
+            (Some(up), _) => {
+                // Before: a node that stops may answer no more.
+                let patience = supervisor::all_stop_within(&layout).await;
+                end_supervisor(&up, patience).await?
+            }
             (None, Some(state)) => {
                 Supervisor::new(layout.clone(), state, current_binary()?)
                     .stop()
@@ -342,7 +346,7 @@ impl Down {
             (None, None) => {}
         }
         if self.delete_data {
-            std::fs::remove_dir_all(&layout.data)
+            compute::beneath::remove_tree(&layout.data)
                 .with_context(|| format!("{} can't be deleted", layout.data.display()))?;
         }
         // Of a node that could not end by itself.
@@ -359,12 +363,13 @@ impl Down {
     }
 }
 
-async fn end_supervisor(supervisor: &Identity) -> Result<()> {
+/// `patience`: for its nodes.
+async fn end_supervisor(supervisor: &Identity, patience: Duration) -> Result<()> {
     let pid = supervisor.pid;
     supervisor.signal(Signal::TERM).with_context(|| {
         format!("`up` (pid {pid}) can't be told to end: run `mainland down` as its user")
     })?;
-    let ended = tokio::time::timeout(STOP_TIMEOUT * 2, supervisor.ended()).await;
+    let ended = tokio::time::timeout(patience + STOP_TIMEOUT * 2, supervisor.ended()).await;
     ended.with_context(|| format!("`up` (pid {pid}) does not end"))
 }
 

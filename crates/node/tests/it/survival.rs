@@ -283,3 +283,153 @@ async fn a_program_whose_shim_and_agent_die_together_does_not_run_unknown() {
     }
     assert_eq!(workers_of(&node, "sleep").len(), 1);
 }
+
+/// Its probe fails, perhaps for load alone: what it has in hand it may end, whoever looks after it.
+#[tokio::test]
+async fn a_gate_that_was_held_is_held_by_the_next_agent() {
+    let mut node = Node::start().await;
+    node.server.want(vec![web("web-1")]);
+    let pid = node.until_ready("web-1").await.pid;
+    let work = node.directory().join("instances/shop/web-1/work");
+    std::fs::write(work.join("sick"), "").unwrap();
+    let snapshot = node.directory().join("proxy/snapshot.json");
+    let gate = move || {
+        let text = std::fs::read_to_string(&snapshot).unwrap_or_default();
+        let text: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        text["local"][0]["gate"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let is_held = {
+        let gate = gate.clone();
+        move |_: &Node| gate() == "held"
+    };
+    node.until("its gate is held", is_held).await;
+    node.kill_agent().await;
+    node.server.look(|state| state.reports.clear());
+    node.start_again();
+    // Whatever the proxy is told meanwhile.
+    let shut = std::cell::Cell::new(false);
+    let is_taken_over = |node: &Node| {
+        shut.set(shut.get() || gate() == "shut");
+        let report = node.server.report("web-1");
+        report.is_some_and(|report| report.pid == pid && !report.ready)
+    };
+    node.until("it is taken over", is_taken_over).await;
+    std::fs::remove_file(work.join("sick")).unwrap();
+    let is_open = |_: &Node| {
+        shut.set(shut.get() || gate() == "shut");
+        gate() == "open"
+    };
+    node.until("it is well again", is_open).await;
+    assert!(!shut.get(), "what it had in hand was cut off");
+}
+
+/// Nobody knows what it did: its volumes are deleted when somebody asks, and not before all of it has ended.
+#[tokio::test]
+async fn what_runs_without_a_record_is_ended_before_it_counts_as_that() {
+    let mut node = Node::start().await;
+    let database = |wanted| {
+        let mut one = web("db-1");
+        let size = model::units::Bytes::mebibytes(1);
+        one.spec.volumes = [("data".parse().unwrap(), model::state::Volume { size })].into();
+        one.slot = Some(0);
+        one.wanted = wanted;
+        one
+    };
+    node.server
+        .want(vec![database(model::compute::Wanted::Run)]);
+    let pid = node.until_ready("db-1").await.pid.unwrap();
+    node.kill_agent().await;
+    std::fs::write(node.directory().join("instances/shop/db-1.json"), "torn").unwrap();
+    node.server.look(|state| state.reports.clear());
+    node.server
+        .want(vec![database(model::compute::Wanted::Leave)]);
+    node.start_again();
+    let is_stopped = |node: &Node| {
+        let report = node.server.report("db-1");
+        let stopped = report.filter(|report| report.state == InstanceState::Stopped);
+        stopped
+            .inspect(|_| assert!(!is_alive(pid), "it lives"))
+            .is_some()
+    };
+    node.until("it is stopped", is_stopped).await;
+    let report = node.server.report("db-1").unwrap();
+    assert!(!report.never_started, "it may have written anything");
+}
+
+/// `down` was broken off, or its terminal closed.
+#[tokio::test]
+async fn a_stop_is_done_though_its_asker_has_gone() {
+    use tokio::io::AsyncWriteExt;
+    let mut node = Node::start().await;
+    // It takes longer to end than its asker waits.
+    let script = "trap 'sleep 1; exit 0' TERM; \"$0\" web & wait";
+    node.server
+        .want(vec![running("web-1", &["sh", "-c", script, program()])]);
+    let pid = node.until_ready("web-1").await.pid.unwrap();
+    let within = node.status().await.unwrap().stops_within.unwrap();
+    let grace = std::time::Duration::from_secs(5);
+    assert!(within.duration() > grace * 2, "{within}");
+    let socket = node.directory().join("node.sock");
+    let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    let request = b"POST /v1/stop?instances=true HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let leaves = |node: &Node| {
+        let report = node.server.report("web-1").unwrap();
+        report.state == InstanceState::Draining
+    };
+    node.until("it is being stopped", leaves).await;
+    drop(stream);
+    let ended = tokio::time::timeout(crate::world::PATIENCE, node.agent.wait()).await;
+    assert!(ended.expect("the agent ends").unwrap().success());
+    assert!(!is_alive(pid));
+}
+
+/// A disk that stands still gives no last words: each end is told after a second all the same, and no end waits for another's.
+#[tokio::test]
+async fn ends_are_told_side_by_side_though_no_log_can_be_read() {
+    let node = Node::start().await;
+    let names: Vec<String> = (1..=6).map(|number| format!("web-{number}")).collect();
+    node.server
+        .want(names.iter().map(|name| web(name)).collect());
+    let mut pids = Vec::new();
+    for name in &names {
+        pids.extend(node.until_ready(name).await.pid);
+    }
+    for name in &names {
+        let logs = node
+            .directory()
+            .join("instances/shop")
+            .join(name)
+            .join("logs");
+        for log in std::fs::read_dir(logs).unwrap() {
+            let log = log.unwrap().path();
+            std::fs::remove_file(&log).unwrap();
+            // Whoever opens it waits until somebody writes.
+            let made = std::process::Command::new("mkfifo").arg(&log).status();
+            assert!(made.unwrap().success());
+        }
+    }
+    for pid in pids {
+        signal(pid, Signal::KILL);
+    }
+    let told = std::cell::RefCell::new(std::collections::BTreeMap::new());
+    let all_are = |node: &Node| {
+        for name in &names {
+            let report = node.server.report(name).unwrap();
+            if report.last_exit.is_some() {
+                told.borrow_mut().entry(name).or_insert_with(Instant::now);
+            }
+        }
+        told.borrow().len() == names.len()
+    };
+    node.until("their ends", all_are).await;
+    let told = told.into_inner();
+    let between = *told.values().max().unwrap() - *told.values().min().unwrap();
+    assert!(
+        between < std::time::Duration::from_millis(2500),
+        "{between:?}"
+    );
+}

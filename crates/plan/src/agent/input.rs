@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use model::compute::{DesiredInstance, Exit};
 use model::control::{NodeDesired, Reason};
 use model::ids::{Epoch, InstanceId};
+use model::traffic::Gate;
 
 use super::{History, Run};
 use crate::Instant;
@@ -17,6 +18,14 @@ pub enum Input {
         history: History,
         process: Adopted,
     },
+    /// Found as well, of an instance whose record can't be read: what it is, and what it has done, nobody knows. It is no [`Adopted::Running`], as
+    /// nobody knows where it listens.
+    Found {
+        instance: InstanceId,
+        process: Adopted,
+    },
+    /// Nothing of it is left on this node.
+    Gone { instance: InstanceId },
     /// What the node should run. `asked_at`: when the watch that brought it was asked for; `None` for what was kept on disk.
     Desired {
         desired: Box<NodeDesired>,
@@ -68,6 +77,12 @@ pub enum Input {
         question: Question,
         answer: Result<(), String>,
     },
+    /// The node could not ask: it has no descriptor to spare, or too many others are being asked. That says nothing of the instance.
+    NotAsked {
+        instance: InstanceId,
+        run: Run,
+        question: Question,
+    },
     /// The proxy has nothing in flight behind the gate of a leaving instance.
     Drained { instance: InstanceId },
     /// A heartbeat sent at that moment was answered by the leader of that epoch.
@@ -85,8 +100,9 @@ pub enum Adopted {
         pid: u32,
         address: String,
         started_at: Option<Timestamp>,
-        /// Whether its gate stood open: it is believed until probes say otherwise, so that a restart of the agent refuses no request.
-        ready: bool,
+        /// As it stood. An open one is believed until probes say otherwise, so that a restart of the agent refuses no request; and where one let
+        /// requests in flight go on, they do.
+        gate: Gate,
         suspended: bool,
     },
     /// Something of it may live, and nobody can say what: it is ended before it is started again.
@@ -116,6 +132,9 @@ pub(super) fn subject(input: &Input) -> &InstanceId {
         | Input::Unkillable { instance, .. }
         | Input::Exited { instance, .. }
         | Input::Probed { instance, .. }
+        | Input::NotAsked { instance, .. }
+        | Input::Found { instance, .. }
+        | Input::Gone { instance }
         | Input::Drained { instance } => instance,
         Input::Adopted { desired, .. } => &desired.instance,
         Input::Desired { .. } | Input::Renewed { .. } | Input::StopAll | Input::Tick => {

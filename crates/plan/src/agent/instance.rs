@@ -69,6 +69,8 @@ pub(super) struct World<'a> {
     pub local: &'a BTreeSet<ResourceId>,
     /// Which sets of volumes are in use on this node, and by which instance.
     pub volumes: &'a BTreeMap<(ResourceId, u32), InstanceId>,
+    /// What may live of instances of which nothing is known but the name.
+    pub strays: &'a [InstanceId],
     pub stopping: bool,
     /// Nothing is started yet: see [`super::State::wait_for_servers`].
     pub held: bool,
@@ -139,6 +141,8 @@ struct Process {
     ever_ready: bool,
     not_ready_since: Instant,
     suspended: bool,
+    /// Nobody is inside any more, though it has not been told to leave: it was taken over on its way out.
+    drained: bool,
     health: Probing,
     alive: Probing,
 }
@@ -153,6 +157,7 @@ impl Process {
             ever_ready: false,
             not_ready_since: now,
             suspended: false,
+            drained: false,
             health: Probing::from(now),
             alive: Probing::from(now.after(ALIVE_AFTER)),
         }
@@ -297,20 +302,17 @@ impl Instance {
                 pid,
                 address,
                 started_at,
-                ready,
+                gate,
                 suspended,
             } => {
                 let mut process = Process::new(pid, started_at, now.instant);
-                process.ready = ready;
-                process.ever_ready = ready;
-                instance.history.ran = true;
-                instance.history.was_ready |= ready;
+                process.ready = gate == Gate::Open;
+                // One that leaves may never have been: it is treated as if it were, since requests may be in flight.
+                process.ever_ready = gate != Gate::Shut;
                 process.suspended = suspended;
-                instance.gate = if process.serves() {
-                    Gate::Open
-                } else {
-                    Gate::Shut
-                };
+                instance.history.ran = true;
+                instance.history.was_ready |= matches!(gate, Gate::Open | Gate::Held);
+                instance.gate = gate;
                 instance.process = Some(process);
                 instance.address = Some(address);
                 instance.phase = Phase::Running;
@@ -328,6 +330,21 @@ impl Instance {
             Adopted::Absent => instance.phase = Phase::BackingOff { until: now.instant },
         }
         instance
+    }
+
+    /// One whose record is lost. What it has done is not known, so it counts as one that ran: what it may have written is somebody's to delete.
+    pub(super) fn found(
+        desired: DesiredInstance,
+        process: Adopted,
+        now: Now,
+        draw: &mut Draw,
+        outputs: &mut Vec<Output>,
+    ) -> Self {
+        let history = History {
+            ran: true,
+            ..History::default()
+        };
+        Self::adopt(desired, history, process, now, draw, outputs)
     }
 
     /// What a newer desired state says of it.

@@ -57,6 +57,12 @@ impl Probing {
         };
     }
 
+    /// As if it had not been asked; the next question comes at the usual pace.
+    pub(super) fn not_asked(&mut self, pause: Duration, now: Instant) {
+        let asked_at = self.asked_at.take().unwrap_or(now);
+        self.next_at = asked_at.after(pause).max(now);
+    }
+
     pub(super) fn has_failed(&self, probe: &Probe) -> bool {
         self.failures >= probe.times.failures.max(1)
     }

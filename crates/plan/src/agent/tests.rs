@@ -720,7 +720,7 @@ fn what_an_earlier_agent_left_is_adopted() {
         pid: 7,
         address: "127.0.0.1:4000".to_owned(),
         started_at: None,
-        ready: true,
+        gate: Gate::Open,
         suspended: false,
     };
     let died = || Adopted::Exited(exit(ExitHow::Code { code: 3 }));
@@ -959,7 +959,7 @@ fn an_adopted_instance_that_nobody_wants_leaves() {
             pid: 7,
             address: "127.0.0.1:4000".to_owned(),
             started_at: None,
-            ready: true,
+            gate: Gate::Open,
             suspended: false,
         },
     });
@@ -969,6 +969,202 @@ fn an_adopted_instance_that_nobody_wants_leaves() {
         "it stays until the server says so"
     );
     assert_eq!(node.want(vec![]), ["gate a-1 Leaving"]);
+}
+
+impl Node {
+    /// Of an instance whose gate stood so.
+    fn adopting(gate: Gate) -> (Self, Vec<String>) {
+        let mut node = Self::new();
+        let adopted = node.step(Input::Adopted {
+            desired: Box::new(desired("a-1")),
+            history: History::default(),
+            process: Adopted::Running {
+                pid: 7,
+                address: "127.0.0.1:4000".to_owned(),
+                started_at: None,
+                gate,
+                suspended: false,
+            },
+        });
+        (node, adopted)
+    }
+}
+
+/// Its proxy goes on, with requests in flight behind gates that let them.
+#[test]
+fn a_new_agent_cuts_nothing_that_is_in_flight() {
+    let leave = || changed("a-1", |one| one.wanted = Wanted::Leave);
+    let table = [
+        (Gate::Open, true, &["gate a-1 Leaving"][..]),
+        (Gate::Held, true, &["gate a-1 Leaving"]),
+        (Gate::Leaving, false, &[]),
+        // It was never sent a request.
+        (Gate::Shut, false, &["terminate a-1", "gate a-1 Leaving"]),
+    ];
+    for (gate, was_ready, leaves) in table {
+        let (mut node, adopted) = Node::adopting(gate);
+        assert_eq!(adopted, ["probe a-1 Health"], "{gate:?}: no gate moves");
+        assert_eq!(
+            node.answers("a-1", Question::Health, false),
+            NOTHING,
+            "{gate:?}"
+        );
+        let report = node.state.report(&id("a-1")).unwrap();
+        assert_eq!(report.was_ready, was_ready, "{gate:?}");
+        assert_eq!(node.want(vec![leave()]), leaves, "{gate:?}");
+        if gate != Gate::Shut {
+            assert_eq!(node.drained("a-1"), ["terminate a-1"], "{gate:?}");
+        }
+    }
+}
+
+#[test]
+fn what_was_drained_before_it_is_told_to_leave_does_not_wait_for_more() {
+    let (mut node, _) = Node::adopting(Gate::Leaving);
+    assert_eq!(
+        node.drained("a-1"),
+        NOTHING,
+        "the servers have not said so yet"
+    );
+    assert_eq!(node.want(vec![]), ["terminate a-1"]);
+    // Once it was open, somebody may be inside.
+    let (mut node, _) = Node::adopting(Gate::Leaving);
+    node.drained("a-1");
+    let opened = node.answers("a-1", Question::Health, true);
+    assert_eq!(opened, ["gate a-1 Open"]);
+    assert_eq!(node.want(vec![]), ["gate a-1 Leaving"]);
+}
+
+#[test]
+fn a_question_that_could_not_be_asked_says_nothing() {
+    let alive = changed("web-1", |one| one.spec.alive = Some(Probe::default()));
+    let mut node = Node::serving(vec![alive]);
+    let mut asked = [0, 0];
+    for _ in 0..600 {
+        for said in node.after_ms(100) {
+            let question = match said.as_str() {
+                "probe web-1 Health" => Question::Health,
+                "probe web-1 Alive" => Question::Alive,
+                other => panic!("{other}"),
+            };
+            asked[question as usize] += 1;
+            let (instance, run) = (id("web-1"), 1);
+            let said = node.step(Input::NotAsked {
+                instance,
+                run,
+                question,
+            });
+            assert_eq!(said, NOTHING);
+        }
+    }
+    let (fewest, most) = (asked[0].min(asked[1]), asked[0].max(asked[1]));
+    assert!(fewest > 10 && most <= 600, "at the usual pace: {asked:?}");
+    assert!(node.state.instance(&id("web-1")).unwrap().is_ready());
+    // Nor does it make one ready, or forget what failed before.
+    let mut node = Node::new();
+    node.want(vec![desired("web-1")]);
+    node.prepared("web-1", 1);
+    node.started("web-1", 1);
+    let (instance, run, question) = (id("web-1"), 1, Question::Health);
+    node.step(Input::NotAsked {
+        instance,
+        run,
+        question,
+    });
+    assert!(!node.state.instance(&id("web-1")).unwrap().is_ready());
+}
+
+impl Node {
+    fn finds(&mut self, name: &str, process: Adopted) -> Vec<String> {
+        self.step(Input::Found {
+            instance: id(name),
+            process,
+        })
+    }
+
+    fn never_started(&self, name: &str) -> bool {
+        self.state.report(&id(name)).unwrap().never_started
+    }
+}
+
+fn with_volumes(name: &str, wanted: Wanted) -> DesiredInstance {
+    changed(name, |one| {
+        one.slot = Some(0);
+        one.wanted = wanted;
+    })
+}
+
+/// Its record is torn, and its volumes may hold anything: they are deleted by themselves only where it never ran.
+#[test]
+fn an_instance_whose_record_is_lost_is_not_one_that_never_ran() {
+    let mut node = Node::new();
+    node.finds("db-1", Adopted::Absent);
+    node.finds("db-2", Adopted::Exited(exit(ExitHow::Code { code: 0 })));
+    assert!(node.state.is_still());
+    assert_eq!(
+        node.want(vec![with_volumes("db-1", Wanted::Run)]),
+        ["prepare db-1 2"]
+    );
+    assert!(!node.never_started("db-1"));
+    let mut node = Node::new();
+    node.finds("db-1", Adopted::Absent);
+    node.want(vec![with_volumes("db-1", Wanted::Leave)]);
+    assert_eq!(node.sees("db-1"), InstanceState::Stopped);
+    assert!(!node.never_started("db-1"));
+    // One that nothing was found of has not.
+    node.want(vec![with_volumes("db-3", Wanted::Leave)]);
+    assert!(node.never_started("db-3"));
+    // What runs once, and is known to have ended well, is not done twice.
+    let mut node = Node::new();
+    node.finds("a-1", Adopted::Exited(exit(ExitHow::Code { code: 0 })));
+    assert_eq!(node.want(vec![changed("a-1", runs_once)]), NOTHING);
+    assert_eq!(node.sees("a-1"), InstanceState::Finished);
+}
+
+#[test]
+fn what_lives_without_a_record_is_ended_before_it_counts_as_that() {
+    let mut node = Node::new();
+    node.finds("db-1", Adopted::Unknown);
+    assert!(!node.state.is_still());
+    let leave = with_volumes("db-1", Wanted::Leave);
+    assert_eq!(node.want(vec![leave]), ["kill db-1"]);
+    assert_eq!(node.sees("db-1"), InstanceState::Draining);
+    node.exited("db-1", ExitHow::Signal { signal: 9 });
+    assert_eq!(node.sees("db-1"), InstanceState::Stopped);
+    assert!(!node.never_started("db-1"));
+}
+
+#[test]
+fn volumes_of_what_lives_without_a_record_have_no_second_writer() {
+    let ends = [
+        Input::Gone {
+            instance: id("db-1"),
+        },
+        Input::Exited {
+            instance: id("db-1"),
+            run: 1,
+            exit: exit(ExitHow::Unknown),
+            last_words: None,
+        },
+    ];
+    for end in ends {
+        let mut node = Node::new();
+        node.finds("db-1", Adopted::Unknown);
+        node.finds("other-1", Adopted::Unknown);
+        let both = vec![with_volumes("db-2", Wanted::Run), desired("db-3")];
+        assert_eq!(node.want(both), ["prepare db-3 1"], "without volumes");
+        assert!(node.reason("db-2").contains("waits for db-1"));
+        assert_eq!(node.step(end), ["prepare db-2 1"]);
+    }
+    // A node that is to run nothing ends them as well.
+    let mut node = Node::new();
+    node.finds("db-1", Adopted::Unknown);
+    assert_eq!(node.step(Input::StopAll), ["kill db-1"]);
+    assert!(!node.state.is_still());
+    node.step(Input::Gone {
+        instance: id("db-1"),
+    });
+    assert!(node.state.is_still());
 }
 
 #[test]

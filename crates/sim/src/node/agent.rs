@@ -2,6 +2,7 @@
 
 use model::ids::{NodeName, SessionId};
 use model::timing::SERVERS_CHANCE;
+use model::traffic::Gate;
 use plan::agent::{self, Adopted, Input, State};
 use rand::Rng;
 
@@ -55,7 +56,10 @@ impl World {
                         pid: process.pid,
                         address: address(process.pid),
                         started_at: None,
-                        ready: process.ready_at_ms.is_some_and(|at| now_ms >= at),
+                        gate: match process.ready_at_ms.is_some_and(|at| now_ms >= at) {
+                            true => Gate::Open,
+                            false => Gate::Shut,
+                        },
                         suspended: false,
                     }
                 }

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use model::compute::{Ask, BEFORE_DEPLOY_FAILED, Completion, Exit, ExitHow};
 use model::control::Reason;
 use model::signals::Level;
+use model::traffic::Gate;
 
 use super::{Instance, KILL_AGAIN, ORDER_AGAIN, Phase, Process, QUIET_START, Why};
 use crate::Now;
@@ -61,9 +62,15 @@ impl Instance {
                 answer,
                 ..
             } if run == self.run => self.probed(question, answer, now, outputs),
-            Input::Drained { .. } => {
-                if matches!(self.phase, Phase::Draining { .. }) {
-                    self.terminate(Why::Leave, now, outputs);
+            Input::NotAsked { run, question, .. } if run == self.run => {
+                self.not_asked(question, now);
+            }
+            Input::Drained { .. } if matches!(self.phase, Phase::Draining { .. }) => {
+                self.terminate(Why::Leave, now, outputs);
+            }
+            Input::Drained { .. } if self.gate == Gate::Leaving => {
+                if let Some(process) = &mut self.process {
+                    process.drained = true;
                 }
             }
             _ => {}
@@ -171,6 +178,25 @@ impl Instance {
         match question {
             Question::Health => self.health_answered(answer, now, outputs),
             Question::Alive => self.alive_answered(answer, now, outputs),
+        }
+    }
+
+    /// What is known of it stands, good or bad.
+    fn not_asked(&mut self, question: Question, now: Now) {
+        let Some(process) = self.process.as_mut() else {
+            return;
+        };
+        let spec = &self.desired.spec;
+        match (question, &spec.alive) {
+            (Question::Health, _) => {
+                let pause = process.health_pause(&spec.health, now.instant);
+                process.health.not_asked(pause, now.instant);
+            }
+            (Question::Alive, Some(probe)) => {
+                let pause = probe.times.every.duration();
+                process.alive.not_asked(pause, now.instant);
+            }
+            (Question::Alive, None) => {}
         }
     }
 

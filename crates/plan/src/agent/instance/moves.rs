@@ -98,6 +98,18 @@ impl Instance {
             .map(|volumes| (volumes, self.desired.instance.clone()))
     }
 
+    /// A stray may be one of its service, with any of its sets of volumes: its name alone is known.
+    fn who_has_its_volumes<'a>(&self, world: &World<'a>) -> Option<&'a InstanceId> {
+        let own = self.volumes()?;
+        let (service, _) = &own;
+        let of_service = format!("{}-", service.name);
+        let may_be = |stray: &&InstanceId| {
+            stray.project == service.project && stray.name.as_str().starts_with(&of_service)
+        };
+        let known = world.volumes.get(&own);
+        known.or_else(|| world.strays.iter().find(may_be))
+    }
+
     fn stops_in_partition(&self) -> bool {
         self.desired.needs_lease()
     }
@@ -179,9 +191,7 @@ impl Instance {
             self.wait_for_lease();
             return;
         }
-        if let Some(other) = self
-            .volumes()
-            .and_then(|volumes| world.volumes.get(&volumes))
+        if let Some(other) = self.who_has_its_volumes(world)
             && *other != self.desired.instance
         {
             let message = format!("waits for {} to leave its volumes", other.name);
@@ -239,7 +249,7 @@ impl Instance {
         let was_asked = self
             .process
             .as_ref()
-            .is_some_and(|process| process.ever_ready);
+            .is_some_and(|process| process.ever_ready && !process.drained);
         if was_asked && !keeps_connections {
             let until = now.instant.after(self.desired.spec.grace.duration());
             self.phase = Phase::Draining { until };

@@ -14,6 +14,8 @@ impl Instance {
     pub(super) fn settle_gate(&mut self, outputs: &mut Vec<Output>) {
         let gate = match self.phase {
             Phase::Running if self.is_ready() => Gate::Open,
+            // Taken over on its way out: so it stays, until it is told to leave or answers its probe.
+            Phase::Running if self.gate == Gate::Leaving => Gate::Leaving,
             // A probe that fails may tell of load alone: what it has begun, it may end.
             Phase::Running if self.process.as_ref().is_some_and(Process::falters) => Gate::Held,
             Phase::Draining { .. }
@@ -25,6 +27,9 @@ impl Instance {
         };
         if gate != self.gate {
             self.gate = gate;
+            if let Some(process) = &mut self.process {
+                process.drained = false;
+            }
             outputs.push(Output::SetGate {
                 instance: self.desired.instance.clone(),
                 gate,
