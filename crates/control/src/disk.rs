@@ -4,8 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::machine::{Counted, Disk};
-
 use crate::state::Server;
 
 /// Between looks.
@@ -15,18 +13,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 pub async fn watch(server: Arc<Server>, directory: PathBuf) {
     loop {
         let place = directory.clone();
-        let found = tokio::task::spawn_blocking(move || rustix::fs::statvfs(place)).await;
-        let disk = found.ok().and_then(Result::ok).map(|found| {
-            Disk::from(Counted {
-                f_frsize: found.f_frsize,
-                f_blocks: found.f_blocks,
-                f_bfree: found.f_bfree,
-                f_bavail: found.f_bavail,
-                f_files: found.f_files,
-                f_ffree: found.f_ffree,
-                f_favail: found.f_favail,
-            })
-        });
+        let looking = tokio::task::spawn_blocking(move || api::disk::look(&place));
+        let disk = looking.await.ok().and_then(Result::ok);
         server.with(|shared| shared.disk = disk);
         tokio::time::sleep(LOOK_EVERY).await;
     }

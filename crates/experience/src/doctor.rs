@@ -5,7 +5,7 @@ use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use model::machine::{Counted, Disk, Fill};
+use model::machine::{Disk, Fill};
 
 use crate::Globals;
 use crate::failure::Failure;
@@ -197,19 +197,8 @@ fn disk(data_dir: &Path) -> Finding {
             ),
         );
     }
-    match rustix::fs::statvfs(existing) {
-        Ok(found) => room(
-            data_dir,
-            &Disk::from(Counted {
-                f_frsize: found.f_frsize,
-                f_blocks: found.f_blocks,
-                f_bfree: found.f_bfree,
-                f_bavail: found.f_bavail,
-                f_files: found.f_files,
-                f_ffree: found.f_ffree,
-                f_favail: found.f_favail,
-            }),
-        ),
+    match api::disk::look(existing) {
+        Ok(found) => room(data_dir, &found),
         Err(error) => finding("data directory", Grade::Less, error.to_string()),
     }
 }

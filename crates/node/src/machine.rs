@@ -1,10 +1,9 @@
 //! What this machine has, looked at again and again on threads that may wait for a disk: told with each heartbeat.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::machine::{Counted, DISK_FILLING, DISK_FULL, Disk, Fill, Programs};
+use model::machine::{DISK_FILLING, DISK_FULL, Disk, Fill, Programs};
 use model::signals::Level;
 
 use crate::agent::Agent;
@@ -31,7 +30,7 @@ impl Machine {
     pub async fn look(layout: &Layout, programs: fn() -> Programs) -> Self {
         let directory = layout.root();
         let looking = blocking(move || Self {
-            disk: look_at(directory),
+            disk: api::disk::look(&directory).ok(),
             programs: Some(programs()),
         });
         let found = tokio::time::timeout(LOOK_PATIENCE, looking).await;
@@ -44,7 +43,8 @@ pub async fn watch(agent: Arc<Agent>) {
     let mut said = Fill::Well;
     for look in 1_u32.. {
         let directory = agent.layout.root();
-        let disk = blocking(move || look_at(directory)).await.flatten();
+        let looking = blocking(move || api::disk::look(&directory).ok());
+        let disk = looking.await.flatten();
         agent.with(|core| core.machine.disk = disk);
         if let Some(disk) = disk {
             said = tell(&agent, disk, said);
@@ -86,19 +86,6 @@ fn next(disk: Disk, said: Fill) -> (Fill, bool) {
         false if used + FALLS_BY <= mark => (fill, false),
         false => (said, false),
     }
-}
-
-fn look_at(directory: PathBuf) -> Option<Disk> {
-    let found = rustix::fs::statvfs(directory).ok()?;
-    Some(Disk::from(Counted {
-        f_frsize: found.f_frsize,
-        f_blocks: found.f_blocks,
-        f_bfree: found.f_bfree,
-        f_bavail: found.f_bavail,
-        f_files: found.f_files,
-        f_ffree: found.f_ffree,
-        f_favail: found.f_favail,
-    }))
 }
 
 /// `None`: it panicked.
