@@ -149,7 +149,8 @@ fn in_words(released: &wire::Released) -> String {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "What runs there stays.\n\nExamples:\n  mainland cordon b\n  mainland uncordon b"
+    after_help = "What runs there stays, and no copy comes that could go elsewhere. A copy whose volume lives there can't: restarted or deployed anew, it starts \
+                  there again.\n\nExamples:\n  mainland cordon b\n  mainland uncordon b"
 )]
 pub struct Cordon {
     /// The node, as `mainland nodes` lists it

@@ -1,7 +1,7 @@
 //! Which node an instance goes to, and why.
 //!
-//! Filter: the node stands, is a worker, is not cordoned, carries the labels, has room under the watermark, and is the home of the volume
-//! if there is one. Score: fewest copies of the service by region, then by zone, then by node; among equals the fullest node.
+//! Filter: the node stands, is a worker, is not cordoned, carries the labels, and has room under the watermark; where a volume has its home, it is
+//! that node, cordoned or not. Score: fewest copies of the service by region, then by zone, then by node; among equals the fullest node.
 //!
 //! [`Cluster`] is the index that is searched.
 
@@ -147,7 +147,7 @@ impl Cluster {
         if !holds(free, request.size) {
             return refused(reason::home_is_full(home, request.size, free));
         }
-        Ok((index, reason::at_home(home)))
+        Ok((index, reason::at_home(home, node.record.cordoned)))
     }
 
     fn choose(&mut self, request: &Request<'_>) -> Result<(NodeIndex, Reason), Refused> {

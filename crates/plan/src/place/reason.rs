@@ -41,8 +41,13 @@ pub(super) fn home_is_full(home: &NodeName, size: Capacity, free: Capacity) -> R
     Reason::new("home-full", message)
 }
 
-pub(super) fn at_home(home: &NodeName) -> Reason {
-    Reason::new("placed", format!("its volume is on node {home}"))
+/// A cordon keeps away what could go elsewhere. This one can't: kept away, it would be down for as long as the cordon.
+pub(super) fn at_home(home: &NodeName, is_cordoned: bool) -> Reason {
+    let cordoned = match is_cordoned {
+        true => ", which is cordoned: that keeps new copies away, and no copy from its volume",
+        false => "",
+    };
+    Reason::new("placed", format!("its volume is on node {home}{cordoned}"))
 }
 
 impl Search<'_> {

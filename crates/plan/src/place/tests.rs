@@ -236,6 +236,24 @@ fn every_filter_refuses_by_its_code() {
     }
 }
 
+/// What could go elsewhere is kept away by a cordon; a copy with a volume could not, and would be down instead.
+#[test]
+fn a_cordon_keeps_no_copy_from_its_volume() {
+    let cordoned = NodeRecord {
+        cordoned: true,
+        ..node("a1", "a")
+    };
+    let mut cluster = Cluster::new(&[cordoned]);
+    let home = Ask {
+        home: Some(node_name("a1")),
+        ..Ask::default()
+    };
+    let [first, second]: [InstanceName; 2] = names(2).try_into().unwrap();
+    let reason = full(&mut cluster, &home, &first).unwrap().reason;
+    assert!(reason.message.contains("which is cordoned"), "{reason}");
+    assert_eq!(one(&mut cluster, &Ask::default(), &second), "cordoned");
+}
+
 #[test]
 fn a_volume_stays_on_its_home() {
     let home = Ask {
