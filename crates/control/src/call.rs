@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::operations::Operation;
 use api::problem::{self, Problem};
+use api::strict::{self, JsonSchema, UnknownKey};
 use api::wire::Kind;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Query, RawPathParams};
@@ -141,6 +142,16 @@ impl Call {
         parse_json(&bytes)
     }
 
+    /// The same of what a person declares: a key that the type does not have is refused.
+    pub async fn strict_json<T: DeserializeOwned + JsonSchema>(&mut self) -> Result<T, Problem> {
+        let bytes = self.bytes().await?;
+        let asked = parse_json(&bytes)?;
+        match strict::unknown_key::<T>(&parse_json(&bytes)?) {
+            None => Ok(asked),
+            Some(unknown) => Err(misspelt(&unknown)),
+        }
+    }
+
     /// Whether a record must not be there yet: `If-None-Match: *`.
     pub fn if_none_match(&self) -> Result<bool, Problem> {
         match self.headers().get(header::IF_NONE_MATCH) {
@@ -216,6 +227,15 @@ pub fn parse_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         Problem::new(422, "malformed", "the body is not what is asked for")
             .detail(error.to_string())
     })
+}
+
+fn misspelt(unknown: &UnknownKey) -> Problem {
+    let title = format!("the body has a key that nothing reads: `{}`", unknown.path);
+    let problem = Problem::new(422, "malformed", title);
+    match &unknown.nearest {
+        Some(nearest) => problem.remedy(format!("did you mean `{nearest}`?")),
+        None => problem.remedy("take it out: /v1/openapi.json has all that are known"),
+    }
 }
 
 /// A condition on the record that a request changes.

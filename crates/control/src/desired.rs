@@ -101,6 +101,7 @@ pub fn of_all(shared: &Shared, complete: bool) -> BTreeMap<NodeName, NodeDesired
             let desired = NodeDesired {
                 generation: Generation::default(),
                 instances: Vec::new(),
+                foreign: Vec::new(),
                 road: index.road(name),
                 forget_volumes: Vec::new(),
                 removed: world.removed.keys().cloned().collect(),

@@ -310,6 +310,9 @@ pub fn node(shared: &Shared, events: &[Event], name: &NodeName, now: Now) -> Opt
             .now
             .push(because(now.at, "brake", brake.reason.clone()));
     }
+    let trouble = view.trouble.iter().cloned();
+    let trouble = trouble.map(|reason| because(now.at, "disk", reason));
+    lines.now.extend(trouble);
     lines.hear_node(events, name);
     let state = format!("{:?}", view.state).to_lowercase();
     let heard = view.heard_ms_ago.map_or_else(String::new, |ms| {

@@ -11,7 +11,7 @@
 
 mod cleaning;
 mod deciding;
-mod programs;
+mod told;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -116,7 +116,7 @@ impl Leader {
         let started = self.server.turns.begin();
         let now = self.server.clock.now();
         let mut wrote = self.nodes(now).await;
-        wrote |= self.programs().await;
+        wrote |= self.keep_what_is_told().await;
         wrote |= self.services(now).await;
         wrote |= self.clean(now).await;
         self.tell();

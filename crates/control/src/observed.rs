@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::compute::InstanceReport;
-use model::control::{Demand, Heartbeat, Notice, observed_digest};
+use model::control::{Demand, Heartbeat, Notice, Reason, observed_digest};
 use model::ids::{Generation, InstanceId, NodeName, ResourceId, SessionId};
 use model::machine::{Disk, Programs};
 use plan::Instant;
@@ -23,6 +23,8 @@ pub struct Node {
     pub demand: Vec<Demand>,
     pub mesh: Option<SocketAddr>,
     pub acknowledged: Generation,
+    /// Why it follows a later generation from memory alone.
+    pub unkept: Option<Reason>,
     pub pid: u32,
     pub version: String,
     /// Whose volumes it has been told to delete, and has acknowledged.
@@ -64,6 +66,7 @@ impl Observed {
         let mut node = before.unwrap_or_else(|| fresh(heartbeat));
         node.heard = now;
         node.acknowledged = heartbeat.acknowledged;
+        node.unkept.clone_from(&heartbeat.unkept);
         node.place = heartbeat.place;
         let reports_changed = fold(&mut node, heartbeat);
         let rest_changed = node.mesh != heartbeat.mesh
@@ -81,9 +84,11 @@ impl Observed {
             .collect();
         let matches = observed_digest(node.reports.values()) == heartbeat.digest;
         let became_whole = heartbeat.full && !node.whole;
-        node.whole = matches && (heartbeat.full || node.whole);
+        // What is all there is needs no proof. Where it does not match, the node is of a later version and says what this one does not know: it says
+        // all each time from now on.
+        node.whole = heartbeat.full || (matches && node.whole);
         let took = Took {
-            send_full: !node.whole,
+            send_full: !(matches && node.whole),
             changed: first || reports_changed || rest_changed || became_whole,
         };
         self.nodes.insert(name.clone(), node);
@@ -120,6 +125,7 @@ fn fresh(heartbeat: &Heartbeat) -> Node {
         demand: Vec::new(),
         mesh: None,
         acknowledged: Generation::default(),
+        unkept: None,
         pid: heartbeat.pid,
         version: heartbeat.version.clone(),
         forgot: BTreeSet::new(),
@@ -188,6 +194,7 @@ mod tests {
             session: SessionId(7),
             sequence,
             acknowledged: Generation::default(),
+            unkept: None,
             digest: observed_digest(all),
             full,
             changed,
@@ -228,5 +235,18 @@ mod tests {
         assert_eq!(observed.take(&name, &lost, at(4)), took(true, false));
         assert_eq!(observed.nodes[&name].reports.len(), 2);
         assert_eq!(observed.nodes[&name].heard, at(4));
+    }
+
+    /// A node of a later version reports more than this one reads: their digests never agree, and all that it says is known nevertheless.
+    #[test]
+    fn a_node_that_says_more_is_known_whole() {
+        let name: NodeName = "a".parse().unwrap();
+        let mut observed = Observed::default();
+        for sequence in 1..=3 {
+            let mut full = beat(sequence, true, vec![report("web-1", true)], &[]);
+            full.digest = 1;
+            let took = observed.take(&name, &full, Instant::default());
+            assert!(took.send_full && observed.nodes[&name].whole);
+        }
     }
 }

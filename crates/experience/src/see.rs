@@ -56,7 +56,11 @@ impl Nodes {
                     node.disk.map_or(String::new(), |disk| {
                         format!("{} %", disk.used_percent().max(disk.files_percent()))
                     }),
-                    node.reason.message.clone(),
+                    node.trouble
+                        .as_ref()
+                        .unwrap_or(&node.reason)
+                        .message
+                        .clone(),
                 ]
             };
             table(
@@ -207,6 +211,13 @@ fn note(service: &wire::ServiceStatus) -> String {
     let mut notes = Vec::new();
     if let Some(scale) = &service.scale {
         notes.push(format!("scaled to {} by {}", scale.replicas, scale.owner));
+    }
+    if !service.ports.is_empty() {
+        let ports = service.ports.iter();
+        let ports: Vec<_> = ports
+            .map(|(name, protocol)| format!("{name} ({})", word(protocol)))
+            .collect();
+        notes.push(format!("ports {}", ports.join(", ")));
     }
     if service.demand > 0 {
         notes.push(format!("{} requests wait", service.demand));

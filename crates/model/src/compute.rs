@@ -34,7 +34,7 @@ pub use release::{Release, ReleaseOrigin, Scale};
 
 /// A workload of any kind, resolved: defaults and environment merged in, every option present.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct Service {
     pub work: Work,
     #[serde(default)]
@@ -230,7 +230,7 @@ pub enum Completion {
 
 /// One declared need, with what the caller asks of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct Need {
     /// For the whole request, tries included. `None`: what the callee's `traffic.timeout` says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -281,13 +281,13 @@ pub enum Ask {
     Exec { run: Vec<String> },
     /// The engine itself says so: see [`crate::state::ENGINE_SOCKET`].
     Engine,
-    /// Never asked: started is healthy. For work that listens on nothing.
+    /// Never asked: what has run for a moment is healthy. For work that listens on nothing.
     None,
 }
 
 /// How often, and how many answers make up a mind. A not-yet-ready instance is asked every 50 ms whatever this says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct ProbeTimes {
     pub every: Span,
     pub timeout: Span,
@@ -307,7 +307,7 @@ impl Default for ProbeTimes {
 
 /// How instances are kept apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct Spread {
     pub by: SpreadBy,
     /// A condition rather than a preference: an instance that would break it stays pending.
@@ -344,7 +344,7 @@ pub enum OnPartition {
 
 /// Bounds of a rolling change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct RolloutOptions {
     /// Instances beyond the wanted number while it rolls. With `unavailable` 0 it is at least 1.
     pub surge: u32,

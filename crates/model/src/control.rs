@@ -1,6 +1,6 @@
 //! What makes the declared true: nodes, rollouts, reasons, and what server and node tell each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -9,14 +9,17 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::boundary::KeyFingerprint;
-use crate::compute::{DesiredInstance, InstanceReport};
+use crate::compute::InstanceReport;
 use crate::ids::{
     Epoch, Generation, InstanceId, InstanceName, NodeName, RegionName, ReleaseNumber, ResourceId,
     SessionId, ZoneName,
 };
 use crate::machine::{Disk, Programs};
-use crate::traffic::Road;
 use crate::units::{Bytes, MilliCpu};
+
+mod desired;
+
+pub use desired::{Foreign, NodeDesired};
 
 /// Why something is as it is: a stable code for programs, a sentence for people. Stored with the decision it explains.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -60,7 +63,7 @@ pub struct NodeRecord {
     pub capacity: Capacity,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// No new placements.
+    /// No new placements, but of copies whose volumes have their home there.
     #[serde(default)]
     pub cordoned: bool,
     pub standing: Standing,
@@ -70,9 +73,12 @@ pub struct NodeRecord {
     /// Who it is. `None`: it joined before this was kept, and says at its next renewal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyFingerprint>,
-    /// The programs that it had when it joined. `None`: it did not say, and counts as one that has all.
+    /// The programs that it last said to have. `None`: it did not say, and counts as one that has all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub programs: Option<Programs>,
+    /// Where its agent ran when it was last heard: see [`Heartbeat::place`]. A server that has just begun waits for that one before it hears another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -142,8 +148,11 @@ pub struct Heartbeat {
     pub session: SessionId,
     /// Grows by one with each heartbeat of the session.
     pub sequence: u64,
-    /// The generation of the last desired state it took.
+    /// The generation of the last desired state that it took and that is on its disk.
     pub acknowledged: Generation,
+    /// Why it follows a later one from memory alone, which its next start will not know of: its disk refuses. `None`: it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unkept: Option<Reason>,
     /// Of the observed state after this heartbeat's changes: see [`observed_digest`].
     pub digest: u64,
     /// True: `changed` is all there is. Sent on connect and when the server asked.
@@ -212,20 +221,6 @@ pub struct HeartbeatAnswer {
     pub epoch: Epoch,
     /// The server's picture does not match `digest`: send all.
     pub send_full: bool,
-}
-
-/// What a node should run, whole: one line of the stream a node watches. Replaces what was told before if its generation is higher.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct NodeDesired {
-    pub generation: Generation,
-    pub instances: Vec<DesiredInstance>,
-    pub road: Road,
-    /// Services whose data was deleted: their volumes on this node are to go. Told until this generation is acknowledged.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub forget_volumes: Vec<ResourceId>,
-    /// The keys of nodes that were removed: who shows one is let in nowhere, whatever its certificate says.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub removed: BTreeSet<KeyFingerprint>,
 }
 
 /// A digest of observed state that both sides compute: order-independent, so that deltas can be folded in any order.

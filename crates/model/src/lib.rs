@@ -19,6 +19,10 @@
 //!
 //! What somebody *decided* (specs, releases, placements, epochs) is serialised into the store. What somebody *saw*
 //! (the `*Report` and `Observed*` types) travels and is forgotten.
+//!
+//! Servers, nodes, proxies and shims of two versions read what each other says and keeps. So a type ignores a field that it does not know, a new field
+//! has a default, and where a new word costs more than what is said in it, the type says what an unknown word counts as. What a *person* writes is held to
+//! the letter all the same: a manifest by its own reader, a body of the API by the schema, which is closed (`schemars(deny_unknown_fields)`).
 
 pub mod boundary;
 pub mod compute;
@@ -27,8 +31,11 @@ pub mod ids;
 pub mod machine;
 pub mod manifest;
 pub mod path;
+mod readable;
 pub mod signals;
 pub mod state;
 pub mod timing;
 pub mod traffic;
 pub mod units;
+#[cfg(test)]
+mod versions;

@@ -30,6 +30,8 @@ pub struct Event {
 pub enum Level {
     Info,
     Warning,
+    /// Also what a later version calls otherwise.
+    #[serde(other)]
     Error,
 }
 

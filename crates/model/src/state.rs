@@ -57,7 +57,7 @@ impl Engine {
 
 /// A managed PostgreSQL: one database, named as the resource with `_` for `-`, and a role for each service that needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct Postgres {
     /// The major version, as found on the machine.
     pub version: u32,
@@ -72,7 +72,7 @@ pub struct Postgres {
 
 /// A queue of messages that separates who publishes from who consumes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct Topic {
     /// Deliveries of one message to one consumer until it goes to the dead letter. 1 to 100.
     pub attempts: u32,
@@ -82,7 +82,7 @@ pub struct Topic {
 /// How much of what every consumer is done with is kept. What a consumer still waits for is never removed: a topic that is full of it
 /// refuses new messages instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct Retention {
     pub age: Span,
     pub size: Bytes,
@@ -90,7 +90,7 @@ pub struct Retention {
 
 /// How a topic's messages are pushed to one service: its `on:`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct Subscription {
     /// Where each message is posted, as a CloudEvent.
     pub path: String,

@@ -15,6 +15,7 @@ use crate::boundary::KeyFingerprint;
 use crate::ids::{
     Epoch, Generation, InstanceId, NodeName, RegionName, ResourceId, ResourceName, ZoneName,
 };
+use crate::readable;
 use crate::units::{QuantityError, Span};
 
 /// What the `type` of every problem begins with, whoever answers; the code follows. A name, not an address to fetch (RFC 9457, 3.1.1).
@@ -31,7 +32,8 @@ pub enum Protocol {
 
 /// What a service asks of those who send it requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
+#[schemars(deny_unknown_fields)]
 pub struct TrafficOptions {
     /// For the whole request, tries included.
     pub timeout: Span,
@@ -83,7 +85,7 @@ impl Affinity {
 
 /// A door from outside: `host/path` → service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[schemars(deny_unknown_fields)]
 pub struct Route {
     /// Lower case, without port. `*` is every host that no other route names.
     pub host: String,
@@ -151,6 +153,8 @@ pub struct Destination {
 pub struct Road {
     /// False while the leader has not yet heard from every node: then endpoints are only added to what is known, never removed.
     pub complete: bool,
+    /// Without those whose words a reader does not know, as a later version speaks otherwise with them.
+    #[serde(deserialize_with = "readable::those")]
     pub destinations: Vec<Destination>,
     /// For edge nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -199,6 +203,7 @@ pub struct ProxySnapshot {
     /// For an edge node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Gateway>,
+    #[serde(deserialize_with = "readable::those")]
     pub destinations: Vec<Destination>,
     /// The node's own instances, ready or not: what the gate guards.
     pub local: Vec<LocalInstance>,

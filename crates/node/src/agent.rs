@@ -30,7 +30,7 @@ use crate::keeper::Keeper;
 use crate::layout::{self, Layout};
 use crate::options::{self, Config};
 use crate::probes::Failure;
-use crate::record::Record;
+use crate::record::{Ports, Record};
 use crate::{
     artifacts, clock, desired, engine, machine, probes, proxy, removal, snapshot, socket, tunnel,
     upkeep,
@@ -105,7 +105,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
     tasks.spawn(socket::run(agent.clone(), listener));
     match is_over {
         true => removal::end(&agent),
-        false => begin_work(&agent, &mut tasks),
+        false => begin_work(&agent, &mut tasks).await,
     }
     if !is_over {
         held.heart.begin(&agent);
@@ -123,8 +123,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 }
 
 /// What the servers want, and what they are told.
-fn begin_work(agent: &Arc<Agent>, tasks: &mut tokio::task::JoinSet<()>) {
-    take_kept_desired(agent);
+async fn begin_work(agent: &Arc<Agent>, tasks: &mut tokio::task::JoinSet<()>) {
+    take_kept_desired(agent).await;
+    tasks.spawn(desired::keep(agent.clone()));
     tasks.spawn(remove_strays(agent.clone()));
     tasks.spawn(desired::run(agent.clone()));
     tasks.spawn(engine::run(agent.clone()));
@@ -340,8 +341,10 @@ impl Agent {
         };
         let record = Record {
             desired: instance.desired().clone(),
-            port: core.ports.get(id).copied(),
-            ports: core.named_ports(instance.desired()),
+            held: Ports {
+                port: core.ports.get(id).copied(),
+                ports: core.named_ports(instance.desired()),
+            },
             history: instance.history().clone(),
         };
         // That it ran decides what may be deleted.

@@ -103,10 +103,12 @@ fn lock(layout: &Layout, root: &Path, is_root: bool) -> Result<Alone, Error> {
 }
 
 fn runs_elsewhere(layout: &Layout) -> Option<u32> {
-    let records = record::read_all(layout);
-    records
-        .iter()
-        .find_map(|record| process::runs_elsewhere(&layout.instance(&record.desired.instance)))
+    let kept = record::read_all(layout);
+    let known = kept.records.iter().map(|record| &record.desired.instance);
+    let foreign = kept.foreign.iter().map(|left| &left.instance);
+    known
+        .chain(foreign)
+        .find_map(|instance| process::runs_elsewhere(&layout.instance(instance)))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use compute::cgroup::{self, Support};
 use compute::process::{self, ProcessRuntime};
 use compute::runtime::{Adopted, Event};
 use futures_util::StreamExt as _;
-use model::ids::{InstanceId, ResourceId};
+use model::ids::{InstanceId, ResourceId, ResourceName};
 use model::timing::SERVERS_CHANCE;
 use model::traffic::Gate;
 use plan::agent::{self as decide, Input};
@@ -19,7 +19,7 @@ use tokio::sync::{RwLock, Semaphore, mpsc};
 
 use crate::agent::{Agent, Error};
 use crate::alone::{self, Alone};
-use crate::core::{Core, Running, Signals, at_port, kept_snapshot};
+use crate::core::{Core, Running, Signals, kept_snapshot, named_at_port};
 use crate::firewall::{self, Firewall};
 use crate::heartbeat::Heart;
 use crate::identity::{Identities, Ticket};
@@ -28,7 +28,7 @@ use crate::layout::{self, Layout, Lock};
 use crate::machine::Machine;
 use crate::options::{self, Config, Options};
 use crate::prepare::service_of;
-use crate::record::{self, Record};
+use crate::record::{self, Ports, Record};
 use crate::{addresses, artifacts, clock, desired, instances, leftovers, prepare, removal};
 
 /// Probes that are out at the same time.
@@ -148,12 +148,11 @@ fn detect_cgroups(limits: &mut Vec<String>) -> Option<cgroup::Cgroups> {
     }
 }
 
-fn take_ports(core: &mut Core, record: &Record) {
-    let id = &record.desired.instance;
-    let own = record.port.map(|port| (id.clone(), port));
+fn take_ports(core: &mut Core, id: &InstanceId, service: &ResourceName, held: &Ports) {
+    let own = held.port.map(|port| (id.clone(), port));
     core.ports.extend(own);
-    for (name, port) in &record.ports {
-        if let Some(at_port) = at_port(&record.desired, name) {
+    for (name, port) in &held.ports {
+        if let Some(at_port) = named_at_port(id, service, name) {
             core.port_owners.insert(at_port.clone(), id.clone());
             core.ports.insert(at_port, *port);
         }
@@ -172,11 +171,20 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
         .flat_map(|snapshot| snapshot.local)
         .map(|local| (local.instance, local.gate))
         .collect();
-    let records = record::read_all(&agent.layout);
-    let strays = record::strays(&agent.layout);
-    let finding = strays.into_iter().map(|id| find(agent, id));
+    let kept = record::read_all(&agent.layout);
+    agent.with(|core| {
+        for left in kept.foreign {
+            take_ports(core, &left.instance, &left.service, &left.held);
+            core.foreign.insert(left.instance.clone(), left);
+        }
+    });
+    let is_foreign = |id: &InstanceId| agent.with(|core| core.foreign.contains_key(id));
+    let strays = record::strays(&agent.layout).into_iter();
+    let strays = strays.filter(|id| !is_foreign(id));
+    let finding = strays.map(|id| find(agent, id));
     let finding = futures_util::stream::iter(finding).buffer_unordered(ADOPTED_AT_ONCE);
-    let adopting = records
+    let adopting = kept
+        .records
         .into_iter()
         .map(|record| adopt(agent, record, &gates));
     // Side by side: the node is silent until all are, and each may wait for its shim.
@@ -191,7 +199,7 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
 }
 
 /// Its service, where it runs.
-async fn adopt(
+pub async fn adopt(
     agent: &Arc<Agent>,
     record: Record,
     gates: &BTreeMap<InstanceId, Gate>,
@@ -199,7 +207,7 @@ async fn adopt(
     let id = record.desired.instance.clone();
     let directory = agent.layout.instance(&id);
     agent.with(|core| {
-        take_ports(core, &record);
+        take_ports(core, &id, &record.desired.service, &record.held);
         core.running
             .insert(id.clone(), Running { run: 1, pid: None });
     });
@@ -255,7 +263,7 @@ async fn find(agent: &Arc<Agent>, id: InstanceId) {
     });
 }
 
-/// Removes what is left of instances of which no record can be read: once a server has said what the node should run, since until then nobody knows
+/// Removes what is left of instances of which no record is there, or one that is torn: once a server has said what the node should run, since until then nobody knows
 /// whether one of them is wanted, and what runs may be all that there is of it.
 pub async fn remove_strays(agent: Arc<Agent>) {
     let mut told = agent.signals.told.subscribe();
@@ -266,8 +274,10 @@ pub async fn remove_strays(agent: Arc<Agent>) {
     let strays = tokio::task::spawn_blocking(move || record::strays(&of.layout)).await;
     for id in strays.unwrap_or_default() {
         agent.with(|core| {
-            // What is wanted is prepared and started by its worker, which ends what is in its place.
-            if core.state.instance(&id).is_none() && !core.workers.contains_key(&id) {
+            // What is wanted is prepared and started by its worker, which ends what is in its place. What a later version wrote of may be wanted too.
+            let is_foreign = core.foreign.contains_key(&id) || core.state.is_foreign(&id);
+            let is_known = core.state.instance(&id).is_some() || core.workers.contains_key(&id);
+            if !is_foreign && !is_known {
                 tracing::warn!(instance = %id, "what is left of an instance without a record is removed");
                 agent.order(core, id.clone(), instances::Order::Remove);
             }
@@ -283,7 +293,7 @@ fn adopted(
     match found {
         Ok(Adopted::Running { started, frozen }) => decide::Adopted::Running {
             pid: started.pid,
-            address: instances::address(record.port.unwrap_or(0)),
+            address: instances::address(record.held.port.unwrap_or(0)),
             started_at: Some(started.at),
             gate,
             suspended: frozen,
@@ -301,9 +311,12 @@ fn adopted(
 }
 
 /// With the servers gone, a restarted agent goes on from what it was last told.
-pub fn take_kept_desired(agent: &Arc<Agent>) {
+pub async fn take_kept_desired(agent: &Arc<Agent>) {
     match layout::read(&agent.layout.desired()) {
-        Ok(Some(kept)) => desired::take(agent, kept, None),
+        Ok(Some(kept)) => {
+            desired::adopt_named(agent, &kept).await;
+            desired::take(agent, kept, None);
+        }
         Ok(None) => {}
         Err(error) => tracing::warn!(%error, "what the node should run is asked anew"),
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use compute::runtime::InstanceSpec;
 use model::boundary::KeyFingerprint;
 use model::compute::{DesiredInstance, ports};
-use model::control::{NodeEvent, Reason};
+use model::control::{NodeDesired, NodeEvent, Reason};
 use model::ids::{Generation, InstanceId, ResourceId, ResourceName};
 use model::signals::Level;
 use model::traffic::{Protocol, ProxySnapshot, Road};
@@ -22,14 +22,23 @@ use crate::instances::Order;
 use crate::layout::{self, Layout};
 use crate::machine::Machine;
 use crate::pause;
+use crate::record::Foreign;
 
 /// Events that wait for the next heartbeat; the oldest stay.
 pub const EVENTS_MAX: usize = 64;
 
 /// What an instance is called at one of its named ports.
 pub fn at_port(desired: &DesiredInstance, port: &ResourceName) -> Option<InstanceId> {
-    let name = ports::instance_of(&desired.instance.name, &desired.service, port)?;
-    Some(InstanceId::new(desired.instance.project.clone(), name))
+    named_at_port(&desired.instance, &desired.service, port)
+}
+
+pub fn named_at_port(
+    instance: &InstanceId,
+    service: &ResourceName,
+    port: &ResourceName,
+) -> Option<InstanceId> {
+    let name = ports::instance_of(&instance.name, service, port)?;
+    Some(InstanceId::new(instance.project.clone(), name))
 }
 
 /// Services whose protocol is remembered.
@@ -53,6 +62,14 @@ pub struct Core {
     pub road: Road,
     /// Keys of nodes that were removed.
     pub removed: BTreeSet<KeyFingerprint>,
+    /// The newest desired state that is on the disk.
+    pub kept: Option<Generation>,
+    /// The newest of all, where something of it is still to be done on the disk.
+    pub to_keep: Option<NodeDesired>,
+    /// Why that is not on the disk: it refuses.
+    pub unkept: Option<Reason>,
+    /// What is left of instances of which an earlier agent's record can't be read, as a later version wrote it: see [`crate::record::Foreign`].
+    pub foreign: BTreeMap<InstanceId, Foreign>,
     /// Services whose volumes are to be forgotten, which the disk has refused so far.
     pub not_forgotten: BTreeSet<ResourceId>,
     pub doors: Doors,
@@ -123,6 +140,8 @@ pub struct Signals {
     /// The servers should hear something.
     pub report: Notify,
     pub watch_anew: Notify,
+    /// There is something to keep of what the node should run.
+    pub keep: Notify,
     /// A server has said what this node should run.
     pub told: watch::Sender<bool>,
     pub certify: Notify,
@@ -145,6 +164,7 @@ impl Default for Signals {
             wake: Notify::new(),
             report: Notify::new(),
             watch_anew: Notify::new(),
+            keep: Notify::new(),
             told: watch::Sender::new(false),
             certify: Notify::new(),
             road: watch::Sender::new(()),
@@ -243,6 +263,10 @@ impl Core {
             events: VecDeque::new(),
             road: Road::default(),
             removed: BTreeSet::new(),
+            kept: None,
+            to_keep: None,
+            unkept: None,
+            foreign: BTreeMap::new(),
             not_forgotten: BTreeSet::new(),
             doors: doors.unwrap_or_default(),
             protocols: BTreeMap::new(),

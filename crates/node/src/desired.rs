@@ -1,5 +1,6 @@
 //! Hears what the node should run, and keeps it on disk.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use compute::runtime::Environment;
 use futures_util::StreamExt;
 use model::compute::{DesiredInstance, environment_name};
 use model::control::{NodeDesired, Reason};
-use model::ids::{InstanceName, ResourceId, ResourceName};
+use model::ids::{Generation, InstanceId, InstanceName, ResourceId, ResourceName};
 use model::signals::Level;
 use model::traffic::{Protocol, Road};
 use plan::Instant;
@@ -18,11 +19,12 @@ use plan::agent::Input;
 
 use crate::agent::Agent;
 use crate::core::Core;
+use crate::instances::Order;
 use crate::pause::Pause;
-use crate::{clock, layout, snapshot};
+use crate::{begin, clock, instances, layout, snapshot};
 
-/// Between two tries to forget volumes that the disk refused to.
-const FORGET_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// Between two tries to keep, or to forget, what the disk refused to.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
 /// Watches for as long as the agent lives.
 pub async fn run(agent: Arc<Agent>) {
@@ -36,14 +38,11 @@ pub async fn run(agent: Arc<Agent>) {
                     told = stream.next() => told,
                     // The connection is good; what came over it so far is not to be relied on.
                     () = agent.signals.watch_anew.notified() => continue 'anew,
-                    () = tokio::time::sleep(FORGET_AGAIN_AFTER) => {
-                        forget_again(&agent);
-                        continue;
-                    }
                 };
                 match told {
                     Some(Ok(desired)) => {
                         pause.reset();
+                        adopt_named(&agent, &desired).await;
                         take(&agent, desired, Some(asked_at));
                     }
                     Some(Err(error)) => {
@@ -59,7 +58,27 @@ pub async fn run(agent: Arc<Agent>) {
     }
 }
 
+/// Keeps what was taken, for as long as the agent lives. What the disk refuses is tried again.
+pub async fn keep(agent: Arc<Agent>) {
+    loop {
+        let of = agent.clone();
+        let kept = tokio::task::spawn_blocking(move || keep_newest(&of)).await;
+        if kept.is_err() {
+            tracing::error!("keeping what the servers want panicked");
+        }
+        let waits = agent.with(|core| core.to_keep.is_some());
+        let news = agent.signals.keep.notified();
+        match waits {
+            true => drop(tokio::time::timeout(AGAIN_AFTER, news).await),
+            false => news.await,
+        }
+    }
+}
+
 /// `asked_at`: `None` for what was kept on disk.
+///
+/// It is followed at once and from memory: a disk that is full or stands still must not keep a node from stopping things. It is acknowledged only once it
+/// is on the disk.
 pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Instant>) {
     let generation = desired.generation;
     let is_new = agent.with(|core| {
@@ -72,17 +91,7 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
         }
         is_new
     });
-    if is_new && asked_at.is_some() {
-        // Done before it is acknowledged, and not done again by who reads it from disk, but for what the disk refused.
-        desired
-            .forget_volumes
-            .retain(|service| !forget(agent, service));
-        keep(agent, &desired);
-    }
-    if is_new {
-        let left = desired.forget_volumes.iter().cloned().collect();
-        agent.with(|core| core.not_forgotten = left);
-    }
+    let to_keep = is_new.then(|| desired.clone());
     agent.tell(Input::Desired {
         desired: Box::new(desired),
         asked_at,
@@ -90,12 +99,105 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
     if asked_at.is_some() {
         agent.signals.told.send_replace(true);
     }
-    if is_new {
-        agent.with(|core| tell_wrong_urls(agent, core));
-        agent.signals.road.send_replace(());
-        agent.signals.certify.notify_one();
-        // That it was taken is what the server waits for.
-        agent.signals.report.notify_one();
+    let Some(to_keep) = to_keep else { return };
+    agent.with(|core| {
+        match asked_at {
+            Some(_) => remove_unnamed(agent, core),
+            None => {
+                core.kept = Some(generation);
+                core.not_forgotten = to_keep.forget_volumes.iter().cloned().collect();
+            }
+        }
+        core.to_keep = Some(to_keep);
+        tell_wrong_urls(agent, core);
+    });
+    agent.signals.keep.notify_one();
+    agent.signals.road.send_replace(());
+    agent.signals.certify.notify_one();
+    agent.signals.report.notify_one();
+}
+
+/// Volumes are forgotten before that is acknowledged. Those that the disk refuses to forget are named until it does, and the servers place nothing here
+/// that would have them.
+fn keep_newest(agent: &Arc<Agent>) {
+    let Some(mut desired) = agent.with(|core| core.to_keep.clone()) else {
+        return;
+    };
+    let generation = desired.generation;
+    let asked = desired.forget_volumes.len();
+    desired
+        .forget_volumes
+        .retain(|service| !forget(agent, service));
+    let is_kept = agent.with(|core| core.kept == Some(generation));
+    let written = match is_kept && desired.forget_volumes.len() == asked {
+        true => Ok(()),
+        false => layout::write(&agent.layout.desired(), &desired),
+    };
+    agent.with(|core| {
+        core.not_forgotten = desired.forget_volumes.iter().cloned().collect();
+        let is_done = written.is_ok() && desired.forget_volumes.is_empty();
+        match written {
+            Ok(()) => is_on_disk(agent, core, generation),
+            Err(error) => is_refused(agent, core, &error),
+        }
+        // What came meanwhile is next.
+        let is_newest = core.to_keep.as_ref().map(|newest| newest.generation) == Some(generation);
+        if is_newest {
+            core.to_keep = (!is_done).then_some(desired);
+        } else {
+            agent.signals.keep.notify_one();
+        }
+    });
+    // That it was taken is what the server waits for.
+    agent.signals.report.notify_one();
+}
+
+fn is_on_disk(agent: &Agent, core: &mut Core, generation: Generation) {
+    core.kept = Some(generation);
+    if core.unkept.take().is_some() {
+        let message = "what the servers want is on the disk again";
+        agent.say(core, None, Level::Info, Reason::new("disk-keeps", message));
+    }
+}
+
+fn is_refused(agent: &Agent, core: &mut Core, error: &layout::Error) {
+    let message = format!(
+        "what the servers want is followed from memory alone, and forgotten by a restart: the disk refuses: {error}"
+    );
+    let reason = Reason::new("disk-refuses", message);
+    if core.unkept.as_ref() != Some(&reason) {
+        core.unkept = Some(reason.clone());
+        agent.say(core, None, Level::Error, reason);
+    }
+}
+
+/// Instances whose record can't be read, and which are named now in words that can: they go on as what they are named.
+pub async fn adopt_named(agent: &Arc<Agent>, desired: &NodeDesired) {
+    let named = agent.with(|core| {
+        let named = desired.instances.iter().filter_map(|one| {
+            let left = core.foreign.remove(&one.instance)?;
+            Some(left.named(one.clone()))
+        });
+        named.flatten().collect::<Vec<_>>()
+    });
+    for record in named {
+        begin::adopt(agent, record, &BTreeMap::new()).await;
+        instances::open_ports_again(agent).await;
+    }
+}
+
+/// What is left of instances whose record can't be read, and which nobody names any more.
+fn remove_unnamed(agent: &Arc<Agent>, core: &mut Core) {
+    let named = |id: &InstanceId| core.state.instance(id).is_some() || core.state.is_foreign(id);
+    let gone: Vec<_> = core
+        .foreign
+        .keys()
+        .filter(|id| !named(id))
+        .cloned()
+        .collect();
+    for id in gone {
+        core.foreign.remove(&id);
+        agent.order(core, id, Order::Remove);
     }
 }
 
@@ -178,32 +280,6 @@ fn wrong_urls(desired: &DesiredInstance, environment: &Environment, road: &Road)
     wrong.collect()
 }
 
-/// What the disk refused to forget, until somebody says something else: the servers place nothing here that would have such volumes.
-fn forget_again(agent: &Arc<Agent>) {
-    let left = agent.with(|core| core.not_forgotten.clone());
-    let forgotten: Vec<_> = left
-        .iter()
-        .filter(|service| forget(agent, service))
-        .collect();
-    if forgotten.is_empty() {
-        return;
-    }
-    agent.with(|core| {
-        core.not_forgotten
-            .retain(|service| !forgotten.contains(&service))
-    });
-    match layout::read::<NodeDesired>(&agent.layout.desired()) {
-        Ok(Some(mut kept)) => {
-            kept.forget_volumes
-                .retain(|service| !forgotten.contains(&service));
-            keep(agent, &kept);
-        }
-        Ok(None) => {}
-        Err(error) => agent.with(|core| agent.disk_refuses(core, &error)),
-    }
-    agent.signals.report.notify_one();
-}
-
 /// True: there is none of it any more where a service would find it.
 fn forget(agent: &Arc<Agent>, service: &ResourceId) -> bool {
     match agent.layout.forget_volumes(service) {
@@ -218,7 +294,11 @@ fn forget(agent: &Arc<Agent>, service: &ResourceId) -> bool {
             true
         }
         Err(error) => {
-            agent.with(|core| agent.disk_refuses(core, &error));
+            agent.with(|core| {
+                if !core.not_forgotten.contains(service) {
+                    agent.disk_refuses(core, &error);
+                }
+            });
             false
         }
     }
@@ -238,16 +318,8 @@ fn deleted(service: &ResourceId, place: &Path, removed: io::Result<()>) -> (Leve
     (Level::Error, reason)
 }
 
-fn keep(agent: &Agent, desired: &NodeDesired) {
-    if let Err(error) = layout::write(&agent.layout.desired(), desired) {
-        agent.with(|core| agent.disk_refuses(core, &error));
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use model::compute::{Need, Purpose, Role, Service, Wanted, Work};
     use model::ids::{Epoch, ReleaseNumber};
     use model::traffic::{Destination, TrafficOptions};

@@ -201,7 +201,9 @@ fn compose(agent: &Agent, core: &mut Core, session: &Session) -> (Heartbeat, Rep
     let heartbeat = Heartbeat {
         session: session.id,
         sequence: session.sequence,
-        acknowledged: core.state.generation().unwrap_or_default(),
+        // What is not on the disk is not taken, and what is there may be about to be.
+        acknowledged: core.kept.min(core.state.generation()).unwrap_or_default(),
+        unkept: core.unkept.clone(),
         digest: observed_digest(reports.values()),
         full: session.told.is_none(),
         changed,

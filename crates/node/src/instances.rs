@@ -391,12 +391,13 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
         agent.keeper.remove(agent.layout.record(id));
         layout::aside(|| engine::forget(agent, id));
         agent.with(|core| core.release_ports(id));
-        open_port_again(agent).await;
+        open_ports_again(agent).await;
         agent.signals.certify.notify_one();
     }
 }
 
-async fn open_port_again(agent: &Agent) {
+/// As [`open_ports`] has them now.
+pub async fn open_ports_again(agent: &Agent) {
     let _placing = agent.places.read().await;
     // No port is closed any more.
     if agent.has_stopped() {

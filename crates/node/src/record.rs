@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use model::compute::DesiredInstance;
-use model::ids::{InstanceId, ResourceName};
+use model::ids::{Epoch, InstanceId, ReleaseNumber, ResourceName};
 use plan::agent::History;
 use serde::{Deserialize, Serialize};
 
@@ -14,31 +14,103 @@ use crate::layout::{self, Layout};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub desired: DesiredInstance,
+    #[serde(flatten)]
+    pub held: Ports,
+    #[serde(default)]
+    pub history: History,
+}
+
+/// The ports of an instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
     /// Its own for as long as it is on this node.
     #[serde(default)]
     pub port: Option<u16>,
     /// Those beside it, by their names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<ResourceName, u16>,
-    #[serde(default)]
-    pub history: History,
 }
 
-/// All that an earlier agent kept. One that can't be read is left out, and said.
-pub fn read_all(layout: &Layout) -> Vec<Record> {
-    let mut records = Vec::new();
+/// What can be read of a record in which a later version said something in words that this one does not know: enough to leave alone what runs, and to
+/// go on with it once it is named in words that are known.
+#[derive(Debug, Clone)]
+pub struct Foreign {
+    pub instance: InstanceId,
+    pub service: ResourceName,
+    release: ReleaseNumber,
+    epoch: Epoch,
+    pub held: Ports,
+    history: History,
+}
+
+impl Foreign {
+    /// The record of an instance that is named so. `None`: that is another release of it, or another placement, and is begun anew.
+    pub fn named(self, desired: DesiredInstance) -> Option<Record> {
+        let is_it = (desired.release, desired.epoch) == (self.release, self.epoch);
+        is_it.then_some(Record {
+            desired,
+            held: self.held,
+            history: self.history,
+        })
+    }
+
+    fn read(path: &Path) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Kept {
+            desired: Named,
+            #[serde(flatten)]
+            held: Ports,
+            #[serde(default)]
+            history: Option<serde_json::Value>,
+        }
+        #[derive(Deserialize)]
+        struct Named {
+            instance: InstanceId,
+            service: ResourceName,
+            release: ReleaseNumber,
+            epoch: Epoch,
+        }
+        let kept = layout::read::<Kept>(path).ok().flatten()?;
+        let history = kept.history.map(serde_json::from_value::<History>);
+        Some(Self {
+            instance: kept.desired.instance,
+            service: kept.desired.service,
+            release: kept.desired.release,
+            epoch: kept.desired.epoch,
+            held: kept.held,
+            history: history.and_then(Result::ok).unwrap_or_default(),
+        })
+    }
+}
+
+/// All that an earlier agent kept.
+#[derive(Debug, Default)]
+pub struct Kept {
+    pub records: Vec<Record>,
+    pub foreign: Vec<Foreign>,
+}
+
+/// One that can't be read at all is left out, and said.
+pub fn read_all(layout: &Layout) -> Kept {
+    let mut kept = Kept::default();
     for project in entries(&layout.instances()) {
         for path in entries(&project) {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
             match layout::read::<Record>(&path) {
-                Ok(record) => records.extend(record),
-                Err(error) => tracing::warn!(%error, "an instance's record is lost"),
+                Ok(record) => kept.records.extend(record),
+                Err(error) => match Foreign::read(&path) {
+                    Some(foreign) => {
+                        tracing::warn!(%error, instance = %foreign.instance, "its record is of a later version: what runs goes on as it is");
+                        kept.foreign.push(foreign);
+                    }
+                    None => tracing::warn!(%error, "an instance's record is lost"),
+                },
             }
         }
     }
-    records
+    kept
 }
 
 /// Directories of instances of which no record can be read: the node alone does not know what they should be.
@@ -60,6 +132,67 @@ pub fn strays(layout: &Layout) -> Vec<InstanceId> {
 fn entries(folder: &Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten();
     entries.flatten().map(|entry| entry.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// As an earlier version wrote it.
+    fn earlier(name: &str) -> Value {
+        json!({
+            "desired": testing::desired(name), "port": 22001,
+            "history": { "starts": 2, "backoff": { "streak": 1 } },
+        })
+    }
+
+    fn kept(records: &[(&str, Value)]) -> Kept {
+        let folder = tempfile::tempdir().unwrap();
+        let (layout, _lock) = Layout::open(folder.path()).unwrap();
+        let project = layout.instances().join("shop");
+        std::fs::create_dir_all(&project).unwrap();
+        for (name, record) in records {
+            std::fs::write(project.join(format!("{name}.json")), record.to_string()).unwrap();
+        }
+        read_all(&layout)
+    }
+
+    #[test]
+    fn records_of_other_versions_are_read_as_far_as_that_goes() {
+        let mut more = earlier("web-2");
+        for place in [
+            "",
+            "/desired",
+            "/desired/spec",
+            "/desired/spec/traffic",
+            "/history",
+        ] {
+            more.pointer_mut(place).unwrap()["invented"] = json!([1]);
+        }
+        let mut other = earlier("web-3");
+        other["desired"]["spec"]["on_partition"] = json!("invented");
+        let records = [
+            ("web-1", earlier("web-1")),
+            ("web-2", more),
+            ("web-3", other),
+            ("web-4", json!("torn")),
+        ];
+        let read = kept(&records);
+        assert_eq!(read.records.len(), 2);
+        for record in &read.records {
+            let held = (record.held.port, record.history.starts);
+            assert_eq!(held, (Some(22001), 2), "{record:?}");
+        }
+        assert_eq!(read.foreign.len(), 1);
+        let desired = testing::desired("web-3");
+        let named = read.foreign[0].clone().named(desired.clone()).unwrap();
+        assert_eq!((named.held.port, named.history.starts), (Some(22001), 2));
+        let mut later = desired;
+        later.epoch = Epoch(2);
+        assert!(read.foreign[0].clone().named(later).is_none());
+    }
 }
 
 #[cfg(test)]

@@ -64,6 +64,8 @@ pub struct State {
     strays: BTreeMap<InstanceId, Adopted>,
     generation: Option<Generation>,
     lease: Lease,
+    /// Instances that the desired state names in words of a later version: what is known of them stays as it is.
+    foreign: BTreeSet<InstanceId>,
     /// Services with an endpoint, as the road last said.
     reachable: BTreeSet<ResourceId>,
     stopping: bool,
@@ -96,6 +98,7 @@ impl State {
             strays: BTreeMap::new(),
             generation: None,
             lease: Lease::default(),
+            foreign: BTreeSet::new(),
             reachable: BTreeSet::new(),
             stopping: false,
             hold: None,
@@ -124,6 +127,11 @@ impl State {
 
     pub fn reports(&self) -> impl Iterator<Item = &InstanceReport> {
         self.instances.values().map(Instance::report)
+    }
+
+    /// Whether the desired state names it in words of a later version.
+    pub fn is_foreign(&self, id: &InstanceId) -> bool {
+        self.foreign.contains(id)
     }
 
     /// Of the last desired state that was taken.
@@ -283,8 +291,11 @@ impl State {
                 }
             }
         }
+        let foreign = desired.foreign.into_iter().map(|one| one.instance);
+        let before = std::mem::replace(&mut self.foreign, foreign.collect());
+        outputs.extend(self.foreign.difference(&before).map(tell_foreign));
         for (id, instance) in &mut self.instances {
-            if !named.contains(id) {
+            if !named.contains(id) && !self.foreign.contains(id) {
                 instance.is_unwanted();
             }
         }
@@ -353,6 +364,18 @@ impl State {
     fn ready_here(&self) -> BTreeSet<ResourceId> {
         let ready = self.instances.values().filter(|one| one.is_ready());
         ready.map(Instance::service).collect()
+    }
+}
+
+fn tell_foreign(id: &InstanceId) -> Output {
+    let name = &id.name;
+    let message = format!(
+        "what {name} should be is said in words of a later version: it stays as it is until this node is of that version too"
+    );
+    Output::Tell {
+        instance: Some(id.clone()),
+        level: Level::Warning,
+        reason: Reason::new("later-version", message),
     }
 }
 

@@ -120,6 +120,7 @@ fn records(nodes: usize, zones: usize, placements: usize) -> Vec<NodeRecord> {
             joined_at: Timestamp::UNIX_EPOCH,
             key: None,
             programs: None,
+            place: None,
         })
         .collect()
 }

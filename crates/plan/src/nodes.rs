@@ -117,6 +117,14 @@ impl State {
         }
     }
 
+    /// Whether a node that this leader has not heard yet may be about to speak: it counts as present, and is not overdue.
+    pub fn is_awaited(&self, node: &NodeName, now: Now) -> bool {
+        let watch = self.nodes.get(node);
+        watch.is_some_and(|watch| {
+            watch.standing == Standing::Present && watch.silence(now.instant) < LOST_AFTER
+        })
+    }
+
     /// Every node that is present has told this leader all: a road built now is complete.
     pub fn has_heard_all(&self) -> bool {
         self.nodes

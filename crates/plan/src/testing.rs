@@ -70,6 +70,7 @@ pub fn node(name: &str, zone: &str) -> NodeRecord {
         joined_at: Timestamp::UNIX_EPOCH,
         key: None,
         programs: None,
+        place: None,
     }
 }
 

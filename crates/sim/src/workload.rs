@@ -73,6 +73,7 @@ fn node(zone: &str) -> NodeRecord {
         joined_at: Timestamp::UNIX_EPOCH,
         key: None,
         programs: None,
+        place: None,
     }
 }
 

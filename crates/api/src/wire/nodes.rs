@@ -37,6 +37,9 @@ pub struct NodeView {
     /// The programs that engines run on, with the versions that it has. Absent: it does not say, and counts as having all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub programs: Option<Programs>,
+    /// What a person should mend there: it can't keep on its disk what it is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<Reason>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use model::compute::Scale;
 use model::control::{Reason, Rollout};
 use model::ids::{ProjectName, ReleaseNumber, ResourceName, ZoneName};
+use model::traffic::Protocol;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,9 @@ pub struct ServiceStatus {
     pub scale: Option<Scale>,
     pub external: bool,
     pub needs: Vec<ResourceName>,
+    /// Its ports beside its own, and what is spoken there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<ResourceName, Protocol>,
     /// Requests waiting for an endpoint, as nodes last told.
     pub demand: u32,
     pub reason: Option<Reason>,

@@ -330,7 +330,10 @@ impl Hearer {
                     if !matches!(read, Ok(1..)) {
                         return None;
                     }
-                    let notice = serde_json::from_slice(&std::mem::take(&mut line)).ok()?;
+                    // A shim of a later version may say more than this one knows.
+                    let Ok(notice) = serde_json::from_slice(&std::mem::take(&mut line)) else {
+                        continue;
+                    };
                     if let Some(exit) = self.hear(notice).await {
                         return Some(exit);
                     }

@@ -289,6 +289,9 @@ fn record(
         joined_at: known.map_or(now, |known| known.joined_at),
         key: Some(key.clone()),
         programs: ask.programs.clone(),
+        place: known
+            .filter(|known| known.key.as_ref() == Some(key))
+            .and_then(|known| known.place),
     }
 }
 
@@ -362,7 +365,14 @@ pub async fn renew(server: Arc<Server>, mut call: Call) -> Answer {
     // Anew: it may have been removed meanwhile.
     server.look(|world| identity::may_renew(world, &name, &key))?;
     let now = server.clock.now();
-    server.with(|shared| is_alone(shared, &name, ask.place, now))?;
+    server.with(|shared| {
+        is_alone(shared, &name, ask.place, now)?;
+        // Who starts asks again for a while, and begins nothing meanwhile.
+        match is_awaited_elsewhere(shared, &name, ask.place, now) {
+            false => Ok(()),
+            true => Err(awaited(&name, 409, "node-twice")),
+        }
+    })?;
     let chain = issue(&server, &ask.request, Holder::Node(name.clone()))?;
     let skew = ask
         .at
@@ -394,6 +404,27 @@ async fn bind(server: &Server, name: &NodeName, key: &KeyFingerprint) -> Result<
         Ok((draft, ()))
     });
     bound.await.map(drop)
+}
+
+/// Whether this server has not heard the node yet, and it may be about to speak from the place where it last ran: of a directory and its copy, that is
+/// the node, whoever of the two is quicker to find a server that has just begun.
+pub fn is_awaited_elsewhere(shared: &Shared, name: &NodeName, place: u64, now: plan::Now) -> bool {
+    let known = shared.world.nodes.get(name).and_then(|node| node.place);
+    let elsewhere = place != 0 && known.is_some_and(|known| known != place);
+    let is_unheard = !shared.observed.nodes.contains_key(name);
+    elsewhere && is_unheard && shared.nodes.is_awaited(name, now)
+}
+
+/// Who starts takes a `node-twice` for a reason to wait, and then to end; who runs already must not.
+pub fn awaited(name: &NodeName, status: u16, code: &str) -> Problem {
+    let title = format!(
+        "node {name} ran elsewhere when it was last heard: another machine, a copy of this directory, or this one before its restart"
+    );
+    let remedy = format!(
+        "it is heard from here once this server has waited {:.1} s for that one",
+        LOST_AFTER.as_secs_f64()
+    );
+    Problem::new(status, code, title).remedy(remedy)
 }
 
 /// Whether no other place speaks for the node: of a directory and its copy the one that runs is heard, and the other is refused.

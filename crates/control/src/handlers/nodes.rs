@@ -136,6 +136,9 @@ fn take(
         .get(name)
         .ok_or_else(|| identity::is_unknown(name))?;
     joining::is_alone(shared, name, beat.place, now)?;
+    if joining::is_awaited_elsewhere(shared, name, beat.place, now) {
+        return Err(joining::awaited(name, 503, "node-awaited"));
+    }
     // Of a node that joined a moment ago the leader may not have heard yet.
     let mut outputs = Vec::new();
     if shared.nodes.sight(name, now) == Sight::Lost && record.standing == Standing::Present {

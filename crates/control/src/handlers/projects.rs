@@ -118,7 +118,7 @@ pub async fn apply(server: Arc<Server>, mut call: Call) -> Answer {
         under: deploys::Under::of(&call, &project),
         remember: call.request.extensions().get::<Remember>().cloned(),
     };
-    let ask: wire::Apply = call.json().await?;
+    let ask: wire::Apply = call.strict_json().await?;
     let applied = run(&server, &project, &ask, &call.principal, terms).await?;
     Ok(call::json(&applied))
 }

@@ -25,7 +25,7 @@ use crate::world::{Entry, World};
 
 pub async fn put(server: Arc<Server>, mut call: Call) -> Answer {
     let id = call.resource("name")?;
-    let spec: Service = call.json().await?;
+    let spec: Service = call.strict_json().await?;
     let terms = projects::Terms {
         if_match: call.if_match()?,
         dry_run: call.asks("dry_run", false)?,

@@ -49,6 +49,7 @@ impl Cluster {
             joined_at: Timestamp::UNIX_EPOCH,
             key,
             programs: None,
+            place: None,
         };
         self.put(&format!("node/{text}"), &record);
     }

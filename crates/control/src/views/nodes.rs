@@ -61,6 +61,7 @@ fn node(shared: &Shared, record: &NodeRecord, used: Capacity, now: Now) -> NodeV
         version: observed.map(|node| node.version.clone()),
         disk: observed.and_then(|node| node.disk),
         programs: record.programs.clone(),
+        trouble: observed.and_then(|node| node.unkept.clone()),
     }
 }
 

@@ -71,6 +71,7 @@ pub fn status(shared: &Shared, project: &ProjectName, now: Now) -> Option<Projec
     let brake = shared.nodes.brake().map(|brake| brake.reason.clone());
     let mut attention: Vec<_> = brake.into_iter().collect();
     attention.extend(notices::disks(shared));
+    attention.extend(notices::unkept(shared));
     attention.extend(seen.wants(&shared.world, now));
     attention.extend(notices::of_instances(shared, project, &instances));
     attention.extend(picture.iter().flat_map(Picture::not_covered));
@@ -138,6 +139,7 @@ fn service_status(
         scale: entry.scale.as_ref().map(|scale| scale.value.clone()),
         external: record.spec.is_external(),
         needs: record.spec.needs.keys().cloned().collect(),
+        ports: record.spec.ports.clone(),
         stuck: None,
         demand: shared
             .observed

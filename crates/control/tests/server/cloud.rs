@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -333,6 +334,9 @@ pub struct Machine {
     pub disk: Option<Disk>,
     pub programs: Option<Programs>,
     pub notices: Vec<Notice>,
+    pub unkept: Option<Reason>,
+    /// Where its agent runs; 0: it does not say.
+    pub place: u64,
 }
 
 pub struct FakeNode {
@@ -484,6 +488,41 @@ impl FakeNode {
         self.seen.lock().unwrap().machine = machine;
     }
 
+    /// One heartbeat of an agent at this place, which runs nothing; the code of the refusal.
+    pub async fn beats_from(&self, place: u64) -> Result<(), String> {
+        static BEATS: AtomicU64 = AtomicU64::new(1);
+        let heartbeat = Heartbeat {
+            session: SessionId(place),
+            sequence: BEATS.fetch_add(1, Ordering::Relaxed),
+            acknowledged: Generation::default(),
+            unkept: None,
+            digest: observed_digest([]),
+            full: true,
+            changed: Vec::new(),
+            gone: Vec::new(),
+            demand: Vec::new(),
+            mesh: None,
+            pid: 43,
+            version: "fake".to_owned(),
+            events: Vec::new(),
+            at: None,
+            place,
+            disk: None,
+            programs: None,
+            notices: Vec::new(),
+            not_forgotten: Vec::new(),
+        };
+        let patience = Duration::from_secs(2);
+        let heard = self
+            .client
+            .heartbeat(&self.name, &heartbeat, patience)
+            .await;
+        match heard {
+            Ok(_) => Ok(()),
+            refused => Err(code(refused)),
+        }
+    }
+
     /// Its disk refuses to forget these.
     pub fn refuses_to_forget(&self, services: &[&str]) {
         let services = services.iter().map(|service| service.parse().unwrap());
@@ -532,6 +571,7 @@ async fn beat(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>, behav
             session,
             sequence,
             acknowledged,
+            unkept: machine.unkept,
             digest: observed_digest(reports.values()),
             full,
             changed,
@@ -542,7 +582,7 @@ async fn beat(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>, behav
             version: "fake".to_owned(),
             events: Vec::new(),
             at: None,
-            place: 0,
+            place: machine.place,
             disk: machine.disk,
             programs: machine.programs,
             notices: machine.notices,

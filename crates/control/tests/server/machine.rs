@@ -145,3 +145,26 @@ async fn disks_that_fill_and_files_of_others_are_in_status_and_explain() {
     })
     .await;
 }
+
+/// It follows what it is told all the same, and a restart there would know nothing of it.
+#[tokio::test]
+async fn a_node_that_can_not_keep_what_it_is_told_is_named_everywhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let a = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    let reason = Reason::new("disk-refuses", "followed from memory alone: no space left");
+    a.tell(Machine {
+        unkept: Some(reason.clone()),
+        ..Machine::default()
+    });
+    attention(&cloud, "node a: followed from memory alone").await;
+    let nodes = cloud.client.nodes().await.unwrap().items;
+    assert_eq!(nodes[0].trouble, Some(reason.clone()));
+    let told = cloud.client.explain_node(&a.name).await.unwrap();
+    assert!(
+        told.because.iter().any(|one| one.reason == reason),
+        "{told:?}"
+    );
+}

@@ -12,6 +12,7 @@ use model::compute::{InstanceState, OnPartition};
 use model::control::NodeRole;
 use model::state::Volume;
 use model::units::Bytes;
+use store::Store;
 
 use crate::cloud::*;
 
@@ -705,6 +706,65 @@ async fn a_name_is_taken_whatever_it_held() {
     }
 }
 
+/// Whoever is quicker to find a server that has just begun: the node is where it was heard last, and not in a copy of its directory.
+#[tokio::test]
+async fn a_copy_of_a_nodes_directory_does_not_become_it_when_a_server_begins() {
+    let directory = tempfile::tempdir().unwrap();
+    let ram = store::memory::MemoryStore::default();
+    let cloud = Cloud::start_with(directory.path(), Memory::Ram(ram.clone()), any(), any()).await;
+    let token = cloud.join_token(Some("a")).await;
+    let node = FakeNode::let_in(&token, cloud.file.nodes, "a", NodeRole::Worker).await;
+    let node = node.unwrap();
+    let (real, copy) = (1, 2);
+    let kept = |place: u64| {
+        let ram = &ram;
+        until("its place is kept", move || async move {
+            let record = ram.get("node/a").await.unwrap()?;
+            let record: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+            (record["place"] == place).then_some(())
+        })
+    };
+    node.beats_from(real).await.unwrap();
+    kept(real).await;
+    assert_eq!(node.beats_from(copy).await.unwrap_err(), "node-twice");
+
+    let cloud = cloud.again().await;
+    let is = |expected: &'static str| {
+        let node = &node;
+        until(expected, move || async move {
+            match node.beats_from(copy).await {
+                Ok(()) => panic!("the copy is the node"),
+                Err(code) => (code == expected).then_some(()),
+            }
+        })
+    };
+    is("node-awaited").await;
+    let request = Key::from_pem(&node.identity.key).unwrap().request();
+    let renew = api::wire::Renew {
+        request: request.unwrap(),
+        place: copy,
+        at: None,
+    };
+    let renewed = node.client.renew(&node.name, &renew).await;
+    assert_eq!(
+        code(renewed),
+        "node-twice",
+        "who starts is to begin nothing"
+    );
+    node.beats_from(real).await.unwrap();
+    is("node-twice").await;
+
+    // Nobody comes from there any more: it was moved, or its machine was started anew.
+    let began = Instant::now();
+    let _cloud = cloud.again().await;
+    until("it is heard from elsewhere", || async {
+        node.beats_from(copy).await.ok()
+    })
+    .await;
+    assert!(began.elapsed() >= model::timing::LOST_AFTER);
+    kept(copy).await;
+}
+
 async fn old_watch(node: &FakeNode) -> Result<(), api::client::Error> {
     node.client.watch_desired(&node.name).await.map(drop)
 }
@@ -723,6 +783,38 @@ async fn cordoned_nodes_take_nothing_new() {
     cloud.apply(&apply_of(&[("web", service(4))])).await;
     let ready = cloud.ready("web", 4).await;
     assert!(ready.iter().all(|view| view.node.as_ref() != Some(&a.name)));
+}
+
+/// It can run nowhere else: kept away, it would be down for as long as the cordon. `why` says so.
+#[tokio::test]
+async fn a_cordon_keeps_no_copy_from_its_volume() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _nodes = cloud.three_nodes().await;
+    cloud.apply(&apply_of(&[("db", with_volume(1))])).await;
+    let before = cloud.ready("db", 1).await.remove(0);
+    let home = before.node.clone().unwrap();
+    cloud.client.cordon(&home, true).await.unwrap();
+    let (project, db) = (project(), name("db"));
+    cloud.client.restart(&project, &db, &key()).await.unwrap();
+    let again = cloud
+        .ps_until("a new copy", |shown| {
+            shown
+                .iter()
+                .any(|view| view.ready && view.name != before.name)
+        })
+        .await;
+    let again = again.iter().find(|view| view.name != before.name).unwrap();
+    assert_eq!(again.node.as_ref(), Some(&home));
+    let told = cloud.client.explain(&project, again.name.as_str()).await;
+    let told: Vec<_> = told
+        .unwrap()
+        .because
+        .into_iter()
+        .map(|one| one.reason.message)
+        .collect();
+    let why = format!("its volume is on node {home}, which is cordoned");
+    assert!(told.iter().any(|said| said.contains(&why)), "{told:?}");
 }
 
 #[tokio::test]

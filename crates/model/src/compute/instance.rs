@@ -111,7 +111,8 @@ pub enum InstanceState {
     Failed,
     /// A job that succeeded.
     Finished,
-    /// Its node is not heard.
+    /// Its node is not heard, or says a word of a later version.
+    #[serde(other)]
     Unknown,
 }
 
@@ -147,6 +148,7 @@ pub enum ExitHow {
     },
     /// Its lease ran out; the shim stopped it.
     LeaseLost,
-    /// The machine restarted or the shim died: how it ended is not known.
+    /// The machine restarted or the shim died: how it ended is not known. Or it is said in a word of a later version.
+    #[serde(other)]
     Unknown,
 }

@@ -272,16 +272,155 @@ async fn one_directory_has_one_agent_and_one_node() {
     assert!(said.contains("its first start needs `--name`"), "{said}");
 }
 
+/// A disk that is full, or is mounted read-only for a while: what should stop must, and nobody may believe that a restart would know of it.
 #[tokio::test]
-async fn a_disk_that_refuses_is_said_and_what_runs_goes_on() {
+async fn what_a_disk_refuses_to_keep_is_followed_and_not_called_taken() {
     let node = Node::start().await;
+    node.server.want(vec![web("web-1"), web("web-2")]);
+    node.until_ready("web-1").await;
+    let leaves = node.until_ready("web-2").await;
+    let is_taken = |node: &Node| {
+        let wanted = node.server.generation();
+        node.server
+            .look(|state| state.acknowledged == wanted && state.unkept.is_none())
+    };
+    node.until("it is taken", is_taken).await;
+    let before = node.server.generation();
+
     // What is kept of the desired state is written beside and renamed over; here it can't be.
-    std::fs::create_dir(node.directory().join("desired.json.new")).unwrap();
+    let in_the_way = node.directory().join("desired.json.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    node.server.want(vec![web("web-1"), web("web-3")]);
+    node.until_ready("web-3").await;
+    node.until("what is to stop does", |node| {
+        node.server.report("web-2").is_none() && !crate::world::is_alive(leaves.pid.unwrap())
+    })
+    .await;
+    node.until("it is said why", |node| {
+        let unkept = node.server.look(|state| state.unkept.clone());
+        unkept.is_some_and(|reason| {
+            reason.code == "disk-refuses" && reason.message.contains("from memory alone")
+        })
+    })
+    .await;
+    assert_eq!(node.server.look(|state| state.acknowledged), before);
+    let of_it = |node: &Node| {
+        let is_it = |event: &&model::control::NodeEvent| event.reason.code == "disk-refuses";
+        node.server
+            .look(|state| state.events.iter().filter(is_it).count())
+    };
+    node.until("it is an event", |node| of_it(node) == 1).await;
+
+    std::fs::remove_dir(&in_the_way).unwrap();
+    node.until("it is taken once it is on the disk", is_taken)
+        .await;
+    let kept = std::fs::read(node.directory().join("desired.json")).unwrap();
+    let kept: model::control::NodeDesired = serde_json::from_slice(&kept).unwrap();
+    assert_eq!(kept.generation, node.server.generation());
+    assert_eq!(of_it(&node), 1, "said once, however often it is tried");
+}
+
+/// A small disk of the node's own.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn mount(place: &std::path::Path) -> Self {
+        std::fs::create_dir(place).unwrap();
+        let mount = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=16m,mode=711", "none"])
+            .arg(place)
+            .status();
+        assert!(mount.unwrap().success());
+        Self(place.to_owned())
+    }
+
+    /// To the last byte.
+    fn fill(&self) {
+        use std::io::Write;
+        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
+        for length in [1 << 16, 4096, 1] {
+            while file.write_all(&vec![7; length]).is_ok() {}
+        }
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let umount = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+        drop(umount);
+    }
+}
+
+#[tokio::test]
+async fn a_node_whose_disk_is_full_still_stops_things() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not root: no small disk can be mounted, and nothing is tested");
+        return;
+    }
+    let mut small = None;
+    let binary = std::path::Path::new(BINARY);
+    let node = Node::start_after(binary, |place| small = Some(Small::mount(place))).await;
+    let small = small.unwrap();
+    node.server.want(vec![web("web-1"), web("web-2")]);
+    let stays = node.until_ready("web-1").await;
+    let leaves = node.until_ready("web-2").await;
+    node.until("it is taken", |node| {
+        let wanted = node.server.generation();
+        node.server.look(|state| state.acknowledged == wanted)
+    })
+    .await;
+    small.fill();
+    node.server.want(vec![web("web-1")]);
+    node.until("it stops", |node| {
+        node.server.report("web-2").is_none() && !crate::world::is_alive(leaves.pid.unwrap())
+    })
+    .await;
+    node.until("it is said why", |node| {
+        let unkept = node.server.look(|state| state.unkept.clone());
+        unkept.is_some_and(|reason| reason.message.contains("No space left"))
+    })
+    .await;
+    assert_eq!(ask(&stays, "/").await, "web-1", "what runs goes on");
+    small.make_room();
+    node.until("it is taken once there is room", |node| {
+        let wanted = node.server.generation();
+        node.server
+            .look(|state| state.acknowledged == wanted && state.unkept.is_none())
+    })
+    .await;
+    drop(node);
+    drop(small);
+}
+
+/// A disk that stands still must not keep what is told later from being followed.
+#[tokio::test]
+async fn what_is_wanted_is_followed_while_the_disk_stands_still() {
+    let node = Node::start().await;
+    // Whoever opens it to write waits until somebody reads.
+    let fifo = node.directory().join("desired.json.new");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    let before = node.server.look(|state| state.acknowledged);
     node.server.want(vec![web("web-1")]);
     node.until_ready("web-1").await;
-    let said = |node: &Node| {
-        let is_it = |event: &model::control::NodeEvent| event.reason.code == "disk-refuses";
-        node.server.look(|state| state.events.iter().any(is_it))
-    };
-    node.until("said so", said).await;
+    node.server.want(Vec::new());
+    node.until("it stops", |node| node.server.report("web-1").is_none())
+        .await;
+    assert_eq!(node.server.look(|state| state.acknowledged), before);
+    // As a disk that goes on: the write ends, and what came meanwhile is written next.
+    let reader = std::fs::File::open(&fifo).unwrap();
+    std::fs::remove_file(&fifo).unwrap();
+    drop(reader);
+    node.until("it is taken", |node| {
+        let wanted = node.server.generation();
+        node.server.look(|state| state.acknowledged == wanted)
+    })
+    .await;
 }

@@ -42,6 +42,37 @@ async fn who_was_removed_stops_what_it_runs_and_says_so() {
     assert!(!ended.expect("it ends again").unwrap().success());
 }
 
+/// A machine without power must not forget who it is, nor the key that it joins with: they are synced before they count. What lies in their way here
+/// takes every byte, and can't be synced.
+#[tokio::test]
+async fn who_a_node_is_is_on_the_disk_before_it_counts() {
+    let server = Server::start().await;
+    for file in ["joining", "identity"] {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = folder.path().join("node");
+        std::fs::create_dir(&directory).unwrap();
+        let beside = directory.join(format!("{file}.json.new"));
+        std::os::unix::fs::symlink("/dev/null", &beside).unwrap();
+        let command = first_start(
+            std::path::Path::new(BINARY),
+            folder.path(),
+            &server,
+            block(),
+        );
+        let log = folder.path().join("agent.log");
+        let mut agent = spawn(command, &log);
+        let ended = tokio::time::timeout(PATIENCE, agent.wait()).await;
+        assert!(!ended.expect("it ends").unwrap().success(), "{file}");
+        let said = std::fs::read_to_string(log).unwrap();
+        assert!(said.contains(&format!("{file}.json.new")), "{said}");
+        let kept = directory.join(format!("{file}.json"));
+        assert!(
+            kept.symlink_metadata().is_err(),
+            "nothing unsynced is there"
+        );
+    }
+}
+
 /// Its name is another's by now: it was the node, and is to run nothing any more.
 #[tokio::test]
 async fn who_is_no_node_any_more_stops_what_it_runs() {

@@ -54,6 +54,8 @@ pub struct State {
     pub joined_with: Option<Programs>,
     pub events: Vec<NodeEvent>,
     pub acknowledged: Generation,
+    /// Why it follows a later one from memory alone.
+    pub unkept: Option<model::control::Reason>,
     pub secrets: BTreeMap<ResourceName, Vec<u8>>,
     pub artifacts: BTreeMap<Digest, Bytes>,
     pub certified: u64,
@@ -100,6 +102,7 @@ impl Server {
                     counter: 1,
                 },
                 instances: Vec::new(),
+                foreign: Vec::new(),
                 road: Road {
                     complete: true,
                     ..Road::default()
@@ -129,6 +132,11 @@ impl Server {
             desired.generation.counter += 1;
             change(desired);
         });
+    }
+
+    /// Of what it said last.
+    pub fn generation(&self) -> Generation {
+        self.desired.borrow().generation
     }
 
     pub fn falls_silent(&self, silent: bool) {
@@ -292,6 +300,7 @@ impl Server {
             state.programs = heartbeat.programs;
             state.notices = heartbeat.notices;
             state.acknowledged = heartbeat.acknowledged;
+            state.unkept = heartbeat.unkept;
             state.events.extend(heartbeat.events);
             state.not_forgotten = heartbeat.not_forgotten;
             let digest = model::control::observed_digest(state.reports.values());

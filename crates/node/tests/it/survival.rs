@@ -102,6 +102,69 @@ async fn nothing_of_a_node_killed_whole_lives_beside_what_it_starts_again() {
     assert!(!node.directory().join("instances/shop/lost-1").exists());
 }
 
+/// An update that was rolled back: what the later version wrote down has words that this one does not know. Nobody may end what runs for that.
+#[tokio::test]
+async fn what_a_later_version_wrote_down_runs_on() {
+    let mut node = Node::start().await;
+    let names = ["web-1", "web-2", "web-3"];
+    node.server.want(names.map(web).into());
+    let mut pids = Vec::new();
+    for name in names {
+        pids.push(node.until_ready(name).await.pid.unwrap());
+    }
+    node.until("it is kept", |node| {
+        let wanted = node.server.generation();
+        node.server.look(|state| state.acknowledged == wanted)
+    })
+    .await;
+    node.kill_agent().await;
+    let in_later_words = |path: std::path::PathBuf, pointers: &[String]| {
+        let mut kept: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for pointer in pointers {
+            *kept.pointer_mut(pointer).unwrap() = "invented".into();
+        }
+        std::fs::write(&path, kept.to_string()).unwrap();
+    };
+    for name in names {
+        let record = format!("instances/shop/{name}.json");
+        let pointer = "/desired/spec/on_partition".to_owned();
+        in_later_words(node.directory().join(record), &[pointer]);
+    }
+    let pointers = [0, 1, 2].map(|index| format!("/instances/{index}/spec/on_partition"));
+    in_later_words(node.directory().join("desired.json"), &pointers);
+
+    // Of one the server speaks so as well, of one it does not, and the third is wanted no more.
+    let first = web("web-1");
+    let mut said = serde_json::to_value(&first).unwrap();
+    said["spec"]["on_partition"] = "invented".into();
+    node.server.look(|state| state.reports.clear());
+    node.server.change(|desired| {
+        desired.instances = vec![web("web-2")];
+        desired.foreign = vec![model::control::Foreign {
+            instance: first.instance.clone(),
+            said,
+        }];
+    });
+    node.start_again();
+    let second = node.until_ready("web-2").await;
+    assert_eq!((second.pid, second.restarts), (Some(pids[1]), 0), "adopted");
+    node.until("the third ends", |_| !is_alive(pids[2])).await;
+    assert!(is_alive(pids[0]) && node.server.report("web-1").is_none());
+    let said = |node: &Node| {
+        let is_it = |event: &model::control::NodeEvent| event.reason.code == "later-version";
+        node.server.look(|state| state.events.iter().any(is_it))
+    };
+    node.until("it is said", said).await;
+
+    node.server.change(|desired| {
+        desired.instances = vec![web("web-1"), web("web-2")];
+        desired.foreign.clear();
+    });
+    let first = node.until_ready("web-1").await;
+    assert_eq!((first.pid, first.restarts), (Some(pids[0]), 0), "adopted");
+}
+
 #[tokio::test]
 async fn a_terminated_agent_ends_alone_and_the_proxy_is_adopted() {
     let mut node = Node::start().await;

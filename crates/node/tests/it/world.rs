@@ -60,8 +60,14 @@ impl Node {
     }
 
     pub async fn start_from(binary: &Path) -> Self {
+        Self::start_after(binary, |_| {}).await
+    }
+
+    /// One whose directory, which is not there yet, was seen to before.
+    pub async fn start_after(binary: &Path, see_to: impl FnOnce(&Path)) -> Self {
         let server = Server::start().await;
         let folder = tempfile::tempdir().unwrap();
+        see_to(&folder.path().join("node"));
         // Services pass through on the way to their working directories.
         set_mode(folder.path(), 0o711);
         let block = block();

@@ -28,6 +28,10 @@ pub const WAIT_FOR_NEEDS: Duration = Duration::from_secs(30);
 pub const WAIT_FOR_NEEDS_ONCE: Duration = Duration::from_secs(300);
 /// `alive` is first asked when the instance was ready, or after this.
 const ALIVE_AFTER: Duration = Duration::from_secs(30);
+/// What is asked nothing (`health: none`) is ready once it has run this long: a program that ends at once, for lack of a file or a setting, was never
+/// ready, and its volumes have no home yet. Longer than an interpreter takes to find that out, shorter than what a rollout watches the first
+/// new copy for ([`model::compute::RolloutOptions::default_ready_for`]).
+pub const RUNS_WELL_AFTER: Duration = Duration::from_secs(2);
 /// A failing probe is no news so soon after the start.
 const QUIET_START: Duration = Duration::from_secs(2);
 /// An order to prepare or to start is given again after this, in case it was lost. Whoever is at it already goes on.
@@ -170,6 +174,11 @@ impl Process {
 
     fn serves(&self) -> bool {
         self.ready && !self.suspended
+    }
+
+    /// When it counts as ready where nothing is asked of it.
+    fn runs_well_at(&self) -> Instant {
+        self.since.after(RUNS_WELL_AFTER)
     }
 
     fn is_ready(&mut self) -> bool {

@@ -4,7 +4,7 @@ use model::compute::{
     Ask, Completion, DesiredInstance, Exit, ExitHow, InstanceState, OnPartition, Probe, Role,
     Wanted,
 };
-use model::control::NodeDesired;
+use model::control::{Foreign, NodeDesired};
 use model::ids::{
     Epoch, Generation, InstanceId, InstanceName, ProjectName, ReleaseNumber, ResourceId,
     ResourceName,
@@ -199,6 +199,7 @@ fn told(counter: u64, instances: Vec<DesiredInstance>, road: Road) -> Box<NodeDe
             counter,
         },
         instances,
+        foreign: Vec::new(),
         road,
         forget_volumes: Vec::new(),
     })
@@ -1203,10 +1204,71 @@ fn work_that_ends_is_finished_and_work_without_a_port_is_ready() {
     let mut node = Node::new();
     node.want(vec![job]);
     node.prepared("job-1", 1);
-    assert_eq!(node.started("job-1", 1), ["gate job-1 Open"]);
+    assert_eq!(node.started("job-1", 1), NOTHING);
+    assert_eq!(node.after_ms(2_000), ["gate job-1 Open"]);
     node.exited("job-1", ExitHow::Code { code: 0 });
     assert_eq!(node.sees("job-1"), InstanceState::Finished);
     assert_eq!(node.after_ms(3_600_000), NOTHING);
+}
+
+/// With `health: none` only time tells: the volumes of what ends at once must not be bound to where it did.
+#[test]
+fn work_without_a_probe_is_ready_once_it_has_run_for_a_while() {
+    let worker = changed("worker-1", |one| one.spec.health.ask = Ask::None);
+    let said = |node: &Node| {
+        let report = node.state.report(&id("worker-1")).unwrap();
+        (report.state, report.ready, report.was_ready)
+    };
+    let mut node = Node::new();
+    node.want(vec![worker.clone()]);
+    for run in 1..=3 {
+        node.prepared("worker-1", run);
+        assert_eq!(node.started("worker-1", run), NOTHING);
+        let due = Instant(node.clock).after(Duration::from_secs(2));
+        assert_eq!(node.state.next_wake(), Some(due));
+        assert_eq!(node.after_ms(1_999), NOTHING);
+        assert_eq!(said(&node), (InstanceState::Starting, false, false));
+        node.exited("worker-1", ExitHow::Code { code: 1 });
+        assert_eq!(said(&node), (InstanceState::Failed, false, false));
+        node.after_ms(300_000);
+    }
+    node.prepared("worker-1", 4);
+    node.started("worker-1", 4);
+    assert_eq!(node.after_ms(2_000), ["gate worker-1 Open"]);
+    assert_eq!(said(&node), (InstanceState::Running, true, true));
+    assert_eq!(node.state.next_wake(), None, "nothing is asked of it");
+    node.exited("worker-1", ExitHow::Code { code: 1 });
+    let history = node.state.instance(&id("worker-1")).unwrap().history();
+    assert!(history.was_ready, "nobody may have heard the moment");
+}
+
+/// Of a server of a later version: one instance costs no other, and is neither ended nor begun by who can't read what is said of it.
+#[test]
+fn what_is_named_in_words_of_a_later_version_stays_as_it_is() {
+    let foreign = |names: &[&str]| -> Vec<Foreign> {
+        let named = |name: &&str| Foreign {
+            instance: id(name),
+            said: Default::default(),
+        };
+        names.iter().map(named).collect()
+    };
+    let want = |node: &mut Node, known: Vec<DesiredInstance>, names: &[&str]| {
+        node.counter += 1;
+        let mut desired = told(node.counter, known, Road::default());
+        desired.foreign = foreign(names);
+        let asked_at = Some(Instant(node.clock));
+        node.step(Input::Desired { desired, asked_at })
+    };
+    let mut node = Node::serving(vec![desired("a-1"), desired("b-1")]);
+    let done = want(&mut node, vec![], &["a-1", "new-1"]);
+    assert_eq!(done, ["gate b-1 Leaving"]);
+    assert!(node.state.is_foreign(&id("a-1")) && node.state.is_foreign(&id("new-1")));
+    assert!(node.state.instance(&id("new-1")).is_none());
+    assert_eq!(node.sees("a-1"), InstanceState::Running);
+    // In words that are known again, and in none.
+    assert_eq!(want(&mut node, vec![desired("a-1")], &[]), NOTHING);
+    assert!(!node.state.is_foreign(&id("a-1")));
+    assert_eq!(want(&mut node, vec![], &[]), ["gate a-1 Leaving"]);
 }
 
 #[test]

@@ -137,6 +137,7 @@ impl Agent {
             session: self.session,
             sequence: telling.sequence,
             acknowledged: self.state.generation().unwrap_or_default(),
+            unkept: None,
             digest: observed_digest(reports.values()),
             full,
             changed,

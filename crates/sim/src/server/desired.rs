@@ -93,6 +93,7 @@ impl Server {
                     counter: self.counter + 1,
                 },
                 instances: self.instances_of(&node),
+                foreign: Vec::new(),
                 road: index.road(&node),
                 forget_volumes: Vec::new(),
             };

@@ -23,6 +23,17 @@ pub(super) fn disks(shared: &Shared) -> Vec<Reason> {
     of_disks(server.into_iter().chain(nodes))
 }
 
+/// Nodes that can't keep on their disks what they are told.
+pub(super) fn unkept(shared: &Shared) -> Vec<Reason> {
+    let nodes = shared.observed.nodes.iter();
+    let told = nodes.filter_map(|(name, node)| {
+        let reason = node.unkept.as_ref()?;
+        let message = format!("node {name}: {reason}");
+        Some(Reason::new(reason.code.clone(), message))
+    });
+    told.take(LINES_MOST).collect()
+}
+
 fn of_disks(disks: impl Iterator<Item = (String, Disk)>) -> Vec<Reason> {
     let mut alike: BTreeMap<_, (Vec<String>, Disk)> = BTreeMap::new();
     for (name, disk) in disks {

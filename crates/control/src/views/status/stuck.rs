@@ -213,6 +213,7 @@ mod tests {
                 joined_at: NOW,
                 key: None,
                 programs: None,
+                place: None,
             };
             let mut world = World::default();
             world.nodes.insert(node.name.clone(), stored(node));

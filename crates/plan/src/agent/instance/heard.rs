@@ -242,7 +242,7 @@ impl Instance {
     }
 
     /// Kept from the first time on.
-    fn remember_ready(&mut self, outputs: &mut Vec<Output>) {
+    pub(super) fn remember_ready(&mut self, outputs: &mut Vec<Output>) {
         if !std::mem::replace(&mut self.history.was_ready, true) {
             outputs.push(Output::Remember {
                 instance: self.desired.instance.clone(),

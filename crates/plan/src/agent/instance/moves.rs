@@ -330,9 +330,14 @@ impl Instance {
         if process.suspended || once {
             return;
         }
-        if matches!(self.desired.spec.health.ask, Ask::None) {
+        let is_asked = !matches!(self.desired.spec.health.ask, Ask::None);
+        if !is_asked && now >= process.runs_well_at() {
             process.is_ready();
+            self.remember_ready(outputs);
         }
+        let Some(process) = self.process.as_mut() else {
+            return;
+        };
         let mut probe = |question| {
             outputs.push(Output::Probe {
                 instance: self.desired.instance.clone(),
@@ -365,7 +370,10 @@ impl Instance {
         let asked = |process: &&Process| !process.suspended && !self.runs_once();
         let process = self.process.as_ref().filter(asked)?;
         let health = &self.desired.spec.health;
-        let asked = (!matches!(health.ask, Ask::None)).then(|| process.health.wake(health));
+        let asked = match health.ask {
+            Ask::None => (!process.ready).then(|| process.runs_well_at()),
+            _ => Some(process.health.wake(health)),
+        };
         let alive = self.desired.spec.alive.as_ref();
         let alive = alive.filter(|alive| !matches!(alive.ask, Ask::None));
         asked
