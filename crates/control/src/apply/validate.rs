@@ -1,20 +1,21 @@
 //! What no apply may bring, whatever the world is like.
 
 mod engines;
+mod ports;
 mod programs;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::problem::{Problem, nearest};
 use boundary::authorize::Change as Admitted;
-use model::compute::ports::PORTS_MAX;
 use model::compute::{Service, Work};
-use model::ids::{NAME_MAX_LENGTH, ProjectName, ResourceName};
-use model::traffic::{Protocol, Route};
+use model::ids::{ProjectName, ResourceName};
+use model::traffic::Route;
 
 use super::Request;
 use crate::problems;
 use crate::world::World;
+pub use ports::lost_ports;
 pub use programs::check_value;
 
 /// Copies, env entries, needs, volumes and arguments of one service at most.
@@ -38,7 +39,7 @@ pub(super) fn check(world: &World, request: &Request<'_>) -> Result<(), Problem>
         }
         check_service(name, spec)?;
         check_needs(name, spec, &known)?;
-        check_ports(name, spec, &known)?;
+        ports::check(name, spec, &known)?;
         engines::check(name, spec, &known)?;
         check_artifact(name, spec, request)?;
     }
@@ -53,7 +54,7 @@ pub(super) fn check(world: &World, request: &Request<'_>) -> Result<(), Problem>
         }
         check_route(world, request.project, route, &known)?;
     }
-    Ok(())
+    ports::check_what_stays(world, request, &known)
 }
 
 /// What will be there after the change.
@@ -109,34 +110,6 @@ fn check_needs(name: &ResourceName, spec: &Service, known: &Known<'_>) -> Result
             known.nearest(need),
         )),
     }
-}
-
-/// Each is known to callers by a name of its own.
-fn check_ports(name: &ResourceName, spec: &Service, known: &Known<'_>) -> Result<(), Problem> {
-    let named = spec.ports_of(name).count();
-    if named < spec.ports.len() || named > PORTS_MAX {
-        return Err(invalid(format!(
-            "{name}: it may have {PORTS_MAX} ports, whose names with its own have at most {NAME_MAX_LENGTH} characters"
-        )));
-    }
-    if named > 0 && !matches!(spec.work, Work::Process { .. }) {
-        return Err(invalid(format!("{name}: only a program has `ports`")));
-    }
-    let of_others = known.services.iter().filter(|(other, _)| **other != name);
-    let of_others = of_others.flat_map(|(other, spec)| spec.ports_of(other));
-    let of_others: BTreeSet<_> = of_others.map(|(name, ..)| name).collect();
-    let mut own = spec.ports_of(name).map(|(name, port, _)| (name, port));
-    if let Some((taken, port)) = own.find(|(name, _)| known.has(name) || of_others.contains(name)) {
-        return Err(invalid(format!(
-            "{name}: callers know its port `{port}` as `{taken}`, which is the name of something else"
-        )));
-    }
-    if of_others.contains(name) {
-        return Err(invalid(format!(
-            "`{name}` is how callers know a port of another service: name it otherwise"
-        )));
-    }
-    Ok(())
 }
 
 fn check_service(name: &ResourceName, spec: &Service) -> Result<(), Problem> {
@@ -213,22 +186,6 @@ fn check_artifact(
     .remedy("apply with the CLI, which uploads it, or upload it to /v1/artifacts first"))
 }
 
-fn check_routed_port(place: &str, route: &Route, known: &Known<'_>) -> Result<(), Problem> {
-    let spec = known.services.get(&route.to);
-    let Some((port, spec)) = route.port.as_ref().zip(spec) else {
-        return Ok(());
-    };
-    let why = match spec.ports.get(port) {
-        None => format!("the service has no port `{port}`"),
-        Some(Protocol::Tcp) => format!("its port `{port}` speaks tcp, and a route leads to http"),
-        Some(Protocol::Http) => return Ok(()),
-    };
-    let target = route.target();
-    Err(invalid(format!(
-        "the route {place} leads to `{target}`: {why}"
-    )))
-}
-
 fn check_route(
     world: &World,
     project: &ProjectName,
@@ -267,7 +224,7 @@ fn check_route(
             nearest,
         ));
     }
-    check_routed_port(&place, route, known)?;
+    ports::check_route(&place, route, known)?;
     let elsewhere = world
         .routes
         .keys()

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::compute::{PlacementGroup, Service};
+use model::compute::{PlacementGroup, Service, environment_name, ports};
 use model::control::{Capacity, Reason};
 use model::ids::{InstanceName, NodeName, ReleaseNumber, ResourceId, ResourceName};
 use plan::place::{self, Ceiling, Cluster, Request};
 
 use super::Planner;
+use super::validate::lost_ports;
 use crate::world::World;
 
 pub(super) fn collect(planner: &mut Planner<'_>) {
@@ -19,7 +20,33 @@ pub(super) fn collect(planner: &mut Planner<'_>) {
     if !planner.request.apply.services.is_empty() {
         warnings.extend(not_covered(planner, &services));
     }
+    warnings.extend(ports_that_go(planner, &services));
     planner.planned.warnings.extend(warnings);
+}
+
+/// A program may read what a port gave it without saying so in the file.
+fn ports_that_go(
+    planner: &Planner<'_>,
+    services: &BTreeMap<ResourceName, (Service, u32)>,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for name in planner.request.apply.services.keys() {
+        for port in lost_ports(planner.world, planner.request, name) {
+            let needs = services
+                .iter()
+                .filter(|(_, (spec, _))| spec.needs.contains_key(name));
+            let callers: Vec<_> = needs.map(|(caller, _)| caller.as_str()).collect();
+            let on_road = ports::name_of(name, &port);
+            if let Some(on_road) = on_road.filter(|_| !callers.is_empty()) {
+                let variable = environment_name(&on_road);
+                let callers = callers.join(", ");
+                warnings.push(format!(
+                    "{name} loses its port `{port}`: {callers} can't reach it any more, and is given no {variable}_URL from its next start on"
+                ));
+            }
+        }
+    }
+    warnings
 }
 
 /// What the services alone tell, wherever they run.

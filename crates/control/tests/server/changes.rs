@@ -7,7 +7,7 @@ use model::boundary::AuditOutcome;
 use model::compute::{ArtifactForm, ArtifactRef, Work};
 use model::control::RolloutPhase;
 use model::ids::{Digest, NodeName, ReleaseNumber};
-use model::traffic::Route;
+use model::traffic::{Protocol, Route};
 use model::units::{Bytes, Span};
 
 use crate::cloud::*;
@@ -111,6 +111,110 @@ async fn marks(cloud: &Cloud) -> Vec<(u64, bool, bool)> {
     let marks =
         |release: &api::wire::ReleaseView| (release.number.0, release.current, release.failed);
     releases.unwrap().items.iter().map(marks).collect()
+}
+
+/// A route and a caller from before are not named by the change, and lead to what it takes away.
+#[tokio::test]
+async fn a_port_that_something_leads_to_does_not_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let broker = |ports: &[(&str, Protocol)]| {
+        let mut spec = service(1);
+        let ports = ports.iter().map(|(port, protocol)| (name(port), *protocol));
+        spec.ports = ports.collect();
+        spec
+    };
+    let mut caller = needing(service(1), "broker");
+    if let Work::Process { run, .. } = &mut caller.work {
+        run.push("--queue=${BROKER_AMQP_URL}".to_owned());
+    }
+    let all = broker(&[
+        ("admin", Protocol::Http),
+        ("amqp", Protocol::Tcp),
+        ("more", Protocol::Tcp),
+    ]);
+    let mut first = apply_of(&[("broker", all), ("web", caller)]);
+    let route = |port: Option<&str>| Route {
+        port: port.map(name),
+        host: "admin.localhost".to_owned(),
+        path: "/".to_owned(),
+        to: name("broker"),
+    };
+    first.routes.push(route(Some("admin")));
+    cloud.apply(&first).await;
+    let status = cloud.client.status(&project()).await.unwrap();
+    assert_eq!(status.services[0].ports.len(), 3);
+
+    let try_it = async |apply: &Apply| {
+        let done = cloud.client.apply(&project(), apply, false, &key()).await;
+        done.map_or_else(
+            |error| error.to_string(),
+            |applied| applied.warnings.join("; "),
+        )
+    };
+    let with = |ports: &[(&str, Protocol)]| apply_of(&[("broker", broker(ports))]);
+    let (admin, amqp) = (("admin", Protocol::Http), ("amqp", Protocol::Tcp));
+    let table = [
+        (
+            with(&[amqp]),
+            "admin.localhost/ leads to `broker:admin`: the service has no port `admin`",
+        ),
+        (
+            with(&[("admin", Protocol::Tcp), amqp]),
+            "leads to `broker:admin`: its port `admin` speaks tcp",
+        ),
+        (
+            with(&[admin]),
+            "web needs `broker`, and uses $BROKER_AMQP_URL",
+        ),
+        (
+            with(&[admin, amqp]),
+            "web can't reach it any more, and is given no BROKER_MORE_URL",
+        ),
+    ];
+    for (apply, expected) in table {
+        let said = try_it(&apply).await;
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    // With what leads there it may go.
+    let mut whole = apply_of(&[("broker", service(1)), ("web", service(1))]);
+    whole.routes.push(route(None));
+    let said = try_it(&whole).await;
+    assert!(!said.contains("broker"), "{said}");
+
+    // And what has no name for it: the service itself speaks otherwise.
+    let mut tcp = service(1);
+    tcp.protocol = Protocol::Tcp;
+    let said = try_it(&apply_of(&[("broker", tcp)])).await;
+    assert!(said.contains("the service speaks tcp"), "{said}");
+    let mut probed = service(1);
+    probed.health.port = Some(name("admin"));
+    let said = try_it(&apply_of(&[("broker", probed)])).await;
+    assert!(
+        said.contains("its probe asks at the port `admin`"),
+        "{said}"
+    );
+}
+
+/// Types read past what they do not know; what a person declares is held to the letter.
+#[tokio::test]
+async fn a_key_that_nothing_reads_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let mut body = serde_json::to_value(apply_of(&[("web", service(1))])).unwrap();
+    body["services"]["web"]["traffic"]["timout"] = 1.into();
+    let path = format!("/v1/projects/{}/apply", project());
+    let done = cloud
+        .client
+        .exchange(Method::POST, &path, &body, Some(&key()))
+        .await;
+    let said = done
+        .map(|applied: api::wire::Applied| applied.revision)
+        .unwrap_err();
+    let said = said.to_string();
+    for part in ["services.web.traffic.timout", "did you mean `timeout`?"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
 }
 
 #[tokio::test]
