@@ -23,8 +23,9 @@ use boundary::secret::{Binding, Envelope, Error, KeyId, Keyring};
 use model::boundary::{Principal, PrincipalName};
 use model::ids::ResourceId;
 use store::{List, Store};
+use tokio::sync::MutexGuard;
 
-use crate::auditor::Deed;
+use crate::auditor::{Chain, Deed};
 use crate::draft::Draft;
 use crate::problems;
 use crate::records::{AUTHORITY, Key, SecretRecord, decode};
@@ -74,8 +75,9 @@ impl Ring {
         keys.clone()
     }
 
-    /// Writes the file, then uses the keys.
-    async fn set(&self, keys: Keyring) -> Result<(), Problem> {
+    /// Writes the file, then uses the keys. Who does has the turn, and shows it: nobody seals by a key that is being forgotten, since whoever seals
+    /// has the turn too.
+    async fn set(&self, keys: Keyring, _turn: &MutexGuard<'_, Chain>) -> Result<(), Problem> {
         let (keys, path) = (Arc::new(keys), self.path.clone());
         let saved = {
             let keys = keys.clone();
@@ -103,8 +105,8 @@ pub async fn rotate(server: &Server, by: PrincipalName) -> Result<wire::Keyring,
             .keep(&deed, vec![format!("key {id} becomes the current one")])
             .await?;
         // Nobody seals in between: whoever does has the turn.
-        let _turn = server.changing.lock().await;
-        server.ring.set(keys).await?;
+        let turn = server.changing.lock().await;
+        server.ring.set(keys, &turn).await?;
     }
     finish(server, by).await?;
     status(server).await
@@ -167,7 +169,7 @@ async fn retire(server: &Server, by: PrincipalName) -> Result<(), Problem> {
     for id in &old {
         keys.retire(id);
     }
-    server.ring.set(keys).await
+    server.ring.set(keys, &chain).await
 }
 
 /// Whether all secrets in the store are sealed by this key.

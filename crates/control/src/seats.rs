@@ -451,6 +451,41 @@ mod tests {
         drop((many, flood, other));
     }
 
+    /// Descriptors are short: the address with the most connections gives up one of its idle ones, and nobody who has said who they are.
+    #[tokio::test(start_paused = true)]
+    async fn where_descriptors_are_short_the_busiest_address_gives_up_an_idle_one() {
+        let seats = Seats::new(Limits {
+            unproven: 100,
+            proven: 100,
+        });
+        let (busy, other) = (client("10.0.0.1"), client("10.0.0.9"));
+        let quiet: Vec<_> = (0..3).map(|_| seats.take(other)).collect();
+        let many: Vec<_> = (0..6).map(|_| Arc::new(seats.take(busy))).collect();
+        tokio::time::advance(2 * YOUNG).await;
+        many[0].prove();
+        let answered = many[1].answer();
+        many[2].hear();
+        let gone = || -> Vec<_> {
+            let all = many.iter().enumerate();
+            let gone = all.filter(|(_, seat)| is_displaced(seat));
+            gone.map(|(index, _)| index).collect()
+        };
+        for expected in [vec![3], vec![3, 4]] {
+            assert!(seats.close_one());
+            assert_eq!(gone(), expected);
+        }
+        assert_eq!(many[3].over().await, Over::Displaced);
+        assert!(
+            !quiet.iter().any(is_displaced),
+            "theirs are as idle, and fewer"
+        );
+        // All of them are as many by now: whoever is idle goes, and at last there is nobody left but who is proven.
+        while seats.close_one() {}
+        assert_eq!(gone(), [1, 2, 3, 4, 5]);
+        assert!(quiet.iter().all(is_displaced));
+        drop(answered);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn silence_and_age_end_what_is_unproven() {
         let seats = Seats::new(Limits::default());

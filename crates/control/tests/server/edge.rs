@@ -311,6 +311,56 @@ async fn silent_connections_keep_nobody_out() {
     assert!(cloud.client.health().await.unwrap().ready);
 }
 
+/// Every address of loopback is a client of its own.
+async fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{source}:0").parse().unwrap()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let read = tokio::time::timeout(Duration::from_millis(1), stream.read(&mut [0; 1])).await;
+    matches!(read, Ok(Ok(0) | Err(_)))
+}
+
+#[tokio::test]
+async fn the_busiest_address_gives_up_its_idle_connections() {
+    const MANY: usize = 2_300;
+    raise_descriptors();
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let api = cloud.file.api;
+    // Slow, and no part of the flood.
+    let mut slow = connect_from("127.0.0.9", api).await;
+    slow.write_all(b"GET /v1/health HTTP/1.1\r\nhost: a\r\nx: ")
+        .await
+        .unwrap();
+    let mut flood = Vec::new();
+    for index in 0..MANY {
+        flood.push(connect_from("127.0.0.8", api).await);
+        if index % 100 == 0 {
+            slow.write_all(b"x").await.unwrap();
+        }
+    }
+    until("the oldest of the flood are closed", || async {
+        let (mut closed, oldest) = (0, MANY - 2_048);
+        for stream in &flood[..oldest] {
+            let mut byte = [0; 1];
+            let peeked = tokio::time::timeout(Duration::from_millis(1), stream.peek(&mut byte));
+            closed += usize::from(matches!(peeked.await, Ok(Ok(0) | Err(_))));
+        }
+        (closed == oldest).then_some(())
+    })
+    .await;
+    assert!(!is_closed(&mut slow).await);
+    slow.write_all(b"\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut told = String::new();
+    slow.read_to_string(&mut told).await.unwrap();
+    assert!(told.starts_with("HTTP/1.1 200"), "{told}");
+}
+
 #[tokio::test]
 async fn who_says_nothing_is_closed() {
     let directory = tempfile::tempdir().unwrap();

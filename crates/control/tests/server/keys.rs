@@ -1,8 +1,13 @@
 //! Keys: small values of a project, read, written and listed, under conditions.
 
+use std::sync::Arc;
+
 use api::client::{Client, Transport, Unless};
+use model::state::Volume;
+use model::units::Bytes;
 
 use crate::cloud::*;
+use crate::held::{Disk, Held};
 
 #[tokio::test]
 async fn a_key_holds_what_was_put_until_it_is_deleted() {
@@ -158,4 +163,37 @@ async fn keys_are_written_beside_what_is_decided_and_fenced_with_it() {
     let fenced = client.put_key(&shop, "k0", "y", &Unless::Never).await;
     assert_eq!(code(fenced), "fenced");
     assert_eq!(second.client.key(&shop, "k0").await.unwrap().0, "x");
+}
+
+/// `delete --all --delete-data`: all of it or nothing.
+#[tokio::test]
+async fn a_deletion_of_everything_that_is_refused_loses_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let held = Held::default();
+    let memory = Memory::Other(Arc::new(held.clone()));
+    let cloud = Cloud::start_with(directory.path(), memory, any(), any()).await;
+    let node = cloud.join("a").await;
+    let mut db = service(1);
+    let size = Bytes::mebibytes(1);
+    db.volumes.insert(name("data"), Volume { size });
+    cloud.apply(&apply_of(&[("db", db)])).await;
+    cloud.ready("db", 1).await;
+    let (client, shop) = (&cloud.client, project());
+    let put = client.put_key(&shop, "flags/dark", "on", &Unless::Never);
+    put.await.unwrap();
+    for refused in ["service/", "audit/"] {
+        held.set(Disk::Refuses(refused));
+        let done = client.delete_project(&shop, true).await;
+        assert_eq!(code(done), "store-unavailable", "{refused}");
+        held.set(Disk::Works);
+        assert_eq!(client.key(&shop, "flags/dark").await.unwrap().0, "on");
+        assert!(cloud.ready("db", 1).await[0].ready, "{refused}");
+        assert!(node.forgot().is_empty(), "{refused}");
+    }
+    client.delete_project(&shop, true).await.unwrap();
+    assert_eq!(code(client.key(&shop, "flags/dark").await), "not-found");
+    until("the data goes", || async {
+        (!node.forgot().is_empty()).then_some(())
+    })
+    .await;
 }
