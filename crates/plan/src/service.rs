@@ -22,6 +22,7 @@
 mod balance;
 mod copies;
 mod judge;
+mod left;
 mod placing;
 mod prepare;
 mod slots;
@@ -42,6 +43,7 @@ use crate::{Instant, Now};
 use placing::Refusal;
 
 pub use judge::Memory;
+pub use left::{Left, left_behind};
 pub use prepare::ENDS_WITHIN as BEFORE_DEPLOY_ENDS_WITHIN;
 
 /// What the leader knows of a node when it decides.

@@ -6,7 +6,7 @@ use model::ids::{NodeName, ResourceName};
 use rand::Rng;
 use rand::seq::{IndexedRandom, IteratorRandom};
 
-use crate::workload::{self, BROKEN, SINGLE, STORE, WEB};
+use crate::workload::{self, BROKEN, SHELF, SINGLE, STORE, WEB};
 use crate::world::{Event, World};
 
 #[derive(Debug, Clone)]
@@ -25,6 +25,10 @@ pub(crate) enum Fault {
     ReleaseBrake,
     /// Nothing goes wrong any more.
     End,
+    /// The user deletes the service that comes and goes, or makes it anew.
+    Turn,
+    /// The user lets a node in again that was removed, until that is acknowledged.
+    LetIn(NodeName),
     /// The user asks for what should be there in the end, until it is acknowledged.
     LastWish(ResourceName),
 }
@@ -32,6 +36,7 @@ pub(crate) enum Fault {
 pub(crate) fn schedule(world: &mut World) {
     world.schedule(5_000, Event::Fault(Fault::Next));
     world.schedule(6_000, Event::Fault(Fault::Ask));
+    world.schedule(7_000, Event::Fault(Fault::Turn));
     world.schedule(world.options.faults_for_ms, Event::Fault(Fault::End));
 }
 
@@ -42,6 +47,9 @@ impl World {
             Fault::Next => self.next_fault(),
             Fault::Ask if self.faults_are_over() => {}
             Fault::Ask => self.user_asks(),
+            Fault::Turn if self.faults_are_over() => {}
+            Fault::Turn => self.turn_shelf(),
+            Fault::LetIn(node) => self.let_in(node),
             Fault::StartServer => {
                 if self.server.is_none() {
                     self.start_server();
@@ -81,7 +89,9 @@ impl World {
             70..77 => self.stall_server(),
             77..82 => self.follow_stalled_server(),
             82..90 => self.stall_some_agent(),
-            90..96 => self.disturb_network(),
+            90..93 => self.disturb_network(),
+            93..96 => self.stall_some_disk(),
+            96..98 => self.remove_some_node(),
             _ => self.fail_starts(),
         }
         let pause = self.rng.random_range(100..3_000);
@@ -196,6 +206,59 @@ impl World {
         self.schedule(after, Event::Fault(Fault::CalmNetwork));
     }
 
+    fn stall_some_disk(&mut self) {
+        let node = self.some_node();
+        let for_ms = self.rng.random_range(1_000..30_000);
+        self.stall_disk(&node, for_ms);
+    }
+
+    /// One at a time, and not for long.
+    fn remove_some_node(&mut self) {
+        if !self.store.removed.is_empty() {
+            return;
+        }
+        if let Some(node) = self.remove_lost_node() {
+            let after = self.rng.random_range(1_000..20_000);
+            self.schedule(after, Event::Fault(Fault::LetIn(node)));
+        }
+    }
+
+    /// With a fresh token, which an agent is started with anew.
+    fn let_in(&mut self, node: NodeName) {
+        if !self.store.removed.contains(&node) {
+            return;
+        }
+        if !self.let_in_again(&node) {
+            return self.schedule(300, Event::Fault(Fault::LetIn(node)));
+        }
+        self.kill_agent(&node);
+        self.is_node_again(&node);
+        self.start_agent(&node);
+    }
+
+    /// The service that comes and goes: deleted, with its data or without, or made anew, or another release of it.
+    fn turn_shelf(&mut self) {
+        let name = workload::name(SHELF);
+        let with_data = self.rng.random::<bool>();
+        let deletes = self.rng.random_range(0..3) > 0;
+        let record = &self.store.services[&name];
+        let (is_live, replicas) = (record.is_live(), self.rng.random_range(1..4));
+        if record.is_gone {
+            if self.ask_anew(&name) {
+                self.note(|| format!("user: {name} is made anew"));
+            }
+        } else if is_live && deletes {
+            if self.ask_to_delete(&name, with_data) {
+                self.note(|| format!("user: {name} is deleted, data: {with_data}"));
+            }
+        } else if is_live {
+            let spec = workload::spec(SHELF, false);
+            self.ask(&name, replicas, Some(spec));
+        }
+        let pause = self.rng.random_range(500..6_000);
+        self.schedule(pause, Event::Fault(Fault::Turn));
+    }
+
     fn fail_starts(&mut self) {
         self.failing_starts = self.rng.random_range(10..100);
         let after = self.rng.random_range(500..8_000);
@@ -247,14 +310,22 @@ impl World {
             {
                 agent.stalled_until_ms = 0;
             }
+            self.end_stall(&node);
             self.strike(Fault::StartMachine(node));
         }
-        for service in [WEB, SINGLE, STORE] {
+        for node in self.store.removed.clone() {
+            self.schedule(50, Event::Fault(Fault::LetIn(node)));
+        }
+        for service in [WEB, SINGLE, STORE, SHELF] {
             self.schedule(100, Event::Fault(Fault::LastWish(workload::name(service))));
         }
     }
 
     fn last_wish(&mut self, service: ResourceName) {
+        if !self.store.services[&service].is_live() {
+            self.ask_anew(&service);
+            return self.schedule(200, Event::Fault(Fault::LastWish(service)));
+        }
         let record = &self.store.services[&service];
         // What is rolled out and well stays as the faults have left it: a new release would spread it anew.
         let is_out = record.rollout.as_ref().is_some_and(|rollout| {

@@ -9,8 +9,8 @@ use model::ids::{Epoch, InstanceName, NodeName, ReleaseNumber, ResourceName, Zon
 use model::traffic::Road;
 
 use crate::node::{Node, Process};
-use crate::workload::{self, SINGLE, STORE, WEB};
-use crate::world::{Life, World};
+use crate::workload::{self, SHELF, SINGLE, STORE, WEB};
+use crate::world::{Life, ToNode, World};
 
 /// All is as wanted for this long: then it is believed.
 const STEADY_MS: u64 = 6_000;
@@ -24,9 +24,21 @@ pub(crate) struct Invariants {
     acknowledged: BTreeMap<ResourceName, (ReleaseNumber, u32)>,
     /// Whose `before_deploy` has ended well.
     prepared: BTreeSet<(ResourceName, ReleaseNumber)>,
+    /// Up to which of its lives the data of a service was deleted, as a user was told.
+    deleted: BTreeMap<ResourceName, usize>,
+    /// Where there is data that somebody was given: of a service, in one of its lives, of a numbered set of volumes.
+    data: BTreeMap<(ResourceName, usize, u32), NodeName>,
     /// What each machine last went by.
     roads: BTreeMap<NodeName, BTreeSet<(String, String)>>,
     as_wanted_since: Option<u64>,
+}
+
+/// A numbered set of volumes, in one of the lives of its service.
+#[derive(Debug, Clone)]
+pub(crate) struct Volumes {
+    pub(crate) service: ResourceName,
+    pub(crate) slot: u32,
+    pub(crate) era: usize,
 }
 
 impl Invariants {
@@ -72,6 +84,24 @@ impl Invariants {
         })
     }
 
+    /// A user was told that the service goes, with all its data or without.
+    pub(crate) fn deleted(&mut self, service: &ResourceName, era: usize, with_data: bool) {
+        self.acknowledged.remove(service);
+        if with_data {
+            self.deleted.insert(service.clone(), era);
+        }
+    }
+
+    fn deleted_up_to(&self, service: &ResourceName) -> usize {
+        self.deleted.get(service).copied().unwrap_or_default()
+    }
+
+    /// That a copy was ready is on its node's disk, and with it that its volume holds what somebody was given.
+    pub(crate) fn has_data(&mut self, of: &Volumes, node: &NodeName) {
+        let key = (of.service.clone(), of.era, of.slot);
+        self.data.entry(key).or_insert_with(|| node.clone());
+    }
+
     pub(crate) fn acknowledged(
         &mut self,
         service: &ResourceName,
@@ -91,21 +121,28 @@ impl World {
 
     /// What must not run twice does not: counted by the processes that exist, wherever they are and whoever knows of them.
     fn check_never_twice(&mut self) {
-        let mut holders: BTreeMap<(&str, Option<u32>), u32> = BTreeMap::new();
+        let mut holders: BTreeMap<(&str, Option<u32>, String), u32> = BTreeMap::new();
         let now_ms = self.now_ms;
         // On a machine that stands still nothing runs; its shims have this moment to act when it goes on.
         let awake = |node: &&Node| now_ms > node.frozen_until_ms + 1;
-        let awake = self.nodes.values().filter(awake);
-        for process in awake.flat_map(|node| node.processes.values()) {
-            let service = process.service.as_str();
-            if service == SINGLE || service == STORE {
-                *holders.entry((service, process.slot)).or_default() += 1;
+        for node in self.nodes.values().filter(awake) {
+            for process in node.processes.values() {
+                let service = process.service.as_str();
+                if ![SINGLE, STORE, SHELF].contains(&service) {
+                    continue;
+                }
+                // One for each life of the service, and one at each place, whatever the life.
+                let era = self.store.services[&process.service].era(process.epoch);
+                let mut count =
+                    |what| *holders.entry((service, process.slot, what)).or_default() += 1;
+                count(format!("in life {era}"));
+                count(format!("on {}", node.name));
             }
         }
         let twice = holders.into_iter().find(|(_, count)| *count > 1);
-        if let Some(((service, slot), count)) = twice {
+        if let Some(((service, slot, what), count)) = twice {
             let slot = slot.map_or_else(String::new, |slot| format!(", slot {slot},"));
-            let what = format!("{service}{slot} runs {count} times at once");
+            let what = format!("{service}{slot} runs {count} times at once {what}");
             self.violated(what);
         }
     }
@@ -130,13 +167,46 @@ impl World {
     /// Nothing of a release starts before what is to run before it has ended well.
     pub(crate) fn check_prepared(&mut self, started: &Process) {
         let release = (started.service.clone(), started.release);
-        let spec = &self.store.services[&release.0].releases[&release.1];
+        let releases = &self.store.services[&release.0].releases;
+        // Of what was deleted meanwhile nothing is known any more.
+        let Some(spec) = releases.get(&release.1) else {
+            return;
+        };
         let waits = !spec.before_deploy.is_empty() && started.purpose == Purpose::Serve;
         if waits && !self.invariants.prepared.contains(&release) {
             let (service, release) = release;
             self.violated(format!(
                 "release {release} of {service} started before its command had ended well"
             ));
+        }
+    }
+
+    /// A copy opens its volumes: what was deleted is not there again, and what was not is not missing.
+    pub(crate) fn check_volumes(&mut self, node: &NodeName, of: &Volumes, found: Option<usize>) {
+        let deleted = self.invariants.deleted_up_to(&of.service);
+        let Volumes { service, slot, era } = of;
+        if let Some(found) = found.filter(|found| *found <= deleted && *era > deleted) {
+            self.violated(format!(
+                "{node}: slot {slot} of {service} holds the data of life {found}, which was deleted, in life {era}"
+            ));
+        }
+        let mut lives = deleted + 1..=*era;
+        let kept = lives.find_map(|era| {
+            let known = self.invariants.data.get(&(service.clone(), era, *slot));
+            known.cloned()
+        });
+        if let Some(home) = kept.filter(|home| home != node || found.is_none()) {
+            self.violated(format!(
+                "{node}: slot {slot} of {service} starts, and its data is on {home}"
+            ));
+        }
+    }
+
+    /// Who is removed gets nothing, but to hear that.
+    pub(crate) fn check_removed(&mut self, node: &NodeName, message: &ToNode) {
+        let leads = self.server.as_ref().map(|server| server.epoch) == Some(self.store.epoch);
+        if leads && self.store.removed.contains(node) && !matches!(message, ToNode::Removed) {
+            self.violated(format!("{node} was removed, and is answered"));
         }
     }
 
@@ -186,6 +256,9 @@ impl World {
 
     /// What is not yet as it should be in a world without faults.
     pub(crate) fn not_as_wanted(&self) -> Option<String> {
+        if let Some(node) = self.store.removed.first() {
+            return Some(format!("{node} is not let in again"));
+        }
         let lost = self
             .store
             .nodes
@@ -204,6 +277,9 @@ impl World {
     fn service_not_as_wanted(&self, service: &ResourceName) -> Option<String> {
         let record = &self.store.services[service];
         let placements = &record.group.placements;
+        if !record.is_live() || !record.forget.is_empty() {
+            return Some(format!("{service} is not made anew, or not forgotten"));
+        }
         let done = record.rollout.as_ref().is_some_and(|rollout| {
             rollout.phase == RolloutPhase::Done && rollout.to == record.target
         });

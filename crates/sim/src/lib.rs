@@ -71,10 +71,18 @@ pub enum Bug {
     NoFence,
     /// Who releases the brake loses all that is missing, though its leases run on.
     GivesUpEarly,
+    /// A node acknowledges what it has not kept, and not forgotten what it was told to.
+    AcknowledgesUnkept,
+    /// Of a service that was deleted without its data nobody remembers where that is.
+    ForgetsHomes,
+    /// A node that was removed is heard, and told what to run.
+    ServesRemoved,
+    /// What a disk held up starts without a look at the lease.
+    StartsOnOldLease,
 }
 
 impl Bug {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 15] = [
         Self::ReplacesBeforeLeaseEnd,
         Self::ShimIgnoresLease,
         Self::FrozenTimeDoesNotCount,
@@ -86,6 +94,10 @@ impl Bug {
         Self::ForgetsDeadlines,
         Self::NoFence,
         Self::GivesUpEarly,
+        Self::AcknowledgesUnkept,
+        Self::ForgetsHomes,
+        Self::ServesRemoved,
+        Self::StartsOnOldLease,
     ];
 }
 

@@ -7,9 +7,11 @@
 //! | [`shim`] | processes, how they end, and the timer that ends them without an agent |
 //! | [`heartbeat`] | what the agent tells the server |
 //! | [`desired`] | what the agent is told |
+//! | [`disk`] | what is kept, and a disk that stands still for a while |
 
 mod agent;
 mod desired;
+mod disk;
 mod executor;
 mod heartbeat;
 mod shim;
@@ -19,12 +21,13 @@ use std::time::Duration;
 
 use model::compute::{DesiredInstance, Exit, ExitHow, Purpose};
 use model::control::NodeDesired;
-use model::ids::{InstanceId, NodeName, ReleaseNumber, ResourceName, SessionId};
+use model::ids::{Epoch, InstanceId, NodeName, ReleaseNumber, ResourceName, SessionId};
 use model::timing::EMPTY_AFTER;
 use model::traffic::Road;
 use plan::Instant;
 use plan::agent::{History, Run, State};
 
+use self::disk::{Disk, HeldUp};
 use self::heartbeat::Telling;
 use crate::Bug;
 use crate::world::{Event, Life, ToNode, World};
@@ -40,7 +43,11 @@ pub(crate) struct Node {
     pub(crate) agent: Option<Agent>,
     pub(crate) processes: BTreeMap<InstanceId, Process>,
     disk: Disk,
+    /// Starts that the disk holds up: their shims are there, and go on with or without an agent.
+    held_up: BTreeMap<InstanceId, HeldUp>,
     lives: Life,
+    /// An agent ended before the disk had taken what it was told.
+    forgot: bool,
     next_pid: u32,
     pub(crate) down: bool,
     /// Until when nothing on it runs: agent, shims and processes are there, and go on later.
@@ -58,6 +65,10 @@ pub(crate) struct Agent {
     pub(crate) stalled_until_ms: u64,
     wake_ms: u64,
     asked_ms: u64,
+    /// The newest desired state, until it is on the disk.
+    to_keep: Option<NodeDesired>,
+    /// Records that wait for the disk; `None`: to be removed.
+    unwritten: BTreeMap<InstanceId, Option<(DesiredInstance, History)>>,
 }
 
 /// A process and its shim.
@@ -68,6 +79,7 @@ pub(crate) struct Process {
     pub(crate) release: ReleaseNumber,
     pub(crate) purpose: Purpose,
     pub(crate) slot: Option<u32>,
+    pub(crate) epoch: Epoch,
     /// It must not run twice, and has a lease.
     stops: bool,
     run: Run,
@@ -79,14 +91,6 @@ pub(crate) struct Process {
     slow_to_end_ms: u64,
 }
 
-#[derive(Default)]
-struct Disk {
-    desired: Option<NodeDesired>,
-    instances: BTreeMap<InstanceId, (DesiredInstance, History)>,
-    /// What the shims wrote while no agent looked.
-    exits: BTreeMap<InstanceId, Exit>,
-}
-
 impl Node {
     pub(crate) fn new(name: NodeName, offset_ms: u64) -> Self {
         Self {
@@ -95,7 +99,9 @@ impl Node {
             agent: None,
             processes: BTreeMap::new(),
             disk: Disk::default(),
+            held_up: BTreeMap::new(),
             lives: 0,
+            forgot: false,
             next_pid: 1,
             down: false,
             frozen_until_ms: 0,
@@ -130,7 +136,7 @@ impl World {
     fn node(&mut self, name: &NodeName) -> &mut Node {
         self.nodes
             .get_mut(name)
-            .expect("nodes are never removed here")
+            .expect("machines stay, whatever becomes of the node")
     }
 
     /// Nothing on the machine runs for a while, and nobody there knows: time goes on.
@@ -151,6 +157,10 @@ impl World {
         }
     }
 
+    pub(crate) fn is_node_again(&mut self, name: &NodeName) {
+        self.node(name).disk.is_removed = false;
+    }
+
     /// Everything on the machine ends at once.
     pub(crate) fn crash_machine(&mut self, name: &NodeName) {
         self.kill_agent(name);
@@ -159,6 +169,7 @@ impl World {
         node.down = true;
         node.frozen_until_ms = 0;
         node.road = Road::default();
+        node.held_up.clear();
         for (instance, _) in std::mem::take(&mut node.processes) {
             node.disk.exits.insert(
                 instance,
@@ -201,6 +212,7 @@ impl World {
             } if session == current => {
                 self.take_desired(name, life, *desired, asked_at);
             }
+            ToNode::Removed => self.is_removed(name, life),
             _ => {}
         }
     }

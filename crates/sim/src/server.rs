@@ -5,9 +5,11 @@
 //! | [`observed`] | takes heartbeats |
 //! | [`leader`] | looks at everything, and writes what was decided |
 //! | [`desired`] | tells nodes what to run and where others answer |
+//! | [`leaving`] | deletes services and removes nodes |
 
 mod desired;
 mod leader;
+mod leaving;
 mod observed;
 
 use std::collections::BTreeMap;
@@ -20,9 +22,10 @@ use plan::place::{Cluster, size_of};
 use plan::service::Memory;
 
 use self::observed::Picture;
+use crate::Bug;
 use crate::store::ServiceRecord;
 use crate::workload;
-use crate::world::{Event, Life, ToServer, World};
+use crate::world::{Event, Life, ToNode, ToServer, World};
 
 /// One life of the server process: all of this is lost with it.
 pub(crate) struct Server {
@@ -85,12 +88,17 @@ impl World {
                 },
             );
         }
+        let is_known = server.nodes.contains_key(node);
+        if !is_known && self.options.bug != Some(Bug::ServesRemoved) {
+            return self.send_to_node(node, ToNode::Removed);
+        }
         match message {
             ToServer::Heartbeat {
                 heartbeat,
                 sent_at,
                 observed,
             } => {
+                self.hear_forgotten(node, &heartbeat);
                 self.heartbeat(node, &heartbeat, sent_at, &observed);
                 self.push(node, Some(heartbeat.acknowledged));
             }
@@ -105,25 +113,19 @@ impl World {
         replicas: u32,
         release: Option<model::compute::Service>,
     ) -> bool {
-        let reachable = self
-            .server
-            .as_mut()
-            .filter(|server| self.now_ms >= server.stalled_until_ms);
-        let Some(server) = reachable else {
+        let Some(epoch) = self.reachable().map(|server| server.epoch) else {
             return false;
         };
-        if self
-            .store
-            .write_intent(server.epoch, service, replicas, release)
-            .is_err()
-        {
+        let is_live = self.store.services[service].is_live();
+        let write = |world: &mut Self| world.store.write_intent(epoch, service, replicas, release);
+        if !is_live || write(self).is_err() {
             return false;
         }
+        let Some(server) = &mut self.server else {
+            return false;
+        };
         let record = &self.store.services[service];
-        let known = server
-            .services
-            .get_mut(service)
-            .expect("services are never deleted here");
+        let known = server.services.get_mut(service).expect("it is known");
         known.replicas = record.replicas;
         known.target = record.target;
         known.releases.clone_from(&record.releases);

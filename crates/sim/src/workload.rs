@@ -1,12 +1,12 @@
 //! What the simulated user declares: one service of each temper.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use model::compute::{Need, OnPartition, PlacementGroup, RolloutOptions, Service, Work};
 use model::control::{Capacity, NodeRecord, NodeRole, Reason, Standing};
 use model::ids::{
-    NodeName, ProjectName, RegionName, ReleaseNumber, ResourceId, ResourceName, ZoneName,
+    Epoch, NodeName, ProjectName, RegionName, ReleaseNumber, ResourceId, ResourceName, ZoneName,
 };
 use model::state::Volume;
 use model::traffic::GatewayRoute;
@@ -20,6 +20,8 @@ pub(crate) const WEB: &str = "web";
 pub(crate) const SINGLE: &str = "single";
 /// Has a volume for each copy.
 pub(crate) const STORE: &str = "store";
+/// The same, and is deleted and made anew again and again.
+pub(crate) const SHELF: &str = "shelf";
 
 /// The zone of the front door.
 const EDGE: &str = "edge";
@@ -78,7 +80,7 @@ fn node(zone: &str) -> NodeRecord {
 }
 
 pub(crate) fn services() -> BTreeMap<ResourceName, ServiceRecord> {
-    [WEB, SINGLE, STORE]
+    [WEB, SINGLE, STORE, SHELF]
         .into_iter()
         .map(|text| (name(text), record(spec(text, false))))
         .collect()
@@ -92,6 +94,10 @@ fn record(spec: Service) -> ServiceRecord {
         rollout: None,
         group: PlacementGroup::default(),
         version: 0,
+        removing: None,
+        is_gone: false,
+        forget: BTreeSet::new(),
+        eras: vec![Epoch::default()],
     }
 }
 

@@ -58,6 +58,8 @@ pub(crate) enum Event {
         pid: u32,
         how: model::compute::ExitHow,
     },
+    /// A disk that stood still answers again.
+    DiskGoesOn(NodeName),
     Fault(Fault),
 }
 
@@ -70,6 +72,7 @@ impl Event {
             | Self::Heartbeat { node, .. }
             | Self::LeaseDue { node, .. }
             | Self::ProcessEnds { node, .. }
+            | Self::DiskGoesOn(node)
             | Self::Fault(Fault::StartAgent(node)) => Some(node),
             Self::ToServer { .. } | Self::Reconcile(_) | Self::Fault(_) => None,
         }
@@ -104,6 +107,8 @@ pub(crate) enum ToNode {
         desired: Box<NodeDesired>,
         asked_at: Instant,
     },
+    /// It is no node any more.
+    Removed,
 }
 
 /// How the network is at the moment.
@@ -221,6 +226,7 @@ impl World {
             Event::Heartbeat { node, life } => self.beat(&node, life),
             Event::LeaseDue { node, pid } => self.lease_due(&node, pid),
             Event::ProcessEnds { node, pid, how } => self.process_ends(&node, pid, how),
+            Event::DiskGoesOn(node) => self.disk_goes_on(&node),
             Event::Fault(fault) => self.strike(fault),
         }
     }
@@ -254,6 +260,7 @@ impl World {
     }
 
     pub(crate) fn send_to_node(&mut self, node: &NodeName, message: ToNode) {
+        self.check_removed(node, &message);
         let cut = self
             .network
             .cut_to

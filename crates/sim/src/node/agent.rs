@@ -1,5 +1,7 @@
 //! A life of the agent: what it finds when it starts, what it takes in, and its one timer.
 
+use std::collections::BTreeMap;
+
 use model::ids::{NodeName, SessionId};
 use model::timing::SERVERS_CHANCE;
 use model::traffic::Gate;
@@ -9,10 +11,15 @@ use rand::Rng;
 use super::heartbeat::Telling;
 use super::{A_DAY, Agent, address};
 use crate::Bug;
+use crate::faults::Fault;
 use crate::world::{Event, Life, World};
 
 impl World {
     pub(crate) fn start_agent(&mut self, name: &NodeName) {
+        if self.disk_stalls(name) {
+            let after_ms = self.held_up_ms(name) + 1;
+            return self.schedule(after_ms, Event::Fault(Fault::StartAgent(name.clone())));
+        }
         let seed = self.rng.random();
         let session = SessionId(self.rng.random());
         let now = self.now_on(self.nodes[name].offset_ms).instant;
@@ -32,9 +39,14 @@ impl World {
             stalled_until_ms: 0,
             wake_ms: u64::MAX,
             asked_ms: 0,
+            to_keep: None,
+            unwritten: BTreeMap::new(),
         });
         self.note(|| format!("{name}: agent starts"));
         self.adopt(name, life);
+        if self.nodes[name].disk.is_removed {
+            return self.agent_takes(name, life, Input::StopAll);
+        }
         self.ask_watch(name);
         let now_ms = self.now_ms;
         self.beat_at(name, life, now_ms);
@@ -63,6 +75,7 @@ impl World {
                         suspended: false,
                     }
                 }
+                (None, _) if node.held_up.contains_key(id) => Adopted::Unknown,
                 (None, Some(exit)) => Adopted::Exited(exit),
                 (None, None) => Adopted::Absent,
             };
@@ -81,7 +94,9 @@ impl World {
         for input in inputs {
             self.agent_takes(name, life, input);
         }
-        self.check_road(name, false);
+        // What the disk had not taken is not known any more.
+        let forgot = std::mem::take(&mut self.node(name).forgot);
+        self.check_road(name, forgot);
     }
 
     pub(crate) fn agent_takes(&mut self, name: &NodeName, life: Life, input: Input) {
@@ -138,7 +153,8 @@ impl World {
 
     pub(crate) fn kill_agent(&mut self, name: &NodeName) {
         let node = self.node(name);
-        if node.agent.take().is_some() {
+        if let Some(agent) = node.agent.take() {
+            node.forgot |= agent.to_keep.is_some();
             self.note(|| format!("{name}: agent is killed"));
         }
     }

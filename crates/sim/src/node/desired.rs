@@ -10,6 +10,16 @@ use crate::Bug;
 use crate::world::{Life, ToServer, World};
 
 impl World {
+    /// It runs nothing any more, and neither does the next agent. Whoever was let in again meanwhile hears what was said before.
+    pub(super) fn is_removed(&mut self, name: &NodeName, life: Life) {
+        if !self.store.removed.contains(name) || self.nodes[name].disk.is_removed {
+            return;
+        }
+        self.node(name).disk.is_removed = true;
+        self.note(|| format!("{name}: is no node any more"));
+        self.agent_takes(name, life, Input::StopAll);
+    }
+
     pub(super) fn ask_watch(&mut self, name: &NodeName) {
         let now_ms = self.now_ms;
         let asked_at = self.now_on(self.nodes[name].offset_ms).instant;
@@ -41,8 +51,11 @@ impl World {
             };
             node.road.clone_from(&road);
             desired.road = road;
-            node.disk.desired = Some(desired.clone());
+            if let Some(agent) = &mut node.agent {
+                agent.to_keep = Some(desired.clone());
+            }
             self.check_road(name, complete);
+            self.keep_desired(name);
             self.beat_soon(name, life);
         }
         let asked_at = Some(if trusts { now.after(A_DAY) } else { asked_at });

@@ -1,11 +1,12 @@
 //! Does what the agent decided, as the executor and the proxy of the machine do.
 
-use model::compute::{ExitHow, Purpose};
+use model::compute::{DesiredInstance, Exit, ExitHow, Purpose};
 use model::ids::{InstanceId, NodeName};
 use model::traffic::Gate;
 use plan::agent::{Input, Output, Question, Run};
 use rand::Rng;
 
+use super::disk::HeldUp;
 use super::{Process, address};
 use crate::workload::BROKEN;
 use crate::world::{Life, World, short};
@@ -32,15 +33,10 @@ impl World {
                     );
                 }
             }
-            Output::Kill { instance } => {
-                if let Some(process) = self.nodes[name].processes.get(&instance).cloned() {
-                    self.end_process(name, &process, 0, ExitHow::Signal { signal: 9 });
-                }
-            }
+            Output::Kill { instance } => self.kill(name, life, &instance),
             Output::Remove { instance } => {
-                let disk = &mut self.node(name).disk;
-                disk.instances.remove(&instance);
-                disk.exits.remove(&instance);
+                self.node(name).disk.exits.remove(&instance);
+                self.write_record(name, &instance, None);
             }
             Output::RenewLease { instance, sent_at } => self.renew(name, &instance, sent_at),
             Output::Remember { instance } => self.remember(name, &instance),
@@ -67,14 +63,46 @@ impl World {
             .and_then(|agent| agent.state.instance(instance));
         if let Some(known) = known {
             let entry = (known.desired().clone(), known.history().clone());
-            node.disk.instances.insert(instance.clone(), entry);
+            self.write_record(name, instance, Some(entry));
         }
+    }
+
+    /// A start that the disk holds up ends with it.
+    fn kill(&mut self, name: &NodeName, life: Life, instance: &InstanceId) {
+        if let Some(process) = self.nodes[name].processes.get(instance).cloned() {
+            self.end_process(name, &process, 0, ExitHow::Signal { signal: 9 });
+        }
+        let Some(start) = self.node(name).held_up.remove(instance) else {
+            return;
+        };
+        let run = match start.life == life {
+            true => start.run,
+            // As the next agent found it.
+            false => 1,
+        };
+        let exit = Exit {
+            how: ExitHow::Unknown,
+            at: self.now().at,
+        };
+        let input = Input::Exited {
+            instance: instance.clone(),
+            run,
+            exit,
+            last_words: None,
+        };
+        self.tell_agent(1, name, life, input);
+    }
+
+    /// Until the disk answers; a moment, most often.
+    pub(super) fn held_up_ms(&self, name: &NodeName) -> u64 {
+        let until = self.nodes[name].disk.stalls_until_ms;
+        until.saturating_sub(self.now_ms)
     }
 
     fn prepare(&mut self, name: &NodeName, life: Life, instance: InstanceId, run: Run) {
         self.remember(name, &instance);
         let fails = self.rng.random_range(0..100) < self.failing_starts;
-        let delay = self.rng.random_range(5..100);
+        let delay = self.held_up_ms(name) + self.rng.random_range(5..100);
         let input = match fails {
             true => Input::NotStarted {
                 instance,
@@ -86,22 +114,33 @@ impl World {
         self.tell_agent(delay, name, life, input);
     }
 
-    /// A process is there from this moment, whether or not the agent lives to hear of it.
     fn execute(&mut self, name: &NodeName, life: Life, instance: InstanceId, run: Run) {
+        let stalls = self.disk_stalls(name);
+        let node = self.node(name);
+        let known = node
+            .agent
+            .as_ref()
+            .and_then(|agent| agent.state.instance(&instance));
+        let Some(known) = known else { return };
+        let desired = known.desired().clone();
+        let start = HeldUp { life, run, desired };
+        match stalls {
+            true => drop(node.held_up.entry(instance).or_insert(start)),
+            false => self.runs(name, instance, start),
+        }
+    }
+
+    /// A process is there from this moment, whether or not the agent lives to hear of it.
+    pub(super) fn runs(&mut self, name: &NodeName, instance: InstanceId, start: HeldUp) {
+        let HeldUp { life, run, desired } = start;
         let becomes_ready = self.now_ms + self.rng.random_range(50..600);
         let slow_to_end_ms = self.rng.random_range(5..4_000);
         let delay = self.rng.random_range(2..20);
         let at = self.now().at;
         let node = self.node(name);
-        let Some(agent) = node.agent.as_ref() else {
-            return;
-        };
-        let Some(known) = agent.state.instance(&instance) else {
-            return;
-        };
-        let desired = known.desired().clone();
         let stops = desired.needs_lease();
-        let lease = agent.state.lease().sent_at().filter(|_| stops);
+        let agent = node.agent.as_ref().filter(|_| stops);
+        let lease = agent.and_then(|agent| agent.state.lease().sent_at());
         let pid = node.next_pid;
         node.next_pid += 1;
         let process = Process {
@@ -110,6 +149,7 @@ impl World {
             release: desired.release,
             purpose: desired.purpose,
             slot: desired.slot,
+            epoch: desired.epoch,
             stops,
             run,
             ready_at_ms: (!desired.spec.env.contains_key(BROKEN)).then_some(becomes_ready),
@@ -124,6 +164,7 @@ impl World {
             self.violated(format!("{name}: {} was started twice", short(&instance)));
         }
         self.check_prepared(&process);
+        self.open_volumes(name, &desired);
         if desired.purpose == Purpose::BeforeDeploy {
             let takes_ms = self.rng.random_range(50..4_000);
             let broken = desired.spec.env.contains_key(BROKEN);
@@ -141,6 +182,16 @@ impl World {
             at,
         };
         self.tell_agent(delay, name, life, started);
+    }
+
+    fn open_volumes(&mut self, name: &NodeName, desired: &DesiredInstance) {
+        let Some(of) = self.volumes_of(desired) else {
+            return;
+        };
+        let key = (of.service.clone(), of.slot);
+        let found = self.nodes[name].disk.volumes.get(&key).copied();
+        self.check_volumes(name, &of, found);
+        self.node(name).disk.volumes.entry(key).or_insert(of.era);
     }
 
     fn probe(

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use model::compute::InstanceReport;
 use model::control::{Heartbeat, HeartbeatAnswer, observed_digest};
-use model::ids::{Epoch, InstanceId, NodeName};
+use model::ids::{Epoch, Generation, InstanceId, NodeName};
 use model::timing::{HEARTBEAT_EVERY, HEARTBEAT_TIMEOUT};
 use plan::Instant;
 use plan::agent::Input;
 
 use super::Agent;
+use crate::Bug;
 use crate::world::{Event, Life, ToServer, World};
 
 const EVERY_MS: u64 = HEARTBEAT_EVERY.as_millis() as u64;
@@ -47,9 +48,14 @@ impl World {
     pub(crate) fn beat(&mut self, name: &NodeName, life: Life) {
         let sent_at = self.now_on(self.nodes[name].offset_ms).instant;
         let now_ms = self.now_ms;
-        let Some(agent) = self.node(name).of_life(life) else {
+        let unkept = self.options.bug == Some(Bug::AcknowledgesUnkept);
+        let node = self.node(name);
+        let (kept, is_removed) = (node.disk.kept, node.disk.is_removed);
+        let Some(agent) = node.of_life(life).filter(|_| !is_removed) else {
             return;
         };
+        let taken = agent.state.generation();
+        let acknowledged = if unkept { taken } else { kept.min(taken) };
         if now_ms < agent.stalled_until_ms {
             let until = agent.stalled_until_ms;
             let node = name.clone();
@@ -58,7 +64,7 @@ impl World {
         if now_ms < agent.telling.due_ms {
             return;
         }
-        let heartbeat = agent.compose(now_ms);
+        let heartbeat = agent.compose(now_ms, acknowledged);
         let observed = agent.state.reports().cloned().collect();
         let watch_is_old = now_ms >= agent.asked_ms + WATCH_AGAIN_MS;
         let message = ToServer::Heartbeat {
@@ -118,7 +124,7 @@ impl World {
 }
 
 impl Agent {
-    fn compose(&mut self, now_ms: u64) -> Heartbeat {
+    fn compose(&mut self, now_ms: u64, acknowledged: Option<Generation>) -> Heartbeat {
         let reports: Reports = self
             .state
             .reports()
@@ -136,7 +142,7 @@ impl Agent {
         let heartbeat = Heartbeat {
             session: self.session,
             sequence: telling.sequence,
-            acknowledged: self.state.generation().unwrap_or_default(),
+            acknowledged: acknowledged.unwrap_or_default(),
             unkept: None,
             digest: observed_digest(reports.values()),
             full,

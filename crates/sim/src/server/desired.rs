@@ -62,7 +62,8 @@ impl World {
     /// A road that is said to be whole comes from a leader that has heard everyone who is present.
     fn check_complete(&mut self, node: &NodeName) {
         let Some(server) = &self.server else { return };
-        if !server.told[node].road.complete {
+        let told = server.told.get(node);
+        if !told.is_some_and(|told| told.road.complete) {
             return;
         }
         let present = server
@@ -95,7 +96,7 @@ impl Server {
                 instances: self.instances_of(&node),
                 foreign: Vec::new(),
                 road: index.road(&node),
-                forget_volumes: Vec::new(),
+                forget_volumes: self.forgotten_at(&node),
             };
             if let Some(told) = self.told.get(&node) {
                 let counter = std::mem::replace(&mut desired.generation, told.generation);
@@ -111,10 +112,16 @@ impl Server {
         changed
     }
 
+    /// Whose data was deleted, and is still there as far as is known.
+    fn forgotten_at(&self, node: &NodeName) -> Vec<ResourceId> {
+        let services = self.services.iter();
+        let forgotten = services.filter(|(_, record)| record.forget.contains(node));
+        forgotten.map(|(name, _)| workload::id(name)).collect()
+    }
+
     fn index(&self, says_complete: bool) -> Index {
-        let services: BTreeMap<ResourceId, ServiceEntry<'_>> = self
-            .services
-            .iter()
+        let known = self.services.iter().filter(|(_, record)| !record.is_gone);
+        let services: BTreeMap<ResourceId, ServiceEntry<'_>> = known
             .map(|(name, record)| {
                 let releases = record
                     .releases

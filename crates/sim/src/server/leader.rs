@@ -1,6 +1,6 @@
 //! Looks at everything ever so often, writes each decision, and has the checker look at what was written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::control::{Reason, Standing};
 use model::ids::{NodeName, ResourceName};
@@ -168,12 +168,16 @@ impl World {
             if self.options.bug == Some(Bug::ForgetsDeadlines) {
                 server.memories.clear();
             }
-            let decision = server.decide(name, now);
-            let record = &server.services[name];
-            if decision.group == record.group && decision.rollout == record.rollout {
+            if server.services[name].is_gone {
                 return Ok(());
             }
+            let (decision, empty) = server.decide(name, now);
+            let record = &server.services[name];
+            if decision.group == record.group && decision.rollout == record.rollout {
+                return self.finish_removal(name);
+            }
             self.write(name, decision)?;
+            self.forget_also(name, empty)?;
         }
         self.violated(format!("{name} does not come to rest"));
         Ok(())
@@ -226,7 +230,14 @@ impl World {
             releases: &releases,
         };
         let mut wrong = check::check_step(&self.store.nodes, before, &plan);
-        wrong.extend(check::check(&self.store.nodes, &[plan]));
+        // What waits for a node that was removed has been told when it was.
+        let stood = Plan {
+            group: before,
+            ..plan
+        };
+        let known = check::check(&self.store.nodes, &[stood]);
+        let found = check::check(&self.store.nodes, &[plan]);
+        wrong.extend(found.into_iter().filter(|one| !known.contains(one)));
         let twice = self.invariants.placed(name, &record.group);
         if let Some(what) = wrong.first().map(ToString::to_string).or(twice) {
             self.violated(what);
@@ -235,7 +246,12 @@ impl World {
 }
 
 impl Server {
-    fn decide(&mut self, name: &ResourceName, now: plan::Now) -> ServiceDecision {
+    /// With it, the nodes that are left without anything ever having begun there.
+    fn decide(
+        &mut self,
+        name: &ResourceName,
+        now: plan::Now,
+    ) -> (ServiceDecision, BTreeSet<NodeName>) {
         let record = &self.services[name];
         let releases = record
             .releases
@@ -258,25 +274,30 @@ impl Server {
             .collect();
         let watch = &self.watch;
         let nodes = &self.nodes;
-        let sight = |node: &NodeName| match nodes[node].standing {
-            Standing::Lost => Sight::Lost,
-            Standing::Present => watch.sight(node, now),
+        let sight = |node: &NodeName| match nodes.get(node).map(|record| record.standing) {
+            None | Some(Standing::Lost) => Sight::Lost,
+            Some(Standing::Present) => watch.sight(node, now),
         };
         let id = workload::id(name);
+        let target = record.removing.is_none().then_some(record.target);
+        let barred = self.barred(record);
         let view = ServiceView {
             id: &id,
-            target: Some(record.target),
-            applied: Some(record.target),
+            target,
+            applied: target,
             replicas: record.replicas,
             releases: &releases,
             rollout: record.rollout.as_ref(),
             group: &record.group,
             reports: &reports,
-            barred: &[],
+            barred: &barred,
             sight: &sight,
             hold: self.watch.brake().map(|brake| &brake.reason),
         };
         let memory = self.memories.entry(name.clone()).or_default();
-        plan::service::step(&view, memory, &mut self.cluster, now)
+        let mut decision = plan::service::step(&view, memory, &mut self.cluster, now);
+        let left = plan::service::left_behind(&record.group, &decision.group, &reports);
+        decision.group.left.extend(left.written);
+        (decision, left.empty)
     }
 }
