@@ -88,9 +88,9 @@ impl World {
             60..70 => self.kill_server(),
             70..77 => self.stall_server(),
             77..82 => self.follow_stalled_server(),
-            82..90 => self.stall_some_agent(),
-            90..93 => self.disturb_network(),
-            93..96 => self.stall_some_disk(),
+            82..88 => self.stall_some_agent(),
+            88..91 => self.disturb_network(),
+            91..96 => self.stall_some_disk(),
             96..98 => self.remove_some_node(),
             _ => self.fail_starts(),
         }
@@ -210,6 +210,12 @@ impl World {
         let node = self.some_node();
         let for_ms = self.rng.random_range(1_000..30_000);
         self.stall_disk(&node, for_ms);
+        // What ends meanwhile is started anew, and that waits.
+        let process = self.nodes[&node].processes.values();
+        if let Some(process) = process.choose(&mut self.rng).cloned() {
+            let after = self.rng.random_range(1..3_000);
+            self.end_process(&node, &process, after, ExitHow::Signal { signal: 11 });
+        }
     }
 
     /// One at a time, and not for long.

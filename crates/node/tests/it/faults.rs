@@ -388,6 +388,11 @@ async fn a_node_whose_disk_is_full_still_stops_things() {
     })
     .await;
     assert_eq!(ask(&stays, "/").await, "web-1", "what runs goes on");
+    let acknowledged = node.server.look(|state| state.acknowledged);
+    assert!(
+        acknowledged < node.server.generation(),
+        "nobody believes it"
+    );
     small.make_room();
     node.until("it is taken once there is room", |node| {
         let wanted = node.server.generation();

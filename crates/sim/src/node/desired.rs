@@ -67,5 +67,20 @@ impl World {
                 asked_at,
             },
         );
+        self.remove_strays(name);
+    }
+
+    /// What is left of instances without a record, and is not wanted: once a server has said what is.
+    fn remove_strays(&mut self, name: &NodeName) {
+        let node = self.node(name);
+        let Some(agent) = &node.agent else { return };
+        let left = node.processes.keys().chain(node.held_up.keys());
+        let strays: Vec<_> = left
+            .filter(|id| agent.state.instance(id).is_none())
+            .cloned()
+            .collect();
+        for stray in strays {
+            self.clear(name, &stray);
+        }
     }
 }

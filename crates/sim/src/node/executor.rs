@@ -93,6 +93,16 @@ impl World {
         self.tell_agent(1, name, life, input);
     }
 
+    /// Ends what no agent knows of, and nobody is told.
+    pub(super) fn clear(&mut self, name: &NodeName, instance: &InstanceId) {
+        let node = self.node(name);
+        let held_up = node.held_up.remove(instance).is_some();
+        let ran = node.processes.remove(instance).is_some();
+        if held_up || ran {
+            self.note(|| format!("{name}: what is left of {} ends", short(instance)));
+        }
+    }
+
     /// Until the disk answers; a moment, most often.
     pub(super) fn held_up_ms(&self, name: &NodeName) -> u64 {
         let until = self.nodes[name].disk.stalls_until_ms;
@@ -100,6 +110,8 @@ impl World {
     }
 
     fn prepare(&mut self, name: &NodeName, life: Life, instance: InstanceId, run: Run) {
+        // What is in its place ends first: no record says what it is.
+        self.clear(name, &instance);
         self.remember(name, &instance);
         let fails = self.rng.random_range(0..100) < self.failing_starts;
         let delay = self.held_up_ms(name) + self.rng.random_range(5..100);
