@@ -32,8 +32,8 @@ use crate::options::{self, Config};
 use crate::probes::Failure;
 use crate::record::{Ports, Record};
 use crate::{
-    artifacts, clock, desired, engine, machine, probes, proxy, removal, snapshot, socket, tunnel,
-    upkeep,
+    artifacts, clock, desired, engine, listening, machine, probes, proxy, removal, snapshot,
+    socket, tunnel, upkeep,
 };
 
 pub use crate::options::Options;
@@ -283,11 +283,13 @@ impl Agent {
                     let spec = || instances::exec_spec(&agent, &instance);
                     let engine = engine::ask(&agent, &instance);
                     let runtime = &*agent.runtime;
-                    probes::ask(&probe.ask, address, timeout, runtime, spec, engine).await
+                    let answer = probes::ask(&probe.ask, address, timeout, runtime, spec, engine);
+                    listening::explained(&agent, &instance, address, answer.await).await
                 }
                 Err(busy) => Err(Failure::NotAsked(busy)),
             };
-            agent.probed(instance, run, question, answer);
+            let asked = address.map(|address| address.to_string());
+            agent.probed(instance, run, question, asked, answer);
         });
         // One of a kind at a time: what was asked before and is not answered yet has been counted as lost.
         if let Some(lost) = core.asking.insert(key, asking.abort_handle()) {
@@ -300,6 +302,7 @@ impl Agent {
         instance: InstanceId,
         run: Run,
         question: decide::Question,
+        asked: Option<String>,
         answer: Result<(), Failure>,
     ) {
         let answer = match answer {
@@ -318,6 +321,7 @@ impl Agent {
             instance,
             run,
             question,
+            asked,
             answer,
         });
     }

@@ -208,8 +208,7 @@ pub async fn adopt(
     let directory = agent.layout.instance(&id);
     agent.with(|core| {
         take_ports(core, &id, &record.desired.service, &record.held);
-        core.running
-            .insert(id.clone(), Running { run: 1, pid: None });
+        core.running.insert(id.clone(), Running::new(1, None));
     });
     let found = agent.runtime.adopt(&id, &directory).await;
     let gate = gates.get(&id).copied().unwrap_or(Gate::Shut);
@@ -222,7 +221,7 @@ pub async fn adopt(
             decide::Adopted::Unknown => None,
             decide::Adopted::Running { pid, .. } => {
                 let pid = Some(*pid);
-                core.running.insert(id.clone(), Running { run: 1, pid })
+                core.running.insert(id.clone(), Running::new(1, pid))
             }
             _ => core.running.remove(&id),
         }
@@ -237,13 +236,12 @@ pub async fn adopt(
 
 /// What is left of an instance of which no record can be read. What runs goes on until it is known whether it should.
 async fn find(agent: &Arc<Agent>, id: InstanceId) {
-    let running = Running { run: 1, pid: None };
-    agent.with(|core| core.running.insert(id.clone(), running));
+    agent.with(|core| core.running.insert(id.clone(), Running::new(1, None)));
     let directory = agent.layout.instance(&id);
     let process = match agent.runtime.adopt(&id, &directory).await {
         Ok(Adopted::Running { started, .. }) => {
             let pid = Some(started.pid);
-            let running = Running { run: 1, pid };
+            let running = Running::new(1, pid);
             agent.with(|core| core.running.insert(id.clone(), running));
             decide::Adopted::Unknown
         }

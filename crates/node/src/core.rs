@@ -20,6 +20,7 @@ use crate::desired::WrongUrl;
 use crate::doors::Doors;
 use crate::instances::Order;
 use crate::layout::{self, Layout};
+use crate::listening::Found;
 use crate::machine::Machine;
 use crate::pause;
 use crate::record::Foreign;
@@ -127,10 +128,22 @@ impl Worker {
 }
 
 /// Which run a process belongs to. `pid` is not known while it is being started.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Running {
     pub run: Run,
     pub pid: Option<u32>,
+    /// Where it was last found to listen, while it refuses its probe.
+    pub listens: Option<Found>,
+}
+
+impl Running {
+    pub fn new(run: Run, pid: Option<u32>) -> Self {
+        Self {
+            run,
+            pid,
+            listens: None,
+        }
+    }
 }
 
 /// How loops hear that there is something for them: levels, not messages.
@@ -187,6 +200,15 @@ impl Core {
             Some((port.clone(), *self.ports.get(&at_port)?))
         });
         known.collect()
+    }
+
+    /// All ports that were given to an instance.
+    pub fn own_ports(&self, id: &InstanceId) -> BTreeSet<u16> {
+        let mut all = self.at_ports(id);
+        all.push(id.clone());
+        all.iter()
+            .filter_map(|at| self.ports.get(at).copied())
+            .collect()
     }
 
     /// Gives up all ports of an instance.

@@ -197,7 +197,7 @@ async fn start(agent: &Arc<Agent>, id: &InstanceId, run: Run) {
     let known = agent.with(|core| {
         let mut spec = InstanceSpec::clone(core.specs.get(id)?);
         spec.lease_sent_at = clock::moment(core.state.lease().sent_at().unwrap_or_default());
-        core.running.insert(id.clone(), Running { run, pid: None });
+        core.running.insert(id.clone(), Running::new(run, None));
         Some((spec, *core.ports.get(id)?))
     });
     let Some((spec, port)) = known else {

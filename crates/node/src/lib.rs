@@ -34,6 +34,7 @@
 //! | [`doors`] | a loopback address per caller and need (pure) |
 //! | [`snapshot`] | what the proxy is told (pure) |
 //! | [`probes`] | asks an instance how it does |
+//! | [`listening`] | where its processes listen, should that be elsewhere |
 //! | [`proxy`] | the proxy process and the socket to it |
 //! | [`firewall`] | closes instance ports to other uids |
 //! | [`leftovers`] | what a killed node leaves outside of its directory |
@@ -62,6 +63,7 @@ mod instances;
 mod keeper;
 mod layout;
 pub mod leftovers;
+mod listening;
 mod machine;
 pub mod options;
 pub mod pause;

@@ -12,6 +12,8 @@ use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+/// Nobody listens there.
+pub const REFUSED: &str = "connection refused";
 /// A status line is shorter than this, with the informational answers before it.
 const HEAD_MAX_BYTES: usize = 16 << 10;
 /// For the last words of a failing program to be read.
@@ -99,10 +101,13 @@ pub async fn ask(
 async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     let stream = TcpStream::connect(address)
         .await
-        .map_err(|error| Failure::of_connecting(&error))?;
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => REFUSED.into(),
+            _ => Failure::of_connecting(&error),
+        })?;
     // A connection to a port of one's own range may meet itself when nobody listens.
     if stream.local_addr().ok() == Some(address) {
-        return Err("connection refused".into());
+        return Err(REFUSED.into());
     }
     Ok(stream)
 }

@@ -75,6 +75,8 @@ pub enum Input {
         instance: InstanceId,
         run: Run,
         question: Question,
+        /// The address of the port that the probe is about, where it has one.
+        asked: Option<String>,
         answer: Result<(), String>,
     },
     /// The node could not ask: it has no descriptor to spare, or too many others are being asked. That says nothing of the instance.

@@ -34,6 +34,8 @@ const ALIVE_AFTER: Duration = Duration::from_secs(30);
 pub const RUNS_WELL_AFTER: Duration = Duration::from_secs(2);
 /// A failing probe is no news so soon after the start.
 const QUIET_START: Duration = Duration::from_secs(2);
+/// One whose answer is another than before is news at most this often.
+const NEWS_INTERVAL: Duration = Duration::from_secs(1);
 /// An order to prepare or to start is given again after this, in case it was lost. Whoever is at it already goes on.
 const ORDER_AGAIN: Duration = Duration::from_secs(60);
 /// A killed process that is still there is killed again.
@@ -144,6 +146,8 @@ struct Process {
     ready: bool,
     ever_ready: bool,
     not_ready_since: Instant,
+    /// When it was last told why its health probe fails.
+    failure_told_at: Option<Instant>,
     suspended: bool,
     /// Nobody is inside any more, though it has not been told to leave: it was taken over on its way out.
     drained: bool,
@@ -160,6 +164,7 @@ impl Process {
             ready: false,
             ever_ready: false,
             not_ready_since: now,
+            failure_told_at: None,
             suspended: false,
             drained: false,
             health: Probing::from(now),

@@ -127,16 +127,24 @@ impl Node {
     }
 
     fn answers(&mut self, name: &str, question: Question, good: bool) -> Vec<String> {
+        let answer = if good { Ok(()) } else { Err("status 500") };
+        self.answers_so(name, question, "127.0.0.1:4000", answer)
+    }
+
+    fn answers_so(
+        &mut self,
+        name: &str,
+        question: Question,
+        asked: &str,
+        answer: Result<(), &str>,
+    ) -> Vec<String> {
         let run = self.state.instance(&id(name)).unwrap().run();
         self.step(Input::Probed {
             instance: id(name),
             run,
             question,
-            answer: if good {
-                Ok(())
-            } else {
-                Err("status 500".to_owned())
-            },
+            asked: Some(asked.to_owned()),
+            answer: answer.map_err(str::to_owned),
         })
     }
 
@@ -352,6 +360,84 @@ fn what_never_answered_is_told_where_it_should_listen() {
         let report = node.state.report(&id("web-1")).unwrap();
         let detail = report.reason.as_ref().unwrap().detail.join("; ");
         assert_eq!(detail, expected);
+    }
+}
+
+#[test]
+fn what_never_answered_at_a_named_port_is_told_that_port() {
+    let mut node = Node::new();
+    let one = changed("web-1", |one| {
+        one.spec.health.ask = Ask::Http {
+            path: "/".to_owned(),
+            host: None,
+        };
+        one.spec.health.port = Some("admin-ui".parse().unwrap());
+    });
+    node.want(vec![one]);
+    node.prepared("web-1", 1);
+    node.started("web-1", 1);
+    node.after_ms(2_000);
+    node.answers_so(
+        "web-1",
+        Question::Health,
+        "127.0.0.1:4001",
+        Err("connection refused"),
+    );
+    let report = node.state.report(&id("web-1")).unwrap();
+    assert_eq!(
+        report.reason.as_ref().unwrap().detail,
+        ["GET / at 127.0.0.1:4001 should be answered 200 to 399: the port is in $PORT_ADMIN_UI"]
+    );
+}
+
+#[test]
+fn the_newest_reason_of_a_failing_probe_is_told_at_most_once_a_second() {
+    let table = [
+        // Milliseconds, what came, what is told then. Before two seconds nothing is: it is starting.
+        (1_000, "refused", ""),
+        (1_000, "refused", "refused"),
+        (500, "answered 403", "refused"),
+        (500, "answered 403", "answered 403"),
+        (50, "answered 500", "answered 403"),
+        (900, "answered 500", "answered 403"),
+        (50, "answered 500", "answered 500"),
+        (60_000, "answered 500", "answered 500"),
+        (1_000, "no answer within 500 ms", "no answer within 500 ms"),
+    ];
+    for was_ready in [false, true] {
+        let mut node = match was_ready {
+            false => Node::new(),
+            true => Node::serving(vec![desired("web-1")]),
+        };
+        if was_ready {
+            // It answered, then fails twice: that is told at once.
+            for _ in 0..2 {
+                node.after_ms(1_000);
+                node.answers_so("web-1", Question::Health, "x", Err("refused"));
+            }
+            assert_eq!(node.reason("web-1"), "its health probe fails: refused");
+        } else {
+            node.want(vec![desired("web-1")]);
+            node.prepared("web-1", 1);
+            node.started("web-1", 1);
+        }
+        let rows = if was_ready { &table[2..] } else { &table[..] };
+        for (after, answer, told) in rows {
+            node.after_ms(*after);
+            node.answers_so("web-1", Question::Health, "x", Err(answer));
+            let expected = match *told {
+                "" => String::new(),
+                told => format!("its health probe fails: {told}"),
+            };
+            assert_eq!(
+                node.reason("web-1"),
+                expected,
+                "{was_ready} {after} {answer}"
+            );
+        }
+        node.after_ms(1_000);
+        node.answers("web-1", Question::Health, true);
+        assert_eq!(node.reason("web-1"), "", "{was_ready}");
     }
 }
 

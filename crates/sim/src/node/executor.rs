@@ -225,6 +225,7 @@ impl World {
             instance,
             run,
             question,
+            asked: None,
             answer,
         };
         self.tell_agent(delay, name, life, input);

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use model::compute::{Ask, BEFORE_DEPLOY_FAILED, Completion, Exit, ExitHow};
+use model::compute::{Ask, BEFORE_DEPLOY_FAILED, Completion, Exit, ExitHow, environment_name};
 use model::control::Reason;
 use model::signals::Level;
 use model::traffic::Gate;
 
-use super::{Instance, KILL_AGAIN, ORDER_AGAIN, Phase, Process, QUIET_START, Why};
+use super::{Instance, KILL_AGAIN, NEWS_INTERVAL, ORDER_AGAIN, Phase, Process, QUIET_START, Why};
 use crate::Now;
 use crate::agent::probing::NOT_READY_INTERVAL;
 use crate::agent::{Draw, Input, Output, Question};
@@ -16,6 +16,12 @@ use crate::backoff;
 
 /// The signal that nothing outlives.
 const SIGKILL: i32 = 9;
+/// The code of a reason that says how the health probe fails.
+const NOT_READY: &str = "not-ready";
+
+fn probe_fails(error: &str) -> String {
+    format!("its health probe fails: {error}")
+}
 
 impl Instance {
     pub(in crate::agent) fn take(
@@ -59,9 +65,10 @@ impl Instance {
             Input::Probed {
                 run,
                 question,
+                asked,
                 answer,
                 ..
-            } if run == self.run => self.probed(question, answer, now, outputs),
+            } if run == self.run => self.probed(question, asked, answer, now, outputs),
             Input::NotAsked { run, question, .. } if run == self.run => {
                 self.not_asked(question, now);
             }
@@ -171,12 +178,13 @@ impl Instance {
     pub(super) fn probed(
         &mut self,
         question: Question,
+        asked: Option<String>,
         answer: Result<(), String>,
         now: Now,
         outputs: &mut Vec<Output>,
     ) {
         match question {
-            Question::Health => self.health_answered(answer, now, outputs),
+            Question::Health => self.health_answered(asked, answer, now, outputs),
             Question::Alive => self.alive_answered(answer, now, outputs),
         }
     }
@@ -200,7 +208,13 @@ impl Instance {
         }
     }
 
-    fn health_answered(&mut self, answer: Result<(), String>, now: Now, outputs: &mut Vec<Output>) {
+    fn health_answered(
+        &mut self,
+        asked: Option<String>,
+        answer: Result<(), String>,
+        now: Now,
+        outputs: &mut Vec<Output>,
+    ) {
         let probe = &self.desired.spec.health;
         let Some(process) = self.process.as_mut() else {
             return;
@@ -227,18 +241,29 @@ impl Instance {
                 process.ready = false;
                 process.not_ready_since = now.instant;
                 process.health.hurry(now.instant.after(NOT_READY_INTERVAL));
-                self.not_ready(error, true, outputs);
+                let reason = self.not_ready(&error, asked.as_deref(), now);
+                self.tell(Level::Warning, reason, outputs);
             }
-            // An answer that changes from 50 ms to 50 ms is not reported each time.
-            Err(error)
-                if !was_ready
-                    && self.reason.is_none()
-                    && now.instant.since(process.since) >= QUIET_START =>
-            {
-                self.not_ready(error, false, outputs);
+            Err(error) if !was_ready && self.is_news(&error, now) => {
+                self.not_ready(&error, asked.as_deref(), now);
             }
             Err(_) => {}
         }
+    }
+
+    /// Whether its report should say that its probe fails like this: the newest answer counts, and one that changes from 50 ms to 50 ms is not
+    /// reported each time.
+    fn is_news(&self, error: &str, now: Now) -> bool {
+        let Some(process) = &self.process else {
+            return false;
+        };
+        let Some(reason) = &self.reason else {
+            return now.instant.since(process.since) >= QUIET_START;
+        };
+        let told_at = process.failure_told_at;
+        reason.code == NOT_READY
+            && reason.message != probe_fails(error)
+            && told_at.is_none_or(|at| now.instant.since(at) >= NEWS_INTERVAL)
     }
 
     /// Kept from the first time on.
@@ -250,30 +275,37 @@ impl Instance {
         }
     }
 
-    fn not_ready(&mut self, error: String, tell: bool, outputs: &mut Vec<Output>) {
-        let message = format!("its health probe fails: {error}");
-        let remedy = match tell {
+    fn not_ready(&mut self, error: &str, asked: Option<&str>, now: Now) -> Reason {
+        let was_ready = self.process.as_mut().is_some_and(|process| {
+            process.failure_told_at = Some(now.instant);
+            process.ever_ready
+        });
+        let remedy = match was_ready {
             true => Vec::new(),
-            false => self.never_answered(),
+            false => self.never_answered(asked),
         };
-        let reason = Reason::new("not-ready", message).with_detail(remedy);
+        let reason = Reason::new(NOT_READY, probe_fails(error)).with_detail(remedy);
         self.reason = Some(reason.clone());
-        if tell {
-            self.tell(Level::Warning, reason, outputs);
-        }
+        reason
     }
 
-    /// What is asked of a program that has not answered since it started.
-    fn never_answered(&self) -> Vec<String> {
-        let address = self.address.as_deref().unwrap_or("the address it is given");
-        match &self.desired.spec.health.ask {
+    /// What is asked of a program that has not answered since it started, at the address where it was asked.
+    fn never_answered(&self, asked: Option<&str>) -> Vec<String> {
+        let probe = &self.desired.spec.health;
+        let own = self.address.as_deref().filter(|_| probe.port.is_none());
+        let address = asked.or(own).unwrap_or("the address it is given");
+        let port = match &probe.port {
+            Some(port) => format!("$PORT_{}", environment_name(port)),
+            None => "$PORT".to_owned(),
+        };
+        match &probe.ask {
             Ask::Connect => vec![
-                format!("it should listen at {address}: the port is in $PORT"),
+                format!("it should listen at {address}: the port is in {port}"),
                 "`health: none` in the manifest is for a program that listens to nothing"
                     .to_owned(),
             ],
             Ask::Http { path, .. } => vec![format!(
-                "GET {path} at {address} should be answered 200 to 399: the port is in $PORT"
+                "GET {path} at {address} should be answered 200 to 399: the port is in {port}"
             )],
             Ask::Exec { .. } | Ask::Engine | Ask::None => Vec::new(),
         }

@@ -315,10 +315,10 @@ impl Instance {
         let alive = self.desired.spec.alive.as_ref();
         let alive = alive.is_some_and(|alive| process.alive.is_lost(alive, now.instant));
         if health {
-            self.probed(Question::Health, lost(), now, outputs);
+            self.probed(Question::Health, None, lost(), now, outputs);
         }
         if alive {
-            self.probed(Question::Alive, lost(), now, outputs);
+            self.probed(Question::Alive, None, lost(), now, outputs);
         }
     }
 

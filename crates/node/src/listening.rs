@@ -1,0 +1,205 @@
+//! Where the processes of an instance listen, read from /proc: for who is to be told that it is not where they were asked to.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use model::ids::InstanceId;
+
+use crate::agent::Agent;
+use crate::probes::{Failure, REFUSED};
+
+/// Of one instance the tables are read at most this often, and no sooner after it first refused: it may be about to listen.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1_500);
+/// Processes of an instance that are looked at.
+const PROCESSES_MOST: usize = 64;
+/// Open files of a process that are looked at.
+const FILES_MOST: usize = 1024;
+/// Addresses that are named.
+const NAMED_MOST: usize = 3;
+/// The state of a socket that listens, as the kernel's tables write it.
+const LISTENS: &str = "0A";
+
+/// What was last found of one run.
+#[derive(Debug, Clone)]
+pub struct Found {
+    looked_at: Instant,
+    elsewhere: Vec<SocketAddr>,
+}
+
+/// The answer to a probe; a refused connection with where the instance listens instead, where it does.
+pub async fn explained(
+    agent: &Agent,
+    id: &InstanceId,
+    asked: Option<SocketAddr>,
+    answer: Result<(), Failure>,
+) -> Result<(), Failure> {
+    match (answer, asked) {
+        (Err(Failure::Answer(error)), Some(asked)) if error == REFUSED => {
+            Err(refused(&elsewhere(agent, id, asked).await).into())
+        }
+        (answer, _) => answer,
+    }
+}
+
+fn refused(elsewhere: &[SocketAddr]) -> String {
+    if elsewhere.is_empty() {
+        return REFUSED.to_owned();
+    }
+    let named = elsewhere.iter().take(NAMED_MOST);
+    let named: Vec<_> = named.map(ToString::to_string).collect();
+    format!("{REFUSED}, while it listens at {}", named.join(", "))
+}
+
+async fn elsewhere(agent: &Agent, id: &InstanceId, asked: SocketAddr) -> Vec<SocketAddr> {
+    let now = Instant::now();
+    let due = agent.with(|core| {
+        let own = core.own_ports(id);
+        let running = core.running.get_mut(id)?;
+        let found = running.listens.get_or_insert_with(|| Found {
+            looked_at: now,
+            elsewhere: Vec::new(),
+        });
+        if now.duration_since(found.looked_at) < LOOK_INTERVAL {
+            return Some(Err(found.elsewhere.clone()));
+        }
+        found.looked_at = now;
+        Some(Ok((running.run, running.pid?, own)))
+    });
+    let (run, pid, own) = match due {
+        Some(Ok(due)) => due,
+        Some(Err(known)) => return known,
+        None => return Vec::new(),
+    };
+    let looked = tokio::task::spawn_blocking(move || of(pid)).await;
+    let is_news = |at: &SocketAddr| at.port() == asked.port() || !own.contains(&at.port());
+    let mut elsewhere = looked.unwrap_or_default();
+    elsewhere.retain(is_news);
+    agent.with(|core| {
+        let running = core.running.get_mut(id);
+        if let Some(running) = running.filter(|running| running.run == run) {
+            running.listens = Some(Found {
+                looked_at: now,
+                elsewhere: elsewhere.clone(),
+            });
+        }
+    });
+    elsewhere
+}
+
+/// Where a process and those that come of it listen.
+fn of(pid: u32) -> Vec<SocketAddr> {
+    let sockets: BTreeSet<u64> = family(pid).into_iter().flat_map(sockets).collect();
+    if sockets.is_empty() {
+        return Vec::new();
+    }
+    let mut found = BTreeSet::new();
+    for table in ["tcp", "tcp6"] {
+        // Of its own network, should it have one.
+        let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}"));
+        let text = text.unwrap_or_default();
+        let own = listeners(&text).filter(|(_, inode)| sockets.contains(inode));
+        found.extend(own.map(|(address, _)| address));
+    }
+    found.into_iter().collect()
+}
+
+fn family(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while next < all.len() {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", all[next]));
+        for thread in threads.into_iter().flatten().flatten() {
+            let children = std::fs::read_to_string(thread.path().join("children"));
+            let children = children.unwrap_or_default();
+            let children = children.split_ascii_whitespace();
+            all.extend(children.filter_map(|child| child.parse::<u32>().ok()));
+        }
+        all.truncate(PROCESSES_MOST);
+        next += 1;
+    }
+    all
+}
+
+/// The numbers of the sockets that a process has open.
+fn sockets(pid: u32) -> Vec<u64> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    let files = files.into_iter().flatten().flatten().take(FILES_MOST);
+    let sockets = files.filter_map(|file| {
+        let target = std::fs::read_link(file.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?;
+        inode.strip_suffix(']')?.parse().ok()
+    });
+    sockets.collect()
+}
+
+/// The sockets that listen, by a table of the kernel (proc(5)).
+fn listeners(table: &str) -> impl Iterator<Item = (SocketAddr, u64)> {
+    table.lines().skip(1).filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        let (ip, port) = fields.next()?.rsplit_once(':')?;
+        let state = fields.nth(1)?;
+        let inode = fields.nth(5)?.parse().ok()?;
+        let port = u16::from_str_radix(port, 16).ok()?;
+        (state == LISTENS).then_some((SocketAddr::new(address(ip)?, port), inode))
+    })
+}
+
+/// Words of four bytes as this machine writes numbers, with the bytes in the order of the network.
+fn address(hex: &str) -> Option<IpAddr> {
+    let word = |at: usize| -> Option<[u8; 4]> {
+        let word = hex.get(at..at + 8)?;
+        Some(u32::from_str_radix(word, 16).ok()?.to_ne_bytes())
+    };
+    match hex.len() {
+        8 => Some(Ipv4Addr::from(word(0)?).into()),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?].concat();
+            let bytes: [u8; 16] = words.try_into().ok()?;
+            Some(Ipv6Addr::from(bytes).to_canonical())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_the_kernel_is_read() {
+        let ne = |bytes: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(bytes));
+        let loopback6 = format!("{0}{0}{0}{1}", ne([0; 4]), ne([0, 0, 0, 1]));
+        let table = format!(
+            "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+             0: {}:24B1 00000000:0000 0A 00000000:00000000 00:00000000 00000000 70013        0 4711 1 0 100 0 0 10 0\n   \
+             1: {}:24B1 0100007F:1234 01 00000000:00000000 00:00000000 00000000 70013        0 4712 1 0 100 0 0 10 0\n   \
+             2: {loopback6}:0050 {loopback6}:0000 0A 00000000:00000000 00:00000000 00000000 70013        0 4713 1 0 100 0 0 10 0\n",
+            ne([127, 0, 0, 1]),
+            ne([127, 0, 0, 1]),
+        );
+        let found: Vec<_> = listeners(&table).collect();
+        let expected = [("127.0.0.1:9393", 4711), ("[::1]:80", 4713)];
+        let expected = expected.map(|(at, inode)| (at.parse().unwrap(), inode));
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_process_is_found_where_it_listens() {
+        let four = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let four = four.local_addr().map(|at| (four, at)).unwrap();
+        let found = of(std::process::id());
+        assert!(found.contains(&four.1), "{found:?}");
+        assert_eq!(of(u32::MAX), []);
+    }
+
+    #[test]
+    fn where_it_listens_instead_is_named_within_bounds() {
+        assert_eq!(refused(&[]), "connection refused");
+        let at = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        assert_eq!(
+            refused(&[at(1), at(2), at(3), at(4)]),
+            "connection refused, while it listens at 0.0.0.0:1, 0.0.0.0:2, 0.0.0.0:3"
+        );
+    }
+}
