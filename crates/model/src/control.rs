@@ -109,7 +109,7 @@ pub struct Capacity {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Rollout {
     pub to: ReleaseNumber,
-    /// The release that serves if `to` is judged bad. `None` for a first release.
+    /// The release that serves if `to` is judged bad. `None` where none was ever good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<ReleaseNumber>,
     pub phase: RolloutPhase,

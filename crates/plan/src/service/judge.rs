@@ -362,7 +362,7 @@ fn why_bad(step: &Step<'_>, rollout: &Rollout, fault: Fault<'_>) -> Reason {
         .map_or_else(Vec::new, |new| last_words(step, new));
     let then = match rollout.from {
         Some(from) => format!("release {from} goes on serving"),
-        None => "it is the first release, so it is tried on".to_owned(),
+        None => "no release was good before it, so it is tried on".to_owned(),
     };
     let ended = detail
         .first()

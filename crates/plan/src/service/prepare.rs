@@ -167,7 +167,7 @@ fn is_overdue(step: &Step<'_>, memory: &Memory, rollout: &Rollout) -> bool {
 fn fail(step: &Step<'_>, rollout: &mut Rollout, placement: Option<&Placement>, what: &str) {
     let then = match rollout.from {
         Some(from) => format!("release {from} goes on serving"),
-        None => "it is the first release, so nothing serves".to_owned(),
+        None => "no release was good before it, so nothing serves".to_owned(),
     };
     let message = format!("release {} was not rolled out: {what}; {then}", rollout.to);
     let detail = placement.map_or_else(Vec::new, |placement| {

@@ -126,7 +126,7 @@ fn a_first_release_whose_command_fails_is_not_tried_on() {
     assert!(
         world
             .message()
-            .ends_with("it is the first release, so nothing serves")
+            .ends_with("no release was good before it, so nothing serves")
     );
     world.release(prepared(2));
     world.run(5);

@@ -197,6 +197,28 @@ fn what_cannot_be_started_is_told_once_another_node_was_tried() {
 }
 
 #[test]
+fn a_later_release_is_not_called_the_first_where_none_was_good() {
+    let nodes: Vec<_> = three_zones().into_iter().take(1).collect();
+    let mut world = World::on(nodes, watched(1));
+    for number in [1, 2] {
+        if number > 1 {
+            world.release(watched(1));
+        }
+        let newest = world.target.unwrap();
+        world.unstartable.insert(newest);
+        world.run(8);
+        assert_eq!(world.phase(), RolloutPhase::Failed, "{number}");
+        let says = &world.rollout.as_ref().unwrap().reason.message;
+        let head = format!("release {number} was judged bad: ");
+        assert!(says.starts_with(&head), "{says}");
+        assert!(
+            says.ends_with("no release was good before it, so it is tried on"),
+            "{says}"
+        );
+    }
+}
+
+#[test]
 fn a_rollout_whose_copies_all_wait_for_a_lost_node_is_not_done_nor_bad() {
     let mut world = World::new(with_volume(watched(1)));
     world.run(3);
