@@ -15,7 +15,7 @@ use compute::runtime::{
 };
 use model::compute::{ArtifactRef, DesiredInstance, OnPartition, Work};
 use model::control::Reason;
-use model::ids::{InstanceId, ResourceId, ResourceName};
+use model::ids::{InstanceId, ProjectName, ResourceId, ResourceName};
 use model::traffic::Protocol;
 
 use crate::agent::Agent;
@@ -109,7 +109,7 @@ async fn secrets(agent: &Arc<Agent>, desired: &DesiredInstance) -> Result<Secret
     desired
         .secrets
         .iter()
-        .map(|need| decode(&values, &need.name))
+        .map(|need| decode(&values, &need.name, &desired.instance.project))
         .collect()
 }
 
@@ -126,9 +126,10 @@ fn known_secrets(
 fn decode(
     values: &api::wire::SecretValues,
     name: &ResourceName,
+    project: &ProjectName,
 ) -> Result<(ResourceName, Vec<u8>), Failure> {
     let value = values.values.get(name);
-    let value = value.ok_or_else(|| Failure::Lacks(waits_for_secret(name)))?;
+    let value = value.ok_or_else(|| Failure::Lacks(waits_for_secret(name, project)))?;
     let bytes = base64::engine::general_purpose::STANDARD.decode(value);
     Ok((
         name.clone(),
@@ -136,9 +137,9 @@ fn decode(
     ))
 }
 
-fn waits_for_secret(name: &ResourceName) -> Reason {
+fn waits_for_secret(name: &ResourceName, project: &ProjectName) -> Reason {
     let message = format!(
-        "waits for secret {name}: it has no value; `mainland secret set {name}` gives it one"
+        "waits for secret {name}: it has no value; `mainland secret set {name} -p {project}` gives it one"
     );
     Reason::new("waits-for-secret", message)
 }

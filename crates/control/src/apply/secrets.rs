@@ -52,7 +52,8 @@ impl Planner<'_> {
         draft.put(Key::Secret(id.clone()), stored, &record);
         if record.version == 0 {
             self.warn(format!(
-                "secret {name} has no value yet: set it with `mainland secret set {name}`"
+                "secret {name} has no value yet: set it with `mainland secret set {name} -p {}`",
+                id.project
             ));
         }
         let change = described(self.world, &id, stored, given.is_some());

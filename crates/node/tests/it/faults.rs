@@ -140,6 +140,21 @@ async fn an_instance_over_its_memory_is_told_so() {
 }
 
 #[tokio::test]
+async fn what_listens_elsewhere_is_told_where() {
+    let node = Node::start().await;
+    // A child of the shell listens, at a port of its own choice.
+    let elsewhere = format!("PORT=0 {} web; true", program());
+    node.server
+        .want(vec![running("web-1", &["sh", "-c", &elsewhere])]);
+    let told = "its health probe fails: connection refused, while it listens at 127.0.0.1:";
+    let report = node.until_reason("web-1", told).await;
+    let reason = report.reason.unwrap();
+    let (_, port) = reason.message.rsplit_once(':').unwrap();
+    let found = format!("127.0.0.1:{port}").parse::<std::net::SocketAddr>();
+    std::net::TcpStream::connect(found.unwrap()).expect("it is there");
+}
+
+#[tokio::test]
 async fn a_secret_without_a_value_is_waited_for() {
     let node = Node::start().await;
     let mut web = web("web-1");
@@ -147,7 +162,8 @@ async fn a_secret_without_a_value_is_waited_for() {
     web.spec.needs.insert(name.clone(), Default::default());
     web.secrets = vec![model::compute::SecretNeed { name, file: false }];
     node.server.want(vec![web]);
-    let lacks = "waits for secret token: it has no value; `mainland secret set token` gives it one";
+    let lacks =
+        "waits for secret token: it has no value; `mainland secret set token -p shop` gives it one";
     let waits = node.until_reason("web-1", lacks).await;
     assert_eq!(waits.state, InstanceState::Pending);
     assert_eq!(waits.reason.unwrap().code, "waits-for-secret");
