@@ -41,6 +41,9 @@ fn service(key: &str) -> Option<&'static str> {
         "expose" => {
             "the program listens on `$PORT`; `routes` leads to it from outside, and `needs` from other services"
         }
+        "port" | "PORT" | "internal_port" | "containerPort" => {
+            "the program listens on `$PORT`, which it is given; `ports` names further ones: `{ admin: http }`"
+        }
         "command" | "entrypoint" | "cmd" => {
             "here it is `run`: a list of the program and its arguments"
         }
