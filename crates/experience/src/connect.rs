@@ -5,10 +5,10 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api::client::Client;
+use api::client::{Client, Error};
 use api::stream::{BoxStream, FRAME_MAX_BYTES, Frame};
 use bytes::BytesMut;
 use futures_util::StreamExt;
@@ -108,8 +108,9 @@ impl Connect {
         let client = Arc::new(globals.client()?);
         let project = globals.project(&client).await?;
         let way = Way {
-            path: path(&project, &self.target),
-            client,
+            path: path(&project, &self.target).into(),
+            client: Arc::new(Mutex::new(client)),
+            globals: Arc::new(globals.clone()),
         };
         way.try_out().await?;
         let any = SocketAddr::new(IpAddr::from(Ipv4Addr::LOCALHOST), 0);
@@ -172,8 +173,18 @@ async fn serve(listener: TcpListener, way: Way) {
 /// How a copy is reached.
 #[derive(Clone)]
 struct Way {
-    client: Arc<Client>,
-    path: String,
+    /// Made anew when the cloud was: its server has another token and authority then, and perhaps another address.
+    client: Arc<Mutex<Arc<Client>>>,
+    globals: Arc<Globals>,
+    path: Arc<str>,
+}
+
+/// Whether a server that began anew answers so to who knows the one before.
+fn may_be_another(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Unreachable { .. } | Error::NotTheServer { .. }
+    ) || error.code() == Some("unauthenticated")
 }
 
 type Answer = BoxStream<Result<Frame, api::stream::Error>>;
@@ -188,12 +199,28 @@ impl Way {
     }
 
     async fn open(&self) -> Result<(mpsc::Sender<Frame>, Answer), Failure> {
+        let known = || self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = known().clone();
+        match self.open_by(&client).await {
+            Err(error) if may_be_another(&error) => {
+                let Ok(client) = self.globals.client().map(Arc::new) else {
+                    return Err(error.into());
+                };
+                let opened = self.open_by(&client).await?;
+                *known() = client;
+                Ok(opened)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    async fn open_by(&self, client: &Client) -> Result<(mpsc::Sender<Frame>, Answer), Error> {
         let (frames, queue) = mpsc::channel(QUEUE);
         let body = stream::unfold(queue, |mut queue| async move {
             let frame: Frame = queue.recv().await?;
             Some((frame.encode(), queue))
         });
-        Ok((frames, self.client.duplex(&self.path, body).await?))
+        Ok((frames, client.duplex(&self.path, body).await?))
     }
 
     async fn carry(&self, stream: TcpStream) -> Result<(), Failure> {
@@ -288,6 +315,75 @@ mod tests {
             assert_eq!(read, expect.map_err(str::to_owned), "{text}");
         }
         assert!("Web:80".parse::<Target>().is_err());
+    }
+
+    /// A server that takes this token alone.
+    async fn server(token: &'static str) -> SocketAddr {
+        use hyper_util::rt::{TokioExecutor, TokioIo};
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = hyper::service::service_fn(
+            move |request: http::Request<hyper::body::Incoming>| async move {
+                let shown = request.headers().get(http::header::AUTHORIZATION);
+                let is_known =
+                    shown.is_some_and(|shown| shown == format!("Bearer {token}").as_str());
+                let (status, body) = match is_known {
+                    true => (200, String::new()),
+                    false => {
+                        let problem = api::problem::Problem::unauthenticated();
+                        (401, serde_json::to_string(&problem).unwrap())
+                    }
+                };
+                let answer = http::Response::builder().status(status);
+                let body = http_body_util::Full::new(bytes::Bytes::from(body));
+                Ok::<_, std::convert::Infallible>(answer.body(body).unwrap())
+            },
+        );
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(serving);
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_cloud_that_began_anew_is_found_again() {
+        let data = tempfile::tempdir().unwrap();
+        let leaves = |api: SocketAddr, token: &str| {
+            let text = serde_json::json!({ "api": api, "token": token }).to_string();
+            std::fs::write(data.path().join("client.json"), text).unwrap();
+        };
+        let mut globals = Globals::default();
+        globals.data_dir = Some(data.path().to_owned());
+        let first = server("first").await;
+        leaves(first, "first");
+        let way = Way {
+            client: Arc::new(Mutex::new(Arc::new(globals.client().unwrap()))),
+            globals: Arc::new(globals),
+            path: "/v1/x".into(),
+        };
+        drop(way.open().await.expect("it is known there"));
+        // One elsewhere, with another token; then the token alone is another.
+        leaves(server("second").await, "second");
+        drop(way.open().await.expect("the first goes on as it was"));
+        let third = server("third").await;
+        leaves(third, "wrong");
+        *way.client.lock().unwrap() = Arc::new(way.globals.client().unwrap());
+        let refused = way.open().await.map(drop).unwrap_err();
+        assert!(refused.is("unauthenticated"), "{}", refused.message);
+        leaves(third, "third");
+        drop(way.open().await.expect("the newer token is shown"));
+        // Nobody answers where it was.
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        leaves(gone.local_addr().unwrap(), "third");
+        *way.client.lock().unwrap() = Arc::new(way.globals.client().unwrap());
+        drop(gone);
+        leaves(third, "third");
+        drop(way.open().await.expect("the newer address is dialled"));
     }
 
     #[test]
