@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use api::client::Client;
 use api::wire::{self, Action, Kind};
-use model::ids::ProjectName;
+use model::ids::{ProjectName, ReleaseNumber, ResourceName};
 use model::manifest::Manifest;
 
 use crate::failure::{Failure, QUESTIONABLE};
@@ -230,8 +230,10 @@ impl ApplyFile {
         self.output.print(&applied, || describe(&applied))?;
         match self.waiting.patience().filter(|_| !self.dry_run) {
             Some(patience) => {
-                let subject =
-                    progress::Subject::services(manifest.project, manifest.services.into_keys());
+                let released = released(&applied);
+                let services = manifest.services.into_keys();
+                let subject = progress::Subject::services(manifest.project, services)
+                    .with_released(released);
                 progress::until_done(globals, subject, patience, self.output).await
             }
             None => Ok(0),
@@ -296,6 +298,17 @@ impl Delete {
 /// A needed secret is deleted by no word of anybody: what needs it could not start.
 fn asks_for_assent(error: &api::client::Error, kind: Kind) -> bool {
     kind == Kind::Services && error.code() == Some("needed")
+}
+
+/// What an apply released, where it changed something.
+fn released(applied: &wire::Applied) -> Vec<(ResourceName, ReleaseNumber)> {
+    let changed = applied
+        .changes
+        .iter()
+        .filter(|change| change.kind == Kind::Services && change.action != Action::Keep);
+    changed
+        .filter_map(|change| Some((change.name.parse().ok()?, change.release?)))
+        .collect()
 }
 
 /// Whether an apply was refused for what somebody may assent to.

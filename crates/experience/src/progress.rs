@@ -1,11 +1,14 @@
 //! Waiting, with something to look at: a live board on a terminal, plain lines elsewhere, then one screen.
 
 mod board;
+mod failing;
 mod screen;
 mod stuck;
+mod subject;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -20,9 +23,12 @@ use crate::Globals;
 use crate::failure::{Failure, USAGE};
 use crate::output::{Output, say};
 use board::Board;
+use failing::Failures;
 use screen::screen;
 use stuck::Verdicts;
 
+pub use failing::last_lines;
+pub use subject::Subject;
 pub use upload::Upload;
 
 /// Between looks at the state of things.
@@ -30,8 +36,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit code 1 if it is not ready in time, a rollout failed, or something can't become ready until a person changes it: that is said \
-                  after some seconds, with the reason.\n\n\
+    after_help = "Exit code 1 if it is not ready in time, a rollout fails meanwhile, or something can't become ready until a person changes it: \
+                  that is said after some seconds, with the reason. Where a release had failed before, and an earlier one serves, what serves \
+                  counts; a line says so.\n\n\
                   Example:\n  mainland apply && mainland wait --timeout 60s"
 )]
 pub struct Wait {
@@ -54,8 +61,21 @@ impl Wait {
             }
         };
         let mut board = Board::new();
-        match wait(&client, &[Subject::all_of(project)], deadline, &mut board).await? {
-            Outcome::Ready(_) => Ok(0),
+        let aim = globals.aim();
+        let outcome = wait(
+            &client,
+            &[Subject::all_of(project)],
+            deadline,
+            &mut board,
+            &aim,
+        )
+        .await;
+        drop(board);
+        match outcome? {
+            Outcome::Ready(world) => {
+                tell_failed(&world, &aim);
+                Ok(0)
+            }
             Outcome::NotReady(hindrances) | Outcome::Silent(hindrances) => {
                 Err(Failure::failed(not_ready(self.timeout, &hindrances)))
             }
@@ -77,39 +97,6 @@ pub async fn until_file(path: &Path, timeout: Duration) -> Result<(), Failure> {
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
     Ok(())
-}
-
-/// What is waited for.
-#[derive(Debug, Clone)]
-pub struct Subject {
-    pub project: ProjectName,
-    /// `None`: all of the project's.
-    pub services: Option<BTreeSet<ResourceName>>,
-}
-
-impl Subject {
-    pub fn all_of(project: ProjectName) -> Self {
-        Self {
-            project,
-            services: None,
-        }
-    }
-
-    pub fn services(
-        project: ProjectName,
-        services: impl IntoIterator<Item = ResourceName>,
-    ) -> Self {
-        Self {
-            project,
-            services: Some(services.into_iter().collect()),
-        }
-    }
-
-    fn has(&self, service: &ResourceName) -> bool {
-        self.services
-            .as_ref()
-            .is_none_or(|services| services.contains(service))
-    }
 }
 
 /// Waits until all nodes and subjects are ready, showing how far they are; then prints one screen with addresses and first steps, for people.
@@ -134,6 +121,7 @@ pub async fn until_done(
     output: Output,
 ) -> Result<u8, Failure> {
     let (world, took) = ready(globals, &[subject], timeout).await?;
+    tell_failed(&world, &globals.aim());
     if output.is_for_people() {
         say(&came_of(&world, took))?;
     }
@@ -148,13 +136,23 @@ async fn ready(
     let begin = Instant::now();
     let client = globals.client()?;
     let mut board = Board::new();
-    let outcome = wait(&client, subjects, begin + timeout, &mut board).await;
+    let aim = globals.aim();
+    let outcome = wait(&client, subjects, begin + timeout, &mut board, &aim).await;
     // Its lines are taken back before others follow.
     drop(board);
     match outcome? {
         Outcome::Ready(world) => Ok((world, begin.elapsed())),
         Outcome::NotReady(hindrances) => Err(Failure::failed(not_ready(timeout, &hindrances))),
         Outcome::Silent(hindrances) => Err(Failure::unknown(not_ready(timeout, &hindrances))),
+    }
+}
+
+/// Rollouts that failed before: what serves is ready, and is not what is wanted.
+fn tell_failed(world: &World, aim: &str) {
+    for note in failing::notes(world, aim) {
+        let note = crate::output::for_stderr(&note);
+        // A closed stderr is no reason to end.
+        let _ = writeln!(std::io::stderr(), "{note}");
     }
 }
 
@@ -208,15 +206,21 @@ async fn wait(
     subjects: &[Subject],
     deadline: Instant,
     board: &mut Board,
+    aim: &str,
 ) -> Result<Outcome, Failure> {
     let mut verdicts = Verdicts::default();
+    let mut failures = Failures::default();
     loop {
         let now = Instant::now();
         let seen = match look(client, subjects).await {
             Ok(world) => {
                 board.show(&world);
+                let failed = failures.ending(&world, subjects);
+                if !failed.is_empty() {
+                    return Err(failing::failure(client, &world, &failed, aim).await);
+                }
                 give_up(&world, subjects, &mut verdicts, now)?;
-                let hindrances = hindrances(&world);
+                let hindrances = hindrances(&world, &Services::new());
                 if hindrances.is_empty() {
                     return Ok(Outcome::Ready(world));
                 }
@@ -242,9 +246,6 @@ fn give_up(
     verdicts: &mut Verdicts,
     now: Instant,
 ) -> Result<(), Failure> {
-    if let Some(failed) = failed_rollout(world) {
-        return Err(Failure::failed(failed));
-    }
     if let Some(service) = stuck::deleted(world, subjects) {
         return Err(stuck::deletion(&service));
     }
@@ -297,7 +298,7 @@ pub async fn rolled_out(
                     return Err(failure);
                 }
                 let held = status.services.iter().filter_map(held);
-                held.chain(hindrances(&world)).collect()
+                held.chain(hindrances(&world, &Services::new())).collect()
             }
             Err(error) => vec![passing(error)?],
         };
@@ -358,8 +359,11 @@ async fn look(client: &Client, subjects: &[Subject]) -> Result<World, Error> {
     Ok(world)
 }
 
-/// What is still missing, a line each.
-fn hindrances(world: &World) -> Vec<String> {
+/// Services of projects.
+type Services = BTreeSet<(ProjectName, ResourceName)>;
+
+/// What is still missing, a line each, but for these services.
+fn hindrances(world: &World, but: &Services) -> Vec<String> {
     let mut lines = Vec::new();
     if world.nodes.is_empty() {
         lines.push("no node has joined yet".to_owned());
@@ -373,7 +377,11 @@ fn hindrances(world: &World) -> Vec<String> {
         lines.push(format!("node {} has not been heard yet", node.name));
     }
     for (status, instances) in &world.projects {
-        for service in status.services.iter().filter(|service| !service.external) {
+        let counts = |service: &&ServiceStatus| {
+            !but.contains(&(status.project.clone(), service.name.clone()))
+        };
+        let counted = || status.services.iter().filter(counts);
+        for service in counted().filter(|service| !service.external) {
             let rolling = service
                 .rollout
                 .as_ref()
@@ -389,10 +397,7 @@ fn hindrances(world: &World) -> Vec<String> {
         }
         // A route whose service is scaled to nothing leads nowhere by intent.
         let wanted = |name: &ResourceName| {
-            status
-                .services
-                .iter()
-                .any(|service| service.name == *name && service.wanted > 0)
+            counted().any(|service| service.name == *name && service.wanted > 0)
         };
         for route in status
             .routes
@@ -461,48 +466,9 @@ fn state_line(instance: &InstanceView) -> String {
     format!("{state}{zone}{why}")
 }
 
-fn failed_rollout(world: &World) -> Option<String> {
-    let services = world
-        .projects
-        .iter()
-        .flat_map(|(status, _)| &status.services);
-    let failed = services.filter_map(|service| Some((service, service.rollout.as_ref()?)));
-    let (service, rollout) = failed
-        .into_iter()
-        .find(|(_, rollout)| rollout.phase == RolloutPhase::Failed)?;
-    Some(format!(
-        "{}: release {} failed: {} [rollout-failed]",
-        service.name, rollout.to, rollout.reason
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_failed_rollout_says_once_what_serves() {
-        let status = serde_json::json!({
-            "project": "shop", "routes": [], "attention": [],
-            "services": [{
-                "name": "web", "wanted": 2, "ready": 2, "zones": {}, "release": 3, "scale": null, "external": false,
-                "needs": [], "demand": 0, "reason": null,
-                "rollout": {
-                    "to": 3, "from": 2, "phase": "failed", "started_at": "2026-01-01T00:00:00Z",
-                    "progressed_at": "2026-01-01T00:00:00Z",
-                    "reason": { "code": "not-ready", "message": "release 3 was judged bad: X; release 2 goes on serving" },
-                },
-            }],
-        });
-        let world = World {
-            nodes: Vec::new(),
-            projects: vec![(serde_json::from_value(status).unwrap(), Vec::new())],
-        };
-        assert_eq!(
-            failed_rollout(&world).unwrap(),
-            "web: release 3 failed: release 3 was judged bad: X; release 2 goes on serving [rollout-failed]"
-        );
-    }
 
     #[test]
     fn one_line_says_what_came_of_a_change() {

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use api::client::Client;
 use api::wire::{self, Action, Kind};
-use futures_util::StreamExt;
 use model::control::{Rollout, RolloutPhase};
 use model::ids::{ProjectName, ReleaseNumber, ResourceName};
 use model::manifest::Manifest;
@@ -299,7 +298,7 @@ async fn failed(
 ) -> Failure {
     if let Some(culprit) = &rollout.culprit {
         let name = culprit.instance.as_str();
-        match last_lines(client, project, name).await {
+        match progress::last_lines(client, project, name, LINES_SHOWN).await {
             Ok(lines) if lines.is_empty() => notice(&format!("{name} printed nothing")),
             Ok(lines) => notice(&format!("the last lines of {name}:\n{}", lines.join("\n"))),
             Err(failure) => notice(&format!(
@@ -332,19 +331,6 @@ fn mended(service: &ResourceName, rollout: &Rollout) -> String {
         ),
         None => again.to_owned(),
     }
-}
-
-async fn last_lines(
-    client: &Client,
-    project: &ProjectName,
-    instance: &str,
-) -> Result<Vec<String>, Failure> {
-    let mut lines = client.logs(project, instance, LINES_SHOWN, false).await?;
-    let mut last = Vec::new();
-    while let Some(line) = lines.next().await {
-        last.push(format!("  {}", crate::logs::text(instance, &line?, true)));
-    }
-    Ok(last)
 }
 
 #[cfg(test)]
