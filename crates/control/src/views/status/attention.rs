@@ -40,11 +40,19 @@ impl Seen<'_> {
     }
 
     fn failed_rollouts(&self) -> impl Iterator<Item = Reason> {
-        let rollouts = self.services.iter().filter_map(|one| one.rollout.as_ref());
-        let failed = rollouts.filter(|rollout| rollout.phase == RolloutPhase::Failed);
-        failed
-            .take(LINES_MOST)
-            .map(|rollout| rollout.reason.clone())
+        let services = self.services.iter();
+        let rollouts = services.filter_map(|one| Some((&one.name, one.rollout.as_ref()?)));
+        let failed = rollouts.filter(|(_, rollout)| rollout.phase == RolloutPhase::Failed);
+        failed.take(LINES_MOST).map(|(name, rollout)| {
+            let remedy = rollout.from.map_or_else(String::new, |from| {
+                format!("; `mainland rollback {name}` makes release {from} what is wanted")
+            });
+            let message = format!("{name}: {}{remedy}", rollout.reason.message);
+            Reason {
+                message,
+                ..rollout.reason.clone()
+            }
+        })
     }
 
     /// Scaled to nothing by hand, or by its manifest though a route leads to it.
@@ -408,6 +416,27 @@ mod tests {
         case.scaled("api", 1);
         case.routes.truncate(3);
         assert_eq!(case.says(0), [""; 0]);
+    }
+
+    #[test]
+    fn a_failed_rollout_is_told_with_its_service_and_the_remedy() {
+        let mut case = Case::default();
+        for (name, from) in [("web", Some(2)), ("api", None)] {
+            case.service(name);
+            let rollout = json!({
+                "to": 3, "from": from, "phase": "failed", "started_at": at(0), "progressed_at": at(0),
+                "reason": { "code": "given-up", "message": "release 3 was given up" },
+            });
+            let status = case.services.last_mut().unwrap();
+            status.rollout = Some(serde_json::from_value(rollout).unwrap());
+        }
+        assert_eq!(
+            case.says(0),
+            [
+                "web: release 3 was given up; `mainland rollback web` makes release 2 what is wanted [given-up]",
+                "api: release 3 was given up [given-up]",
+            ]
+        );
     }
 
     #[test]
