@@ -6,6 +6,7 @@
 //! | `manifest` | finds and reads the file |
 //! | `request` | makes a request of it: artifacts uploaded, secret files read |
 //! | `check` | `check` |
+//! | `undeclared` | what goes on serving though the manifest no longer names it |
 //! | `rolling` | `deploy`: upload, release, roll, and say how it went |
 //! | `lock` | one deploy at a time in a project |
 
@@ -14,6 +15,7 @@ mod lock;
 mod manifest;
 mod request;
 mod rolling;
+mod undeclared;
 mod values;
 
 use std::io::IsTerminal;
@@ -104,6 +106,16 @@ struct Removal {
     delete_data: bool,
 }
 
+impl Removal {
+    /// A warning of what is in force and not declared, where that stays.
+    async fn left(&self, client: &Client, manifest: &Manifest, aim: &str) -> Option<String> {
+        match self.prune {
+            true => None,
+            false => undeclared::warning(client, manifest, aim).await,
+        }
+    }
+}
+
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "It asks before it takes away a service that others need or that leaves a volume behind. With nobody there to \
@@ -112,7 +124,7 @@ struct Removal {
 )]
 pub struct Delete {
     /// services, routes, secrets or scales
-    #[arg(value_parser = parse_kind, required_unless_present = "all")]
+    #[arg(value_parser = parse_deletable, required_unless_present = "all")]
     kind: Option<Kind>,
     /// As `mainland get KIND` lists it
     #[arg(required_unless_present = "all", value_parser = clap::builder::NonEmptyStringValueParser::new())]
@@ -135,10 +147,52 @@ pub fn parse_kind(text: &str) -> Result<Kind, String> {
     let found = Kind::ALL
         .into_iter()
         .find(|kind| kind.as_str() == text || kind.as_str().trim_end_matches('s') == text);
-    found.ok_or_else(|| {
-        let known: Vec<_> = Kind::ALL.into_iter().map(Kind::as_str).collect();
-        format!("kinds are: {}", known.join(", "))
-    })
+    found.ok_or_else(|| unknown_kind(text, &Kind::ALL))
+}
+
+/// Those that are deleted by name.
+const DELETABLE: [Kind; 4] = [Kind::Services, Kind::Routes, Kind::Secrets, Kind::Scales];
+
+fn parse_deletable(text: &str) -> Result<Kind, String> {
+    match parse_kind(text) {
+        Ok(kind) if DELETABLE.contains(&kind) => Ok(kind),
+        Ok(kind) => Err(format!(
+            "{} follow from what is applied, and are not deleted by themselves",
+            kind.as_str()
+        )),
+        Err(_) => Err(unknown_kind(text, &DELETABLE)),
+    }
+}
+
+fn unknown_kind(text: &str, known: &[Kind]) -> String {
+    let is_service = ["database", "topic"]
+        .into_iter()
+        .find(|word| text.trim_end_matches('s') == *word);
+    if let Some(word) = is_service {
+        return format!("a {word} is a service: say `services`");
+    }
+    let known: Vec<_> = known.iter().map(|kind| kind.as_str()).collect();
+    format!("kinds are: {}", known.join(", "))
+}
+
+/// What is asked of who deletes a whole project, or data.
+fn question(what: Option<&str>, project: &ProjectName, delete_data: bool) -> String {
+    match (what, delete_data) {
+        (Some(what), true) => {
+            format!("This removes {what} and its data, which nothing brings back. Go on?")
+        }
+        (Some(what), false) => format!("This removes {what}. Go on?"),
+        (None, _) => {
+            let data = match delete_data {
+                true => "The data of its volumes, databases and topics are deleted as well.",
+                false => "The data of its volumes, databases and topics stay.",
+            };
+            format!(
+                "This removes all of {project}: its services, its routes, and its secrets, whose values are gone for good, those that were \
+                 generated as well. {data} Go on?"
+            )
+        }
+    }
 }
 
 /// Reads, uploads, applies and prints the changes: what `up` does with its manifest.
@@ -179,7 +233,10 @@ impl Diff {
         let client = globals.client()?;
         let file = self.which.file()?;
         let manifest = read_meant(&file, globals)?;
-        let applied = apply(&client, &file, &manifest, &self.removal, true, false).await?;
+        let mut applied = apply(&client, &file, &manifest, &self.removal, true, false).await?;
+        let aim = globals.aim();
+        let left = self.removal.left(&client, &manifest, &aim);
+        applied.warnings.extend(left.await);
         self.output.print(&applied, || describe(&applied))?;
         Ok(0)
     }
@@ -220,20 +277,23 @@ impl ApplyFile {
                 assent(&question)?;
             }
         }
-        let applied = match apply(self.dry_run, self.yes).await {
+        let mut applied = match apply(self.dry_run, self.yes).await {
             Err(failure) if failure.is_questionable() && !self.yes => {
                 assent(&format!("{}\nGo on?", failure.message))?;
                 apply(self.dry_run, true).await?
             }
             other => other?,
         };
+        let aim = globals.aim();
+        let left = self.removal.left(&client, &manifest, &aim);
+        applied.warnings.extend(left.await);
         self.output.print(&applied, || describe(&applied))?;
         match self.waiting.patience().filter(|_| !self.dry_run) {
             Some(patience) => {
                 let released = released(&applied);
                 let services = manifest.services.into_keys();
-                let subject = progress::Subject::services(manifest.project, services)
-                    .with_released(released);
+                let subject =
+                    progress::Subject::services(manifest.project, services).with_released(released);
                 progress::until_done(globals, subject, patience, self.output).await
             }
             None => Ok(0),
@@ -246,13 +306,7 @@ impl Delete {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
         if !self.yes && (self.all || self.delete_data) {
-            let what = self.name.clone().unwrap_or(format!("all of {project}"));
-            let data = if self.delete_data {
-                " and its data"
-            } else {
-                ""
-            };
-            assent(&format!("This removes {what}{data}. Go on?"))?;
+            assent(&question(self.name.as_deref(), &project, self.delete_data))?;
         }
         let changes = match (self.kind, &self.name) {
             (Some(kind), Some(name)) => self.delete_one(&client, &project, kind, name).await?,
@@ -376,6 +430,38 @@ mod tests {
         assert_eq!(parse_kind("service"), Ok(Kind::Services));
         assert_eq!(parse_kind("secrets"), Ok(Kind::Secrets));
         assert!(parse_kind("pods").unwrap_err().contains("services"));
+    }
+
+    #[test]
+    fn what_can_be_deleted_by_name_is_what_is_named() {
+        for (text, expected) in [
+            ("scale", Ok(Kind::Scales)),
+            ("routes", Ok(Kind::Routes)),
+            ("pods", Err("kinds are: services, routes, secrets, scales")),
+            ("databases", Err("a database is a service: say `services`")),
+            ("topic", Err("a topic is a service: say `services`")),
+            (
+                "releases",
+                Err("releases follow from what is applied, and are not deleted by themselves"),
+            ),
+        ] {
+            let expected = expected.map_err(str::to_owned);
+            assert_eq!(parse_deletable(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn who_deletes_a_project_is_told_what_goes_for_good() {
+        let project = "shop".parse().unwrap();
+        for (what, delete_data, says) in [
+            (None, false, "values are gone for good"),
+            (None, false, "topics stay. Go on?"),
+            (None, true, "topics are deleted as well. Go on?"),
+            (Some("db"), true, "This removes db and its data, which"),
+        ] {
+            let said = question(what, &project, delete_data);
+            assert!(said.contains(says), "{said}");
+        }
     }
 
     #[test]

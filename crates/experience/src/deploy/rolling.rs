@@ -14,9 +14,9 @@ use model::units::Span;
 
 use super::lock::Lock;
 use super::manifest::read_meant;
-use super::{MANIFEST, describe, find_manifest, is_questionable, request};
+use super::{MANIFEST, describe, find_manifest, is_questionable, request, undeclared};
 use crate::failure::Failure;
-use crate::output::{Output, say};
+use crate::output::{Output, say, warnings};
 use crate::progress::{self, Rolled};
 use crate::{Globals, assent, idempotency_key, notice};
 
@@ -67,8 +67,9 @@ impl Deploy {
         let patience = self.wait_for_lock.then_some(self.timeout);
         let lock = Lock::take(&client, &project, patience).await?;
         let mut released = Releases::new();
+        let aim = globals.aim();
         let outcome = tokio::select! {
-            outcome = self.deploy(&client, &file, &manifest, &lock, &mut released) => outcome,
+            outcome = self.deploy(&client, &file, &manifest, &lock, &aim, &mut released) => outcome,
             () = asked_to_end() => Err(interrupted(&project, &released)),
         };
         lock.end().await;
@@ -101,14 +102,19 @@ impl Deploy {
         file: &std::path::Path,
         manifest: &Manifest,
         lock: &Lock,
+        aim: &str,
         released: &mut Releases,
     ) -> Result<u8, Failure> {
-        let applied = self.apply(client, file, manifest, lock).await?;
+        let mut applied = self.apply(client, file, manifest, lock).await?;
+        if self.service.is_none() {
+            let left = undeclared::warning(client, manifest, aim);
+            applied.warnings.extend(left.await);
+        }
         let project = &manifest.project;
         let kept = |change: &wire::Change| change.action == Action::Keep;
         let is_same = applied.changes.iter().all(kept);
         self.output.print(&applied, || match is_same {
-            true => "nothing changed\n".to_owned(),
+            true => format!("nothing changed{}\n", warnings(&applied.warnings)),
             false => describe(&applied),
         })?;
         *released = match is_same {
