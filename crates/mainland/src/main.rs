@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`up`] | `up`, `down`, `start`, `chaos`: the supervisor of the others on one machine |
 //! | [`processes`] | `server`, `agent`, `proxy`, `shim`, `shim-exec`, `shim-watchdog`, `hold`: the production processes |
+//! | [`tips`] | nothing: what is said of a command line that is not understood |
 //! | [`state::run`] | `engine`: what keeps a database or a topic |
 //!
 //! Everything else that a user types is in the crate `experience`.
 
 mod log;
 mod processes;
+mod tips;
 mod up;
 
 use std::ffi::OsString;
@@ -95,7 +97,14 @@ fn main() -> ExitCode {
         Some("shim-watchdog") => compute::shim::watchdog_main(&words.collect::<Vec<OsString>>()),
         Some("engine") => state::run(&words.collect::<Vec<OsString>>()),
         Some("proxy") => processes::proxy(words),
-        _ => run(Cli::parse()),
+        _ => match Cli::try_parse() {
+            Ok(cli) => run(cli),
+            Err(error) => {
+                let words = std::env::args_os().skip(1);
+                let words: Vec<_> = words.map(|word| word.to_string_lossy().into()).collect();
+                tips::explained(error, Cli::command(), &words).exit()
+            }
+        },
     }
 }
 
