@@ -125,6 +125,11 @@ impl State {
         })
     }
 
+    /// Whether heartbeats of it are taken at all.
+    pub fn watches(&self, node: &NodeName) -> bool {
+        self.nodes.contains_key(node)
+    }
+
     /// Every node that is present has told this leader all: a road built now is complete.
     pub fn has_heard_all(&self) -> bool {
         self.nodes

@@ -94,30 +94,37 @@ pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
     let before = loop {
         let build = |world: &World| {
             let known = world.nodes.get(&ask.name);
-            let (is_known, name) = (known.is_some(), &ask.name);
-            let by = &call.principal;
-            let admitted = admits(world, by, token.as_ref(), name, is_known, now)?;
+            let before = Before {
+                was_known: known.is_some(),
+                key: known.and_then(|known| known.key.clone()),
+            };
+            let admitted = match admits(world, &call.principal, token.as_ref(), &comer, now)? {
+                Admitted::Before => return Ok((Draft::new(), Some(before))),
+                Admitted::Now(spent) => spent,
+            };
             let (draft, is_whole) = let_in(&server, world, &ask, &comer, admitted)?;
-            Ok((
-                draft,
-                is_whole.then(|| known.map(|known| known.key.clone())),
-            ))
+            Ok((draft, is_whole.then_some(before)))
         };
         if let (Some(before), _) = server.change(&deed, build).await? {
             break before;
         }
     };
-    let was_there = before.is_some();
-    if before.is_some_and(|before| before.as_ref() != Some(&key)) {
+    if before.key.as_ref() != Some(&key) {
         forget_seen(&server, &ask.name, &key);
     }
-    let said = said(was_there);
+    let said = said(before.was_known);
     let reason = Reason::new(
         "joined",
         format!("node {} {said} in zone {}", ask.name, ask.zone),
     );
     server.say(Level::Info, About::node(&ask.name), reason);
     Ok(call::json(&joined(&server, chain)))
+}
+
+/// What had the name until now.
+struct Before {
+    was_known: bool,
+    key: Option<KeyFingerprint>,
 }
 
 /// The same request again of a machine that was let in, and did not hear so: its token is used up, and its key is the node's. It is given
@@ -232,37 +239,56 @@ fn shown<'w>(
     Ok(Some(&record.value))
 }
 
-/// Whether it may join under this name. Answers the token's record if it is good for one time only.
+/// How a machine is let in under a name.
+enum Admitted {
+    /// With this token, which is good for one time only; without one, with what is good for more.
+    Now(Option<Record>),
+    /// It was, and did not hear so: it is given a certificate, and changes nothing, since anybody may have seen the request.
+    Before,
+}
+
+/// Whether it may join under this name.
 fn admits(
     world: &World,
     principal: &Principal,
     token: Option<&JoinToken>,
-    name: &NodeName,
-    is_known: bool,
+    comer: &Comer<'_>,
     now: jiff::Timestamp,
-) -> Result<Option<Record>, Problem> {
+) -> Result<Admitted, Problem> {
     let (Some(record), Some(token)) = (shown(world, principal, token, now)?, token) else {
-        return Ok(None);
+        return Ok(Admitted::Now(None));
     };
+    let name = comer.name;
     record.admits_node(token, name, now).map_err(refuse_join)?;
-    if is_known && record.node.is_none() {
+    let known = world.nodes.get(name).filter(|_| record.node.is_none());
+    if let Some(known) = known {
+        if known.key.as_ref() == Some(comer.key) {
+            return Ok(Admitted::Before);
+        }
         return Err(
             Problem::conflict("node-exists", format!("a node {name} is there already")).remedy(
                 format!("choose another name, or make a join token for `{name}` alone"),
             ),
         );
     }
-    Ok(record.node.is_some().then(|| record.clone()))
+    let spent = record.node.is_some().then(|| record.clone());
+    Ok(Admitted::Now(spent))
 }
 
-/// What another machine said under this name, and was told, before this key had it.
+/// What another machine said under this name, and was told, before this key had it. The leader may have looked at the new record already, and
+/// gives it to nobody again: it is watched from here on.
 fn forget_seen(server: &Server, name: &NodeName, key: &KeyFingerprint) {
     let now = server.clock.now();
     server.with(|shared| {
         shared.observed.forget(name);
-        let outputs = nodes::step(&mut shared.nodes, Input::Forget(name), now);
+        let mut outputs = nodes::step(&mut shared.nodes, Input::Forget(name), now);
+        if let Some(record) = shared.world.nodes.get(name) {
+            outputs.extend(nodes::step(&mut shared.nodes, Input::Record(record), now));
+        }
         shared.node_outputs.extend(outputs);
         shared.desired.remove(name);
+        // So that the new one is told though nothing else is different.
+        shared.observed.version += 1;
     });
     server.tunnels.close_others(name, Some(key));
 }

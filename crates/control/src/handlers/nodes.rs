@@ -141,7 +141,8 @@ fn take(
     }
     // Of a node that joined a moment ago the leader may not have heard yet.
     let mut outputs = Vec::new();
-    if shared.nodes.sight(name, now) == Sight::Lost && record.standing == Standing::Present {
+    let is_present = record.standing == Standing::Present;
+    if !shared.nodes.watches(name) || shared.nodes.sight(name, now) == Sight::Lost && is_present {
         outputs.extend(nodes::step(&mut shared.nodes, Input::Record(record), now));
     }
     if !shared.nodes.is_news(name, beat.session, beat.sequence, now) {

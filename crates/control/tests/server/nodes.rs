@@ -616,6 +616,66 @@ async fn a_join_whose_answer_was_lost_is_answered_again() {
     assert_eq!(code(nobody.join(&join).await), "join-refused");
 }
 
+/// The same with a token for any node, which is not used up: what it asks for is there, and is its own.
+#[tokio::test]
+async fn a_join_by_a_token_for_any_node_is_answered_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let token = cloud.join_token(None).await;
+    let key = Key::generate().unwrap();
+    let worker = NodeRole::Worker;
+    let join = join_of("a", worker, key.request().unwrap());
+    let client = joining_client(&token, cloud.file.nodes);
+    client.join(&join).await.unwrap();
+    let elsewhere = api::wire::Join {
+        zone: "elsewhere".parse().unwrap(),
+        ..join.clone()
+    };
+    for again in [join, elsewhere] {
+        let again = client.join(&again).await.unwrap();
+        let of = boundary::authority::key_in(&again.certificate).unwrap();
+        assert_eq!(of, key.fingerprint());
+    }
+    let listed = cloud.client.nodes().await.unwrap().items;
+    assert_eq!(listed[0].zone.as_str(), "a", "it changes nothing");
+    let other = Key::generate().unwrap();
+    let join = join_of("a", worker, other.request().unwrap());
+    assert_eq!(code(client.join(&join).await), "node-exists");
+}
+
+/// Another machine takes the name of a node that is lost: what it says is heard, whoever looks at its record first.
+#[tokio::test]
+async fn who_takes_the_name_of_a_lost_node_is_heard() {
+    let on_disk = taking_a_lost_name(Memory::Disk);
+    let in_ram = taking_a_lost_name(Memory::Ram(store::memory::MemoryStore::default()));
+    tokio::join!(on_disk, in_ram);
+}
+
+async fn taking_a_lost_name(memory: Memory) {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start_with(directory.path(), memory, any(), any()).await;
+    let mut node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    let standing = async || {
+        let listed = cloud.client.nodes().await.unwrap().items;
+        listed[0].state
+    };
+    for _ in 0..2 {
+        node.silence();
+        until("it is lost", || async {
+            (standing().await == NodeState::Lost).then_some(())
+        })
+        .await;
+        node = cloud.join("a").await;
+        until("the new machine is heard", || async {
+            (standing().await == NodeState::Ready).then_some(())
+        })
+        .await;
+        cloud.ready("web", 1).await;
+    }
+}
+
 /// A cloud from before keys were kept: its node's certificate has ended, and it joins anew with the key that it has.
 #[tokio::test]
 async fn a_node_from_before_keys_were_kept_comes_back_to_its_volumes() {
