@@ -11,6 +11,10 @@ use plan::Instant;
 
 /// Of one node.
 const NOTICES_MOST: usize = 64;
+/// What is kept, and stored, of the programs that a node says it has: kinds, versions of each, bytes of a name.
+const PROGRAMS_MOST: usize = 16;
+const VERSIONS_MOST: usize = 32;
+const PROGRAM_NAME_MOST: usize = 32;
 
 /// One node as it last told.
 #[derive(Debug, Clone)]
@@ -69,13 +73,14 @@ impl Observed {
         node.unkept.clone_from(&heartbeat.unkept);
         node.place = heartbeat.place;
         let reports_changed = fold(&mut node, heartbeat);
+        let programs = heartbeat.programs.as_ref().map(few_programs);
         let rest_changed = node.mesh != heartbeat.mesh
             || node.demand != heartbeat.demand
-            || node.programs != heartbeat.programs;
+            || node.programs != programs;
         node.mesh = heartbeat.mesh;
         node.demand.clone_from(&heartbeat.demand);
         node.disk = heartbeat.disk;
-        node.programs.clone_from(&heartbeat.programs);
+        node.programs = programs;
         node.notices = heartbeat
             .notices
             .iter()
@@ -114,6 +119,18 @@ impl Observed {
             .map(|demand| demand.waiting)
             .fold(0, u32::saturating_add)
     }
+}
+
+/// As much as is kept of what a node says it has.
+pub fn few_programs(told: &Programs) -> Programs {
+    let named = told
+        .iter()
+        .filter(|(name, _)| name.len() <= PROGRAM_NAME_MOST);
+    let few = named.take(PROGRAMS_MOST).map(|(name, versions)| {
+        let newest = versions.iter().rev().take(VERSIONS_MOST);
+        (name.clone(), newest.copied().collect())
+    });
+    few.collect()
 }
 
 fn fresh(heartbeat: &Heartbeat) -> Node {
@@ -210,6 +227,30 @@ mod tests {
             programs: None,
             not_forgotten: Vec::new(),
             notices: Vec::new(),
+        }
+    }
+
+    /// What a node says is kept in memory, and some of it stored.
+    #[test]
+    fn a_node_says_only_so_much_of_its_programs() {
+        let long = "x".repeat(PROGRAM_NAME_MOST + 1);
+        let names = (0..1000).map(|index| format!("program-{index:04}"));
+        let told: Programs = std::iter::once(long)
+            .chain(names)
+            .map(|name| (name, (0..1000).collect()))
+            .collect();
+        let mut observed = Observed::default();
+        let (name, mut heartbeat) = ("a".parse().unwrap(), beat(1, true, vec![], &[]));
+        heartbeat.programs = Some(told);
+        for again in [false, true] {
+            heartbeat.sequence += 1;
+            let took = observed.take(&name, &heartbeat, Instant::default());
+            assert_eq!(took.changed, !again);
+            let kept = observed.nodes[&name].programs.as_ref().unwrap();
+            assert_eq!(kept.len(), PROGRAMS_MOST);
+            assert!(kept.keys().all(|name| name.len() <= PROGRAM_NAME_MOST));
+            let newest: Vec<u32> = kept["program-0000"].iter().copied().collect();
+            assert_eq!(newest, (968..1000).collect::<Vec<_>>());
         }
     }
 

@@ -26,6 +26,7 @@ use crate::dispatch;
 use crate::draft::Draft;
 use crate::events::About;
 use crate::identity::{self, Comer};
+use crate::observed::few_programs;
 use crate::problems;
 use crate::records::Key;
 use crate::state::{Server, Shared};
@@ -314,7 +315,7 @@ fn record(
         ),
         joined_at: known.map_or(now, |known| known.joined_at),
         key: Some(key.clone()),
-        programs: ask.programs.clone(),
+        programs: ask.programs.as_ref().map(few_programs),
         place: known
             .filter(|known| known.key.as_ref() == Some(key))
             .and_then(|known| known.place),
