@@ -19,6 +19,14 @@ use crate::world::World;
 /// Runs of all projects at one time.
 const RUNS_MAX: usize = 64;
 
+/// Where none is placed, and why.
+#[derive(Default)]
+pub struct Bars {
+    pub never: Vec<(NodeName, Reason)>,
+    /// Unless there is no other.
+    pub rather_not: Vec<(NodeName, Reason)>,
+}
+
 /// Those that there are.
 #[derive(Default)]
 pub struct Runs {
@@ -47,6 +55,7 @@ impl Runs {
         &mut self,
         world: &World,
         service: &ResourceId,
+        bars: &Bars,
         at: jiff::Timestamp,
     ) -> Result<(InstanceId, NodeName), Problem> {
         if self.placements.len() >= RUNS_MAX {
@@ -55,7 +64,7 @@ impl Runs {
         }
         let (release, spec) = runnable(world, service)?;
         let name = name(service);
-        let (node, reason) = self.find(world, service, &name, spec)?;
+        let (node, reason) = self.find(world, service, &name, spec, bars)?;
         let id = InstanceId::new(service.project.clone(), name.clone());
         let placement = Placement {
             instance: name,
@@ -87,6 +96,7 @@ impl Runs {
         service: &ResourceId,
         name: &InstanceName,
         spec: &Service,
+        bars: &Bars,
     ) -> Result<(NodeName, Reason), Problem> {
         let mut cluster = Cluster::new(world.nodes.values().map(|node| &node.value));
         for (id, entry) in &world.services {
@@ -99,7 +109,8 @@ impl Runs {
             };
             cluster.set_group(id, &group, size);
         }
-        let request = Request {
+        let all: Vec<_> = [&bars.never[..], &bars.rather_not[..]].concat();
+        let request = |barred| Request {
             service,
             instance: name,
             size: place::size_of(spec),
@@ -108,11 +119,13 @@ impl Runs {
             home: None,
             ceiling: Ceiling::Full,
             avoid: &[],
-            barred: &[],
+            barred,
             going: &[],
             instead_of: None,
         };
-        match place::place(&mut cluster, &request) {
+        let placed = place::place(&mut cluster, &request(&all));
+        let placed = placed.or_else(|_| place::place(&mut cluster, &request(&bars.never)));
+        match placed {
             Ok(placed) => Ok((placed.node, placed.reason)),
             Err(refused) => Err(Problem::unavailable(
                 "no-place",

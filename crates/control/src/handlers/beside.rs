@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use api::problem::Problem;
 use api::stream::Frame;
+use api::wire::InstanceView;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
@@ -26,7 +27,8 @@ use tokio::time::Instant;
 use crate::auditor::Deed;
 use crate::call::{Answer, Call};
 use crate::problems;
-use crate::state::Server;
+use crate::runs::Bars;
+use crate::state::{Server, Shared};
 use crate::views;
 
 /// Frames that who asked has not yet taken.
@@ -39,6 +41,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const RECORD_EVERY: Duration = Duration::from_secs(60);
 /// Whose records are remembered for that. Who is not gets a record for each connection.
 const CONNECTED_MAX: usize = 256;
+const NO_TUNNEL: &str = "its connection for commands is not there at the moment";
 const FRAMES_TYPE: &str = "application/vnd.mainland.frames";
 
 /// One that a person runs. Dropped, it is placed no more, and its node ends it with all it started.
@@ -61,8 +64,9 @@ pub async fn run(server: Arc<Server>, mut call: Call) -> Answer {
     let service = call.resource("service")?;
     let at = server.now();
     let placed = server.with(|shared| {
+        let bars = bars(&server, shared);
         let (runs, world) = (&mut shared.runs, &shared.world);
-        runs.add(world, &service, at)
+        runs.add(world, &service, &bars, at)
     });
     let (instance, node) = placed?;
     let held = Held {
@@ -92,6 +96,23 @@ pub async fn run(server: Arc<Server>, mut call: Call) -> Answer {
     let frames = http::HeaderValue::from_static(FRAMES_TYPE);
     answer.headers_mut().insert(header::CONTENT_TYPE, frames);
     Ok(answer)
+}
+
+/// An agent of another version may not know what a run is, and could read nothing more of what it is told; and commands go by the tunnel.
+fn bars(server: &Server, shared: &Shared) -> Bars {
+    let mut bars = Bars::default();
+    for (name, node) in &shared.observed.nodes {
+        if node.version != server.version {
+            let (agent, own) = (&node.version, server.version);
+            let why = format!("its agent is of version {agent}, the server of {own}");
+            bars.never
+                .push((name.clone(), Reason::new("other-version", why)));
+        } else if !server.tunnels.is_open(name) {
+            let why = Reason::new("no-tunnel", NO_TUNNEL);
+            bars.rather_not.push((name.clone(), why));
+        }
+    }
+    bars
 }
 
 async fn carry(held: &Held, body: Body, sender: &mpsc::Sender<Bytes>) -> Result<(), String> {
@@ -160,7 +181,11 @@ fn look(held: &Held) -> Seen {
         };
         let reason = report.reason.clone();
         match report.state {
-            InstanceState::Running => Seen::Runs,
+            InstanceState::Running if held.server.tunnels.is_open(&held.node) => Seen::Runs,
+            InstanceState::Running => {
+                let why = format!("node {}: {NO_TUNNEL}", held.node);
+                Seen::Begins(Some(Reason::new("waits-for-tunnel", why)))
+            }
             InstanceState::Failed | InstanceState::Finished | InstanceState::Stopped => {
                 let why = reason.map_or_else(String::new, |reason| format!(": {reason}"));
                 Seen::Failed(format!("it can't be started on node {}{why}", held.node))
@@ -231,7 +256,15 @@ fn ready_copy(server: &Server, service: &ResourceId) -> Result<(InstanceId, Node
             .filter(|view| view.service == service.name);
         Ok(own.collect::<Vec<_>>())
     })?;
-    let ready: Vec<_> = views.iter().filter(|view| view.ready).collect();
+    let mut ready: Vec<_> = views.iter().filter(|view| view.ready).collect();
+    let is_reached = |view: &&InstanceView| {
+        let node = view.node.as_ref();
+        node.is_some_and(|node| server.tunnels.is_open(node))
+    };
+    // Where none is, who asks is told of one that it can't be.
+    if ready.iter().any(is_reached) {
+        ready.retain(is_reached);
+    }
     let drawn = OsRng.try_next_u32().unwrap_or(0) as usize;
     let chosen = ready.get(drawn % ready.len().max(1));
     if let Some((view, node)) = chosen.and_then(|view| Some((view, view.node.clone()?))) {

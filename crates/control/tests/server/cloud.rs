@@ -337,6 +337,8 @@ pub struct Machine {
     pub unkept: Option<Reason>,
     /// Where its agent runs; 0: it does not say.
     pub place: u64,
+    /// Of its agent; left out: the server's.
+    pub version: Option<String>,
 }
 
 pub struct FakeNode {
@@ -579,7 +581,7 @@ async fn beat(client: Arc<Client>, name: NodeName, seen: Arc<Mutex<Seen>>, behav
             demand,
             mesh: Some(SocketAddr::from(([127, 0, 0, 1], 7071))),
             pid: 42,
-            version: "fake".to_owned(),
+            version: machine.version.unwrap_or_else(|| "test".to_owned()),
             events: Vec::new(),
             at: None,
             place: machine.place,

@@ -3,6 +3,7 @@
 mod artifacts;
 mod audit;
 mod balance;
+mod beside;
 mod changes;
 mod cloud;
 mod deploys;

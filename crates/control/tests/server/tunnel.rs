@@ -17,7 +17,7 @@ use tls::Expect;
 use crate::cloud::*;
 
 /// Opens the tunnel of a node, and answers on it: two log lines, and exec that says back what it is told.
-async fn open_tunnel(node: &FakeNode) {
+pub async fn open_tunnel(node: &FakeNode) {
     open_tunnel_with(node, on_node).await;
 }
 

@@ -1,0 +1,116 @@
+//! What people do beside the copies: a command as one of them, a connection to one that is ready.
+
+use api::stream::{BoxStream, Frame};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use model::compute::{DesiredInstance, Purpose};
+
+use crate::cloud::*;
+use crate::tunnel::open_tunnel;
+
+type Conversation = BoxStream<Result<Frame, api::stream::Error>>;
+
+/// A command whose input stays open.
+async fn run(cloud: &Cloud) -> Conversation {
+    let path = format!("/v1/projects/{}/services/web/run", project());
+    let said = Frame::Stdin(Bytes::from_static(b"begins")).encode();
+    let frames = stream::iter([said]).chain(stream::pending());
+    cloud.client.duplex(&path, frames).await.unwrap()
+}
+
+/// What a node is told of the commands that people run there.
+fn runs(node: &FakeNode) -> Vec<DesiredInstance> {
+    let told = node.desired().map(|told| told.instances);
+    let mut runs = told.unwrap_or_default();
+    runs.retain(|told| told.purpose == Purpose::Run);
+    runs
+}
+
+async fn code_of_run(cloud: &Cloud) -> String {
+    let path = format!("/v1/projects/{}/services/web/run", project());
+    let answer = cloud.client.duplex(&path, stream::pending()).await;
+    code(answer.map(drop))
+}
+
+/// An agent of another version may not know what a run is, and could read nothing more of what it is told.
+#[tokio::test]
+async fn no_command_goes_to_an_agent_of_another_version() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let older = cloud.join("a").await;
+    older.tell(Machine {
+        version: Some("0.0.9".to_owned()),
+        ..Machine::default()
+    });
+    let is_older = || async {
+        let listed = cloud.client.nodes().await.unwrap().items;
+        let version = listed[0].version.as_deref();
+        (version == Some("0.0.9")).then_some(())
+    };
+    until("its version is known", is_older).await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    open_tunnel(&older).await;
+    let path = format!("/v1/projects/{}/services/web/run", project());
+    let refused = cloud.client.duplex(&path, stream::pending()).await.err();
+    let refused = refused.expect("no node can run it");
+    assert_eq!(refused.code(), Some("no-place"));
+    assert!(
+        refused.to_string().contains("of version 0.0.9"),
+        "{refused}"
+    );
+
+    let _other = cloud.join("b").await;
+    until("the other is heard", || async {
+        (code_of_run(&cloud).await == "it was done").then_some(())
+    })
+    .await;
+    assert!(runs(&older).is_empty());
+}
+
+/// Commands and connections go where they can: a node whose tunnel is dug anew is not asked while another is.
+#[tokio::test]
+async fn who_can_be_reached_is_preferred() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let nodes = cloud.three_nodes().await;
+    cloud.apply(&apply_of(&[("web", service(3))])).await;
+    cloud.ready("web", 3).await;
+    let path = format!("/v1/projects/{}/services/web/connect", project());
+    let connect = async || {
+        let said = Frame::Stdin(Bytes::from_static(b"hello")).encode();
+        let frames = stream::iter([said]).chain(stream::pending());
+        cloud.client.duplex(&path, frames).await
+    };
+    assert_eq!(code(connect().await.map(drop)), "node-unreachable");
+    open_tunnel(&nodes[1]).await;
+    until("the tunnel", || async { connect().await.ok() }).await;
+    for _ in 0..12 {
+        let mut answer = connect().await.unwrap();
+        assert!(matches!(answer.next().await, Some(Ok(Frame::Stdin(_)))));
+        let mut running = run(&cloud).await;
+        assert!(matches!(running.next().await, Some(Ok(Frame::Stdin(_)))));
+    }
+    for node in [&nodes[0], &nodes[2]] {
+        let told = node.told().into_iter().flat_map(|told| told.instances);
+        assert!(told.into_iter().all(|told| told.purpose != Purpose::Run));
+    }
+}
+
+/// A node alone whose tunnel is dug anew is waited for.
+#[tokio::test]
+async fn a_command_waits_for_the_way_to_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    let mut running = run(&cloud).await;
+    let Some(Ok(Frame::Stderr(told))) = running.next().await else {
+        panic!("it says what it waits for")
+    };
+    let told = String::from_utf8_lossy(&told).into_owned();
+    assert!(told.contains("is not there at the moment"), "{told}");
+    open_tunnel(&node).await;
+    assert!(matches!(running.next().await, Some(Ok(Frame::Stdin(_)))));
+}
