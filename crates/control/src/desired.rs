@@ -47,6 +47,15 @@ impl<'w> Seen<'w> {
         Self { releases, group }
     }
 
+    /// Adds what people run beside the copies, under the numbers that copies of its releases have here.
+    pub fn add_runs<'r>(&mut self, entry: &Entry, runs: impl Iterator<Item = &'r Placement>) {
+        let counted = runs.cloned().map(|mut run| {
+            run.release = entry.counts_as(run.release);
+            run
+        });
+        self.group.placements.extend(counted);
+    }
+
     /// A decided group as it is stored: what was there keeps the number it was started under.
     pub fn to_store(entry: &Entry, mut decided: PlacementGroup) -> PlacementGroup {
         let stored = entry.group();
@@ -90,8 +99,7 @@ pub fn of_all(shared: &Shared, complete: bool) -> BTreeMap<NodeName, NodeDesired
         .map(|(id, entry)| (id, Seen::of(entry)))
         .collect();
     for (id, seen) in &mut seen {
-        let runs = shared.runs.of(id).cloned();
-        seen.group.placements.extend(runs);
+        seen.add_runs(&world.services[*id], shared.runs.of(id));
     }
     let index = road_index(world, observed, &seen, complete);
     let mut all: BTreeMap<NodeName, NodeDesired> = world
@@ -124,7 +132,7 @@ pub fn of_all(shared: &Shared, complete: bool) -> BTreeMap<NodeName, NodeDesired
             let Some(desired) = all.get_mut(&placement.node) else {
                 continue;
             };
-            let mut told = instance(world, id, entry, seen, placement, order);
+            let mut told = instance(shared, id, seen, placement, order);
             if let Some(told) = &mut told {
                 let engine = told.spec.engine();
                 told.settings = engine.map(|engine| engines::of_engine(engine, settings.get(*id)));
@@ -171,13 +179,14 @@ fn orders(world: &World) -> BTreeMap<ProjectName, Order> {
 }
 
 fn instance(
-    world: &World,
+    shared: &Shared,
     id: &ResourceId,
-    entry: &Entry,
     seen: &Seen<'_>,
     placement: &Placement,
     order: Option<&Order>,
 ) -> Option<DesiredInstance> {
+    let world = &shared.world;
+    let entry = world.services.get(id)?;
     let declared = *seen.releases.get(&placement.release)?;
     let spec = match placement.purpose {
         Purpose::Serve => declared.clone(),
@@ -185,16 +194,20 @@ fn instance(
         Purpose::Run => declared.apart_from_copies(Vec::new()),
     };
     let spec = &asked_by_name(spec, world, id);
+    let instance = InstanceId::new(id.project.clone(), placement.instance.clone());
     let mut stored = entry.placements.iter().flat_map(|group| &group.placements);
     let started_as = match placement.purpose {
-        Purpose::Run => placement,
-        _ => stored.find(|stored| stored.instance == placement.instance)?,
+        Purpose::Run => shared.runs.started_as(&instance)?,
+        _ => {
+            let stored = stored.find(|stored| stored.instance == placement.instance)?;
+            stored.release
+        }
     };
     Some(DesiredInstance {
-        instance: InstanceId::new(id.project.clone(), placement.instance.clone()),
+        instance,
         service: id.name.clone(),
         // The number it was started under: a new one would start it anew.
-        release: started_as.release,
+        release: started_as,
         epoch: placement.epoch,
         slot: placement.slot,
         role: placement.role,

@@ -46,6 +46,12 @@ impl Runs {
             .map(|(_, placement)| placement)
     }
 
+    /// The release that a run was started under: a new number would start it anew.
+    pub fn started_as(&self, instance: &InstanceId) -> Option<ReleaseNumber> {
+        let run = self.placements.get(instance);
+        run.map(|(_, placement)| placement.release)
+    }
+
     pub fn is_placed(&self, service: &ResourceId, node: &NodeName) -> bool {
         self.of(service).any(|placement| placement.node == *node)
     }
@@ -100,14 +106,13 @@ impl Runs {
     ) -> Result<(NodeName, Reason), Problem> {
         let mut cluster = Cluster::new(world.nodes.values().map(|node| &node.value));
         for (id, entry) in &world.services {
-            let seen = Seen::of(entry);
-            let mut group = seen.group.clone();
-            group.placements.extend(self.of(id).cloned());
+            let mut seen = Seen::of(entry);
+            seen.add_runs(entry, self.of(id));
             let size = |release: ReleaseNumber| {
                 let spec = seen.releases.get(&release);
                 spec.map(|spec| place::size_of(spec)).unwrap_or_default()
             };
-            cluster.set_group(id, &group, size);
+            cluster.set_group(id, &seen.group, size);
         }
         let all: Vec<_> = [&bars.never[..], &bars.rather_not[..]].concat();
         let request = |barred| Request {

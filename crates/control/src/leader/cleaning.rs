@@ -16,7 +16,7 @@ use crate::draft::Draft;
 use crate::events::About;
 use crate::observed::Observed;
 use crate::records::{ForgetRecord, Key, artifact_of};
-use crate::state::Server;
+use crate::state::{Server, Shared};
 use crate::world::{Entry, World};
 
 /// Releases kept of each service; those that run are kept anyway.
@@ -45,7 +45,7 @@ impl Leader {
             .is_none_or(|done| now.instant.since(done) >= CLEAN_EVERY);
         if due {
             self.cleaning.done = Some(now.instant);
-            drafts.extend(self.server.look(|world| outdated(world, now.at)));
+            drafts.extend(self.server.with(|shared| outdated(shared, now.at)));
             // It reads folders, which may take its time.
             tokio::spawn(collect_artifacts(self.server.clone()));
         }
@@ -136,7 +136,8 @@ fn forgotten(id: &ResourceId, entry: &Entry, observed: &Observed) -> Option<Draf
     Some(draft)
 }
 
-fn outdated(world: &World, now: Timestamp) -> Vec<Draft> {
+fn outdated(shared: &Shared, now: Timestamp) -> Vec<Draft> {
+    let world = &shared.world;
     let mut drafts: Vec<Draft> = Vec::new();
     let mut delete = |key: Key| {
         let mut draft = Draft::new();
@@ -144,7 +145,8 @@ fn outdated(world: &World, now: Timestamp) -> Vec<Draft> {
         drafts.push(draft);
     };
     for (id, entry) in &world.services {
-        for number in old_releases(entry) {
+        let runs = shared.runs.of(id).map(|run| run.release).collect();
+        for number in old_releases(entry, runs) {
             delete(Key::Release(id.clone(), number));
         }
     }
@@ -165,9 +167,8 @@ fn outdated(world: &World, now: Timestamp) -> Vec<Draft> {
     drafts
 }
 
-/// Those beyond the newest ten that nothing runs and no rollout names.
-fn old_releases(entry: &Entry) -> Vec<ReleaseNumber> {
-    let mut used: BTreeSet<ReleaseNumber> = BTreeSet::new();
+/// Those beyond the newest ten that nothing runs and no rollout names. `used`: by what people run beside the copies.
+fn old_releases(entry: &Entry, mut used: BTreeSet<ReleaseNumber>) -> Vec<ReleaseNumber> {
     if let Some(group) = &entry.placements {
         used.extend(group.placements.iter().map(|placement| placement.release));
     }
@@ -245,7 +246,11 @@ mod tests {
             removing: None,
         };
         entry.record = Some(stored(record));
-        let numbers: Vec<_> = old_releases(&entry).iter().map(|number| number.0).collect();
-        assert_eq!(numbers, [5, 4, 3, 1]);
+        for (runs, expect) in [(vec![], vec![5, 4, 3, 1]), (vec![4], vec![5, 3, 1])] {
+            let used = runs.iter().copied().map(ReleaseNumber).collect();
+            let old = old_releases(&entry, used);
+            let numbers: Vec<_> = old.iter().map(|number| number.0).collect();
+            assert_eq!(numbers, expect, "with commands of {runs:?}");
+        }
     }
 }

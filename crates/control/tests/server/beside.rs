@@ -3,7 +3,7 @@
 use api::stream::{BoxStream, Frame};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use model::compute::{DesiredInstance, Purpose};
+use model::compute::{DesiredInstance, Purpose, Wanted};
 
 use crate::cloud::*;
 use crate::tunnel::open_tunnel;
@@ -24,6 +24,56 @@ fn runs(node: &FakeNode) -> Vec<DesiredInstance> {
     let mut runs = told.unwrap_or_default();
     runs.retain(|told| told.purpose == Purpose::Run);
     runs
+}
+
+#[tokio::test]
+async fn what_people_run_outlives_a_deploy() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    open_tunnel(&node).await;
+    until("the tunnel", || async {
+        cloud.client.logs(&project(), "web-1", 1, false).await.ok()
+    })
+    .await;
+    let mut running = run(&cloud).await;
+    // It says back what it hears.
+    assert!(matches!(
+        running.next().await,
+        Some(Ok(Frame::Stdin(said))) if said == "begins"
+    ));
+    let of_first = runs(&node).remove(0);
+
+    // Nothing restarts for a copy more or less; everything does for another environment.
+    let red = |copies| with_env(service(copies), "COLOUR", "red");
+    for (number, spec) in [service(2), red(2), red(1)].into_iter().enumerate() {
+        let copies = spec.replicas as usize;
+        let is_told = |told: &DesiredInstance| {
+            let is_copy = told.purpose == Purpose::Serve && told.wanted == Wanted::Run;
+            is_copy && told.spec.env == spec.env
+        };
+        cloud.apply(&apply_of(&[("web", spec.clone())])).await;
+        until("the node is told", || async {
+            let told = node.desired()?.instances;
+            let is_new = told.iter().filter(|told| is_told(told)).count() == copies;
+            is_new.then_some(())
+        })
+        .await;
+        let releases: Vec<_> = runs(&node).iter().map(|run| run.release).collect();
+        assert_eq!(releases, [of_first.release], "after deploy {number}");
+    }
+    let told = node.told().into_iter().map(|told| told.instances);
+    let told = told.map(|told| told.into_iter().filter(|one| one.purpose == Purpose::Run));
+    let mut told = told.map(|runs| runs.map(|run| run.release).collect::<Vec<_>>());
+    assert!(told.any(|runs| !runs.is_empty()));
+    assert!(told.all(|runs| runs == [of_first.release]), "at no time");
+    drop(running);
+    until("it is told no more", || async {
+        runs(&node).is_empty().then_some(())
+    })
+    .await;
 }
 
 async fn code_of_run(cloud: &Cloud) -> String {
