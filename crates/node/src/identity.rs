@@ -321,9 +321,17 @@ async fn come_back(
         match (problem.code.as_str(), ticket) {
             ("node-removed" | "node-left", Some(ticket)) => {
                 let key = Key::from_pem(&kept.identity.key)?;
-                let before = kept.identity.certificate;
-                let node = join(config, clock, ticket, key, Some(before)).await?;
-                return Ok((node, Standing::Known(true)));
+                let before = kept.identity.certificate.clone();
+                let refused = match join(config, clock, ticket, key, Some(before)).await {
+                    Ok(node) => return Ok((node, Standing::Known(true))),
+                    Err(error) => error,
+                };
+                // A token of an earlier start, used up since: without it what runs here would never be stopped.
+                tracing::warn!(error = %refused, "the join token lets this node in no more; going on without it");
+                return Ok(match problem.code.as_str() {
+                    "node-removed" => (kept, Standing::Removed(problem)),
+                    _ => (kept, Standing::Known(false)),
+                });
             }
             ("node-removed", None) => return Ok((kept, Standing::Removed(problem))),
             ("node-twice", _) if tokio::time::Instant::now() >= deadline => {

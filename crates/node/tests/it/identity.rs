@@ -73,6 +73,36 @@ async fn who_a_node_is_is_on_the_disk_before_it_counts() {
     }
 }
 
+/// A unit file still has the token of the first start, which was used up then: the agent that starts with it learns of the removal all the same.
+#[tokio::test]
+async fn who_was_removed_stops_what_it_runs_though_it_shows_an_old_token() {
+    let mut node = Node::start().await;
+    node.server.want(vec![web("web-1")]);
+    let pid = node.until_ready("web-1").await.pid.unwrap();
+    node.kill_agent().await;
+    node.server.look(|state| {
+        state.removed = true;
+        state.refuses_joins = true;
+    });
+    node.start_with_token();
+    let ended = tokio::time::timeout(Duration::from_secs(20), node.agent.wait()).await;
+    assert!(!ended.expect("the agent ends").unwrap().success());
+    let lives = std::path::Path::new(&format!("/proc/{pid}")).exists();
+    assert!(!lives, "what ran there is gone");
+    assert!(node.directory().join("removed.json").exists());
+    // A fresh one lets it in.
+    node.server.look(|state| {
+        state.removed = false;
+        state.refuses_joins = false;
+        state.heartbeats = 0;
+    });
+    node.start_with_token();
+    node.until("it is heard again", |node| {
+        node.server.look(|state| state.heartbeats > 0)
+    })
+    .await;
+}
+
 /// Its name is another's by now: it was the node, and is to run nothing any more.
 #[tokio::test]
 async fn who_is_no_node_any_more_stops_what_it_runs() {

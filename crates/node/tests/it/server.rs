@@ -67,6 +67,8 @@ pub struct State {
     pub left: bool,
     /// So many joins are done, and their answers lost.
     pub loses_joins: u64,
+    /// Whatever token is shown, it was used already.
+    pub refuses_joins: bool,
     /// Keys that joined, as they came.
     pub joined: Vec<model::boundary::KeyFingerprint>,
     /// What it said last that it could not forget.
@@ -217,6 +219,9 @@ impl Server {
                 if lost {
                     std::future::pending::<()>().await;
                 }
+                if self.look(|state| state.refuses_joins) {
+                    return Ok(refuses_join());
+                }
                 json(&self.joined(&join.request, Holder::Node(join.name)))
             }
             ["nodes", name, "renew"] => {
@@ -357,6 +362,11 @@ impl Server {
             None => problem(&Problem::not_found(digest)),
         }
     }
+}
+
+fn refuses_join() -> Response<Body> {
+    let title = "the join token is not known here, or was used already";
+    problem(&Problem::new(401, "join-refused", title))
 }
 
 fn removed() -> Response<Body> {

@@ -101,6 +101,13 @@ impl Node {
         self.agent = spawn(command, &self.folder.path().join("agent.log"));
     }
 
+    /// The same with all that it was told at its first start, a join token too.
+    pub fn start_with_token(&mut self) {
+        let binary = Path::new(BINARY);
+        let command = first_start(binary, self.folder.path(), &self.server, self.block);
+        self.agent = spawn(command, &self.folder.path().join("agent.log"));
+    }
+
     pub async fn kill_agent(&mut self) {
         self.agent.kill().await.unwrap();
     }
