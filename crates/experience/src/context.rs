@@ -1,6 +1,9 @@
 //! Where the server is, which project is meant.
 
+use std::ffi::OsString;
+use std::io::Read;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use api::client::{Client, Transport};
@@ -11,6 +14,8 @@ use crate::deploy;
 use crate::failure::Failure;
 
 pub const DEFAULT_API: ([u8; 4], u16) = ([127, 0, 0, 1], 7070);
+
+const WRITTEN_ANEW: &str = "start the server again: it writes it anew";
 
 /// Under which the help of each command lists them.
 const HEADING: &str = "Everywhere";
@@ -94,8 +99,16 @@ impl Globals {
         }
     }
 
-    pub fn data_dir(&self) -> PathBuf {
-        self.data_dir.clone().unwrap_or_else(default_data_dir)
+    /// # Errors
+    ///
+    /// Where none is named, and the environment says nothing of this user: no folder that others can write to is taken instead.
+    pub fn data_dir(&self) -> Result<PathBuf, Failure> {
+        let known = self.data_dir.clone().or_else(default_data_dir);
+        known.ok_or_else(|| {
+            Failure::usage(
+                "where the data is kept is not known: neither XDG_STATE_HOME nor HOME is set [no-data-dir]\n  remedy: name it with --data-dir or MAINLAND_DATA_DIR",
+            )
+        })
     }
 
     pub fn api_address(&self) -> SocketAddr {
@@ -111,23 +124,32 @@ impl Globals {
         }
     }
 
+    /// What the server left for this user. A file of another user says nothing: whoever wrote it would say what is shown to whom.
     fn client_file(&self) -> Option<ClientFile> {
-        serde_json::from_slice(&std::fs::read(self.client_path()).ok()?).ok()
+        let mut file = std::fs::File::open(self.client_path()?).ok()?;
+        let own = rustix::process::geteuid().as_raw();
+        if !may_say(file.metadata().ok()?.uid(), own) {
+            return None;
+        }
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok()
     }
 
-    fn client_path(&self) -> PathBuf {
+    fn client_path(&self) -> Option<PathBuf> {
         let known = self.client_file.clone();
-        known.unwrap_or_else(|| self.data_dir().join("client.json"))
+        known.or_else(|| Some(self.data_dir().ok()?.join("client.json")))
     }
 
     /// Whose cloud it is, where there is one that this user may not ask.
     fn anothers(&self) -> Option<Failure> {
-        use std::os::unix::fs::MetadataExt;
-        let path = self.data_dir().join("client.json");
+        let data = self.data_dir().ok()?;
+        let path = data.join("client.json");
         let owner = path.metadata().ok()?.uid();
-        let denied = std::fs::File::open(&path).err()?.kind();
-        (denied == std::io::ErrorKind::PermissionDenied)
-            .then(|| of_another(&self.data_dir(), owner))
+        let own = rustix::process::geteuid().as_raw();
+        let is_denied = std::fs::File::open(&path)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+        (is_denied || !may_say(owner, own)).then(|| of_another(&data, owner))
     }
 
     /// A client; nothing is dialled yet.
@@ -149,8 +171,12 @@ impl Globals {
         // The token of one server is not shown to another.
         let own = known.filter(|known| known.api == address);
         let transport = self.way_to(address, own.as_ref())?;
+        let is_anybody = self.prove.is_some() && matches!(transport, Transport::Tcp(_));
         let token = self.token.clone().or(own.map(|own| own.token));
-        Ok(Client::new(transport, token))
+        Ok(match token {
+            None if is_anybody => Client::only_asking(transport),
+            token => Client::new(transport, token),
+        })
     }
 
     /// To a server that must prove what it is, where it is known by what. A token is shown to no other: whoever holds the port would read it.
@@ -161,18 +187,27 @@ impl Globals {
             (Some(authority), Some(prove)) => prove(address, authority).map_err(|cause| {
                 let (what, remedy) = match given.is_some() {
                     true => ("MAINLAND_AUTHORITY".to_owned(), "it takes a certificate as PEM, or a file with it; `jq -r .authority client.json` prints that of a server"),
-                    false => (
-                        self.client_path().display().to_string(),
-                        "start the server again: it writes it anew",
-                    ),
+                    false => (self.client_file_named(), WRITTEN_ANEW),
                 };
                 Failure::failed(format!("{what} can't be used: {cause}\n  remedy: {remedy}"))
             }),
             (None, Some(_)) if self.token.is_some() && own.is_none() => Err(Failure::usage(format!(
                 "the token is not shown to {address}: nothing proves that a server of yours is there [unproven]\n  remedy: set MAINLAND_AUTHORITY to its authority's certificate (`jq -r .authority client.json` prints it to the server's owner), or name its data directory with --data-dir"
             ))),
+            // What `up` itself has started it knows by its process.
+            (None, Some(_)) if own.is_some() && self.client_file.is_none() => {
+                let file = self.client_file_named();
+                Err(Failure::failed(format!(
+                    "no token is shown to {address}: {file} is of an earlier version, and does not say by what its server proves itself [unproven]\n  remedy: {WRITTEN_ANEW}"
+                )))
+            }
             _ => Ok(Transport::Tcp(address)),
         }
+    }
+
+    fn client_file_named(&self) -> String {
+        let path = self.client_path().unwrap_or_default();
+        path.display().to_string()
     }
 
     /// The project that is meant: named, or the manifest's here, or the only one there is.
@@ -249,7 +284,9 @@ impl Globals {
         if self.api.is_some() && self.api != own {
             return Vec::new();
         }
-        let data = self.data_dir();
+        let Ok(data) = self.data_dir() else {
+            return Vec::new();
+        };
         let children = std::fs::read_dir(data.join("nodes"))
             .into_iter()
             .flatten()
@@ -302,21 +339,32 @@ pub fn gateway_port(globals: &Globals) -> u16 {
         gateway: SocketAddr,
     }
     let read = || -> Option<State> {
-        serde_json::from_slice(&std::fs::read(globals.data_dir().join("up.json")).ok()?).ok()
+        let state = globals.data_dir().ok()?.join("up.json");
+        serde_json::from_slice(&std::fs::read(state).ok()?).ok()
     };
     read().map_or(8080, |state| state.gateway.port())
 }
 
-fn default_data_dir() -> PathBuf {
+/// Whether what a user with this uid wrote decides for another to whom a token is shown. Root decides for itself whom it believes.
+fn may_say(owner: u32, own: u32) -> bool {
+    owner == own || owner == 0 || own == 0
+}
+
+fn default_data_dir() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
-        return PathBuf::from("/var/lib/mainland");
+        return Some(PathBuf::from("/var/lib/mainland"));
     }
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
-    state
-        .or_else(home)
-        .unwrap_or_else(std::env::temp_dir)
-        .join("mainland")
+    let of = |variable: &str| std::env::var_os(variable);
+    user_data_dir(of("XDG_STATE_HOME"), of("HOME"))
+}
+
+/// By what the environment says of the user. What is no absolute path is ignored, as the XDG specification has it.
+fn user_data_dir(state: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    let state = state.and_then(absolute);
+    let home = home.and_then(absolute);
+    let state = state.or_else(|| Some(home?.join(".local/state")))?;
+    Some(state.join("mainland"))
 }
 
 #[cfg(test)]
@@ -390,6 +438,104 @@ mod tests {
                 (Ok(_), Err(word)) => panic!("{case}: not {word}"),
                 (Err(failure), Ok(_)) => panic!("{case}: {}", failure.message),
             }
+        }
+    }
+
+    /// A server of an earlier version left no more than a token: to whoever holds its port now that is not shown.
+    #[test]
+    fn what_an_earlier_version_left_proves_nothing() {
+        let data = tempfile::tempdir().unwrap();
+        let file = data.path().join("client.json");
+        std::fs::write(&file, r#"{"api":"127.0.0.1:7070","token":"t"}"#).unwrap();
+        let prove: Prove = |address, _| Ok(Transport::Unix(address.to_string().into()));
+        for token in [None, Some("mine".to_owned())] {
+            let globals = Globals {
+                data_dir: Some(data.path().to_owned()),
+                token,
+                ..Globals::default()
+            };
+            let refused = globals.clone().proving(prove).client().map(drop);
+            let message = refused.unwrap_err().message;
+            for part in [
+                "[unproven]",
+                "of an earlier version",
+                "start the server again",
+            ] {
+                assert!(message.contains(part), "{message}");
+            }
+            let given = Globals {
+                authority: Some("-----BEGIN given".to_owned()),
+                ..globals.clone()
+            };
+            assert!(given.proving(prove).client().is_ok());
+            let of_up = globals.at("127.0.0.1:7070".parse().unwrap(), file.clone());
+            assert!(of_up.proving(prove).client().is_ok());
+        }
+    }
+
+    /// Where nothing is known of who answers, it is asked and told nothing.
+    #[tokio::test]
+    async fn nothing_is_sent_to_whoever_holds_the_port() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let api = listener.local_addr().unwrap();
+        let heard = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut heard = Vec::new();
+            let _ = tokio::io::AsyncReadExt::read_to_end(&mut stream, &mut heard).await;
+            heard
+        });
+        let data = tempfile::tempdir().unwrap();
+        let prove: Prove = |_, _| Err("there is nothing to prove it by".to_owned());
+        let globals = Globals {
+            data_dir: Some(data.path().to_owned()),
+            api: Some(api),
+            ..Globals::default()
+        };
+        let client = globals.proving(prove).client().unwrap();
+        let (project, name) = ("shop".parse().unwrap(), "key".parse().unwrap());
+        let value = "a-secret-value".to_owned();
+        let sent = client
+            .set_secret(&project, &name, &api::wire::SecretValue { value })
+            .await;
+        let failure = Failure::from(sent.map(drop).unwrap_err());
+        assert!(failure.is("unproven"), "{}", failure.message);
+        drop(client);
+        let heard = heard.await.unwrap();
+        assert!(!heard.windows(14).any(|part| part == b"a-secret-value"));
+    }
+
+    #[test]
+    fn no_folder_that_others_write_to_is_a_users_own() {
+        let path = |text: &str| Some(OsString::from(text));
+        for (state, home, expect) in [
+            (None, path("/home/u"), Some("/home/u/.local/state/mainland")),
+            (path("/s"), path("/home/u"), Some("/s/mainland")),
+            (path("/s"), None, Some("/s/mainland")),
+            (
+                path(""),
+                path("/home/u"),
+                Some("/home/u/.local/state/mainland"),
+            ),
+            (path("state"), path("home"), None),
+            (path(""), path(""), None),
+            (None, None, None),
+        ] {
+            let case = format!("{state:?} {home:?}");
+            let known = user_data_dir(state, home);
+            assert_eq!(known.as_deref(), expect.map(Path::new), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_user_says_nothing() {
+        for (owner, own, expect) in [
+            (1000, 1000, true),
+            (0, 1000, true),
+            (1001, 1000, false),
+            (65_534, 1000, false),
+            (1000, 0, true),
+        ] {
+            assert_eq!(may_say(owner, own), expect, "of {owner} to {own}");
         }
     }
 

@@ -52,7 +52,9 @@ impl Doctor {
             cgroups(),
             firewall(),
             postgresql(postgres),
-            disk(&globals.data_dir()),
+            globals
+                .data_dir()
+                .map_or_else(unknown_disk, |data| disk(&data)),
             memory(),
             names(),
         ];
@@ -243,9 +245,18 @@ fn memory() -> Finding {
     )
 }
 
+fn first_line(failure: &Failure) -> &str {
+    failure.message.lines().next().unwrap_or_default()
+}
+
+fn unknown_disk(failure: Failure) -> Finding {
+    finding("data directory", Grade::Bad, first_line(&failure))
+}
+
 async fn server(globals: &Globals) -> Finding {
-    let Ok(client) = globals.client() else {
-        return finding("server", Grade::Less, "its address is not on this machine");
+    let client = match globals.client() {
+        Ok(client) => client,
+        Err(failure) => return finding("server", Grade::Less, first_line(&failure)),
     };
     match client.version().await {
         Ok(version) => finding(

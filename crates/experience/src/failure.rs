@@ -99,6 +99,10 @@ impl From<Error> for Failure {
             Error::Unreachable { .. } => Self::failed(format!(
                 "{error} [unreachable]\n  remedy: `mainland up` starts a cloud on this machine; --api or MAINLAND_API names another"
             )),
+            Error::Unproven { .. } => Self::usage(format!(
+                "{error} [unproven]\n  remedy: run this as the user whose cloud it is, with --data-dir where its data is not at the default place; or \
+                 set MAINLAND_TOKEN to a token and MAINLAND_AUTHORITY to the certificate of its authority"
+            )),
             Error::NotTheServer { address, .. } => {
                 let port = address.rsplit(':').next().unwrap_or_default();
                 Self::failed(format!(

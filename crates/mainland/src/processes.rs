@@ -101,7 +101,7 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 impl Server {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let log = begin_daemon()?;
-        let directory = globals.data_dir();
+        let directory = globals.data_dir()?;
         let client_file = self
             .client_file
             .unwrap_or_else(|| directory.join("client.json"));
@@ -124,7 +124,7 @@ impl Agent {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let log = begin_daemon()?;
         let options = node::agent::Options {
-            data_dir: globals.data_dir(),
+            data_dir: globals.data_dir()?,
             executable: std::env::current_exe().context("the path of this program is not known")?,
             version: crate::VERSION.to_owned(),
             clock: clock(),

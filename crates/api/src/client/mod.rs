@@ -53,6 +53,9 @@ pub enum Error {
     /// Something answers there, and did not prove that it is the server. Nothing was sent to it.
     #[error("what answers at {address} is not the server of this cloud: {cause}")]
     NotTheServer { address: String, cause: String },
+    /// Something answers there, and nothing says what it must prove. Nothing was sent to it.
+    #[error("nothing is sent to {address}: nothing proves that a server of yours is there")]
+    Unproven { address: String },
     /// It was sent, and no whole answer came.
     #[error("the answer of {address} did not come: {cause}; whether it was done is not known")]
     Unknown { address: String, cause: String },
@@ -217,6 +220,8 @@ struct Asks(bool);
 pub struct Client {
     token: Option<String>,
     connection: Connection,
+    /// Whoever answers may be anybody: it is asked what anybody may ask, and told nothing.
+    only_asks: bool,
 }
 
 impl Client {
@@ -224,6 +229,24 @@ impl Client {
         Self {
             token,
             connection: Connection::new(transport),
+            only_asks: false,
+        }
+    }
+
+    /// One for an address at which anybody may answer: it asks, and whatever has a body is refused ([`Error::Unproven`]) as soon as something
+    /// answers there.
+    pub fn only_asking(transport: Transport) -> Self {
+        Self {
+            only_asks: true,
+            ..Self::new(transport, None)
+        }
+    }
+
+    /// One more to the same place, as the same: with a connection of its own.
+    pub fn another(&self) -> Self {
+        Self {
+            only_asks: self.only_asks,
+            ..Self::new(self.transport().clone(), self.token.clone())
         }
     }
 
@@ -260,6 +283,10 @@ impl Client {
             address: self.transport().to_string(),
             cause: format!("no connection within {timeout:?}"),
         })??;
+        if self.only_asks && !request.method().is_safe() {
+            let address = self.transport().to_string();
+            return Err(Error::Unproven { address });
+        }
         let answer = tokio::time::timeout_at(deadline, sender.send_request(request)).await;
         let mut answer = match answer {
             Ok(Ok(answer)) => answer,

@@ -48,7 +48,7 @@ impl Chaos {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let Command::Kill { node } = self.command;
         let layout = Layout {
-            data: globals.data_dir(),
+            data: globals.data_dir()?,
         };
         let known = layout.known_nodes();
         if !known.contains(&node) {

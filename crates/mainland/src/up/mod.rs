@@ -95,7 +95,7 @@ pub struct Start {
 impl Up {
     pub async fn run(self, globals: Globals) -> Result<u8, Failure> {
         let layout = Layout {
-            data: globals.data_dir(),
+            data: globals.data_dir()?,
         };
         layout.create()?;
         // Here, where a person reads it: what is detached writes to a log.
@@ -315,7 +315,7 @@ fn all_of(projects: &[ProjectName]) -> Vec<Subject> {
 impl Down {
     pub async fn run(self, globals: Globals) -> Result<u8, Failure> {
         let layout = Layout {
-            data: globals.data_dir(),
+            data: globals.data_dir()?,
         };
         let supervisor = layout.supervisor();
         let state = State::load(&layout.state());
@@ -376,7 +376,7 @@ async fn end_supervisor(supervisor: &Identity, patience: Duration) -> Result<()>
 impl Start {
     pub async fn run(self, globals: Globals) -> Result<u8, Failure> {
         let layout = Layout {
-            data: globals.data_dir(),
+            data: globals.data_dir()?,
         };
         let state =
             State::load(&layout.state()).context("no `up` runs here: `mainland up` starts one")?;
