@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use model::ids::{ProjectName, ResourceName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -27,6 +27,8 @@ const CONNECTIONS_MAX: usize = 128;
 /// Frames of one connection that wait to be sent.
 const QUEUE: usize = 16;
 const READ_BYTES: usize = FRAME_MAX_BYTES / 4;
+/// For a program to end that was answered, and sends on.
+const LINGER: Duration = Duration::from_secs(2);
 /// After an accept that failed, as it does without descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -192,21 +194,22 @@ type Answer = BoxStream<Result<Frame, api::stream::Error>>;
 impl Way {
     /// Opens a connection and lets go of it: that there is no such service, port or ready copy is known before anything is listened on.
     async fn try_out(&self) -> Result<(), Failure> {
-        let (frames, answer) = self.open().await?;
+        let (frames, answer, _client) = self.open().await?;
         let _ = frames.send(Frame::StdinClosed).await;
         drop(answer);
         Ok(())
     }
 
-    async fn open(&self) -> Result<(mpsc::Sender<Frame>, Answer), Failure> {
+    /// Over a connection to the server of its own: what waits in one that nobody reads holds up no other.
+    async fn open(&self) -> Result<(mpsc::Sender<Frame>, Answer, Client), Failure> {
         let known = || self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        let client = known().clone();
-        match self.open_by(&client).await {
+        let client = known().another();
+        match self.open_by(client).await {
             Err(error) if may_be_another(&error) => {
                 let Ok(client) = self.globals.client().map(Arc::new) else {
                     return Err(error.into());
                 };
-                let opened = self.open_by(&client).await?;
+                let opened = self.open_by(client.another()).await?;
                 *known() = client;
                 Ok(opened)
             }
@@ -214,33 +217,69 @@ impl Way {
         }
     }
 
-    async fn open_by(&self, client: &Client) -> Result<(mpsc::Sender<Frame>, Answer), Error> {
+    async fn open_by(
+        &self,
+        client: Client,
+    ) -> Result<(mpsc::Sender<Frame>, Answer, Client), Error> {
         let (frames, queue) = mpsc::channel(QUEUE);
         let body = stream::unfold(queue, |mut queue| async move {
             let frame: Frame = queue.recv().await?;
             Some((frame.encode(), queue))
         });
-        Ok((frames, client.duplex(&self.path, body).await?))
+        let answer = client.duplex(&self.path, body).await?;
+        Ok((frames, answer, client))
     }
 
     async fn carry(&self, stream: TcpStream) -> Result<(), Failure> {
         let _ = stream.set_nodelay(true);
-        let (frames, answer) = match self.open().await {
-            Ok(opened) => opened,
+        match self.open().await {
+            Ok((frames, answer, _client)) => converse(stream, frames, answer).await,
             Err(failure) => {
                 // What was asked of it is not answered: that is no clean end.
                 let _ = stream.set_zero_linger();
-                return Err(failure);
+                Err(failure)
             }
-        };
-        let (reader, writer) = stream.into_split();
-        let (_, taken) = tokio::join!(send(reader, frames), take(answer, writer));
-        taken
+        }
     }
 }
 
+/// How a conversation ends before both have said all.
+enum Broken {
+    /// Who dialled here is gone.
+    Here,
+    There(Failure),
+}
+
+/// Carries both ways until both have ended. What breaks off is reset at once and not closed: half an answer must not pass for a whole one.
+async fn converse(
+    mut stream: TcpStream,
+    frames: mpsc::Sender<Frame>,
+    mut answer: Answer,
+) -> Result<(), Failure> {
+    let (reader, writer) = stream.split();
+    let carried = tokio::try_join!(send(reader, frames), take(&mut answer, writer));
+    let Err(broken) = carried else {
+        discard(&mut stream).await;
+        return Ok(());
+    };
+    // Of a half of the connection alone nothing is reset: dropping that closes it.
+    let _ = stream.set_zero_linger();
+    match broken {
+        Broken::Here => Ok(()),
+        Broken::There(failure) => Err(failure),
+    }
+}
+
+/// What a program still sends that the copy has no ear for. A connection that is closed with something unread takes the answer along that the
+/// program has not read yet.
+async fn discard(stream: &mut TcpStream) {
+    let mut unread = [0; 4096];
+    let discarding = async { while matches!(stream.read(&mut unread).await, Ok(1..)) {} };
+    let _ = tokio::time::timeout(LINGER, discarding).await;
+}
+
 /// What is typed here. That it breaks off ends the frames without a word, and the copy sees a broken connection too.
-async fn send(mut reader: OwnedReadHalf, frames: mpsc::Sender<Frame>) {
+async fn send(mut reader: ReadHalf<'_>, frames: mpsc::Sender<Frame>) -> Result<(), Broken> {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(READ_BYTES);
@@ -248,51 +287,93 @@ async fn send(mut reader: OwnedReadHalf, frames: mpsc::Sender<Frame>) {
         let read = tokio::select! {
             read = room.read_buf(&mut buffer) => read,
             // The copy is gone, or takes no more.
-            () = frames.closed() => return,
+            () = frames.closed() => return Ok(()),
         };
         let frame = match read {
             Ok(0) => Frame::StdinClosed,
             Ok(_) => Frame::Stdin(buffer.split().freeze()),
-            Err(_) => return,
+            Err(_) => return Err(Broken::Here),
         };
         let is_last = frame == Frame::StdinClosed;
         if frames.send(frame).await.is_err() || is_last {
-            return;
+            return Ok(());
         }
     }
 }
 
 /// What the copy answers.
-async fn take(mut answer: Answer, mut writer: OwnedWriteHalf) -> Result<(), Failure> {
-    let broken = |writer: &OwnedWriteHalf, why: &str| {
-        let _ = writer.as_ref().set_zero_linger();
-        Err(Failure::failed(format!("a connection broke: {why}")))
+async fn take(answer: &mut Answer, mut writer: WriteHalf<'_>) -> Result<(), Broken> {
+    let broken = |why: &str| {
+        let failure = Failure::failed(format!("a connection broke: {why}"));
+        Err(Broken::There(failure))
     };
     while let Some(frame) = answer.next().await {
         match frame {
             Ok(Frame::Stdout(bytes)) => {
                 if writer.write_all(&bytes).await.is_err() {
-                    // Who dialled here is gone.
-                    return Ok(());
+                    return Err(Broken::Here);
                 }
             }
             Ok(Frame::Exit { .. }) => {
                 let _ = writer.shutdown().await;
                 return Ok(());
             }
-            Ok(Frame::Failed(why)) => {
-                return broken(&writer, &String::from_utf8_lossy(&why));
-            }
+            Ok(Frame::Failed(why)) => return broken(&String::from_utf8_lossy(&why)),
             Ok(_) => {}
-            Err(error) => return broken(&writer, &error.to_string()),
+            Err(error) => return broken(&error.to_string()),
         }
     }
-    broken(&writer, "the server is gone")
+    broken("the server is gone")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+
+    /// What a program reads here when this is what comes of the copy, and nothing more.
+    async fn read_of(said: Vec<Frame>, sends: &'static [u8]) -> std::io::Result<Vec<u8>> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (accepted, _) = listener.accept().await.unwrap();
+        let mut dialled = dialled.unwrap();
+        dialled.write_all(sends).await.unwrap();
+        let (frames, taken) = mpsc::channel(1);
+        // As of a copy that is gone: it hears nothing.
+        drop(taken);
+        let answer = stream::iter(said.into_iter().map(Ok)).boxed();
+        let carrying = tokio::spawn(converse(accepted, frames, answer));
+        let mut read = Vec::new();
+        let outcome = dialled.read_to_end(&mut read).await;
+        drop(dialled);
+        let _ = carrying.await.unwrap();
+        outcome.map(|_| read)
+    }
+
+    #[tokio::test]
+    async fn half_an_answer_does_not_pass_for_a_whole_one() {
+        let half = || Frame::Stdout(Bytes::from_static(b"half"));
+        let failed = Frame::Failed(Bytes::from_static(b"reset"));
+        let whole = read_of(vec![half(), Frame::Exit { code: 0 }], b"").await;
+        assert_eq!(whole.unwrap(), b"half");
+        for broken in [vec![half()], vec![half(), failed], vec![]] {
+            let read = read_of(broken, b"").await;
+            let reset = Some(std::io::ErrorKind::ConnectionReset);
+            assert_eq!(read.map_err(|error| error.kind()).err(), reset);
+        }
+    }
+
+    /// A copy that answers before it has heard all, and goes.
+    #[tokio::test]
+    async fn what_a_program_still_sends_costs_it_no_answer() {
+        static UPLOAD: [u8; 65_536] = [0; 65_536];
+        let said = vec![
+            Frame::Stdout(vec![1; 16_384].into()),
+            Frame::Exit { code: 0 },
+        ];
+        let read = read_of(said, &UPLOAD).await;
+        assert_eq!(read.unwrap().len(), 16_384);
+    }
 
     #[test]
     fn what_is_led_to_is_read() {

@@ -1,6 +1,7 @@
 //! One connection to an instance, for who may operate it: what they send goes to its port, what it answers comes back, both as frames.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use api::client::{Body, streamed};
@@ -13,7 +14,7 @@ use hyper::body::Incoming;
 use model::ids::InstanceId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 use crate::agent::Agent;
@@ -34,10 +35,10 @@ pub async fn answer(
     port: Option<&str>,
     body: Incoming,
 ) -> Result<Response<Body>, Box<Problem>> {
-    let address = address(agent, id, port)?;
+    let address = address(agent, id, port).await?;
     let dialled = tokio::time::timeout(DIAL_PATIENCE, TcpStream::connect(address)).await;
     let why = match dialled {
-        Ok(Ok(stream)) => return Ok(carried(stream, body)),
+        Ok(Ok(stream)) => return Ok(carried(stream, frames(body))),
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("it did not accept within {} s", DIAL_PATIENCE.as_secs()),
     };
@@ -46,7 +47,11 @@ pub async fn answer(
 }
 
 /// Its own port, or another on which something of its service listens here.
-fn address(agent: &Agent, id: &InstanceId, port: Option<&str>) -> Result<SocketAddr, Box<Problem>> {
+async fn address(
+    agent: &Agent,
+    id: &InstanceId,
+    port: Option<&str>,
+) -> Result<SocketAddr, Box<Problem>> {
     let (own, named, uid) = agent.with(|core| {
         let desired = core.state.instance(id).map(|one| one.desired());
         let named = desired.map(|desired| core.named_ports(desired));
@@ -76,18 +81,10 @@ fn address(agent: &Agent, id: &InstanceId, port: Option<&str>) -> Result<SocketA
     }
     let own_uid = rustix::process::geteuid().as_raw();
     let uid = uid.filter(|_| agent.is_root).unwrap_or(own_uid);
-    for (table, ip) in [
-        ("/proc/net/tcp", loopback),
-        ("/proc/net/tcp6", Ipv6Addr::LOCALHOST.into()),
-    ] {
-        let text = std::fs::read_to_string(table).unwrap_or_default();
-        if let Some(listener) = listener(&text, asked, uid) {
-            // One on all addresses answers at either.
-            return Ok(SocketAddr::new(
-                if listener.is_any { loopback } else { ip },
-                asked,
-            ));
-        }
+    // The kernel's tables have a line for each connection of the machine: with many, reading them takes its time.
+    let found = tokio::task::spawn_blocking(move || listening(asked, uid)).await;
+    if let Ok(Some(ip)) = found {
+        return Ok(SocketAddr::new(ip, asked));
     }
     let service = agent.with(|core| {
         let instance = core.state.instance(id);
@@ -106,6 +103,21 @@ fn no_port(id: &InstanceId, why: &str) -> Box<Problem> {
     problem
         .remedy("leave the port out for the one that its PORT names")
         .into()
+}
+
+/// Where a socket of `uid` listens on a port of this machine, if one does.
+fn listening(port: u16, uid: u32) -> Option<IpAddr> {
+    let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let tables = [
+        ("/proc/net/tcp", loopback),
+        ("/proc/net/tcp6", Ipv6Addr::LOCALHOST.into()),
+    ];
+    tables.into_iter().find_map(|(table, ip)| {
+        let text = std::fs::read_to_string(table).unwrap_or_default();
+        let found = listener(&text, port, uid)?;
+        // One on all addresses answers at either.
+        Some(if found.is_any { loopback } else { ip })
+    })
 }
 
 /// A socket that listens.
@@ -130,49 +142,64 @@ fn listener(table: &str, port: u16, uid: u32) -> Option<Listener> {
     })
 }
 
-fn carried(stream: TcpStream, body: Incoming) -> Response<Body> {
+type Frames = BoxStream<Result<Frame, Error>>;
+
+fn carried(stream: TcpStream, frames: Frames) -> Response<Body> {
     let _ = stream.set_nodelay(true);
-    let (reader, writer) = stream.into_split();
     let (sender, receiver) = mpsc::channel(FRAMES_MAX);
-    let gone = sender.clone();
-    tokio::spawn(async move {
-        let both = async {
-            let sending = tokio::spawn(send(frames(body), writer));
-            receive(reader, &sender).await;
-            let _ = sending.await;
-        };
-        tokio::select! {
-            () = both => {}
-            // Who asked is gone: nobody takes what comes.
-            () = gone.closed() => {}
-        }
-    });
+    tokio::spawn(converse(stream, frames, sender));
     let mut response = Response::new(streamed(socket::into_stream(receiver)));
     let frames = HeaderValue::from_static("application/vnd.mainland.frames");
     response.headers_mut().insert(header::CONTENT_TYPE, frames);
     response
 }
 
-/// What the other side sends. Where its words break off the connection is reset and not closed: half a message must not pass for a whole one.
-async fn send(mut frames: BoxStream<Result<Frame, Error>>, mut writer: OwnedWriteHalf) {
+/// Carries both ways until both have ended, or who asked is gone: nobody takes what comes then. Where their words break off before their end the
+/// connection is reset at once, and not closed: half a message must not pass for a whole one.
+async fn converse(mut stream: TcpStream, frames: Frames, sender: mpsc::Sender<Bytes>) {
+    let is_whole = AtomicBool::new(false);
+    let (reader, writer) = stream.split();
+    let sending = send(frames, writer, &is_whole);
+    let receiving = async {
+        receive(reader, &sender).await;
+        Ok(())
+    };
+    tokio::select! {
+        _ = async { tokio::try_join!(sending, receiving) } => {}
+        () = sender.closed() => {}
+    }
+    if !is_whole.load(Ordering::Relaxed) {
+        // Of a half of the connection alone nothing is reset: dropping that closes it.
+        let _ = stream.set_zero_linger();
+    }
+}
+
+/// Who asked broke off.
+struct BrokenOff;
+
+/// What the other side sends. `is_whole`: it said that this was all.
+async fn send(
+    mut frames: Frames,
+    mut writer: WriteHalf<'_>,
+    is_whole: &AtomicBool,
+) -> Result<(), BrokenOff> {
     while let Some(Ok(frame)) = frames.next().await {
-        let is_open = match frame {
-            Frame::Stdin(bytes) => writer.write_all(&bytes).await.is_ok(),
+        match frame {
+            // The instance takes no more. What it still says is taken.
+            Frame::Stdin(bytes) if writer.write_all(&bytes).await.is_err() => return Ok(()),
             Frame::StdinClosed => {
+                is_whole.store(true, Ordering::Relaxed);
                 let _ = writer.shutdown().await;
-                false
+                return Ok(());
             }
-            _ => true,
-        };
-        if !is_open {
-            return;
+            _ => {}
         }
     }
-    let _ = writer.as_ref().set_zero_linger();
+    Err(BrokenOff)
 }
 
 /// What the instance answers, and how that ended.
-async fn receive(mut reader: OwnedReadHalf, sender: &mpsc::Sender<Bytes>) {
+async fn receive(mut reader: ReadHalf<'_>, sender: &mpsc::Sender<Bytes>) {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(READ_BYTES);
@@ -195,6 +222,60 @@ async fn receive(mut reader: OwnedReadHalf, sender: &mpsc::Sender<Bytes>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::net::TcpListener;
+
+    /// What an instance reads when its caller says this, and then is gone.
+    async fn read_of(said: Vec<Result<Frame, Error>>) -> std::io::Result<Vec<u8>> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        let (sender, _taken) = mpsc::channel(FRAMES_MAX);
+        let frames = futures_util::stream::iter(said).boxed();
+        tokio::spawn(converse(dialled.unwrap(), frames, sender));
+        let mut read = Vec::new();
+        accepted.read_to_end(&mut read).await?;
+        Ok(read)
+    }
+
+    #[tokio::test]
+    async fn half_a_message_does_not_pass_for_a_whole_one() {
+        let half = || Ok(Frame::Stdin(Bytes::from_static(b"half")));
+        let whole = read_of(vec![half(), Ok(Frame::StdinClosed)]).await;
+        assert_eq!(whole.unwrap(), b"half");
+        for broken in [
+            vec![half()],
+            vec![half(), Err(Error::Broken(String::new()))],
+            vec![],
+        ] {
+            let read = read_of(broken).await;
+            let reset = Some(std::io::ErrorKind::ConnectionReset);
+            assert_eq!(read.map_err(|error| error.kind()).err(), reset);
+        }
+    }
+
+    /// An instance that has said all still hears the rest.
+    #[tokio::test]
+    async fn either_way_ends_for_itself() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialled = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (mut accepted, _) = listener.accept().await.unwrap();
+        let (sender, mut taken) = mpsc::channel(FRAMES_MAX);
+        let (say, said) = mpsc::channel::<Frame>(1);
+        let frames = futures_util::stream::unfold(said, |mut said| async move {
+            Some((Ok(said.recv().await?), said))
+        });
+        tokio::spawn(converse(dialled.unwrap(), frames.boxed(), sender));
+        accepted.shutdown().await.unwrap();
+        assert_eq!(taken.recv().await, Some(Frame::Exit { code: 0 }.encode()));
+        say.send(Frame::Stdin(Bytes::from_static(b"rest")))
+            .await
+            .unwrap();
+        say.send(Frame::StdinClosed).await.unwrap();
+        let mut read = Vec::new();
+        accepted.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read, b"rest");
+        assert_eq!(taken.recv().await, None);
+    }
 
     #[test]
     fn who_listens_is_read_from_the_kernels_tables() {
