@@ -6,6 +6,7 @@
 //! | [`wire`] | version 1 of what travels in bodies, apart from the domain's types where the two differ |
 //! | [`problem`] | errors, RFC 9457, each with a stable code and a remedy |
 //! | [`stream`] | bodies that go on: JSON texts line by line, and the frames of `exec` |
+//! | [`window`] | how much of a stream may be under way unread |
 //! | [`client`] | one connection to a server or a node, typed methods on it |
 //! | [`strict`] | whether a body has a key that its type does not have |
 //! | [`disk`] | how full a disk is, for all who tell it |
@@ -19,4 +20,5 @@ pub mod operations;
 pub mod problem;
 pub mod stream;
 pub mod strict;
+pub mod window;
 pub mod wire;

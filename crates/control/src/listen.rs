@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use api::window;
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use boundary::authority::{self, Authority, Terms};
@@ -31,8 +32,6 @@ use crate::seats::{self, Answering, Client, Over, Seat, Seats};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
-/// Requests at once on a connection whose peer has shown a certificate.
-const STREAMS_MOST: u32 = 1_000;
 /// On another one: as many as a client with a token may follow at once. Strangers have fewer ([`dispatch`](crate::dispatch)).
 const STREAMS_UNPROVEN_MOST: u32 = 256;
 /// Longest head over HTTP/1.1, and what is read ahead of a body.
@@ -371,7 +370,7 @@ pub async fn ends(ending: &mut watch::Receiver<bool>) {
 
 fn builder(peer: &Peer) -> auto::Builder<TokioExecutor> {
     let streams = match peer.id {
-        Some(_) => STREAMS_MOST,
+        Some(_) => window::STREAMS_MOST,
         None => STREAMS_UNPROVEN_MOST,
     };
     let mut builder = auto::Builder::new(TokioExecutor::new());

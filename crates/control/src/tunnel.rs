@@ -8,15 +8,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::problem::Problem;
+use api::window;
 use axum::body::Body;
 use axum::response::Response;
 use http::{Request, StatusCode, header};
+use http_body_util::BodyExt;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use model::boundary::KeyFingerprint;
 use model::ids::NodeName;
 use tls::PeerId;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::call::Call;
 use crate::dispatch::Peer;
@@ -26,6 +28,8 @@ use crate::state::Server;
 pub const PROTOCOL: &str = "mainland-tunnel";
 /// Until the head of a node's answer is there.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Streams of one tunnel that people hold at a time: output that is followed, commands, connections. The rest is for what is asked and answered.
+const HELD_MOST: usize = window::TUNNELLED_MOST as usize / 10 * 9;
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -40,6 +44,7 @@ struct Tunnel {
     key: KeyFingerprint,
     sender: SendRequest<Body>,
     closing: Arc<Notify>,
+    room: Arc<Semaphore>,
 }
 
 /// A tunnel for as long as it is open. It is forgotten with this.
@@ -56,6 +61,7 @@ impl Tunnels {
             key,
             sender,
             closing: closing.clone(),
+            room: Arc::new(Semaphore::new(HELD_MOST)),
         };
         if let Some(older) = self.lock().insert(node.clone(), tunnel) {
             older.closing.notify_one();
@@ -101,6 +107,29 @@ impl Tunnels {
         answering.map(|(node, _)| node.clone()).collect()
     }
 
+    /// The same for what a person holds open for as long as they like.
+    ///
+    /// # Errors
+    ///
+    /// `busy` (503) where the tunnel carries [`HELD_MOST`] already.
+    pub async fn carry(
+        &self,
+        node: &NodeName,
+        request: Request<Body>,
+    ) -> Result<Response, Problem> {
+        let room = self.lock().get(node).map(|tunnel| tunnel.room.clone());
+        let held = room.map(Semaphore::try_acquire_owned).transpose();
+        let held = held.map_err(|_| is_full(node))?;
+        let answer = self.forward(node, request).await?;
+        Ok(answer.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                // It is let go of with the body.
+                let _held = &held;
+                frame
+            }))
+        }))
+    }
+
     /// Asks a node and hands its answer on.
     pub async fn forward(
         &self,
@@ -141,6 +170,12 @@ pub fn unreachable(node: &NodeName, why: &str) -> Problem {
     .remedy(format!(
         "see `mainland explain {node}`; on the node itself `mainland logs` works without the server"
     ))
+}
+
+fn is_full(node: &NodeName) -> Problem {
+    let title =
+        format!("node {node} has {HELD_MOST} commands, connections and followed outputs open");
+    Problem::unavailable("busy", title).remedy("end some of them, or wait until others end")
 }
 
 /// Switches the connection over, and keeps the tunnel for as long as it lives, or its holder is the node and has a certificate that is good.
@@ -209,6 +244,8 @@ impl Holder {
 async fn serve(server: &Server, holder: Holder, upgraded: hyper::upgrade::Upgraded) {
     let handshake = Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
+        .initial_stream_window_size(window::OF_TUNNELLED)
+        .initial_connection_window_size(window::OF_CONNECTION)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)

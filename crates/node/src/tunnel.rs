@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::client::{Body, whole};
+use api::window;
 use http::{HeaderValue, Request, StatusCode, header};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -65,6 +66,9 @@ async fn dig(agent: &Arc<Agent>) -> Result<(), String> {
     let service = service_fn(move |request| socket::answer(agent.clone(), request));
     hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
+        .initial_stream_window_size(window::OF_TUNNELLED)
+        .initial_connection_window_size(window::OF_CONNECTION)
+        .max_concurrent_streams(window::TUNNELLED_MOST)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .serve_connection(TokioIo::new(TokioIo::new(upgraded)), service)

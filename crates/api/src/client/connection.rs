@@ -18,6 +18,8 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
 
+use crate::window;
+
 use super::{Body, Error, PING_INTERVAL, PING_TIMEOUT, Transport};
 
 /// For another connection to stand before one that is doubted is used once more.
@@ -148,6 +150,8 @@ async fn connect(transport: &Transport) -> Result<Sender, Unmade> {
     })?;
     let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
+        .initial_stream_window_size(window::OF_ANSWER)
+        .initial_connection_window_size(window::OF_CONNECTION)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .handshake(TokioIo::new(Pin::new(io)))

@@ -120,7 +120,7 @@ async fn carry(held: &Held, body: Body, sender: &mpsc::Sender<Bytes>) -> Result<
     until_it_runs(held, sender).await?;
     let path = path_of(&held.instance, "exec", "");
     let request = request(&held.node, &path, body).map_err(in_words)?;
-    let answer = held.server.tunnels.forward(&held.node, request).await;
+    let answer = held.server.tunnels.carry(&held.node, request).await;
     let mut body = pin!(answer.map_err(in_words)?.into_body());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| format!("its node is not heard any more: {error}"))?;
@@ -207,7 +207,7 @@ pub async fn connect(server: Arc<Server>, mut call: Call) -> Answer {
         &path_of(&instance, "connect", &query),
         call.takes_body(),
     )?;
-    server.tunnels.forward(&node, request).await
+    server.tunnels.carry(&node, request).await
 }
 
 /// Connections come by the thousand from one command: a record for each would push out those of changes.

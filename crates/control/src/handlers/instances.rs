@@ -114,7 +114,7 @@ async fn forward(server: Arc<Server>, mut call: Call, node: &NodeName, what: &st
     if !server.tunnels.is_open(node) {
         return Err(tunnel::unreachable(node, &silence(&server, node)));
     }
-    server.tunnels.forward(node, request).await
+    server.tunnels.carry(node, request).await
 }
 
 /// What a node is asked for, with the query as it came.

@@ -52,6 +52,7 @@ where
     let upgraded = hyper::upgrade::on(answer).await.unwrap();
     tokio::spawn(
         hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .max_concurrent_streams(api::window::TUNNELLED_MOST)
             .serve_connection(upgraded_io(upgraded), service_fn(on_node)),
     );
 }
@@ -190,4 +191,112 @@ async fn echo(cloud: &Cloud) -> usize {
         sender.send(next).await.unwrap();
     }
     count
+}
+
+/// Bytes that `says_much` has said, of all that it is asked for.
+static SAID: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+
+/// Its logs have no end; everything else is said back.
+async fn says_much(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+    if !request.uri().path().ends_with("/logs") {
+        return on_node(request).await;
+    }
+    let line = Bytes::from(vec![b' '; 64 << 10]);
+    let lines = stream::repeat_with(move || {
+        SAID.fetch_add(line.len(), std::sync::atomic::Ordering::Relaxed);
+        Ok(hyper::body::Frame::data(line.clone()))
+    });
+    Ok(Response::new(BodyExt::boxed(
+        http_body_util::StreamBody::new(lines),
+    )))
+}
+
+/// Output that nobody takes fills its own stream, and stops nothing else on the way.
+#[tokio::test]
+async fn who_reads_nothing_stops_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    open_tunnel_with(&node, says_much).await;
+    until("the tunnel", || async {
+        cloud.client.logs(&project(), "web-1", 1, true).await.ok()
+    })
+    .await;
+    for has_own in [true, false] {
+        let mut unread = Vec::new();
+        for _ in 0..4 {
+            let own = has_own.then(|| cloud.client.another());
+            let client = own.as_ref().unwrap_or(&cloud.client);
+            let output = client.logs(&project(), "web-1", 1, true).await.unwrap();
+            unread.push((output, own));
+        }
+        until_it_stands_still().await;
+        let within = std::time::Duration::from_secs(10);
+        let echoed = tokio::time::timeout(within, echo(&cloud)).await;
+        assert_eq!(
+            echoed,
+            Ok(3),
+            "readers with connections of their own: {has_own}"
+        );
+    }
+}
+
+/// Until no window has room left.
+async fn until_it_stands_still() {
+    let before = std::sync::atomic::AtomicUsize::new(usize::MAX);
+    until("all windows are full", || async {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        let said = SAID.load(std::sync::atomic::Ordering::Relaxed);
+        (before.swap(said, std::sync::atomic::Ordering::Relaxed) == said).then_some(())
+    })
+    .await;
+}
+
+/// Its logs are followed for ever.
+async fn says_nothing(request: Request<Incoming>) -> Result<Response<Body>, hyper::Error> {
+    if !request.uri().path().ends_with("/logs") {
+        return on_node(request).await;
+    }
+    let silent = http_body_util::StreamBody::new(stream::pending());
+    Ok(Response::new(BodyExt::boxed(silent)))
+}
+
+/// However many follow its output, a node has room for what is asked and answered.
+#[tokio::test]
+async fn a_tunnel_keeps_room_beside_what_people_hold() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    cloud.apply(&apply_of(&[("web", service(1))])).await;
+    cloud.ready("web", 1).await;
+    open_tunnel_with(&node, says_nothing).await;
+    let first = until("the tunnel", || async {
+        cloud.client.logs(&project(), "web-1", 1, true).await.ok()
+    })
+    .await;
+    let mut held = vec![first];
+    let mut client = cloud.client.another();
+    let refused = loop {
+        // The server takes a few hundred requests at once on one connection.
+        if held.len() % 200 == 0 {
+            client = cloud.client.another();
+        }
+        match client.logs(&project(), "web-1", 1, true).await {
+            Ok(followed) => held.push(followed),
+            Err(error) => break error,
+        }
+        assert!(held.len() < api::window::TUNNELLED_MOST as usize);
+    };
+    assert_eq!(refused.code(), Some("busy"), "{refused}");
+    assert!(held.len() > 500, "{}", held.len());
+    // What the server itself asks a node still goes through: of one that is gone all nodes are asked.
+    let found = cloud.client.logs(&project(), "web-9", 7, false).await;
+    assert!(found.is_ok());
+    held.truncate(10);
+    until("there is room again", || async {
+        cloud.client.logs(&project(), "web-1", 1, true).await.ok()
+    })
+    .await;
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use api::client::{Body, streamed, whole};
 use api::problem::Problem;
-use api::stream::json_line;
+use api::stream::{BoxStream, Frame, json_line};
 use api::wire;
 use base64::Engine as _;
 use boundary::authority::{Authority, Terms};
@@ -165,6 +165,29 @@ impl Server {
         let request = api::client::request(Method::GET, &format!("http://node{path}"), Vec::new());
         let answer = sender.send_request(request).await.ok()?;
         Some(answer.into_body().collect().await.ok()?.to_bytes())
+    }
+
+    /// Asks the node something whose answer goes on for as long as what is answered is kept.
+    pub fn begin_to_ask_node(
+        &self,
+        path: &str,
+    ) -> tokio::task::JoinHandle<Option<Response<Incoming>>> {
+        let sender = self.look(|state| state.tunnel.clone());
+        let request = api::client::request(Method::GET, &format!("http://node{path}"), "");
+        tokio::spawn(async move { sender?.send_request(request).await.ok() })
+    }
+
+    /// Sends a node frames through its tunnel.
+    pub async fn converse_with_node(
+        &self,
+        path: &str,
+        body: Body,
+    ) -> Option<BoxStream<Result<Frame, api::stream::Error>>> {
+        let mut sender = self.look(|state| state.tunnel.clone())?;
+        let mut request = api::client::request(Method::POST, &format!("http://node{path}"), "");
+        *request.body_mut() = body;
+        let answer = sender.send_request(request).await.ok()?;
+        Some(api::stream::frames(answer.into_body()))
     }
 
     async fn serve(self: Arc<Self>, listener: TcpListener) {

@@ -1,5 +1,7 @@
 //! What can be asked of a node, on the machine and through the tunnel.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use api::stream::Frame;
@@ -219,4 +221,64 @@ async fn the_servers_ask_through_the_tunnel() {
         .get::<serde_json::Value>("/v1/instances/shop/nobody-1/logs")
         .await;
     assert_eq!(unknown.unwrap_err().code(), Some("not-found"));
+}
+
+/// Bytes for a command, counted as they are taken; it never ends.
+fn counted(exec: &wire::Exec, taken: &Arc<AtomicUsize>) -> api::client::Body {
+    let head = Frame::Head(serde_json::to_vec(exec).unwrap().into()).encode();
+    let piece = Frame::Stdin(Bytes::from(vec![b'x'; api::stream::FRAME_MAX_BYTES])).encode();
+    let taken = taken.clone();
+    let pieces = futures_util::stream::repeat_with(move || {
+        taken.fetch_add(1, Ordering::Relaxed);
+        piece.clone()
+    });
+    api::client::streamed(futures_util::stream::iter([head]).chain(pieces))
+}
+
+/// What one command does not read, and what many follow, stops nothing else that goes through the tunnel.
+#[tokio::test]
+async fn nobody_in_the_tunnel_stops_others() {
+    let node = Node::start().await;
+    node.server.want(vec![web("web-1")]);
+    node.until_ready("web-1").await;
+    let exec = "/v1/instances/shop/web-1/exec";
+    let taken = Arc::new(AtomicUsize::new(0));
+    let deadline = std::time::Instant::now() + crate::world::PATIENCE;
+    let _deaf = loop {
+        let body = counted(&command(&["sleep", "86400"]), &taken);
+        if let Some(deaf) = node.server.converse_with_node(exec, body).await {
+            break deaf;
+        }
+        assert!(std::time::Instant::now() < deadline, "a tunnel");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let mut before = usize::MAX;
+    while std::mem::replace(&mut before, taken.load(Ordering::Relaxed)) != before || before == 0 {
+        assert!(std::time::Instant::now() < deadline, "its windows fill");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let mut follow = Vec::new();
+    for _ in 0..250 {
+        let path = "/v1/instances/shop/web-1/logs?follow=true";
+        follow.push(node.server.begin_to_ask_node(path));
+    }
+    let said = vec![
+        Frame::Stdin(Bytes::from_static(b"heard\n")),
+        Frame::StdinClosed,
+    ];
+    let body = api::client::streamed(frames(&command(&["cat"]), said));
+    let heard = async {
+        let mut answer = node.server.converse_with_node(exec, body).await.unwrap();
+        let mut out = Vec::new();
+        while let Some(Ok(frame)) = answer.next().await {
+            match frame {
+                Frame::Stdout(bytes) => out.extend_from_slice(&bytes),
+                Frame::Exit { .. } => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        out
+    };
+    let heard = tokio::time::timeout(Duration::from_secs(10), heard).await;
+    assert_eq!(heard.expect("another command is heard"), b"heard\n");
 }

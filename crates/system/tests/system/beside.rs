@@ -234,3 +234,60 @@ fn a_port_with_a_name_is_reached_by_callers_routes_and_people() {
         );
     }
 }
+
+/// Of each connection the first byte says what becomes of it: `d` is not read on, `b` is answered without end, others are said back.
+const MOODS: &str = "
+project: moods
+services:
+  moods:
+    run:
+      - python3
+      - -c
+      - |
+        import os, socket, threading, time
+        def serve(c):
+            said = c.recv(1)
+            if said == b'd': time.sleep(86400)
+            while said == b'b': c.sendall(b'x' * 65536)
+            c.sendall(said)
+        s = socket.create_server((os.environ.get('HOST', '127.0.0.1'), int(os.environ['PORT'])))
+        while True:
+            c, _ = s.accept()
+            threading.Thread(target=serve, args=(c,), daemon=True).start()
+";
+
+/// Connections by one `connect` don't wait for each other, whatever is unread in some of them.
+#[test]
+fn a_connection_that_stands_still_holds_up_no_other() {
+    let mut first = First::with(1, MOODS);
+    first.cloud.start().unwrap();
+    first.cloud.wait_ready("moods", 1, WITHIN);
+    let (mut child, address) = connect(&first, &["moods"]);
+    let dial = |mood: &[u8]| {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.write_all(mood).unwrap();
+        stream
+    };
+    let mut deaf = dial(b"d");
+    deaf.set_write_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    let piece = [0; 65_536];
+    let mut written = 0;
+    while deaf.write_all(&piece).is_ok() {
+        written += piece.len();
+        assert!(written < 256 << 20, "what nobody reads is kept without end");
+    }
+    let babbling: Vec<_> = (0..4).map(|_| dial(b"b")).collect();
+    for mut unread in &babbling {
+        unread.read_exact(&mut [0]).unwrap();
+    }
+    for _ in 0..20 {
+        let mut heard = dial(b"e");
+        heard.set_read_timeout(Some(WITHIN)).unwrap();
+        let mut said = [0];
+        heard.read_exact(&mut said).unwrap();
+        assert_eq!(said, *b"e");
+    }
+    proc::signal(child.id(), Signal::INT).unwrap();
+    assert!(child.wait().unwrap().success());
+}
