@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use compute::runtime::{Adopted, Environment, Error, InstanceSpec};
-use model::compute::{Exit, ExitHow};
+use model::compute::{Exit, ExitHow, Purpose};
 use model::control::Reason;
 use model::ids::InstanceId;
 use model::signals::{Level, LogLine, Stream};
@@ -16,9 +16,11 @@ use tokio::sync::mpsc;
 
 use crate::agent::Agent;
 use crate::core::{Core, Running};
+use crate::layout::{self, Layout};
 use crate::pause::Pause;
 use crate::prepare::{Doors, Failure, Secrets, gather, make_spec, place};
-use crate::{clock, engine, layout};
+use crate::record::Record;
+use crate::{clock, engine};
 
 /// Lines in which last words are looked for.
 const LAST_LINES: usize = 20;
@@ -367,12 +369,21 @@ fn words_of(lines: &[LogLine]) -> Option<String> {
     (!told.is_empty()).then(|| told.join(LINE_BREAK))
 }
 
-async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
-    let directory = agent.layout.instance(id);
-    let log = compute::instance::log_directory(&directory);
-    if let Err(error) = layout::aside(|| agent.layout.keep_log(id, &log)) {
+/// What a person runs speaks to them, and leaves nothing behind that would push out what others said.
+fn keep_output(layout: &Layout, id: &InstanceId) {
+    let record = layout::read::<Record>(&layout.record(id)).ok().flatten();
+    if record.is_some_and(|record| record.desired.purpose == Purpose::Run) {
+        return;
+    }
+    let log = compute::instance::log_directory(&layout.instance(id));
+    if let Err(error) = layout.keep_log(id, &log) {
         tracing::warn!(instance = %id, %error, "its output is not kept");
     }
+}
+
+async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
+    let directory = agent.layout.instance(id);
+    layout::aside(|| keep_output(&agent.layout, id));
     let mut pause = Pause::of_connection();
     for _ in 0..REMOVE_TRIES {
         match agent.runtime.remove(id, &directory).await {

@@ -8,6 +8,7 @@ use api::stream::Frame;
 use api::wire;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use model::compute::InstanceState::{Pending, Starting};
 use model::signals::{LogLine, Stream};
 
 use crate::world::{Node, is_alive, running, web};
@@ -164,6 +165,42 @@ async fn logs_are_read_and_followed() {
         1,
         "not followed: it ends"
     );
+}
+
+/// What a person runs has spoken to them: its output pushes out that of no copy.
+#[tokio::test]
+async fn what_people_run_leaves_no_output_behind() {
+    let node = Node::start().await;
+    let mut run = running("job-2", &["sleep", "1000"]);
+    run.purpose = model::compute::Purpose::Run;
+    let copy = running("job-1", &["sleep", "1000"]);
+    node.server.want(vec![copy, run]);
+    let log = |name: &str| {
+        node.directory()
+            .join("instances/shop")
+            .join(name)
+            .join("logs")
+    };
+    node.until("both have begun", |node| {
+        let began = |name| {
+            let report = node.server.report(name);
+            report.is_some_and(|report| !matches!(report.state, Pending | Starting))
+        };
+        ["job-1", "job-2"]
+            .into_iter()
+            .all(|name| began(name) && log(name).exists())
+    })
+    .await;
+    node.server.want(Vec::new());
+    let kept = |name: &str| node.directory().join(format!("gone/shop.{name}"));
+    node.until("both are gone", |node| {
+        let instances = node.directory().join("instances/shop");
+        let mut left = ["job-1", "job-2"].into_iter();
+        left.all(|name| !instances.join(name).exists())
+    })
+    .await;
+    assert!(kept("job-1").exists());
+    assert!(!kept("job-2").exists());
 }
 
 #[tokio::test]
