@@ -109,6 +109,10 @@ pub fn settings(
             use_by(&mut all, id, spec);
         }
     }
+    for settings in all.values_mut() {
+        let declared = &settings.connections;
+        settings.sharing.retain(|name| declared.contains_key(name));
+    }
     all
 }
 
@@ -132,11 +136,13 @@ fn use_by(all: &mut BTreeMap<ResourceId, EngineSettings>, id: &ResourceId, spec:
             .entry(id.name.clone())
             .or_insert(options.access);
         *access = (*access).max(options.access);
-        // What the newest release says, which comes last.
-        match options.connections {
-            Some(most) => settings.connections.insert(id.name.clone(), most),
-            None => settings.connections.remove(&id.name),
-        };
+        // Copies of all releases hold theirs until they are gone: with fewer, the new ones would find none left.
+        if let Some(most) = options.connections {
+            let declared = settings.connections.entry(id.name.clone()).or_default();
+            *declared = most.max(*declared);
+        } else {
+            settings.sharing.insert(id.name.clone());
+        }
     }
     for (topic, subscription) in &spec.on {
         let settings = all.entry(beside(&id.project, topic)).or_default();
@@ -152,6 +158,7 @@ pub fn of_engine(engine: &Engine, all: Option<&EngineSettings>) -> EngineSetting
         Engine::Postgres(_) => EngineSettings {
             roles: all.roles,
             connections: all.connections,
+            sharing: all.sharing,
             ..EngineSettings::default()
         },
         Engine::Topic(_) => EngineSettings {

@@ -121,9 +121,12 @@ pub struct EngineSettings {
     /// under HMAC-SHA256, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub roles: BTreeMap<ResourceName, Access>,
-    /// For a database: of these, whose number of connections is declared.
+    /// For a database: of these, whose number of connections is declared. While copies of several releases run, the largest that one declares.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub connections: BTreeMap<ResourceName, u32>,
+    /// For a database: of those with a number, who also has copies that count on an equal share: they have that where it is more.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub sharing: BTreeSet<ResourceName>,
     /// For a topic: the services that it is pushed to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subscriptions: BTreeMap<ResourceName, Subscription>,

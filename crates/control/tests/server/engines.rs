@@ -305,3 +305,61 @@ async fn status_has_what_engines_say_and_waits_for_no_stuck_one() {
     let quick = cloud.client.status_of_services(&project()).await.unwrap();
     assert!(quick.engines.is_empty());
 }
+
+/// The connections that a release declares count for as long as a copy of it runs; those of the next count from its first.
+#[tokio::test]
+async fn connections_shrink_when_the_copies_that_hold_them_are_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    let web = |connections: Option<u32>, version: &str| {
+        let mut spec = with_env(service(1), "VERSION", version);
+        let need = Need {
+            connections,
+            ..Need::default()
+        };
+        spec.needs.insert(name("db"), need);
+        spec
+    };
+    let told = || {
+        let instances = node.desired().map(|told| told.instances);
+        let of_db = instances.unwrap_or_default().into_iter();
+        let settings = of_db.filter_map(|told| told.settings).next();
+        let settings = settings.unwrap_or_default();
+        let most = settings.connections.get(&name("web")).copied();
+        (most, settings.sharing.contains(&name("web")))
+    };
+    let until_told = async |what: &str, expect: (Option<u32>, bool)| {
+        until(what, || async { (told() == expect).then_some(()) }).await;
+    };
+    let apply = async |spec: Service| {
+        cloud
+            .apply(&apply_of(&[("db", database()), ("web", spec)]))
+            .await;
+    };
+    apply(web(Some(20), "1")).await;
+    cloud.ready("web", 1).await;
+    until_told("what is declared", (Some(20), false)).await;
+    // Fewer, and more, and none: none of these is ever ready.
+    for (next, while_both_run) in [
+        (Some(5), (Some(20), false)),
+        (Some(30), (Some(30), false)),
+        (None, (Some(20), true)),
+    ] {
+        apply(with_env(web(next, "2"), "BROKEN", "yes")).await;
+        until("both run", || async {
+            let instances = node.desired()?.instances;
+            let mut both = instances.iter().filter(|told| told.service == name("web"));
+            both.any(|told| told.spec.env.contains_key("BROKEN"))
+                .then_some(())
+        })
+        .await;
+        assert_eq!(told(), while_both_run, "{next:?}");
+        apply(web(Some(20), "1")).await;
+        until_told("what it was", (Some(20), false)).await;
+    }
+    apply(web(Some(5), "3")).await;
+    until_told("the old copies are gone", (Some(5), false)).await;
+    apply(web(None, "4")).await;
+    until_told("an equal share", (None, false)).await;
+}

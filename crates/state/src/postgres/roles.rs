@@ -133,13 +133,39 @@ fn wanted(
 
 /// How many connections each service may have: together not more than there are, so that none takes those of others, or of people.
 ///
-/// What is declared is kept as far as all others keep one; those of whom nothing is declared have equal shares of the rest.
+/// What is declared is kept as far as all others keep one; those of whom nothing is declared have equal shares of the rest. Who has copies of
+/// both kinds has what is more.
 pub fn shares(settings: &EngineSettings, connections: u32) -> BTreeMap<ResourceName, u32> {
+    let declared = settings.connections.iter();
+    let mut declared: BTreeMap<_, _> = declared
+        .filter(|(name, _)| !settings.sharing.contains(*name))
+        .map(|(name, most)| (name, *most))
+        .collect();
+    loop {
+        let shares = divide(settings, &declared, connections);
+        let mut sharing = settings.sharing.iter();
+        let short = sharing.find_map(|name| {
+            let most = *settings.connections.get(name)?;
+            let is_short = shares.get(name).is_some_and(|share| *share < most);
+            (is_short && !declared.contains_key(name)).then_some((name, most))
+        });
+        match short {
+            Some((name, most)) => declared.insert(name, most),
+            None => return shares,
+        };
+    }
+}
+
+fn divide(
+    settings: &EngineSettings,
+    declared: &BTreeMap<&ResourceName, u32>,
+    connections: u32,
+) -> BTreeMap<ResourceName, u32> {
     let services = u32::try_from(settings.roles.len()).unwrap_or(u32::MAX);
     let (mut left, mut without) = (connections, services);
     let mut shares = BTreeMap::new();
     for name in settings.roles.keys() {
-        if let Some(declared) = settings.connections.get(name) {
+        if let Some(declared) = declared.get(name) {
             without -= 1;
             let others = services - u32::try_from(shares.len()).unwrap_or(services) - 1;
             let share = (*declared).min(left.saturating_sub(others)).max(1);
@@ -436,6 +462,28 @@ mod tests {
             }
             let shares: Vec<u32> = shares(&settings, connections).into_values().collect();
             assert_eq!(shares, expected, "{declared:?} of {connections}");
+        }
+    }
+
+    /// While a rollout goes on, copies of both releases find what theirs declares.
+    #[test]
+    fn who_counts_on_an_equal_share_has_what_is_more() {
+        for (declared, connections, expected) in [
+            // An equal share is 14.
+            (5, 42, [14, 14, 14]),
+            (20, 42, [20, 11, 11]),
+            (14, 42, [14, 14, 14]),
+            (100, 42, [40, 1, 1]),
+        ] {
+            let name = |index: usize| ResourceName::new(format!("s{index}")).unwrap();
+            let mut settings = EngineSettings::default();
+            settings
+                .roles
+                .extend((0..3).map(|index| (name(index), Access::Write)));
+            settings.connections.insert(name(0), declared);
+            settings.sharing.insert(name(0));
+            let shares: Vec<u32> = shares(&settings, connections).into_values().collect();
+            assert_eq!(shares, expected, "{declared} of {connections}");
         }
     }
 
