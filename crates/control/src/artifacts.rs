@@ -24,14 +24,17 @@ const READ_BYTES: usize = 256 << 10;
 pub struct Artifacts {
     store: Arc<ArtifactStore>,
     /// When each was last asked about by somebody who may be about to use it.
-    pinned: Mutex<BTreeMap<Digest, Instant>>,
+    pinned: Arc<Mutex<BTreeMap<Digest, Instant>>>,
+    /// Held while one is removed, and while somebody looks whether one is there. Only threads that may wait for a disk take it.
+    removing: Arc<Mutex<()>>,
 }
 
 impl Artifacts {
     pub fn open(root: &Path) -> Result<Self, Error> {
         Ok(Self {
             store: Arc::new(ArtifactStore::open(root)?),
-            pinned: Mutex::default(),
+            pinned: Arc::default(),
+            removing: Arc::default(),
         })
     }
 
@@ -61,7 +64,9 @@ impl Artifacts {
         now: Instant,
     ) -> Result<UploadState, Problem> {
         self.pin(digest, now);
+        let removing = self.removing.clone();
         self.work(move |store| {
+            let _still = removing.lock().unwrap_or_else(PoisonError::into_inner);
             let mut progress = store.begin(digest, size)?;
             if progress == Progress::Complete && is_spoiled(store, digest) {
                 progress = store.begin(digest, size)?;
@@ -124,7 +129,9 @@ impl Artifacts {
         for digest in &digests {
             self.pin(*digest, now);
         }
+        let removing = self.removing.clone();
         self.work(move |store| {
+            let _still = removing.lock().unwrap_or_else(PoisonError::into_inner);
             Ok(digests
                 .into_iter()
                 .filter(|digest| !store.contains(*digest))
@@ -139,19 +146,23 @@ impl Artifacts {
         used: BTreeSet<Digest>,
         now: Instant,
     ) -> Result<Vec<Digest>, Problem> {
-        let pinned: BTreeSet<Digest> = {
+        {
             let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
             pinned.retain(|_, at| now.since(*at) < KEPT_UNUSED);
-            pinned.keys().copied().collect()
-        };
+        }
+        let (pinned, removing) = (self.pinned.clone(), self.removing.clone());
         self.work(move |store| {
             let before = SystemTime::now() - KEPT_UNUSED;
             store.remove_stale_uploads(before)?;
             let mut removed = Vec::new();
             for stored in store.list()? {
-                let kept = used.contains(&stored.digest)
-                    || pinned.contains(&stored.digest)
-                    || stored.stored_at > before;
+                // Anew for each: somebody may have been told just now that it is here.
+                let _alone = removing.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_pinned = {
+                    let pinned = pinned.lock().unwrap_or_else(PoisonError::into_inner);
+                    pinned.contains_key(&stored.digest)
+                };
+                let kept = used.contains(&stored.digest) || is_pinned || stored.stored_at > before;
                 if !kept {
                     store.remove(stored.digest)?;
                     removed.push(stored.digest);
@@ -193,5 +204,54 @@ fn of_artifact(error: &Error) -> Problem {
         Error::Io { .. } => Problem::unavailable("disk", text)
             .remedy("see that the disk of the server has room and works, then repeat"),
         _ => Problem::internal(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::{Digest as _, Sha256};
+
+    /// Who is told that an artifact is here finds it afterwards, though what nobody uses is being removed.
+    #[tokio::test]
+    async fn what_is_said_to_be_here_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(folder.path()).unwrap();
+        let bytes = Bytes::from_static(b"an executable");
+        let digest = Digest(Sha256::digest(&bytes).into());
+        let now = Instant::default();
+        let size = model::units::Bytes(bytes.len() as u64);
+        artifacts.begin(digest, size, now).await.unwrap();
+        artifacts.append(digest, 0, bytes, now).await.unwrap();
+        artifacts.check(digest).await.unwrap();
+        artifacts.place(digest).await.unwrap();
+        let later = Instant(KEPT_UNUSED * 2);
+        make_old(folder.path());
+
+        let held = artifacts.removing.clone();
+        let held = held.lock().unwrap();
+        let collecting = artifacts.collect(BTreeSet::new(), later);
+        let asking = artifacts.missing(BTreeSet::from([digest]), later);
+        let (removed, missing, ()) = tokio::join!(collecting, asking, async { drop(held) });
+        let is_here = !missing.unwrap().contains(&digest);
+        assert_eq!(removed.unwrap().is_empty(), is_here);
+        assert!(is_here, "it was asked for before anything was removed");
+
+        // Nobody asks for it any more.
+        let much_later = Instant(KEPT_UNUSED * 4);
+        let removed = artifacts.collect(BTreeSet::new(), much_later).await;
+        assert_eq!(removed.unwrap(), [digest]);
+    }
+
+    fn make_old(folder: &Path) {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            if entry.path().is_dir() {
+                make_old(&entry.path());
+                continue;
+            }
+            let file = std::fs::File::open(entry.path()).unwrap();
+            let old = SystemTime::now() - KEPT_UNUSED * 2;
+            file.set_modified(old).unwrap();
+        }
     }
 }
