@@ -33,7 +33,7 @@ use crate::state::Server;
 use crate::world::{Stored, World};
 
 /// Between two tries to end a rotation that was left half done.
-const RETRY_AFTER: Duration = Duration::from_secs(30);
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Envelopes wrapped anew in one transaction at most.
 const WRAPPED_AT_ONCE: usize = 60;
 /// Where all lies in the store that is sealed, but for the authority.
@@ -75,6 +75,11 @@ impl Ring {
         keys.clone()
     }
 
+    /// Whether a rotation was begun and is not at its end.
+    fn has_old(&self) -> bool {
+        !old_keys(&self.keys()).is_empty()
+    }
+
     /// Writes the file, then uses the keys. Who does has the turn, and shows it: nobody seals by a key that is being forgotten, since whoever seals
     /// has the turn too.
     async fn set(&self, keys: Keyring, _turn: &MutexGuard<'_, Chain>) -> Result<(), Problem> {
@@ -93,9 +98,13 @@ impl Ring {
     }
 }
 
-/// A new key becomes the current one; everything is wrapped by it; the others go.
+/// A new key becomes the current one; everything is wrapped by it; the others go. Before that, one that was left half done is ended: a ring has
+/// room for few keys.
 pub async fn rotate(server: &Server, by: PrincipalName) -> Result<wire::Keyring, Problem> {
     let _alone = server.ring.rotating.lock().await;
+    if server.ring.has_old() {
+        finish(server, by.clone()).await?;
+    }
     {
         let mut keys = (*server.ring.keys()).clone();
         let id = keys.rotate();
@@ -112,22 +121,22 @@ pub async fn rotate(server: &Server, by: PrincipalName) -> Result<wire::Keyring,
     status(server).await
 }
 
-/// Goes on with a rotation that an earlier server left half done, until it is.
+/// Goes on with whatever rotation is left half done, by an earlier server or by this one, for as long as the server runs.
 pub async fn go_on(server: Arc<Server>) {
     let by = Principal::Administrator {
         name: "server".to_owned(),
     };
-    while server.ring.keys().ids().count() > 1 {
+    loop {
         let ended = {
             let _alone = server.ring.rotating.lock().await;
-            finish(&server, by.name()).await
-        };
-        match ended {
-            Ok(()) => return,
-            Err(problem) => {
-                let title = problem.title;
-                tracing::warn!(%title, "the rotation of the key ring can't be ended yet");
+            match server.ring.has_old() {
+                true => finish(&server, by.name()).await,
+                false => Ok(()),
             }
+        };
+        if let Err(problem) = ended {
+            let title = problem.title;
+            tracing::warn!(%title, "the rotation of the key ring can't be ended yet");
         }
         tokio::time::sleep(RETRY_AFTER).await;
     }

@@ -226,3 +226,25 @@ async fn an_old_key_stays_for_what_cannot_be_read() {
     assert_eq!(code(refused), "unreadable-record");
     assert_eq!(in_file(&cloud).len(), 2);
 }
+
+/// A rotation that could not be ended is ended before another begins, and by the server itself once that is possible.
+#[tokio::test]
+async fn a_rotation_that_cannot_end_is_not_begun_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let held = Held::default();
+    let cloud = cloud_with_secrets(directory.path(), &held).await;
+    held.set(Disk::RefusesWith("keyring.retire"));
+    for _ in 0..4 {
+        let rotated = cloud.client.rotate_keyring().await;
+        assert_eq!(code(rotated), "store-unavailable");
+        assert_eq!(in_file(&cloud).len(), 2);
+    }
+    assert_eq!(records_of(&cloud, "keyring.rotate").await, 1);
+    held.set(Disk::Works);
+    until("the server ends it by itself", || async {
+        (in_file(&cloud).len() == 1).then_some(())
+    })
+    .await;
+    let rotated = cloud.client.rotate_keyring().await.unwrap().keys;
+    assert_eq!((rotated.len(), rotated[0].seals), (1, SECRETS + 1));
+}
