@@ -32,8 +32,21 @@ pub fn keeper() -> ResourceName {
 }
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
-/// What all of the engine's own connections have: no name is looked up where the team puts things.
-const OPTIONS: &str = "-c search_path=pg_catalog,pg_temp -c default_transaction_read_only=off";
+/// What all of the engine's own connections have: no name is looked up where the team puts things, and no time that the team set for its own
+/// sessions (`alter database ... set statement_timeout`) ends ours. What a connection begins with comes before that.
+const OPTIONS: &str = "-c search_path=pg_catalog,pg_temp -c default_transaction_read_only=off \
+                       -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
+/// The same that some versions have, and from which on. A name that PostgreSQL does not know lets nobody in.
+const OPTIONS_SINCE: [(u32, &str); 2] = [
+    (14, " -c idle_session_timeout=0"),
+    (17, " -c transaction_timeout=0"),
+];
+
+fn options(version: u32) -> String {
+    let known = OPTIONS_SINCE.iter().filter(|(since, _)| version >= *since);
+    let known = known.map(|(_, option)| *option);
+    std::iter::once(OPTIONS).chain(known).collect()
+}
 
 /// The contents of PostgreSQL's file of who may come in.
 pub fn rules(database: &str) -> String {
@@ -54,6 +67,8 @@ pub fn rules(database: &str) -> String {
 pub struct Access {
     pub place: Place,
     pub secret: String,
+    /// The major version of PostgreSQL there.
+    pub version: u32,
 }
 
 impl Access {
@@ -82,7 +97,7 @@ impl Access {
             .password(role_password(&self.secret, user))
             .dbname(database)
             .application_name("mainland")
-            .options(OPTIONS)
+            .options(options(self.version))
             .connect_timeout(CONNECT_PATIENCE);
         let (client, connection) = config.connect(NoTls).await?;
         // It ends with the client, or with an error that the client's next statement shows.
@@ -116,6 +131,21 @@ pub fn told(error: &tokio_postgres::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_begins_with_what_its_postgresql_knows() {
+        let names = [
+            "statement_timeout",
+            "idle_session_timeout",
+            "transaction_timeout",
+        ];
+        for (version, known) in [(13, 1), (14, 2), (16, 2), (17, 3), (18, 3)] {
+            let options = options(version);
+            let told = names.map(|name| options.contains(&format!(" -c {name}=0")));
+            let expect = [0, 1, 2].map(|index| index < known);
+            assert_eq!(told, expect, "{version}: {options}");
+        }
+    }
 
     #[test]
     fn names_and_texts_are_quoted() {

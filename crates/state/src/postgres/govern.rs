@@ -86,7 +86,7 @@ impl Governor {
     }
 
     async fn apply_roles(&self, client: &Client, file: &EngineFile) -> Result<(), Error> {
-        let Access { place, secret } = &self.access;
+        let Access { place, secret, .. } = &self.access;
         let services = &file.settings.roles;
         for name in roles::refused(services, &place.database) {
             tracing::warn!(

@@ -205,6 +205,7 @@ async fn keep(
     let access = Access {
         place,
         secret: secret.to_owned(),
+        version: postgres.version,
     };
     let _ = answers.access.set(access.clone());
     let attending = attend(settings, &access, postgres, answers);

@@ -38,6 +38,7 @@ on_each_version! {
     a_server_is_not_without_its_engine_nor_the_engine_without_it,
     a_user_with_a_name_makes_the_files_itself,
     a_service_takes_no_connections_of_others_or_of_people,
+    times_that_a_team_sets_are_not_the_engines,
 }
 
 async fn services_come_in_as_what_they_are(version: u32) {
@@ -370,4 +371,40 @@ async fn a_service_takes_no_connections_of_others_or_of_people(version: u32) {
         .insert(support::name("orders"), 12);
     engine.tell();
     support::until("it has more", async || engine.connect("orders").await.ok()).await;
+}
+
+/// What a service sets for the sessions of its database is for those of services.
+async fn times_that_a_team_sets_are_not_the_engines(version: u32) {
+    let mut engine = Engine::new(version, None);
+    engine.role("orders", Access::Write);
+    engine.start_and_serve().await;
+    let orders = engine.connect("orders").await.expect("a writer");
+    let mut times = vec!["statement_timeout", "lock_timeout"];
+    times.extend((version >= 14).then_some("idle_session_timeout"));
+    times.extend((version >= 17).then_some("transaction_timeout"));
+    for time in times {
+        let set = format!("alter database orders_db set {time} = '2ms'");
+        orders.batch_execute(&set).await.expect(&set);
+    }
+    drop(orders);
+    engine.signal(Signal::TERM);
+    assert!(engine.ended().await.success(), "{}", engine.log());
+    engine.start_and_serve().await;
+    engine.role("cart", Access::Write);
+    engine.tell();
+    let refused_for = async || {
+        let refused = engine.connect("cart").await.err();
+        // Its own sessions obey: it may be in, and cut off before it is told.
+        refused
+            .is_none_or(|why| !why.contains("authentication"))
+            .then_some(())
+    };
+    until("a new role", refused_for).await;
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(2);
+    while std::time::Instant::now() < end {
+        let health = engine.get("/health").expect("an answer");
+        assert_eq!(health.0, 200, "{}", health.1);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(!engine.log().contains("ended the engine's connection"));
 }
