@@ -14,6 +14,8 @@ use crate::records::{AUDIT, AUDIT_HEAD, encode};
 
 /// Links read at once.
 const PAGE: u64 = 256;
+/// Looks at it, where the store forgets the past between head and links.
+const WALK_ATTEMPTS: usize = 5;
 /// Links of one answer to who walks along the chain.
 const WALKED_AT_ONCE: usize = 500;
 /// Bytes of records in one answer, but for the last of them.
@@ -129,7 +131,7 @@ impl Chain {
             return Ok(None);
         }
         let most = (head.records() - 1).min(DROPPED_AT_ONCE as u64);
-        let mut links = links(store, head.first, most + 1).await?;
+        let mut links = links(store, None, head.first, most + 1).await?;
         let Some(first) = links.pop().filter(|_| !links.is_empty()) else {
             return Ok(None);
         };
@@ -146,6 +148,18 @@ impl Chain {
 
 fn place(sequence: u64) -> String {
     format!("{AUDIT}{sequence:020}")
+}
+
+/// The head, and the revision that it is of.
+async fn head_at(store: &dyn Store) -> Result<(Head, Revision), Error> {
+    let list = List::prefix(AUDIT_HEAD).limit(1);
+    let page = store.list(list).await?;
+    let found = page.records.first();
+    match found.map(|record| serde_json::from_slice(&record.value)) {
+        Some(Ok(head)) => Ok((head, page.revision)),
+        // It says what is wrong.
+        _ => Ok((read_head(store).await?.head, page.revision)),
+    }
 }
 
 /// The head as it is stored. None where there are records is no empty log: nothing is changed then.
@@ -166,9 +180,15 @@ async fn read_head(store: &dyn Store) -> Result<StoredHead, Error> {
 }
 
 /// At most so many links from one on, as far as they can be read: what can't is a break that who walks along finds.
-async fn links(store: &dyn Store, from: u64, most: u64) -> Result<Vec<Link>, Error> {
+async fn links(
+    store: &dyn Store,
+    at: Option<Revision>,
+    from: u64,
+    most: u64,
+) -> Result<Vec<Link>, Error> {
     let limit = usize::try_from(most).unwrap_or(usize::MAX);
     let list = List {
+        at,
         after: Some(place(from.saturating_sub(1)).into()),
         ..List::prefix(AUDIT).limit(limit)
     };
@@ -189,7 +209,7 @@ pub async fn newest(
     let (mut found, mut bytes, mut end) = (Vec::new(), 0, head.next);
     while end > head.first && found.len() < most && bytes < ANSWERED_MAX_BYTES {
         let begin = end.saturating_sub(PAGE).max(head.first);
-        for link in links(store, begin, end - begin).await?.iter().rev() {
+        for link in links(store, None, begin, end - begin).await?.iter().rev() {
             let record = link.record().filter(|record| filter.matches(record));
             if let Some(record) = record.filter(|_| found.len() < most) {
                 bytes += link.record.len();
@@ -203,10 +223,15 @@ pub async fn newest(
 
 /// A piece of the chain, oldest first, with where all of it ends.
 pub async fn walk(store: &dyn Store, from: u64) -> Result<AuditChain, Error> {
-    // The head first: what is added meanwhile is beyond it, and seen by the next look.
-    let head = read_head(store).await?.head;
-    let mut links = links(store, from.max(head.first), WALKED_AT_ONCE as u64).await?;
-    links.retain(|link| link.sequence < head.next);
+    let mut attempts = 0;
+    let (head, mut links) = loop {
+        attempts += 1;
+        match page(store, from).await {
+            // That revision is forgotten already.
+            Err(Error::Compacted { .. }) if attempts < WALK_ATTEMPTS => {}
+            page => break page?,
+        }
+    };
     let mut bytes = 0;
     let beyond = links.iter().position(|link| {
         let is_beyond = bytes > ANSWERED_MAX_BYTES;
@@ -215,6 +240,14 @@ pub async fn walk(store: &dyn Store, from: u64) -> Result<AuditChain, Error> {
     });
     links.truncate(beyond.unwrap_or(links.len()));
     Ok(AuditChain { head, links })
+}
+
+/// Both as of one revision: what is added or dropped meanwhile is seen by the next look.
+async fn page(store: &dyn Store, from: u64) -> Result<(Head, Vec<Link>), Error> {
+    let (head, at) = head_at(store).await?;
+    let from = from.max(head.first);
+    let links = links(store, Some(at), from, WALKED_AT_ONCE as u64).await?;
+    Ok((head, links))
 }
 
 #[cfg(test)]
@@ -271,6 +304,78 @@ mod tests {
         assert_eq!(newest.len() as u64, kept);
         assert_eq!(newest[0].detail, ["replicas: 699"]);
         assert_eq!(newest[0].sequence, Some(700));
+    }
+
+    /// A store in which the oldest records go right after somebody has looked at the head.
+    struct Pruned(MemoryStore, std::sync::Mutex<Chain>);
+
+    impl Pruned {
+        async fn prune(&self) {
+            let mut chain = std::mem::take(&mut *self.1.lock().unwrap());
+            if let Some((transaction, head)) = chain.prune(&self.0).await.unwrap() {
+                let at = self.0.transact(transaction).await.unwrap();
+                chain.added(head, at);
+            }
+            *self.1.lock().unwrap() = chain;
+        }
+    }
+
+    impl Store for Pruned {
+        fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Record>, Error>> {
+            Box::pin(async move {
+                let record = self.0.get(key).await;
+                self.prune().await;
+                record
+            })
+        }
+        fn list(&self, list: List) -> BoxFuture<'_, Result<Page, Error>> {
+            Box::pin(async move {
+                let is_head = list.prefix == AUDIT_HEAD;
+                let page = self.0.list(list).await;
+                if is_head {
+                    self.prune().await;
+                }
+                page
+            })
+        }
+        fn transact(&self, transaction: Transaction) -> BoxFuture<'_, Result<Revision, Error>> {
+            self.0.transact(transaction)
+        }
+        fn watch<'a>(
+            &'a self,
+            prefix: &'a str,
+            after: Revision,
+        ) -> BoxFuture<'a, Result<store::Watcher, Error>> {
+            self.0.watch(prefix, after)
+        }
+        fn revision(&self) -> BoxFuture<'_, Result<Revision, Error>> {
+            self.0.revision()
+        }
+    }
+
+    #[tokio::test]
+    async fn records_that_go_while_somebody_looks_are_not_called_missing() {
+        let store = MemoryStore::default();
+        let bounds = Bounds {
+            records: 150,
+            bytes: u64::MAX,
+        };
+        let mut chain = Chain { head: None, bounds };
+        for index in 0..350 {
+            keep(&mut chain, &store, index).await;
+        }
+        let store = Pruned(store, std::sync::Mutex::new(chain));
+        let mut before = u64::MAX;
+        loop {
+            let page = walk(&store, 1).await.unwrap();
+            let mut way = Walk::begin(&page.head);
+            page.links.iter().for_each(|link| way.take(link).unwrap());
+            way.end(&page.head).unwrap();
+            if std::mem::replace(&mut before, page.head.records()) == page.head.records() {
+                break;
+            }
+        }
+        assert!(before < 250, "{before}");
     }
 
     #[tokio::test]
