@@ -362,7 +362,9 @@ impl State {
     }
 
     fn ready_here(&self) -> BTreeSet<ResourceId> {
-        let ready = self.instances.values().filter(|one| one.is_ready());
+        // What runs once is nobody's to call, however well it runs.
+        let ready = self.instances.values();
+        let ready = ready.filter(|one| one.is_ready() && !one.runs_once());
         ready.map(Instance::service).collect()
     }
 }

@@ -1472,6 +1472,27 @@ fn an_order_that_was_lost_is_given_again() {
     );
 }
 
+/// Only a copy is what others wait for: no command of a person, and nothing that comes before a deploy.
+#[test]
+fn what_runs_once_is_no_copy_that_others_wait_for() {
+    for purpose in [Purpose::Run, Purpose::BeforeDeploy] {
+        let mut node = Node::new();
+        let of_service = |one: &mut DesiredInstance| {
+            one.service = ResourceName::new("db").unwrap();
+            one.purpose = purpose;
+        };
+        let waits = changed("b-1", |one| {
+            one.start_after = vec![ResourceName::new("db").unwrap()];
+        });
+        node.want(vec![changed("a-1", of_service), waits.clone()]);
+        node.prepared("a-1", 1);
+        node.started("a-1", 1);
+        assert_eq!(node.sees("a-1"), InstanceState::Running, "{purpose:?}");
+        assert_eq!(node.sees("b-1"), InstanceState::Pending, "{purpose:?}");
+        assert_eq!(node.after_ms(1_000), NOTHING, "{purpose:?}");
+    }
+}
+
 #[test]
 fn what_runs_once_says_how_long_it_waited_for_its_needs() {
     let mut node = Node::new();
