@@ -254,6 +254,7 @@ async fn page(store: &dyn Store, from: u64) -> Result<(Head, Vec<Link>), Error> 
 mod tests {
     use model::boundary::audit::Walk;
     use store::memory::MemoryStore;
+    use store::{BoxFuture, LeaseId, Page, Record};
 
     use super::*;
 
@@ -350,6 +351,21 @@ mod tests {
         }
         fn revision(&self) -> BoxFuture<'_, Result<Revision, Error>> {
             self.0.revision()
+        }
+        fn compact(&self, through: Revision) -> BoxFuture<'_, Result<(), Error>> {
+            self.0.compact(through)
+        }
+        fn grant(&self, life: std::time::Duration) -> BoxFuture<'_, Result<LeaseId, Error>> {
+            self.0.grant(life)
+        }
+        fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), Error>> {
+            self.0.keep_alive(lease)
+        }
+        fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<Revision, Error>> {
+            self.0.revoke(lease)
+        }
+        fn expire(&self) -> BoxFuture<'_, Result<usize, Error>> {
+            self.0.expire()
         }
     }
 
