@@ -4,18 +4,24 @@ use api::stream::{BoxStream, Frame};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use model::compute::{DesiredInstance, Purpose, Wanted};
+use tokio::sync::mpsc;
 
 use crate::cloud::*;
 use crate::tunnel::open_tunnel;
 
 type Conversation = BoxStream<Result<Frame, api::stream::Error>>;
 
-/// A command whose input stays open.
-async fn run(cloud: &Cloud) -> Conversation {
+/// A command whose input stays open for as long as the sender is kept.
+async fn run(cloud: &Cloud) -> (mpsc::Sender<Bytes>, Conversation) {
     let path = format!("/v1/projects/{}/services/web/run", project());
-    let said = Frame::Stdin(Bytes::from_static(b"begins")).encode();
-    let frames = stream::iter([said]).chain(stream::pending());
-    cloud.client.duplex(&path, frames).await.unwrap()
+    let (say, said) = mpsc::channel(1);
+    let begins = Frame::Stdin(Bytes::from_static(b"begins")).encode();
+    say.send(begins).await.unwrap();
+    let frames = stream::unfold(
+        said,
+        |mut said| async move { Some((said.recv().await?, said)) },
+    );
+    (say, cloud.client.duplex(&path, frames).await.unwrap())
 }
 
 /// What a node is told of the commands that people run there.
@@ -34,11 +40,11 @@ async fn what_people_run_outlives_a_deploy() {
     cloud.apply(&apply_of(&[("web", service(1))])).await;
     cloud.ready("web", 1).await;
     open_tunnel(&node).await;
-    until("the tunnel", || async {
+    let logs = until("the tunnel", || async {
         cloud.client.logs(&project(), "web-1", 1, false).await.ok()
-    })
-    .await;
-    let mut running = run(&cloud).await;
+    });
+    drop(logs.await);
+    let (say, mut running) = run(&cloud).await;
     // It says back what it hears.
     assert!(matches!(
         running.next().await,
@@ -69,7 +75,7 @@ async fn what_people_run_outlives_a_deploy() {
     let mut told = told.map(|runs| runs.map(|run| run.release).collect::<Vec<_>>());
     assert!(told.any(|runs| !runs.is_empty()));
     assert!(told.all(|runs| runs == [of_first.release]), "at no time");
-    drop(running);
+    drop((say, running));
     until("it is told no more", || async {
         runs(&node).is_empty().then_some(())
     })
@@ -134,11 +140,11 @@ async fn who_can_be_reached_is_preferred() {
     };
     assert_eq!(code(connect().await.map(drop)), "node-unreachable");
     open_tunnel(&nodes[1]).await;
-    until("the tunnel", || async { connect().await.ok() }).await;
+    drop(until("the tunnel", || async { connect().await.ok() }).await);
     for _ in 0..12 {
         let mut answer = connect().await.unwrap();
         assert!(matches!(answer.next().await, Some(Ok(Frame::Stdin(_)))));
-        let mut running = run(&cloud).await;
+        let (_say, mut running) = run(&cloud).await;
         assert!(matches!(running.next().await, Some(Ok(Frame::Stdin(_)))));
     }
     for node in [&nodes[0], &nodes[2]] {
@@ -155,7 +161,7 @@ async fn a_command_waits_for_the_way_to_it() {
     let node = cloud.join("a").await;
     cloud.apply(&apply_of(&[("web", service(1))])).await;
     cloud.ready("web", 1).await;
-    let mut running = run(&cloud).await;
+    let (_say, mut running) = run(&cloud).await;
     let Some(Ok(Frame::Stderr(told))) = running.next().await else {
         panic!("it says what it waits for")
     };

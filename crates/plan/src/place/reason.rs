@@ -180,9 +180,10 @@ impl Search<'_> {
             "cordoned",
             "node-lost",
         ];
-        order
-            .iter()
-            .find_map(|code| counts.iter().find(|(found, _, _)| found == code))
+        let known = order.iter();
+        let mut known = known.filter_map(|code| counts.iter().find(|(found, _, _)| found == code));
+        // Else what bars the most.
+        known.next().or(counts.first())
     }
 
     /// Why this node was no choice; `None` for one that left the cluster, and for an edge, which never is one.
