@@ -173,7 +173,7 @@ async fn what_people_run_leaves_no_output_behind() {
     let node = Node::start().await;
     let mut run = running("job-2", &["sleep", "1000"]);
     run.purpose = model::compute::Purpose::Run;
-    let copy = running("job-1", &["sleep", "1000"]);
+    let copy = web("job-1");
     node.server.want(vec![copy, run]);
     let log = |name: &str| {
         node.directory()
