@@ -1475,6 +1475,7 @@ fn an_order_that_was_lost_is_given_again() {
 /// Only a copy is what others wait for: no command of a person, and nothing that comes before a deploy.
 #[test]
 fn what_runs_once_is_no_copy_that_others_wait_for() {
+    use model::compute::Purpose;
     for purpose in [Purpose::Run, Purpose::BeforeDeploy] {
         let mut node = Node::new();
         let of_service = |one: &mut DesiredInstance| {
