@@ -332,7 +332,11 @@ mod tests {
     use bytes::Bytes;
 
     /// What a program reads here when this is what comes of the copy, and nothing more.
-    async fn read_of(said: Vec<Frame>, sends: &'static [u8]) -> std::io::Result<Vec<u8>> {
+    async fn read_of(
+        said: Vec<Frame>,
+        is_whole: bool,
+        sends: &'static [u8],
+    ) -> std::io::Result<Vec<u8>> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dialled = TcpStream::connect(listener.local_addr().unwrap()).await;
         let (accepted, _) = listener.accept().await.unwrap();
@@ -341,8 +345,22 @@ mod tests {
         let (frames, taken) = mpsc::channel(1);
         // As of a copy that is gone: it hears nothing.
         drop(taken);
-        let answer = stream::iter(said.into_iter().map(Ok)).boxed();
+        // The program reads once all is on its way to it.
+        let (is_said, mut all_said) = tokio::sync::watch::channel(false);
+        let end = stream::once(async move {
+            is_said.send_replace(true);
+            Frame::Exit { code: 0 }
+        });
+        let said = stream::iter(said);
+        let answer = match is_whole {
+            true => said.chain(end).map(Ok).boxed(),
+            false => {
+                drop(end);
+                said.map(Ok).boxed()
+            }
+        };
         let carrying = tokio::spawn(converse(accepted, frames, answer));
+        let _ = all_said.wait_for(|said| *said).await;
         let mut read = Vec::new();
         let outcome = dialled.read_to_end(&mut read).await;
         drop(dialled);
@@ -354,10 +372,10 @@ mod tests {
     async fn half_an_answer_does_not_pass_for_a_whole_one() {
         let half = || Frame::Stdout(Bytes::from_static(b"half"));
         let failed = Frame::Failed(Bytes::from_static(b"reset"));
-        let whole = read_of(vec![half(), Frame::Exit { code: 0 }], b"").await;
+        let whole = read_of(vec![half()], true, b"").await;
         assert_eq!(whole.unwrap(), b"half");
         for broken in [vec![half()], vec![half(), failed], vec![]] {
-            let read = read_of(broken, b"").await;
+            let read = read_of(broken, false, b"").await;
             let reset = Some(std::io::ErrorKind::ConnectionReset);
             assert_eq!(read.map_err(|error| error.kind()).err(), reset);
         }
@@ -367,12 +385,9 @@ mod tests {
     #[tokio::test]
     async fn what_a_program_still_sends_costs_it_no_answer() {
         static UPLOAD: [u8; 65_536] = [0; 65_536];
-        let said = vec![
-            Frame::Stdout(vec![1; 16_384].into()),
-            Frame::Exit { code: 0 },
-        ];
-        let read = read_of(said, &UPLOAD).await;
-        assert_eq!(read.unwrap().len(), 16_384);
+        let said = vec![Frame::Stdout(vec![1; 65_536].into()); 4];
+        let read = read_of(said, true, &UPLOAD).await;
+        assert_eq!(read.unwrap().len(), 4 * 65_536);
     }
 
     #[test]
