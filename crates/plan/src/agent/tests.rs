@@ -1481,6 +1481,8 @@ fn what_runs_once_is_no_copy_that_others_wait_for() {
         let of_service = |one: &mut DesiredInstance| {
             one.service = ResourceName::new("db").unwrap();
             one.purpose = purpose;
+            // Nothing is asked of it: it is ready as soon as it runs.
+            one.spec = one.spec.apart_from_copies(vec!["./migrate".to_owned()]);
         };
         let waits = changed("b-1", |one| {
             one.start_after = vec![ResourceName::new("db").unwrap()];
