@@ -80,7 +80,7 @@ fn what_the_caller_of_up_has_open_is_open_in_no_instance() {
     let file = tempfile::NamedTempFile::new().unwrap();
     rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
     let first = First::up();
-    drop(rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC));
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC).unwrap();
     first.all_ready();
     for instance in first.cloud.ps().unwrap() {
         let open = format!("/proc/{}/fd", instance.pid.unwrap());
