@@ -394,7 +394,7 @@ fn a_shim_that_was_stopped_hears_all_that_waits_before_it_ends_anything() {
     let stopped = async {
         while begun.elapsed() < EMPTY_AFTER {
             world.runtime().renew(Moment::now());
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(32)).await;
         }
         signal(shim, Signal::CONT);
         for _ in 0..20 {
