@@ -8,6 +8,7 @@ mod chaos;
 mod layout;
 mod process;
 mod rest;
+mod stop;
 mod supervisor;
 mod told;
 
@@ -25,7 +26,6 @@ use experience::progress::Subject;
 use model::ids::ProjectName;
 use model::traffic::Network;
 use rustix::fs::FlockOperation;
-use rustix::process::Signal;
 
 pub use chaos::Chaos;
 pub use layout::ZONES_MAX;
@@ -335,8 +335,8 @@ impl Down {
         match (supervisor, state) {
             (Some(up), _) => {
                 // Before: a node that stops may answer no more.
-                let patience = supervisor::all_stop_within(&layout).await;
-                end_supervisor(&up, patience).await?
+                let patience = stop::all_stop_within(&layout).await;
+                stop::end_supervisor(&up, patience).await?
             }
             (None, Some(state)) => {
                 Supervisor::new(layout.clone(), state, current_binary()?)
@@ -361,16 +361,6 @@ impl Down {
         );
         Ok(0)
     }
-}
-
-/// `patience`: for its nodes.
-async fn end_supervisor(supervisor: &Identity, patience: Duration) -> Result<()> {
-    let pid = supervisor.pid;
-    supervisor.signal(Signal::TERM).with_context(|| {
-        format!("`up` (pid {pid}) can't be told to end: run `mainland down` as its user")
-    })?;
-    let ended = tokio::time::timeout(patience + STOP_TIMEOUT * 2, supervisor.ended()).await;
-    ended.with_context(|| format!("`up` (pid {pid}) does not end"))
 }
 
 impl Start {

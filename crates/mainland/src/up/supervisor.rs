@@ -14,14 +14,13 @@ use super::chaos;
 use super::layout::{EDGE, Layout, NodePlan, State, node_plans};
 use super::process::{self, Identity, Start};
 use super::rest::Rest;
+use super::stop::{end, stop_node};
 use super::told::{told_death, told_removal, told_stopped};
 
 /// The name of the server among the processes.
 pub const SERVER: &str = "server";
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(20);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// For a node to say how long it may take to stop.
-const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is looked whether processes go on, and whether somebody has started a lost node again.
 const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Looks after which a process that a signal stopped counts as that: a debugger, or ctrl-Z and `fg`, stop one for a moment.
@@ -421,54 +420,6 @@ impl Supervisor {
         if let Err(error) = self.save() {
             experience::notice(&format!("{error:#}"));
         }
-    }
-}
-
-/// False: it has not ended, or not as asked.
-async fn stop_node(socket: PathBuf, identity: Identity) -> bool {
-    let mut deadline = Instant::now() + super::STOP_TIMEOUT;
-    let client = Client::new(Transport::Unix(socket.clone()), None);
-    let mut asked = false;
-    while !asked && identity.alive() && Instant::now() < deadline {
-        let patience = stops_within(socket.clone()).await;
-        deadline = deadline.max(Instant::now() + patience);
-        let ask = api::client::request(http::Method::POST, "/v1/stop?instances=true", Vec::new());
-        asked = client.send_within(ask, patience).await.is_ok();
-        if !asked {
-            tokio::time::sleep(LOOK_INTERVAL).await;
-        }
-    }
-    let ended = tokio::time::timeout_at(deadline.into(), identity.ended()).await;
-    asked && ended.is_ok()
-}
-
-/// How long a node is given: what it says itself, where that is more than what any is.
-async fn stops_within(socket: PathBuf) -> Duration {
-    let client = Client::new(Transport::Unix(socket), None);
-    let asking = client.get::<wire::NodeStatus>("/v1/status");
-    let said = tokio::time::timeout(STATUS_PATIENCE, asking).await;
-    let said = said.ok().and_then(Result::ok);
-    let within = said.and_then(|status| status.stops_within);
-    within.map_or(Duration::ZERO, |within| within.duration()) + super::STOP_TIMEOUT
-}
-
-/// The same of the slowest of all.
-pub async fn all_stop_within(layout: &Layout) -> Duration {
-    let mut asking = tokio::task::JoinSet::new();
-    for name in layout.known_nodes() {
-        asking.spawn(stops_within(layout.node_socket(&name)));
-    }
-    let all = asking.join_all().await;
-    all.into_iter().max().unwrap_or(super::STOP_TIMEOUT)
-}
-
-async fn end(identity: &Identity) {
-    let _ = identity.signal(Signal::TERM);
-    if tokio::time::timeout(super::STOP_TIMEOUT, identity.ended())
-        .await
-        .is_err()
-    {
-        let _ = identity.signal(Signal::KILL);
     }
 }
 
