@@ -34,7 +34,7 @@ pub fn keeper() -> ResourceName {
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// What all of the engine's own connections have: no name is looked up where the team puts things, and no time that the team set for its own
 /// sessions (`alter database ... set statement_timeout`) ends ours. What a connection begins with comes before that.
-const OPTIONS: &str = "-c search_path=pg_catalog,pg_temp -c default_transaction_read_only=off \
+const OPTIONS: &str = "-c search_path=pg_catalog,pg_temp -c role=none -c default_transaction_read_only=off \
                        -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
 /// The same that some versions have, and from which on. A name that PostgreSQL does not know lets nobody in.
 const OPTIONS_SINCE: [(u32, &str); 2] = [

@@ -206,7 +206,7 @@ impl Door {
         &self,
         caller: Option<ResourceId>,
         body: B,
-    ) -> Result<(Room<'_>, Bytes), Problem>
+    ) -> Result<(Room, Bytes), Problem>
     where
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {

@@ -408,13 +408,16 @@ fn who_says_nothing_more_is_not_waited_for() {
 #[test]
 fn small_bodies_do_not_wait_for_large_ones_that_do_not_come() {
     let topic = Running::start(file(5, &[]));
-    let slow = || {
+    // Of several callers: one alone has a quarter of the room.
+    let slow = |number: usize| {
         let mut stream = TcpStream::connect(topic.address).unwrap();
-        let head = "POST /messages HTTP/1.1\r\nhost: topic\r\nexpect: 100-continue\r\ncontent-length: 1048576\r\n\r\n";
+        let head = format!(
+            "POST /messages HTTP/1.1\r\nhost: topic\r\nmainland-caller: shop/slow-{number}\r\nexpect: 100-continue\r\ncontent-length: 1048576\r\n\r\n"
+        );
         stream.write_all(head.as_bytes()).unwrap();
         stream
     };
-    let slow: Vec<TcpStream> = (0..8).map(|_| slow()).collect();
+    let slow: Vec<TcpStream> = (0..8).map(slow).collect();
     let is_asked = |mut stream: &TcpStream| {
         let mut answer = [0; 25];
         stream.set_nonblocking(true).unwrap();
