@@ -163,16 +163,20 @@ async fn route(
         }
         ["v1", "stop"] if post => {
             let instances = parameter(request.uri().query(), "instances") == Some("true");
-            let of_task = agent.clone();
-            // Begun, it is done, whether or not who asked still waits: a node that runs nothing for ever helps nobody.
-            let stopping = agent
-                .tasks
-                .spawn(async move { of_task.stop(instances).await });
-            let _ = stopping.await;
+            stop(&agent, instances).await;
             Ok(json(&()))
         }
         _ => Err(Problem::not_found(format!("{} {path}", request.method())).into()),
     }
+}
+
+/// Begun, it is done, whether or not who asked still waits: a node that runs nothing for ever helps nobody.
+async fn stop(agent: &Arc<Agent>, instances: bool) {
+    let of_task = agent.clone();
+    let stopping = agent
+        .tasks
+        .spawn(async move { of_task.stop(instances).await });
+    let _ = stopping.await;
 }
 
 fn json(value: &impl Serialize) -> Response<Body> {

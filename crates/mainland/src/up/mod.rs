@@ -6,26 +6,23 @@
 
 mod chaos;
 mod layout;
+mod lock;
 mod process;
 mod rest;
 mod stop;
 mod supervisor;
 mod told;
 
-use std::fs::Permissions;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use experience::Globals;
 use experience::failure::Failure;
 use experience::progress::Subject;
 use model::ids::ProjectName;
 use model::traffic::Network;
-use rustix::fs::FlockOperation;
 
 pub use chaos::Chaos;
 pub use layout::ZONES_MAX;
@@ -33,7 +30,6 @@ use layout::{Layout, State};
 use process::Identity;
 use supervisor::Supervisor;
 
-const LOCK_MODE: u32 = 0o600;
 /// How long `down` and ctrl-C wait for a clean end before they kill; a node is given the graces of what runs there besides.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks for something that is waited for.
@@ -110,7 +106,7 @@ impl Up {
 
     /// Starts another of itself without `-d` in a session of its own, then watches it as a foreground `up` would.
     async fn run_detached(self, globals: Globals, layout: &Layout) -> Result<u8, Failure> {
-        drop(take_lock(layout)?);
+        drop(lock::take(layout)?);
         let server = State::load(&layout.state()).and_then(|state| state.server);
         if !server.is_some_and(|server| server.alive()) {
             // What an earlier server left would be taken for the word of the one that is about to start.
@@ -150,7 +146,7 @@ impl Up {
             std::env::set_current_dir(here).context("the working directory is gone")?;
             let _ = rustix::process::setsid();
         }
-        let _lock = take_lock(&layout)?;
+        let _lock = lock::take(&layout)?;
         chaos::remove_leftovers().await;
         let manifest = experience::deploy::find_manifest(self.path.take())?;
         let old = State::load(&layout.state());
@@ -430,41 +426,6 @@ async fn within<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> O
             return None;
         }
         tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-/// The lock file says who holds it, for the one who can't have it. Whoever may open it may hold it: services pass through its folder, so it is closed to
-/// them, also where it was made before.
-fn take_lock(layout: &Layout) -> Result<std::fs::File> {
-    let path = layout.lock();
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(LOCK_MODE)
-        .open(&path)
-        .and_then(|file| {
-            file.set_permissions(Permissions::from_mode(LOCK_MODE))?;
-            Ok(file)
-        })
-        .with_context(|| format!("{} can't be opened", path.display()))?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {
-            let identity = serde_json::to_vec(&Identity::of(std::process::id()))?;
-            file.set_len(0)
-                .and_then(|()| (&file).write_all(&identity))
-                .with_context(|| format!("{} can't be written", path.display()))?;
-            Ok(file)
-        }
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let pid = layout.supervisor().map(|id| id.pid);
-            let who = pid.map_or(String::new(), |pid| format!(" (pid {pid})"));
-            bail!(
-                "another `mainland up`{who} runs with the data directory {}\n  remedy: `mainland apply` changes what it runs, `mainland down` ends it, --data-dir starts one apart",
-                layout.data.display()
-            )
-        }
-        Err(error) => Err(error).with_context(|| format!("{} can't be locked", path.display())),
     }
 }
 
