@@ -2,7 +2,7 @@
 //!
 //! A worker reads from one connection after the other. A party that sends on thousands of them at once would be served all of that before anybody
 //! else who comes a moment later. So between two looks at the sockets only so many reads are made for each party; the others of it wait in line for the next
-//! turn, and whoever else has come meanwhile is served first.
+//! turn, and whoever else has come meanwhile is served first. A party with few connections is read as they come: it can't hold up anybody for long.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -16,6 +16,9 @@ use super::shares::Party;
 
 /// Reads of one party in one turn. A request costs some 50 µs of a worker, so another party waits for a millisecond.
 const READS: u32 = 16;
+
+/// Connections of one party at one worker; only with more of them does it wait for turns.
+const CROWD: usize = 256;
 
 /// Of one worker.
 #[derive(Default)]
@@ -143,6 +146,9 @@ impl Line {
     /// Ready: one read may be made.
     pub fn poll(&self, cx: &Context<'_>) -> Poll<()> {
         let waiter = &*self.waiter;
+        if !self.is_crowd() && !waiter.waits.load(Relaxed) {
+            return Poll::Ready(());
+        }
         if waiter.granted.swap(false, Relaxed) {
             return Poll::Ready(());
         }
@@ -158,7 +164,15 @@ impl Line {
 
     /// There was nothing to be read.
     pub fn give_back(&self) {
-        self.lane.left.fetch_add(1, Relaxed);
+        if self.is_crowd() {
+            let give = |left: u32| (left < READS).then_some(left + 1);
+            let _ = self.lane.left.fetch_update(Relaxed, Relaxed, give);
+        }
+    }
+
+    /// Each line of a lane holds it.
+    fn is_crowd(&self) -> bool {
+        Arc::strong_count(&self.lane) > CROWD
     }
 
     fn get_in_line(&self) {
@@ -213,6 +227,7 @@ mod tests {
     #[tokio::test]
     async fn who_leaves_the_line_costs_nobody_a_turn_and_what_is_given_back_is_there() {
         let turns = Arc::<Turns>::default();
+        let _crowd: Vec<_> = (0..CROWD).map(|_| turns.line(&party(1))).collect();
         let lines: Vec<_> = (0..READS + 3).map(|_| turns.line(&party(1))).collect();
         let poll = |line: &Line| {
             let cx = &mut Context::from_waker(std::task::Waker::noop());
