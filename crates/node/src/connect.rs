@@ -18,6 +18,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 use crate::agent::Agent;
+use crate::listening;
 use crate::socket;
 
 /// Frames that the other side has not yet taken.
@@ -25,8 +26,6 @@ const FRAMES_MAX: usize = 16;
 /// For the instance to accept.
 const DIAL_PATIENCE: Duration = Duration::from_secs(5);
 const READ_BYTES: usize = FRAME_MAX_BYTES / 4;
-/// The state of a socket that listens, as the kernel's tables write it.
-const LISTENS: &str = "0A";
 
 /// Dials first, so that an instance that does not accept is a problem and no broken connection.
 pub async fn answer(
@@ -82,7 +81,7 @@ async fn address(
     let own_uid = rustix::process::geteuid().as_raw();
     let uid = uid.filter(|_| agent.is_root).unwrap_or(own_uid);
     // The kernel's tables have a line for each connection of the machine: with many, reading them takes its time.
-    let found = tokio::task::spawn_blocking(move || listening(asked, uid)).await;
+    let found = tokio::task::spawn_blocking(move || listens_at(asked, uid)).await;
     if let Ok(Some(ip)) = found {
         return Ok(SocketAddr::new(ip, asked));
     }
@@ -106,7 +105,7 @@ fn no_port(id: &InstanceId, why: &str) -> Box<Problem> {
 }
 
 /// Where a socket of `uid` listens on a port of this machine, if one does.
-fn listening(port: u16, uid: u32) -> Option<IpAddr> {
+fn listens_at(port: u16, uid: u32) -> Option<IpAddr> {
     let loopback = IpAddr::from(Ipv4Addr::LOCALHOST);
     let tables = [
         ("/proc/net/tcp", loopback),
@@ -127,18 +126,12 @@ struct Listener {
     is_any: bool,
 }
 
-/// Whether a socket of `uid` listens on a port, by a table of the kernel (proc(5)).
+/// Whether a socket of `uid` listens on a port, by a table of the kernel.
 fn listener(table: &str, port: u16, uid: u32) -> Option<Listener> {
-    let own = format!("{port:04X}");
-    table.lines().skip(1).find_map(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        let (address, found) = fields.next()?.rsplit_once(':')?;
-        let state = fields.nth(1)?;
-        let owner = fields.nth(3)?.parse::<u32>().ok()?;
-        let is_it = found == own && state == LISTENS && owner == uid;
-        is_it.then(|| Listener {
-            is_any: address.bytes().all(|byte| byte == b'0'),
-        })
+    let is_it = |it: &listening::Listener| it.address.port() == port && it.uid == uid;
+    let found = listening::listeners(table).find(is_it)?;
+    Some(Listener {
+        is_any: found.address.ip().is_unspecified(),
     })
 }
 

@@ -98,8 +98,8 @@ fn of(pid: u32) -> Vec<SocketAddr> {
         // Of its own network, should it have one.
         let text = std::fs::read_to_string(format!("/proc/{pid}/net/{table}"));
         let text = text.unwrap_or_default();
-        let own = listeners(&text).filter(|(_, inode)| sockets.contains(inode));
-        found.extend(own.map(|(address, _)| address));
+        let own = listeners(&text).filter(|listener| sockets.contains(&listener.inode));
+        found.extend(own.map(|listener| listener.address));
     }
     found.into_iter().collect()
 }
@@ -133,15 +133,30 @@ fn sockets(pid: u32) -> Vec<u64> {
     sockets.collect()
 }
 
+/// A socket that listens.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Listener {
+    pub address: SocketAddr,
+    /// Whose it is.
+    pub uid: u32,
+    inode: u64,
+}
+
 /// The sockets that listen, by a table of the kernel (proc(5)).
-fn listeners(table: &str) -> impl Iterator<Item = (SocketAddr, u64)> {
+pub fn listeners(table: &str) -> impl Iterator<Item = Listener> {
     table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace().skip(1);
         let (ip, port) = fields.next()?.rsplit_once(':')?;
         let state = fields.nth(1)?;
-        let inode = fields.nth(5)?.parse().ok()?;
+        let uid = fields.nth(3)?.parse().ok()?;
+        let inode = fields.nth(1)?.parse().ok()?;
         let port = u16::from_str_radix(port, 16).ok()?;
-        (state == LISTENS).then_some((SocketAddr::new(address(ip)?, port), inode))
+        let address = SocketAddr::new(address(ip)?, port);
+        (state == LISTENS).then_some(Listener {
+            address,
+            uid,
+            inode,
+        })
     })
 }
 
@@ -178,7 +193,8 @@ mod tests {
             ne([127, 0, 0, 1]),
             ne([127, 0, 0, 1]),
         );
-        let found: Vec<_> = listeners(&table).collect();
+        let found = listeners(&table).map(|it| (it.address, it.inode));
+        let found: Vec<_> = found.collect();
         let expected = [("127.0.0.1:9393", 4711), ("[::1]:80", 4713)];
         let expected = expected.map(|(at, inode)| (at.parse().unwrap(), inode));
         assert_eq!(found, expected);
