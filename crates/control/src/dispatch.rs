@@ -141,8 +141,16 @@ async fn answer(
     handler: Handler,
     request: Request<Body>,
 ) -> Response {
-    let answered = handle(server, operation, handler, request).boxed().await;
-    answered.unwrap_or_else(|problem| call::refused(&problem))
+    let answered = handle(server.clone(), operation, handler, request).boxed();
+    match answered.await {
+        Ok(response) => response,
+        Err(problem) => {
+            if matches!(problem.status, 401 | 403) {
+                server.pace.refuse().await;
+            }
+            call::refused(&problem)
+        }
+    }
 }
 
 /// Who asks, and whether they may, before anything of the body is read.

@@ -6,7 +6,7 @@
 //! heartbeats ──▶ Observed ─┘                       └─▶ what each node should run ─▶ its watch
 //! ```
 //!
-//! A turn takes no input but the state of the world. It runs when something changed and every 250 ms. What could not be written is not
+//! A turn takes no input but the state of the world. It runs when something changed and every 400 ms. What could not be written is not
 //! retried but decided anew.
 
 mod cleaning;

@@ -33,7 +33,7 @@ use crate::records::LEADER;
 use crate::refusals::Refusals;
 use crate::ring::Ring;
 use crate::runs::Runs;
-use crate::strangers::Bodies;
+use crate::strangers::{Bodies, Pace};
 use crate::tunnel::Tunnels;
 use crate::world::World;
 
@@ -66,6 +66,8 @@ pub struct Server {
     pub changing: tokio::sync::Mutex<Chain>,
     pub gates: Gates,
     pub strangers: Bodies,
+    /// Of what is refused.
+    pub pace: Pace,
     /// Wakes the leader.
     pub changed: Notify,
     pub turns: Turns,

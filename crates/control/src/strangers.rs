@@ -3,6 +3,8 @@
 //! Some bodies have to be read before it can be known who asks: the signing request of a node whose certificate has ended. Of those some are
 //! read at a time. Where all places are taken a newcomer gets the oldest's: a request that came whole is read at once, whoever else sends
 //! theirs slowly or not at all.
+//!
+//! Who asks in vain and asks again at once would have the server answer nobody else: beyond some refusals a second, each waits for its answer.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +13,7 @@ use std::time::Duration;
 use api::problem::Problem;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::call::{self, Call};
 
@@ -21,6 +24,39 @@ pub const ANSWERS_MOST: usize = 64;
 const BODIES_MOST: usize = 64;
 /// A stranger's body has this long. A signing request has some 500 bytes, and comes with its head.
 const BODY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Refusals a second that are answered at once, whoever asks: people mistype, and scripts try several times.
+const REFUSED_AT_ONCE: u32 = 100;
+/// How long an answer beyond them waits. With [`ANSWERS_MOST`] on a connection, and each client's share of connections, that bounds what refusing
+/// costs.
+const REFUSED_WAIT: Duration = Duration::from_millis(250);
+
+/// The refusals of the second that goes on.
+pub struct Pace(Mutex<(Instant, u32)>);
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self(Mutex::new((Instant::now(), 0)))
+    }
+}
+
+impl Pace {
+    /// Returns when one more may be refused.
+    pub async fn refuse(&self) {
+        if self.is_beyond(Instant::now()) {
+            tokio::time::sleep(REFUSED_WAIT).await;
+        }
+    }
+
+    fn is_beyond(&self, now: Instant) -> bool {
+        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.duration_since(refused.0) >= Duration::from_secs(1) {
+            *refused = (now, 0);
+        }
+        refused.1 = refused.1.saturating_add(1);
+        refused.1 > REFUSED_AT_ONCE
+    }
+}
 
 /// The bodies of strangers that are being read.
 #[derive(Default)]
@@ -98,6 +134,22 @@ pub fn busy() -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_in_a_loop_waits_and_who_is_refused_now_and_then_does_not() {
+        let pace = Pace::default();
+        let began = Instant::now();
+        for _ in 0..REFUSED_AT_ONCE {
+            pace.refuse().await;
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        pace.refuse().await;
+        assert_eq!(began.elapsed(), REFUSED_WAIT);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let later = Instant::now();
+        pace.refuse().await;
+        assert_eq!(later.elapsed(), Duration::ZERO);
+    }
 
     #[tokio::test]
     async fn a_newcomer_gets_the_oldest_place() {

@@ -30,7 +30,7 @@ pub const PROTOCOL: &str = "mainland-tunnel";
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Streams of one tunnel that people hold at a time: output that is followed, commands, connections. The rest is for what is asked and answered.
 const HELD_MOST: usize = window::TUNNELLED_MOST as usize / 10 * 9;
-const PING_INTERVAL: Duration = Duration::from_secs(1);
+const PING_INTERVAL: Duration = Duration::from_secs(2);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The tunnels that are open, one for each node: its newest, which ends its older one.

@@ -33,7 +33,7 @@ pub const LOST_AFTER: Duration = Duration::from_millis(3_500);
 /// Losses this close together are "at once".
 pub const AT_ONCE: Duration = Duration::from_secs(5);
 /// Between two steps of a leader that is well.
-pub const TICK_EVERY: Duration = Duration::from_millis(250);
+pub const TICK_EVERY: Duration = Duration::from_millis(400);
 /// More than this between two steps is a stall, which is added to every deadline.
 pub const STALL_FROM: Duration = Duration::from_secs(1);
 /// An agent that starts gives the servers this long to say what changed before it starts anything that it knows from its disk.

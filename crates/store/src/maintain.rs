@@ -8,7 +8,7 @@ use tokio::time::MissedTickBehavior;
 use crate::Store;
 
 /// How late a lease may end at most, when the store is not overloaded.
-pub const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(250);
+pub const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs until dropped. Errors are logged and met again at the next turn: it is level, not edge.
 pub async fn maintain(store: Arc<dyn Store>) {

@@ -40,7 +40,7 @@ const DIALS: [Duration; 3] = [
 ];
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection with calls on it is pinged this often, and given up when no answer came for [`PING_TIMEOUT`].
-const PING_INTERVAL: Duration = Duration::from_millis(500);
+const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest body that is read whole.
 const BODY_MAX_BYTES: usize = 64 << 20;

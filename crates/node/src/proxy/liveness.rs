@@ -1,19 +1,19 @@
 //! Whether a proxy that is there also does anything. A process that is stopped (SIGSTOP), or hangs, keeps its sockets, and who dials them waits
-//! for ever: so it says each 250 ms that it lives, and one that falls silent is killed, for the next to be started.
+//! for ever: so it says each second that it lives, and one that falls silent is killed, for the next to be started.
 
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::net::UnixStream;
 
-/// Between looks. As often as the proxy says that it lives.
-pub const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Between looks. Twice as often as the proxy says that it lives.
+pub const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Looks in silence, at a process that the kernel calls stopped: 2 s.
-const STOPPED_LOOKS: u32 = 8;
+const STOPPED_LOOKS: u32 = 4;
 /// At one that runs and says nothing any more: 5 s, for a machine that is overloaded is no reason to cut off requests.
-const SILENT_LOOKS: u32 = 20;
+const SILENT_LOOKS: u32 = 10;
 /// At one that has said nothing at all since the agent connected: 10 s. It may be reading a large snapshot.
-const MUTE_LOOKS: u32 = 40;
+const MUTE_LOOKS: u32 = 20;
 
 /// What has been heard of a proxy. Time is counted in looks, not by a clock: an agent that was stopped itself has not looked.
 pub struct Liveness {
@@ -100,14 +100,14 @@ mod tests {
     #[test]
     fn who_is_stopped_is_judged_sooner_than_who_is_slow() {
         let table = [
-            (7, true, true, true, None),
-            (8, true, true, true, Some("was stopped")),
-            (8, true, false, false, Some("was stopped")),
-            (8, false, true, true, None),
-            (20, false, true, true, Some("nothing for 5 s")),
-            (20, false, false, false, None),
-            (40, false, false, false, Some("not answered for 10 s")),
-            (4000, false, true, false, None),
+            (3, true, true, true, None),
+            (4, true, true, true, Some("was stopped")),
+            (4, true, false, false, Some("was stopped")),
+            (4, false, true, true, None),
+            (10, false, true, true, Some("nothing for 5 s")),
+            (10, false, false, false, None),
+            (20, false, false, false, Some("not answered for 10 s")),
+            (2000, false, true, false, None),
         ];
         for (silent, is_stopped, has_spoken, lives, expected) in table {
             let found = judge(silent, is_stopped, has_spoken, lives);

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,8 +27,8 @@ const MOST_AGENTS: usize = 8;
 /// Between two looks for news.
 const TELL_PAUSE: Duration = Duration::from_millis(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the agent is told that this process runs: as often as it looks.
-const ALIVE_EVERY: Duration = Duration::from_millis(250);
+/// How often the agent is told that this process runs. Silence of two such intervals is the first that means anything to it.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Binds the socket, mode 0600. A socket that nobody answers on is one that a dead proxy left.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -132,11 +133,18 @@ impl Agent {
                 tokio::time::sleep_until(began + TELL_EVERY).await;
                 grown
             };
-            tokio::select! {
-                ended = changed.changed() => ended.map_err(io::Error::other)?,
-                ended = grown => ended.map_err(io::Error::other)?,
-                () = tokio::time::sleep(TELL_EVERY), if held_back => {}
-                _ = beat.tick() => write(&mut writer, &[FromProxy::Alive]).await?,
+            let mut news_to_tell = pin!(async {
+                tokio::select! {
+                    ended = changed.changed() => ended.map_err(io::Error::other),
+                    ended = grown => ended.map_err(io::Error::other),
+                    () = tokio::time::sleep(TELL_EVERY), if held_back => Ok(()),
+                }
+            });
+            loop {
+                tokio::select! {
+                    ended = &mut news_to_tell => break ended?,
+                    _ = beat.tick() => write(&mut writer, &[FromProxy::Alive]).await?,
+                }
             }
             // However often something changes, what is told is put together only so often.
             tokio::time::sleep_until(began + TELL_PAUSE).await;
