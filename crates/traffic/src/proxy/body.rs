@@ -15,6 +15,7 @@ use super::instances::Lease;
 use super::kept::Replay;
 use super::search::Slot;
 use super::shares::Busy;
+use super::turns::Line;
 use super::window::Seat;
 use super::wire;
 
@@ -103,6 +104,8 @@ pub struct ResponseBody {
     under_way: Option<UnderWay>,
     /// Likewise, of a connection of another proxy.
     busy: Option<Busy>,
+    /// In which what comes is read.
+    line: Option<Line>,
 }
 
 enum Source {
@@ -154,6 +157,7 @@ impl ResponseBody {
             guards,
             under_way: None,
             busy: None,
+            line: None,
         };
         body.release_at_end();
         body
@@ -171,6 +175,11 @@ impl ResponseBody {
     /// `busy` lasts until all of it is handed over.
     pub fn keep(&mut self, busy: Busy) {
         self.busy = Some(busy);
+    }
+
+    /// In turns with others of `line`'s party.
+    pub fn stand_in(&mut self, line: Option<Line>) {
+        self.line = line;
     }
 
     /// Where there is no body, the length in its head is told all the same.
@@ -208,7 +217,14 @@ impl ResponseBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(self.source.poll(cx));
+        if let Some(line) = &self.line {
+            ready!(line.poll(cx));
+        }
+        let polled = self.source.poll(cx);
+        if let (Poll::Pending, Some(line)) = (&polled, &self.line) {
+            line.give_back();
+        }
+        let frame = ready!(polled);
         match &frame {
             None => self.release(),
             Some(Ok(_)) => self.release_at_end(),

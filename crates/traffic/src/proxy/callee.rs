@@ -24,12 +24,15 @@ use super::failure::Failure;
 use super::gate::Pass;
 use super::held::{Taken, Tickets};
 use super::instances;
+use super::origin;
+use super::paced::Paced;
 use super::peers;
 use super::shares::{Keeper, Kind, Party, Place};
 use super::tls;
 use super::tunnel;
+use super::turns::Line;
 use super::view::{Caller, Local, View};
-use super::window::{MOST_WINDOW, Width};
+use super::window::{MOST_WINDOW, SEND_BYTES, Width};
 use super::wire;
 use super::worker::Worker;
 use crate::problem::{Code, Problem};
@@ -176,6 +179,7 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
     drop(place);
     let peer = Arc::new(Peer {
         worker,
+        party: Party::Caller(caller.clone()),
         caller,
         key: id.key,
         tickets: Arc::default(),
@@ -204,7 +208,8 @@ async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life
         .max_local_error_reset_streams(width.streams() as usize)
         .max_header_list_size(2 * wire::MOST_HEADER_BYTES as u32)
         .auto_date_header(false)
-        .serve_connection(TokioIo::new(stream), service);
+        .max_send_buf_size(SEND_BYTES)
+        .serve_connection(TokioIo::new(Paced::new(stream)), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,
@@ -252,6 +257,7 @@ async fn shake_hands(
 struct Peer {
     worker: Arc<Worker>,
     caller: Caller,
+    party: Party,
     key: KeyFingerprint,
     tickets: Arc<Tickets>,
     keeper: Keeper,
@@ -261,9 +267,24 @@ impl Peer {
     /// The connection is kept while a stream is open.
     async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let busy = self.keeper.busy();
+        let line = self.line(request.headers());
+        if let Some(line) = &line {
+            std::future::poll_fn(|cx| line.poll(cx)).await;
+        }
         let mut response = self.answer_one(request).await;
         response.body_mut().keep(busy);
+        response.body_mut().stand_in(line);
         response
+    }
+
+    /// One connection carries what all parties ask: each has turns of its own. A gateway tells its client, which it has checked.
+    fn line(&self, headers: &HeaderMap) -> Option<Line> {
+        if self.caller.service().is_some() {
+            return self.worker.line(&self.party);
+        }
+        let client = headers.get(origin::FORWARDED_FOR)?.to_str().ok()?;
+        let last = client.rsplit(',').next()?.trim();
+        self.worker.line(&Party::client(last.parse().ok()?))
     }
 
     async fn answer_one(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {

@@ -27,9 +27,10 @@ use tokio_rustls::TlsConnector;
 
 use super::body::RequestBody;
 use super::failure::{Failure, chain};
+use super::paced::Paced;
 use super::tls::{self, ClientIdentity, Life, Tls};
 use super::view::{Shared, Target, View};
-use super::window::{self, MOST_WINDOW, Room, Seat, Width};
+use super::window::{self, MOST_WINDOW, Room, SEND_BYTES, Seat, Width};
 use super::wire::MOST_HEADER_BYTES;
 
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
@@ -393,7 +394,8 @@ async fn handshake(
         .max_frame_size(width.frame())
         .initial_connection_window_size(MOST_WINDOW)
         .max_header_list_size(2 * MOST_HEADER_BYTES as u32)
-        .handshake(TokioIo::new(stream))
+        .max_send_buf_size(SEND_BYTES)
+        .handshake(TokioIo::new(Paced::new(stream)))
         .await
         .map_err(|error| chain(&error))?;
     let task = tokio::spawn(async move {

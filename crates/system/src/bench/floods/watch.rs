@@ -88,8 +88,8 @@ impl<'a> Watch<'a> {
 
     fn memory(&self) -> (u64, u64) {
         let most = |pids: &[u32]| {
-            let each = pids.iter().filter_map(|pid| proc::memory(*pid).ok());
-            each.map(|memory| memory.rss_bytes).max().unwrap_or(0)
+            let each = pids.iter().filter_map(|pid| proc::resident(*pid).ok());
+            each.max().unwrap_or(0)
         };
         (most(&self.server), most(&self.proxies))
     }
