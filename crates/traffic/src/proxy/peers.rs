@@ -5,6 +5,8 @@
 //! it learn at once. A peer that could not be reached is not dialled again for a moment, so that requests do not queue up behind
 //! a dead address.
 
+mod tasks;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use model::boundary::KeyFingerprint;
 use model::ids::{NodeName, ResourceId};
 use model::timing::{
@@ -22,16 +24,17 @@ use rustls::ClientConfig;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
+use self::tasks::Tasks;
 use super::body::RequestBody;
 use super::failure::{Failure, chain};
 use super::paced::Paced;
 use super::tls::{self, ClientIdentity, Life, Tls};
 use super::view::{Shared, Target, View};
-use super::window::{self, MOST_WINDOW, Room, SEND_BYTES, Seat, Width};
+use super::window::{self, MOST_WINDOW, SEND_BYTES, Seat, Width};
 use super::wire::MOST_HEADER_BYTES;
+use super::worker::Common;
 
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
 /// Larger reads pass the buffer by.
@@ -70,7 +73,7 @@ impl Use {
 pub struct Peers {
     /// By mesh port; behind each the few identities that call it, searched one by one.
     peers: Mutex<HashMap<SocketAddr, Vec<Known>>>,
-    room: Arc<Room>,
+    common: Arc<Common>,
     tickets: AtomicU64,
 }
 
@@ -81,8 +84,8 @@ struct Known {
     peer: Arc<Peer>,
 }
 
-#[derive(Default)]
 struct Peer {
+    common: Arc<Common>,
     state: Mutex<State>,
     /// Signalled when a dial has ended.
     dialled: Notify,
@@ -113,9 +116,8 @@ struct Connection {
     width: Width,
     /// Whether it takes a body ([`super::held`]).
     can_be_asked: bool,
-    /// Whose it is: of a node that was removed it is ended.
+    /// Whose it is: to a node that was removed nothing more is sent.
     key: KeyFingerprint,
-    task: AbortHandle,
     /// What it was made with: a renewed certificate asks for a new connection.
     identity: Arc<ClientIdentity>,
 }
@@ -139,11 +141,10 @@ impl Way {
 }
 
 impl Peers {
-    /// `room`: for the streams of all workers.
-    pub fn new(room: Arc<Room>) -> Self {
+    pub fn new(common: Arc<Common>) -> Self {
         Self {
             peers: Mutex::default(),
-            room,
+            common,
             tickets: AtomicU64::new(0),
         }
     }
@@ -159,7 +160,7 @@ impl Peers {
     ) -> Result<Way, Failure> {
         let dialled = self.connection(view, caller, target, Use::Wide, patience);
         let wide = dialled.await?;
-        if let Some(seat) = self.room.take(wide.width, service) {
+        if let Some(seat) = self.common.room.take(wide.width, service) {
             return Ok(Way::new(wide, Some(seat)));
         }
         let dialled = self.connection(view, caller, target, Use::Narrow, patience);
@@ -223,7 +224,7 @@ impl Peers {
         if let Some(found) = known.iter().find(same) {
             return found.peer.clone();
         }
-        let peer = Arc::<Peer>::default();
+        let peer = Arc::new(Peer::new(self.common.clone()));
         known.push(Known {
             caller: caller.cloned(),
             node: target.node.clone(),
@@ -251,6 +252,14 @@ impl Peers {
 }
 
 impl Peer {
+    fn new(common: Arc<Common>) -> Self {
+        Self {
+            common,
+            state: Mutex::default(),
+            dialled: Notify::new(),
+        }
+    }
+
     /// `None`: one must dial.
     fn usable(&self, identity: &Arc<ClientIdentity>) -> Option<Result<Connection, Failure>> {
         let mut state = self.lock();
@@ -306,18 +315,18 @@ impl Peer {
         });
     }
 
-    /// Ends what is open to a node that was removed since it was dialled.
+    /// What is open to a node that was removed since it was dialled ends by itself.
     fn forget_removed(&self, tls: &Tls) {
         let mut state = self.lock();
-        if let Some(removed) = state.connection.take_if(|it| !tls.admits(&it.key)) {
-            removed.task.abort();
-        }
+        state.connection.take_if(|it| !tls.admits(&it.key));
     }
 
-    fn keep(&self, dialled: Result<Connection, String>) {
+    fn keep(&self, dialled: Result<(Connection, Life, Tasks), String>) {
         let mut state = self.lock();
         match dialled {
-            Ok(connection) => {
+            Ok((connection, life, tasks)) => {
+                let over = over(self.common.clone(), connection.key.clone(), life);
+                tasks.end_with(over);
                 state.failed = None;
                 state.connection = Some(connection);
             }
@@ -330,16 +339,25 @@ impl Peer {
     }
 }
 
+/// Completes when a connection may live no longer, whoever still holds it and whatever is open on it.
+async fn over(common: Arc<Common>, key: KeyFingerprint, life: Life) {
+    tokio::select! {
+        // The peer closes it to new streams a while before, and a new one is made then.
+        () = life.until_end() => tracing::debug!("a connection to a peer ended with its certificate"),
+        () = common.until_removed(&key) => tracing::debug!("a peer that was called was removed"),
+    }
+}
+
 async fn dial(
     tls: &Tls,
     identity: &Arc<ClientIdentity>,
     mesh: SocketAddr,
     node: &NodeName,
     carries: Use,
-) -> Result<Connection, String> {
+) -> Result<(Connection, Life, Tasks), String> {
     let handshake = handshake(tls, identity, mesh, node, carries);
     match tokio::time::timeout(PEER_CONNECT_TIMEOUT, handshake).await {
-        Ok(Ok(connection)) => Ok(connection),
+        Ok(Ok(dialled)) => Ok(dialled),
         Ok(Err(error)) => Err(format!(
             "the proxy of node {node} can't be reached: {error}"
         )),
@@ -359,7 +377,7 @@ async fn handshake(
     mesh: SocketAddr,
     node: &NodeName,
     carries: Use,
-) -> Result<Connection, String> {
+) -> Result<(Connection, Life, Tasks), String> {
     let dialled = Instant::now();
     let stream = TcpStream::connect(mesh)
         .await
@@ -385,7 +403,8 @@ async fn handshake(
         return Err("it closed the connection".to_owned());
     }
     let (every, silence) = carries.pings();
-    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+    let tasks = Tasks::default();
+    let (sender, connection) = http2::Builder::new(tasks.clone())
         .timer(TokioTimer::new())
         .keep_alive_interval(every)
         .keep_alive_timeout(silence)
@@ -398,21 +417,18 @@ async fn handshake(
         .handshake(TokioIo::new(Paced::new(stream)))
         .await
         .map_err(|error| chain(&error))?;
-    let task = tokio::spawn(async move {
-        // Its errors reach the requests that wait. The peer closes it to new ones a while before its end, and a new one is made then.
-        tokio::select! {
-            _ = connection => {}
-            () = life.until_end() => {}
-        }
+    tokio::spawn(async move {
+        // Its errors reach the requests that wait.
+        let _ = connection.await;
     });
-    Ok(Connection {
+    let connection = Connection {
         sender,
         width,
         can_be_asked,
         key: id.key,
-        task: task.abort_handle(),
         identity: identity.clone(),
-    })
+    };
+    Ok((connection, life, tasks))
 }
 
 /// A socket between two proxies: what is written leaves at once, and little of it waits in the kernel.
@@ -477,7 +493,7 @@ mod tests {
     #[test]
     fn who_has_left_is_forgotten() {
         let tls = Tls::new(&tls::tests::trust(), None).unwrap();
-        let peers = Peers::new(Arc::default());
+        let peers = Peers::new(Common::new(1, None));
         let gone: ResourceId = "shop/gone".parse().unwrap();
         for first in 0..200 {
             let view = view(&tls, first..first + 3);

@@ -45,7 +45,7 @@ pub struct Common {
     taken_changed: Notify,
     pub reports: Arc<Reports>,
     /// For what the streams of the mesh hold unread.
-    room: Arc<Room>,
+    pub room: Arc<Room>,
     shares: Shares,
     /// Upgraded connections of each party.
     upgrades: Arc<Holdings>,
@@ -124,6 +124,11 @@ impl Common {
                 return;
             }
         }
+    }
+
+    /// Completes when a view is there in which `key` is let in no more.
+    pub async fn until_removed(&self, key: &KeyFingerprint) {
+        self.until_view(|view| !view.tls.admits(key)).await;
     }
 
     /// Completes when a service may no longer call another that runs here: what it has open ends, and that is told.
@@ -212,9 +217,8 @@ impl Worker {
         &self.common.share_waits
     }
 
-    /// Completes when a view is there in which `key` is let in no more.
     pub async fn until_removed(&self, key: &KeyFingerprint) {
-        self.common.until_view(|view| !view.tls.admits(key)).await;
+        self.common.until_removed(key).await;
     }
 
     pub fn stalled(&self) -> Stalled {
@@ -239,13 +243,12 @@ pub fn run(common: Arc<Common>, index: usize, seed: u64) -> std::io::Result<()> 
         .enable_all()
         .build()?;
     let (alive, ended) = mpsc::channel(1);
-    let room = common.room.clone();
     let turns = Arc::<Turns>::default();
     let worker = Arc::new(Worker {
         index,
-        common,
         instances: Arc::default(),
-        peers: Peers::new(room),
+        peers: Peers::new(common.clone()),
+        common,
         turns: turns.clone(),
         random: Mutex::new(SmallRng::seed_from_u64(seed)),
         alive,

@@ -255,6 +255,17 @@ fn key_of(identity: &Identity) -> model::boundary::KeyFingerprint {
     tls::certificate::key(&chain[0]).unwrap()
 }
 
+/// Nothing more comes, and soon.
+fn ends(client: &mut Client) {
+    let stream = client.stream();
+    let patience = Some(Duration::from_secs(5));
+    stream.set_read_timeout(patience).unwrap();
+    let ended = std::io::Read::read(stream, &mut [0]);
+    let ended = ended.map_err(|error| error.kind());
+    let reset = Err(std::io::ErrorKind::ConnectionReset);
+    assert!(ended == Ok(0) || ended == reset, "{ended:?}");
+}
+
 #[test]
 fn what_a_removed_caller_has_open_ends() {
     let authority = Authority::new();
@@ -264,13 +275,7 @@ fn what_a_removed_caller_has_open_ends() {
     let key = key_of(&shop.a.snapshot.trust.services[&id("shop/web")]);
     shop.b.snapshot.trust.removed = [key].into();
     shop.b.apply();
-    let mut rest = Vec::new();
-    let ended = std::io::Read::read_to_end(tunnel.stream(), &mut rest);
-    let ended = ended.map_err(|error| error.kind());
-    assert!(
-        matches!(ended, Ok(_) | Err(std::io::ErrorKind::ConnectionReset)),
-        "{ended:?}"
-    );
+    ends(&mut tunnel);
     // And an exchange.
     let (slow, _never) = holding("slow");
     let mut shop = self::shop(&authority, slow.address, Protocol::Http);
@@ -313,14 +318,78 @@ fn a_removed_node_is_called_no_more_and_what_is_open_to_it_ends() {
     shop.a.apply();
     let before = instance.count();
     assert_eq!(get(shop.door, "cart", "/").status, 503);
-    let ended = std::io::Read::read(tunnel.stream(), &mut [0]);
-    assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+    ends(&mut tunnel);
     assert_eq!(instance.count(), before);
     shop.a.snapshot.trust.removed.clear();
     shop.a.apply();
     eventually("it is called again", || {
         get(shop.door, "cart", "/").status == 200
     });
+}
+
+/// What was begun on a connection that is used no more: it was made with an earlier certificate, or leads to where no road leads now.
+#[test]
+fn what_is_open_to_a_removed_node_ends_whatever_became_of_its_connection() {
+    let renewed: fn(&mut Shop) = |shop| {
+        let identity = identity_again(&shop.a);
+        let services = &mut shop.a.snapshot.trust.services;
+        services.insert(id("shop/web"), identity);
+    };
+    let left: fn(&mut Shop) = |shop| {
+        shop.a.road("shop/cart", Vec::new());
+    };
+    for changed in [|_: &mut Shop| {}, renewed, left] {
+        let authority = Authority::new();
+        let echo = Instance::start(|_| Act::Echo);
+        let mut shop = shop(&authority, echo.address, Protocol::Tcp);
+        let mut tunnel = pooled(shop.door);
+        changed(&mut shop);
+        shop.a.apply();
+        echoes(&mut tunnel);
+        let key = key_of(&shop.b.snapshot.trust.node);
+        shop.a.snapshot.trust.removed = [key].into();
+        shop.a.apply();
+        ends(&mut tunnel);
+    }
+    // And an exchange, which its peer goes on with.
+    let (slow, _never) = holding("slow");
+    let mut shop = shop(&Authority::new(), slow.address, Protocol::Http);
+    let mut client = Client::connect(shop.door);
+    client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+    eventually("it is in hand", || slow.count() == 1);
+    let key = key_of(&shop.b.snapshot.trust.node);
+    shop.a.snapshot.trust.removed = [key].into();
+    let began = Instant::now();
+    shop.a.apply();
+    let answer = client.receive().expect("an answer");
+    assert_eq!(answer.status, 502, "{}", answer.body);
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+/// A peer of which nothing is known but that it goes on: what is open to it ends on our side.
+#[test]
+fn a_connection_to_a_peer_ends_with_our_certificate_whatever_the_peer_does() {
+    let authority = Authority::new();
+    let mut a = Node::start(&authority, "a");
+    let endpoint = Endpoint {
+        mesh: start_old_peer(&authority, "old"),
+        node: "old".parse().unwrap(),
+        ..a.endpoint("shop/cart-1")
+    };
+    let door = a.door(&authority, "shop/web", "shop/cart", Protocol::Http);
+    let identity = authority.identity_for("service/shop/web", 3);
+    let services = &mut a.snapshot.trust.services;
+    services.insert(id("shop/web"), identity);
+    a.road("shop/cart", vec![endpoint]);
+    a.apply();
+    let began = Instant::now();
+    let mut client = Client::connect(door);
+    // The rest never comes, and the peer waits for it; the time of the request is 10 s.
+    client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nx");
+    let answer = client.receive().expect("an answer");
+    assert_eq!(answer.status, 502, "{}", answer.body);
+    let took = began.elapsed().as_secs();
+    assert!((1..8).contains(&took), "{took}");
 }
 
 #[test]
@@ -334,13 +403,6 @@ fn a_need_that_is_taken_away_ends_what_is_open_and_lets_nothing_in() {
     };
     let refused = |told: &FromProxy| matches!(told, FromProxy::CallRefused { caller, callee, .. } if caller == "shop/web" && *callee == id("shop/cart"));
     let upgrade = "GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
-    let ends = |client: &mut Client| {
-        let mut rest = Vec::new();
-        let ended = std::io::Read::read_to_end(client.stream(), &mut rest);
-        let ended = ended.map_err(|error| error.kind());
-        let reset = Err(std::io::ErrorKind::ConnectionReset);
-        assert!(ended == Ok(0) || ended == reset, "{ended:?}");
-    };
     // At the caller's door, while the callee's node does not know it yet; and the other way round.
     for at_door in [true, false] {
         // The callee on another node, and on the same.
