@@ -68,13 +68,17 @@ pub fn enter(
     caller: &Caller,
     to: &Address<'_>,
 ) -> Result<(Arc<Local>, Pass), Failure> {
-    view.permits(caller, to.service)
-        .map_err(|reason| Failure::Refused { reason })?;
     let local = view
         .local
         .get(to.instance)
         .filter(|local| local.service == *to.service && local.epoch == to.epoch)
         .ok_or_else(|| Failure::not_begun(format!("{} is not here", to.instance)))?;
+    if !view.knows_callers(to.service) {
+        let why = format!("{} is not to be called here", to.instance);
+        return Err(Failure::not_begun(why));
+    }
+    view.permits(caller, to.service)
+        .map_err(|reason| Failure::Refused { reason })?;
     match local.gate.enter(to.insist) {
         Ok(pass) => Ok((local.clone(), pass)),
         Err(refused) => Err(Failure::not_begun(refused.as_str())),

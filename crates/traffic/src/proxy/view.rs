@@ -233,6 +233,17 @@ impl View {
         })
     }
 
+    /// Whether it is told who may call `callee`. Of what is placed here it is, also where that is nobody; of what is placed here no longer, or is not
+    /// found again yet, it is not, and that says nothing of any caller: what is told may be behind what runs, or before it.
+    pub fn knows_callers(&self, callee: &ResourceId) -> bool {
+        self.callers.contains_key(callee)
+    }
+
+    /// Whether what `caller` has open to `callee` is to end.
+    pub fn forbids(&self, caller: &Caller, callee: &ResourceId) -> bool {
+        self.knows_callers(callee) && self.permits(caller, callee).is_err()
+    }
+
     /// Whether a service has but one caller here: a share of it would keep places for nobody.
     pub fn has_one_caller(&self, service: &ResourceId) -> bool {
         let callers = self.callers.get(service);

@@ -137,8 +137,7 @@ impl Common {
         let Caller::Service(service) = caller else {
             return std::future::pending().await;
         };
-        self.until_view(|view| view.permits(caller, callee).is_err())
-            .await;
+        self.until_view(|view| view.forbids(caller, callee)).await;
         let why = missing_need(service, callee);
         self.reports
             .call_refused(caller.to_string(), callee.clone(), why);

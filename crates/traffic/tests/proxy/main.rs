@@ -473,6 +473,55 @@ fn a_need_that_is_taken_away_ends_what_is_open_and_lets_nothing_in() {
     }
 }
 
+/// A copy that its node is told to end, by a server that has placed its service elsewhere meanwhile; or one that an agent which begins has found,
+/// while it does not know its callers yet.
+#[test]
+fn where_no_callers_are_told_nothing_begins_and_nothing_that_is_open_ends() {
+    let refused = |told: &FromProxy| matches!(told, FromProxy::CallRefused { .. });
+    for apart in [true, false] {
+        let authority = Authority::new();
+        let echo = Instance::start(|seen| match header(&seen.head, "upgrade") {
+            Some(_) => Act::Echo,
+            None => Act::Answer("leaves"),
+        });
+        let other = Instance::answering("other");
+        let mut shop = shop(&authority, echo.address, Protocol::Http);
+        let mut endpoints = vec![shop.b.endpoint("shop/cart-1")];
+        if !apart {
+            endpoints = vec![shop.a.runs("shop/cart-1", "shop/cart", echo.address)];
+            shop.a.lets_in("shop/cart", &["shop/web"], false);
+        }
+        shop.a.road("shop/cart", endpoints.clone());
+        shop.a.apply();
+        let mut open = Client::connect(shop.door);
+        open.send("GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+        assert_eq!(open.receive().expect("an answer").status, 101);
+        echoes(&mut open);
+        let mut c = Node::start(&authority, "c");
+        endpoints.push(c.runs("shop/cart-2", "shop/cart", other.address));
+        c.lets_in("shop/cart", &["shop/web"], false);
+        c.apply();
+        let leaves = if apart { &mut shop.b } else { &mut shop.a };
+        leaves.snapshot.callers.clear();
+        leaves.apply();
+        shop.a.road("shop/cart", endpoints);
+        shop.a.apply();
+        for _ in 0..20 {
+            let answer = post(shop.door, "cart", "", "order");
+            assert_eq!((answer.status, &*answer.body), (200, "other"));
+        }
+        let leaves = if apart { &mut shop.b } else { &mut shop.a };
+        leaves.set_gate("shop/cart-1", Gate::Leaving);
+        leaves.apply();
+        echoes(&mut open);
+        assert!(!leaves.has_told(refused));
+        assert!(!leaves.has_told(|told| matches!(told, FromProxy::Drained { .. })));
+        drop(open);
+        let drained = |told: &FromProxy| matches!(told, FromProxy::Drained { .. });
+        leaves.wait("drained", drained);
+    }
+}
+
 #[test]
 fn a_proxy_of_an_earlier_version_is_spoken_to_as_it_speaks() {
     let authority = Authority::new();
@@ -1216,9 +1265,10 @@ fn callers_on_the_same_node_pass_the_same_gate() {
     let door = a.door(&authority, "shop/web", "shop/cart", Protocol::Http);
     let endpoint = a.runs("shop/cart-1", "shop/cart", cart.address);
     a.road("shop/cart", vec![endpoint]).traffic.wait = Span::milliseconds(100);
+    a.lets_in("shop/cart", &[], false);
     a.apply();
     assert_eq!(get(door, "cart", "/").status, 403);
-    a.lets_in("shop/cart", &["shop/web"], false);
+    a.snapshot.callers[0].from = [id("shop/web")].into();
     a.apply();
     let request = "GET / HTTP/1.1\r\nHost: cart\r\nX-Mine: 1\r\nConnection: x-mine\r\n\r\n";
     assert_eq!(ask(door, request).body, "cart");
