@@ -7,10 +7,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::header::CONNECTION;
 use http::request::Parts;
-use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Uri, Version};
+use http::{HeaderMap, HeaderValue, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
 use hyper::{Request, Response};
 use model::ids::ResourceId;
 use model::traffic::Address;
@@ -18,9 +16,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::body::{Guards, RequestBody, ResponseBody};
 use super::callee::{self, Head};
-use super::failure::{Failure, chain, is_gateway_failure};
+use super::failure::{Failure, is_gateway_failure};
 use super::held;
 use super::kept::Kept;
+use super::mesh;
 use super::search::{Asked, Chosen, Search};
 use super::shares::Party;
 use super::view::{Caller, Place, Target};
@@ -374,9 +373,9 @@ impl Attempt<'_> {
         let head = self.head();
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
-        *request.uri_mut() = mesh_uri(head.uri);
+        *request.uri_mut() = mesh::uri(head.uri);
         *request.headers_mut() = head.headers;
-        address_to(&mut request, chosen, target);
+        mesh::address_to(&mut request, chosen, target);
         if self.errand.once {
             let headers = request.headers_mut();
             headers.insert(wire::ONCE, HeaderValue::from_static("1"));
@@ -384,7 +383,7 @@ impl Attempt<'_> {
         if way.can_be_asked {
             held::hold(&mut request, &way.sender, peers.ticket());
         }
-        let response = send_over_the_mesh(&mut way.sender, request).await?;
+        let response = mesh::send(&mut way.sender, request).await?;
         let (parts, incoming) = response.into_parts();
         let guards = Guards {
             seat: way.seat,
@@ -435,65 +434,4 @@ fn host_of(address: &Address) -> Option<HeaderValue> {
         Address::Unix { .. } => return None,
     };
     HeaderValue::from_str(&text).ok()
-}
-
-/// The answer of the instance; what the other proxy says of a request that did not get there becomes a failure.
-pub async fn send_over_the_mesh(
-    sender: &mut SendRequest<RequestBody>,
-    request: Request<RequestBody>,
-) -> Result<Response<Incoming>, Failure> {
-    let response = sender
-        .try_send_request(request)
-        .await
-        .map_err(|mut error| {
-            let begun = error.take_message().is_none() && !surely_unprocessed(error.error());
-            let reason = chain(error.error());
-            if begun {
-                Failure::broken(reason)
-            } else {
-                Failure::unreachable(reason)
-            }
-        })?;
-    match callee::failure_in(&response) {
-        Some(failure) => Err(failure),
-        None => Ok(response),
-    }
-}
-
-/// Which instance the peer shall hand it to.
-pub fn address_to<B>(request: &mut Request<B>, chosen: &Chosen, target: &Target) {
-    let headers = request.headers_mut();
-    headers.insert(wire::SERVICE, chosen.asked.destination.header.clone());
-    if chosen.insists {
-        headers.insert(wire::INSIST, HeaderValue::from_static("1"));
-    }
-    headers.insert(wire::INSTANCE, target.instance_header.clone());
-    headers.insert(wire::EPOCH, target.epoch_header.clone());
-}
-
-/// HTTP/2 wants scheme and authority; the host that the client asked for travels in its own header, untouched.
-fn mesh_uri(uri: &Uri) -> Uri {
-    let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(Scheme::HTTP);
-    parts.authority = Some(Authority::from_static("mesh"));
-    parts.path_and_query = uri.path_and_query().cloned();
-    if parts.path_and_query.is_none() {
-        parts.path_and_query = Some(http::uri::PathAndQuery::from_static("/"));
-    }
-    Uri::from_parts(parts).unwrap_or_default()
-}
-
-/// The peer said that it did not look at the stream: REFUSED_STREAM, or a GOAWAY that names an earlier one as the last.
-fn surely_unprocessed(error: &hyper::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        if let Some(h2) = current.downcast_ref::<h2::Error>() {
-            return h2.reason() == Some(h2::Reason::REFUSED_STREAM)
-                || (h2.is_go_away()
-                    && h2.is_remote()
-                    && h2.reason() == Some(h2::Reason::NO_ERROR));
-        }
-        cause = current.source();
-    }
-    false
 }

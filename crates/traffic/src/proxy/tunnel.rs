@@ -21,9 +21,10 @@ use super::body::{Guards, RequestBody, ResponseBody};
 use super::callee;
 use super::client::ClientStream;
 use super::failure::{Failure, chain, is_gateway_failure};
-use super::forward::{self, Errand, Time, address_to, out_of_time, send_over_the_mesh};
+use super::forward::{self, Errand, Time, out_of_time};
 use super::gate::Pass;
 use super::instances;
+use super::mesh;
 use super::refusal::Refusal;
 use super::search::{Chosen, Search, Slot};
 use super::shares::Party;
@@ -189,8 +190,8 @@ async fn over_the_mesh(
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::CONNECT;
     *request.uri_mut() = Uri::from_static("mesh:1");
-    address_to(&mut request, chosen, target);
-    let response = send_over_the_mesh(&mut sender, request).await?;
+    mesh::address_to(&mut request, chosen, target);
+    let response = mesh::send(&mut sender, request).await?;
     let upgraded = hyper::upgrade::on(response)
         .await
         .map_err(|error| Failure::broken(chain(&error)))?;
