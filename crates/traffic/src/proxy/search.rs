@@ -20,7 +20,7 @@ use self::waiting::{MOST_WAITING, Waiting};
 use super::failure::Failure;
 use super::kept::{Kept, Upload};
 use super::shares::Party;
-use super::upgrades::{self, Holding};
+use super::upgrades::{self, Holding, Most};
 use super::view::{Destination, View};
 use super::worker::Worker;
 use crate::balance::{self, Candidates};
@@ -33,8 +33,8 @@ const MOST_ROUNDS: u32 = 256;
 /// Tries that may have begun.
 const MOST_REPEATS: u32 = 3;
 
-/// Of one party and one service, that wait for its share. They don't take the room of who waits for an endpoint.
-const MOST_WAITING_FOR_SHARE: u32 = 64;
+/// Requests of one party and one service that wait for its share: as many as may wait for an endpoint, whose room they don't take.
+const MOST_WAITING_FOR_SHARE: Most = Most::of_one(MOST_WAITING);
 
 pub struct Search<'a> {
     worker: &'a Worker,
@@ -60,6 +60,8 @@ pub struct Search<'a> {
     party: &'a Party,
     /// How often it has waited for its party's share.
     share_waits: u32,
+    /// As one of those that wait for it: kept until it has a place, or a newcomer would take its own.
+    waits_for_share: Option<Holding>,
 }
 
 impl<'a> Search<'a> {
@@ -87,6 +89,7 @@ impl<'a> Search<'a> {
             body: None,
             party,
             share_waits: 0,
+            waits_for_share: None,
         }
     }
 
@@ -119,6 +122,7 @@ impl<'a> Search<'a> {
                     Box::pin(self.wait_for_share(&destination)).await?;
                     continue;
                 };
+                self.waits_for_share = None;
                 if !std::mem::replace(&mut self.counted, true) {
                     destination.shared.budget.deposit(self.worker.now());
                 }
@@ -150,9 +154,12 @@ impl<'a> Search<'a> {
         if left.is_zero() {
             return Err(upgrades::share_is_taken(self.service));
         }
-        let waits = self.worker.share_waits();
-        let waiting = waits.take(self.party, self.service, MOST_WAITING_FOR_SHARE);
-        let _waiting = waiting.ok_or_else(|| upgrades::share_is_taken(self.service))?;
+        if self.waits_for_share.is_none() {
+            let waits = self.worker.share_waits();
+            let waiting = waits.take(self.party, self.service, MOST_WAITING_FOR_SHARE);
+            let waiting = waiting.ok_or_else(|| upgrades::share_is_taken(self.service))?;
+            self.waits_for_share = Some(waiting);
+        }
         let pause = self
             .worker
             .with_random(|random| retry::pause(self.share_waits, random));

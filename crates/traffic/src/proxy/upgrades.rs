@@ -26,24 +26,41 @@ const LOOKS: u32 = 4;
 
 type Key = (Party, ResourceId);
 
+/// How many one party may hold, and all clients of one site together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Most {
+    one: u32,
+    site: u32,
+}
+
+impl Most {
+    /// A site has half as much again as one.
+    pub const fn of_one(one: u32) -> Self {
+        Self {
+            one,
+            site: one.saturating_add(one / 2),
+        }
+    }
+}
+
 /// How many each party has with each service: of upgraded connections, or of the places at its copies. Sites are among the parties.
 #[derive(Default)]
 pub struct Holdings(Mutex<HashMap<Key, u32>>);
 
 impl Holdings {
-    /// `None`: the party has its share, or all clients of its site have theirs, which is half as much again.
+    /// `None`: the party has its share, or all clients of its site have theirs.
     pub fn take(
         self: &Arc<Self>,
         party: &Party,
         service: &ResourceId,
-        most: u32,
+        most: Most,
     ) -> Option<Holding> {
         let key = (party.clone(), service.clone());
         let of_site = party.site().map(|site| (site, service.clone()));
-        let most_of_site = most.saturating_add(most / 2);
         let mut held = self.lock();
         let is_full = |key: &Key, most| held.get(key).is_some_and(|count| *count >= most);
-        if is_full(&key, most) || of_site.as_ref().is_some_and(|it| is_full(it, most_of_site)) {
+        let site_is_full = of_site.as_ref().is_some_and(|it| is_full(it, most.site));
+        if is_full(&key, most.one) || site_is_full {
             return None;
         }
         for key in of_site.iter().chain([&key]) {
@@ -61,23 +78,36 @@ impl Holdings {
     }
 }
 
-/// Half of what the copies take.
-pub fn share(to: &Destination) -> u32 {
+/// All that the copies take.
+fn all(to: &Destination) -> u32 {
     let copies = u32::try_from(to.endpoints.len()).unwrap_or(u32::MAX);
-    let all = to.traffic.max_in_flight.saturating_mul(copies.max(1));
-    (all / 2).max(1)
+    to.traffic.max_in_flight.saturating_mul(copies.max(1))
+}
+
+/// Half of what the copies take.
+pub fn share(to: &Destination) -> Most {
+    Most::of_one((all(to) / 2).max(1))
 }
 
 /// Where a copy has as many in flight as this part of what it takes, its places are scarce, and each party is counted: what it had before, and what it
-/// is counted for, are half of all.
+/// is counted for, are half of all, and three quarters for a site.
 const SCARCE: u32 = 4;
 
 /// One party's part of the places at the copies, where they are scarce at the one at `index`. `None`: they are not.
-pub fn part_of_scarce(to: &Destination, index: usize) -> Option<u32> {
+pub fn part_of_scarce(to: &Destination, index: usize) -> Option<Most> {
     let most = to.traffic.max_in_flight;
     let in_flight = to.endpoints[index].load.in_flight();
     let scarce = in_flight.saturating_mul(SCARCE) >= most;
-    scarce.then(|| (share(to) * 2 / SCARCE).max(1))
+    scarce.then(|| counted_part(all(to)))
+}
+
+/// What is counted of `all` places: beyond the first part, which is free for all.
+fn counted_part(all: u32) -> Most {
+    let (free, half) = (all / SCARCE, all / 2);
+    Most {
+        one: (half - free).max(1),
+        site: (half + half / 2 - free).max(1),
+    }
 }
 
 /// Why a request, or a connection, is not passed on.
@@ -177,7 +207,7 @@ mod tests {
         let upgrades = Arc::new(Holdings::default());
         let party = |number: u8| Party::client([192, 0, 2, number].into());
         let service = |name: &str| format!("shop/{name}").parse::<ResourceId>().unwrap();
-        let take = |client, name| upgrades.take(&party(client), &service(name), 3);
+        let take = |client, name| upgrades.take(&party(client), &service(name), Most::of_one(3));
         let mut held: Vec<_> = (0..5).filter_map(|_| take(1, "chat")).collect();
         assert_eq!(held.len(), 3);
         assert!(take(2, "chat").is_some() && take(1, "feed").is_some());
@@ -193,7 +223,7 @@ mod tests {
         let service: ResourceId = "shop/chat".parse().unwrap();
         let take = |site: u16, network: u16| {
             let address = std::net::Ipv6Addr::new(0x2001, 0xdb8, site, network, 0, 0, 0, 1);
-            upgrades.take(&Party::client(address.into()), &service, 8)
+            upgrades.take(&Party::client(address.into()), &service, Most::of_one(8))
         };
         // Of 16 that the copies take.
         let mut held: Vec<_> = (0..100).filter_map(|number| take(1, number / 4)).collect();
@@ -206,5 +236,18 @@ mod tests {
         assert_eq!(one.len(), 8, "and one client half");
         drop(one);
         assert!(upgrades.lock().is_empty());
+    }
+
+    #[test]
+    fn of_scarce_places_a_client_has_half_and_a_site_three_quarters() {
+        for all in [16, 64, 1024, 65_536] {
+            let (counted, free) = (counted_part(all), all / SCARCE);
+            assert_eq!(
+                (counted.one + free, counted.site + free),
+                (all / 2, all / 4 * 3)
+            );
+        }
+        // Never nothing.
+        assert_eq!(counted_part(1), Most { one: 1, site: 1 });
     }
 }
