@@ -117,6 +117,7 @@ impl Stream {
     fn before_read(&mut self, cx: &mut Context<'_>) -> io::Result<Poll<usize>> {
         let head_bytes = self.watch.head_bytes.load(Relaxed);
         if matches!(head_bytes, 0 | ANSWERED) {
+            self.has_yielded = false;
             return Ok(Poll::Ready(usize::MAX));
         }
         if head_bytes > MOST_HEAD_BYTES {
@@ -131,12 +132,18 @@ impl Stream {
         Ok(Poll::Ready(TURN_BYTES))
     }
 
-    fn after_read(&self, count: usize) {
+    /// An answer that is the first that comes, as nearly all are, is no interim one: of its head the HTTP library takes only so much. It looks for its
+    /// end by another read before who waits for the answer has had a turn, so that is not to be waited for.
+    fn after_read(&self, came: &[u8]) {
         let head_bytes = self.watch.head_bytes.load(Relaxed);
-        if head_bytes != ANSWERED {
-            let sum = head_bytes.saturating_add(count as u32).min(ANSWERED - 1);
-            self.watch.head_bytes.store(sum, Relaxed);
+        if head_bytes == ANSWERED {
+            return;
         }
+        if head_bytes == 0 && is_final(came) {
+            return self.watch.answered();
+        }
+        let sum = head_bytes.saturating_add(came.len() as u32);
+        self.watch.head_bytes.store(sum.min(ANSWERED - 1), Relaxed);
     }
 
     /// Who answers before it has read all, and closes, resets the connection; the answer lies here all the same. So what can't be sent any more counts
@@ -159,6 +166,12 @@ impl Stream {
         }
         written
     }
+}
+
+/// Whether these are the first bytes of an answer that is not an interim one.
+fn is_final(bytes: &[u8]) -> bool {
+    let is_http = bytes.starts_with(b"HTTP/1.1 ") || bytes.starts_with(b"HTTP/1.0 ");
+    is_http && bytes.get(9).is_some_and(|it| matches!(it, b'2'..=b'9'))
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -185,7 +198,7 @@ impl AsyncRead for Stream {
             let count = part.filled().len();
             buffer.advance(count);
         }
-        stream.after_read(buffer.filled().len() - before);
+        stream.after_read(&buffer.filled()[before..]);
         Poll::Ready(Ok(()))
     }
 }
@@ -258,5 +271,31 @@ mod tests {
             large = large.max(stream.read(&mut buffer).await.unwrap());
         }
         assert!(large > TURN_BYTES, "an answer's body comes in turns too");
+    }
+
+    /// What comes after these first bytes of an answer, by one read.
+    async fn read_after(first: &[u8]) -> usize {
+        let (inner, mut server) = UnixStream::pair().unwrap();
+        let mut stream = Stream::unix(inner);
+        stream.watch().begin(false);
+        server.write_all(first).await.unwrap();
+        let mut buffer = vec![0; READ_BYTES];
+        assert_eq!(stream.read(&mut buffer).await.unwrap(), first.len());
+        server.write_all(&[b'x'; 2 * TURN_BYTES]).await.unwrap();
+        stream.read(&mut buffer).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_who_may_send_interim_answers_for_ever_waits_for_its_turn() {
+        let all = 2 * TURN_BYTES;
+        for (first, expected) in [
+            ("HTTP/1.1 200 OK\r\n", all),
+            ("HTTP/1.0 404 \r\n", all),
+            ("HTTP/1.1 103 Early Hints\r\n\r\n", TURN_BYTES),
+            ("HTTP/1.1 ", TURN_BYTES),
+            ("xxxxxxxxx 200", TURN_BYTES),
+        ] {
+            assert_eq!(read_after(first.as_bytes()).await, expected, "{first}");
+        }
     }
 }
