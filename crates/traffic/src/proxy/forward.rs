@@ -109,7 +109,7 @@ pub async fn forward(
 }
 
 /// What the instance or the mesh spoke is no business of the client's connection.
-fn as_http1(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+pub fn as_http1(mut response: Response<ResponseBody>) -> Response<ResponseBody> {
     *response.version_mut() = Version::HTTP_11;
     response
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1;
 use hyper::upgrade::Upgraded;
@@ -200,10 +200,11 @@ async fn over_the_mesh(
 
 const WEBSOCKET: &str = "websocket";
 
-/// Whether a request asks to become a WebSocket (RFC 6455, 4.1). Any other upgrade is an offer that a server may ignore (RFC 9110, 7.8): the request
-/// is served as it is, its body with it.
+/// Whether a request asks to become a WebSocket (RFC 6455, 4.1). Any other upgrade is an offer that a server may ignore, and that of an HTTP/1.0 request
+/// one that it must ignore (RFC 9110, 7.8): the request is served as it is, its body with it.
 pub fn asks_for_upgrade<B: Body>(request: &Request<B>) -> bool {
-    request.headers().contains_key(header::UPGRADE)
+    request.version() == Version::HTTP_11
+        && request.headers().contains_key(header::UPGRADE)
         && *request.method() == Method::GET
         && request.body().is_end_stream()
         && wire::has_token(request.headers(), &header::UPGRADE, WEBSOCKET)
@@ -260,7 +261,8 @@ pub async fn upgrade(
             pass,
             ..Guards::default()
         };
-        return Response::from_parts(parts, ResponseBody::incoming(incoming, guards));
+        let body = ResponseBody::incoming(incoming, guards);
+        return forward::as_http1(Response::from_parts(parts, body));
     }
     let instance = hyper::upgrade::on(&mut response);
     let (mut parts, _) = response.into_parts();

@@ -386,6 +386,23 @@ fn no_answer_brings_our_headers_to_a_client() {
 }
 
 #[test]
+fn an_old_client_is_offered_no_upgrade_and_an_old_answer_to_one_is_a_new_one() {
+    let old = Instance::start(|seen| match header(&seen.head, "upgrade") {
+        Some(_) => Act::Raw(b"HTTP/1.0 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec()),
+        None => Act::Answer("plain"),
+    });
+    let world = web(&old, &old);
+    let fields = "Host: web.localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    for (version, expected) in [
+        ("1.0", "HTTP/1.0 200 OK"),
+        ("1.1", "HTTP/1.1 404 Not Found"),
+    ] {
+        let answer = ask(world.gateway, &format!("GET / HTTP/{version}\r\n{fields}"));
+        assert_eq!(answer.head.lines().next(), Some(expected));
+    }
+}
+
+#[test]
 fn what_an_answer_says_in_its_head_alone_is_passed_on() {
     let instance = Instance::start(|seen| {
         let answer = match seen.head.split(' ').nth(1).unwrap() {
