@@ -395,17 +395,14 @@ impl Attempt<'_> {
         ))
     }
 
-    /// HTTP/1.1 without TLS. The host asked for is the one that is dialled.
+    /// HTTP/1.1 without TLS.
     async fn outside(
         &self,
         address: &Address,
         body: RequestBody,
     ) -> Result<Response<ResponseBody>, Failure> {
         let mut head = self.head();
-        wire::remove_ours(&mut head.headers);
-        if let Some(host) = host_of(address) {
-            head.headers.insert(http::header::HOST, host);
-        }
+        address_outside(&mut head.headers, address);
         let request = callee::request_to_instance(head, body);
         let (response, lease) = self
             .worker
@@ -427,6 +424,14 @@ impl Attempt<'_> {
 }
 
 fn host_of(address: &Address) -> Option<HeaderValue> {
+/// Makes a request's headers ready for what runs elsewhere: the host asked for is the one that is dialled, and ours are no business of its.
+pub fn address_outside(headers: &mut HeaderMap, address: &Address) {
+    wire::remove_ours(headers);
+    if let Some(host) = host_of(address) {
+        headers.insert(http::header::HOST, host);
+    }
+}
+
     let text = match address {
         Address::External { host, port: 80 } => host.clone(),
         Address::External { host, port } => format!("{host}:{port}"),

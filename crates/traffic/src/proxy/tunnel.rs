@@ -342,10 +342,14 @@ async fn ask_one(
     parts: &http::request::Parts,
 ) -> Result<(Response<Incoming>, Option<Pass>), Failure> {
     let (io, pass) = dial(worker, errand.caller, chosen).await?;
+    let mut headers = parts.headers.clone();
+    if let Place::External(address) = &chosen.endpoint().place {
+        forward::address_outside(&mut headers, address);
+    }
     let head = callee::Head {
         method: &parts.method,
         uri: &parts.uri,
-        headers: parts.headers.clone(),
+        headers,
         idempotent: false,
     };
     let request = callee::request_to_instance(head, RequestBody::Empty);

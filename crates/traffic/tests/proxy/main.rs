@@ -1293,6 +1293,12 @@ fn what_runs_elsewhere_is_dialled_as_it_is_named() {
     a.road("shop/bank", vec![]).external = vec![Address::External { host, port }];
     a.apply();
     assert_eq!(get(door, "anything", "/").body, "outside");
+    // And where a WebSocket is asked for.
+    let answer = ask(
+        door,
+        "GET / HTTP/1.1\r\nHost: anything\r\nConnection: upgrade\r\nUpgrade: websocket\r\nMainland-Deadline-Ms: 900\r\n\r\n",
+    );
+    assert_eq!((answer.status, &*answer.body), (200, "outside"));
 }
 
 #[test]
