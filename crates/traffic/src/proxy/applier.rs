@@ -62,7 +62,8 @@ impl Applier {
             return std::future::pending().await;
         }
         tokio::time::sleep(RETRY_EVERY).await;
-        if let Some(snapshot) = self.incomplete.take() {
+        // It stays until it is taken: a command may come meanwhile, and end this.
+        if let Some(snapshot) = self.incomplete.clone() {
             self.take(snapshot).await;
         }
     }
@@ -91,5 +92,33 @@ impl Applier {
         let why: Vec<String> = missing.into_values().collect();
         reports.refused((!why.is_empty()).then(|| (snapshot.generation, why.join("; "))));
         Some(snapshot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::proxy::view::tests::snapshot;
+
+    #[tokio::test]
+    async fn addresses_that_were_taken_are_asked_for_until_they_are_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let nobody_works = Common::new(0, None);
+        let mut applier = Applier::new(directory.path().to_owned(), nobody_works).unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut snapshot = snapshot();
+        snapshot.mesh = taken.local_addr().unwrap();
+        applier.apply(snapshot).await;
+        assert!(applier.incomplete.is_some());
+        // A worker takes its time, and a command comes meanwhile.
+        applier.common = Common::new(1, None);
+        let ended = tokio::time::timeout(RETRY_EVERY * 2, applier.retry()).await;
+        assert!(ended.is_err() && applier.incomplete.is_some());
+        applier.common = Common::new(0, None);
+        drop(taken);
+        applier.retry().await;
+        assert!(applier.incomplete.is_none());
     }
 }

@@ -441,12 +441,12 @@ pub fn prepare(stream: &TcpStream) -> std::io::Result<()> {
 mod tests {
     use std::ops::Range;
 
-    use model::ids::Generation;
-    use model::traffic::{Destination, Endpoint, Protocol, ProxySnapshot, TrafficOptions};
+    use model::traffic::{Destination, Endpoint, Protocol, TrafficOptions};
 
     use super::*;
     use crate::proxy::reports::Reports;
     use crate::proxy::view::Place;
+    use crate::proxy::view::tests::snapshot;
 
     /// A road to a copy on each of these nodes.
     fn view(tls: &Tls, nodes: Range<u8>) -> View {
@@ -465,22 +465,8 @@ mod tests {
             endpoints: nodes.map(endpoint).collect(),
             external: Vec::new(),
         };
-        let snapshot = ProxySnapshot {
-            generation: Generation::default(),
-            node: "a".parse().unwrap(),
-            zone: "one".parse().unwrap(),
-            region: "here".parse().unwrap(),
-            mesh: SocketAddr::from(([192, 0, 2, 255], 7071)),
-            trust: tls::tests::trust(),
-            gateway: None,
-            destinations: vec![destination],
-            local: Vec::new(),
-            callers: Vec::new(),
-            doors: Vec::new(),
-            enforce_uid: false,
-            owners: Vec::new(),
-            refusals: None,
-        };
+        let mut snapshot = snapshot();
+        snapshot.destinations = vec![destination];
         View::new(
             &snapshot,
             tls.clone(),

@@ -448,3 +448,31 @@ impl View {
         }
     }
 }
+
+#[cfg(test)]
+pub mod tests {
+    use model::ids::Generation;
+
+    use super::*;
+    use crate::proxy::tls;
+
+    /// Of a node on which nothing runs yet.
+    pub fn snapshot() -> ProxySnapshot {
+        ProxySnapshot {
+            generation: Generation::default(),
+            node: "a".parse().unwrap(),
+            zone: "one".parse().unwrap(),
+            region: "here".parse().unwrap(),
+            mesh: SocketAddr::from(([192, 0, 2, 255], 7071)),
+            trust: tls::tests::trust(),
+            gateway: None,
+            destinations: Vec::new(),
+            local: Vec::new(),
+            callers: Vec::new(),
+            doors: Vec::new(),
+            enforce_uid: false,
+            owners: Vec::new(),
+            refusals: None,
+        }
+    }
+}
