@@ -101,7 +101,7 @@ async fn from_outside(
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let upgrades = tunnel::asks_for_upgrade(&request);
-    let admitted = admit(from, &worker.view(), &mut request);
+    let admitted = worker.look(|view| admit(from, view, &mut request));
     let service = match admitted {
         Ok(service) => service,
         Err(problem) => return refused(&problem, request.body()),

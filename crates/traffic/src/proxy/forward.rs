@@ -47,9 +47,10 @@ impl Errand<'_> {
     /// The time for the whole request: a deadline that came with it only shortens it.
     pub fn time(&self, worker: &Worker, parts: &Parts) -> Time {
         let own = self.timeout.unwrap_or_else(|| {
-            let view = worker.view();
-            let destination = view.destinations.get(self.service);
-            destination.map_or(LONGEST, |it| it.traffic.timeout.duration())
+            worker.look(|view| {
+                let destination = view.destinations.get(self.service);
+                destination.map_or(LONGEST, |it| it.traffic.timeout.duration())
+            })
         });
         let asked = wire::deadline(&parts.headers);
         Time {
@@ -423,7 +424,6 @@ impl Attempt<'_> {
     }
 }
 
-fn host_of(address: &Address) -> Option<HeaderValue> {
 /// Makes a request's headers ready for what runs elsewhere: the host asked for is the one that is dialled, and ours are no business of its.
 pub fn address_outside(headers: &mut HeaderMap, address: &Address) {
     wire::remove_ours(headers);
@@ -432,6 +432,7 @@ pub fn address_outside(headers: &mut HeaderMap, address: &Address) {
     }
 }
 
+fn host_of(address: &Address) -> Option<HeaderValue> {
     let text = match address {
         Address::External { host, port: 80 } => host.clone(),
         Address::External { host, port } => format!("{host}:{port}"),

@@ -173,6 +173,12 @@ impl Worker {
             .expect("sockets come with a view, and connections with sockets")
     }
 
+    /// A short look at that view: it costs no counter that all workers share.
+    pub fn look<T>(&self, at: impl FnOnce(&View) -> T) -> T {
+        let view = self.common.view.load();
+        at(view.as_ref().expect("as above"))
+    }
+
     /// For what outlives a request.
     pub fn common(&self) -> Arc<Common> {
         self.common.clone()
