@@ -20,6 +20,7 @@ use super::failure::{Failure, is_gateway_failure};
 use super::held;
 use super::kept::Kept;
 use super::mesh;
+use super::pace::Pace;
 use super::search::{Asked, Chosen, Search};
 use super::shares::Party;
 use super::view::{Caller, Place, Target};
@@ -96,8 +97,11 @@ pub async fn forward(
     let (mut parts, incoming) = request.into_parts();
     let time = errand.time(worker, &parts);
     parts.headers.remove(http::header::EXPECT);
-    let kept = Kept::new(incoming, parts.extensions.remove());
+    // A service may take its time, since that costs nobody but itself.
+    let pace = (*errand.caller == Caller::Gateway).then(Pace::of_a_client);
+    let kept = Kept::new(incoming, parts.extensions.remove(), pace);
     let result = search(worker, errand, &parts, &kept, time).await;
+    kept.is_answered();
     let mut response = result
         .map(as_http1)
         .unwrap_or_else(|problem| refuse(worker, errand, &problem));

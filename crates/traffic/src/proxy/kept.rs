@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::body::{BoxError, REPLAY_BYTES, RequestBody};
 use super::failure::chain;
+use super::pace::Pace;
 use super::shares::Keeper;
 use super::wire;
 
@@ -34,6 +35,8 @@ struct Shared {
     turn: u32,
     /// Of the client's connection: told when the client is waited for.
     keeper: Option<Keeper>,
+    /// That it has to keep.
+    pace: Option<Pace>,
 }
 
 /// What became of a body's source. An end and a break are for ever: no later try may take a break for an end.
@@ -44,8 +47,8 @@ enum Fate {
 }
 
 impl Kept {
-    /// `keeper`: of the connection that it comes on.
-    pub fn new(source: Incoming, keeper: Option<Keeper>) -> Self {
+    /// `keeper`: of the connection that it comes on. `pace`: that it has to keep, until there is an answer.
+    pub fn new(source: Incoming, keeper: Option<Keeper>, pace: Option<Pace>) -> Self {
         let hint = source.size_hint();
         let shared = (!source.is_end_stream()).then(|| {
             Arc::new(Mutex::new(Shared {
@@ -58,9 +61,17 @@ impl Kept {
                 overflowed: false,
                 turn: 0,
                 keeper,
+                pace,
             }))
         });
         Self { shared, hint }
+    }
+
+    /// There is an answer: what is still to come may take its time, as the answer may.
+    pub fn is_answered(&self) {
+        if let Some(shared) = &self.shared {
+            lock(shared).pace = None;
+        }
     }
 
     /// Whether the whole body can still be sent.
@@ -198,6 +209,9 @@ impl Replay {
         };
         match frame.into_data() {
             Ok(data) => {
+                if let Some(missed) = inner.misses_its_pace(data.len()) {
+                    return Some(Err(inner.break_off(missed)));
+                }
                 inner.keep(&data);
                 self.position = inner.chunks.len();
                 // Whoever writes a body of known length does not ask again after its last byte.
@@ -239,7 +253,17 @@ impl Shared {
         if let Some(keeper) = &self.keeper {
             keeper.awaits(frame.is_pending());
         }
+        if let Some(pace) = self.pace.as_mut().filter(|_| frame.is_pending()) {
+            pace.waits(Instant::now());
+        }
         frame
+    }
+
+    /// Why the client is given up, after so many bytes more that came a moment ago.
+    fn misses_its_pace(&mut self, bytes: usize) -> Option<String> {
+        let is_last = self.source.is_end_stream();
+        let pace = self.pace.as_mut()?;
+        (pace.is_too_slow(bytes, self.moved) && !is_last).then(|| pace.missed())
     }
 
     fn break_off(&mut self, why: String) -> BoxError {
@@ -279,6 +303,7 @@ mod tests {
     use hyper::server::conn::http1 as server;
     use hyper::service::service_fn;
     use hyper_util::rt::TokioIo;
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
     use crate::proxy::body::ResponseBody;
@@ -287,7 +312,7 @@ mod tests {
     async fn after_reading(length: usize, judge: fn(&Kept) -> bool) -> bool {
         let (one, other) = tokio::io::duplex(1 << 20);
         let service = service_fn(move |request: Request<Incoming>| async move {
-            let kept = Kept::new(request.into_body(), None);
+            let kept = Kept::new(request.into_body(), None, None);
             let mut body = kept.body();
             while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
                 frame.unwrap();
@@ -336,5 +361,43 @@ mod tests {
         assert!(after_reading(1000, since).await);
         let now = Instant::now();
         assert_eq!(Upload::none().copy_waited_for(now), Some(now));
+    }
+
+    /// How a body of 40 bytes ended that came byte by byte, 10 ms apart, at a pace of `least` bytes in 100 ms; answered at its beginning or not.
+    async fn trickled(least: usize, is_answered: bool) -> Option<String> {
+        let (mut one, other) = tokio::io::duplex(1 << 10);
+        let (tell, mut told) = tokio::sync::mpsc::channel(1);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let tell = tell.clone();
+            async move {
+                let pace = Pace::new(Duration::from_millis(100), least);
+                let kept = Kept::new(request.into_body(), None, Some(pace));
+                if is_answered {
+                    kept.is_answered();
+                }
+                let mut body = kept.body();
+                while let Some(Ok(_)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
+                tell.send(kept.broken()).await.unwrap();
+                Ok::<_, Infallible>(Response::new(ResponseBody::empty()))
+            }
+        });
+        tokio::spawn(server::Builder::new().serve_connection(TokioIo::new(other), service));
+        let head = b"PUT / HTTP/1.1\r\nhost: a\r\ncontent-length: 40\r\n\r\n";
+        one.write_all(head).await.unwrap();
+        for _ in 0..40 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if one.write_all(b"x").await.is_err() {
+                break;
+            }
+        }
+        told.recv().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_body_that_trickles_is_broken_until_it_is_answered() {
+        let broken = trickled(1000, false).await;
+        assert!(broken.is_some_and(|why| why.contains("fewer than 1000 bytes")));
+        assert_eq!(trickled(1000, true).await, None);
+        assert_eq!(trickled(0, false).await, None);
     }
 }
