@@ -25,7 +25,6 @@ use super::gate::Pass;
 use super::held::{Taken, Tickets};
 use super::instances;
 use super::origin;
-use super::paced::Paced;
 use super::peers;
 use super::shares::{Keeper, Kind, Party, Place};
 use super::tls;
@@ -35,6 +34,7 @@ use super::view::{Caller, Local, View};
 use super::window::{MOST_WINDOW, SEND_BYTES, Width};
 use super::wire;
 use super::worker::Worker;
+use super::yielding::Yielding;
 use crate::problem::{Code, Problem};
 use crate::retry::{LONGEST_DIAL, Stage, is_idempotent};
 
@@ -213,7 +213,7 @@ async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life
         .max_header_list_size(2 * wire::MOST_HEADER_BYTES as u32)
         .auto_date_header(false)
         .max_send_buf_size(SEND_BYTES)
-        .serve_connection(TokioIo::new(Paced::new(stream)), service);
+        .serve_connection(TokioIo::new(Yielding::new(stream)), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes each way in one turn: some 0.3 ms of encrypting.
 const TURN_BYTES: usize = 256 * 1024;
 
-pub struct Paced<S> {
+pub struct Yielding<S> {
     io: S,
     read: Turn,
     written: Turn,
@@ -34,7 +34,7 @@ impl Turn {
     }
 }
 
-impl<S> Paced<S> {
+impl<S> Yielding<S> {
     pub fn new(io: S) -> Self {
         Self {
             io,
@@ -54,7 +54,7 @@ impl<S> Paced<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Yielding<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -71,7 +71,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Yielding<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -124,14 +124,14 @@ mod tests {
         });
         let bytes = vec![b'x'; 16 * TURN_BYTES];
         let count = bytes.chunks(16 * 1024);
-        let mut sink = Paced::new(tokio::io::sink());
+        let mut sink = Yielding::new(tokio::io::sink());
         for chunk in count {
             sink.write_all(chunk).await.unwrap();
         }
         let turns = TURNS.swap(0, Relaxed);
         assert!(turns >= 15, "{turns} turns while it was written");
 
-        let mut source = Paced::new(bytes.as_slice());
+        let mut source = Yielding::new(bytes.as_slice());
         let mut chunk = vec![0; 16 * 1024];
         let mut length = 0;
         while let read @ 1.. = source.read(&mut chunk).await.unwrap() {
