@@ -22,7 +22,7 @@ use crate::runtime::Identity;
 
 mod tree;
 
-pub use tree::remove_tree;
+pub use tree::{remove_moved, remove_tree};
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)

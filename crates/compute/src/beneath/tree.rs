@@ -17,12 +17,18 @@ use rustix::io::Errno;
 
 use super::Folder;
 
+/// What is moved up to the top is called this and a number.
+const MOVED: &str = ".removing-";
 /// Folders that can't be moved are gone into instead, as where another file system is mounted: so many, one below the other.
 const FIXED_MOST: usize = 16;
+/// For its owner alone.
+const PRIVATE: u32 = 0o700;
 /// Looks at a folder that somebody still writes to, until it is given up.
 const ROUNDS: usize = 3;
 
 /// Removes what is at a path whose folders are ours, with all that is in it: a folder, a file, or a link itself. What is not there is fine.
+///
+/// A folder is its owner's alone from then on: what is moved up to it has left the folders that kept others out.
 ///
 /// No link is followed. However deep the tree is, a few descriptors are open at a time, and memory is bounded.
 ///
@@ -36,7 +42,13 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
             Err(Errno::NOENT) => return Ok(()),
             done => return Ok(done?),
         }
-        clear(&Folder::open(path)?, 0)?;
+        let top = match Folder::open(path) {
+            // Somebody else has removed it.
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(()),
+            top => top?,
+        };
+        top.set_mode(PRIVATE)?;
+        clear(&top, 0)?;
         match unlinkat(CWD, path, AtFlags::REMOVEDIR) {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             Err(Errno::NOENT) => return Ok(()),
@@ -44,6 +56,22 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
         }
     }
     Err(Errno::NOTEMPTY.into())
+}
+
+/// Removes what a removal that was given up has left moved up in a folder that is ours: before others may pass through it again. What is not there is
+/// fine.
+pub fn remove_moved(path: &Path) -> io::Result<()> {
+    let folder = match Folder::open(path) {
+        Err(gone) if gone.kind() == io::ErrorKind::NotFound => return Ok(()),
+        folder => folder?,
+    };
+    for name in folder.names()? {
+        let name = name?;
+        if name.as_encoded_bytes().starts_with(MOVED.as_bytes()) {
+            remove_tree(&path.join(&*name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes all that is in a folder. `fixed`: how many folders above it could not be moved.
@@ -68,7 +96,7 @@ fn clear(folder: &Folder, fixed: usize) -> io::Result<()> {
 }
 
 fn moved_name(number: u64) -> OsString {
-    format!(".removing-{number}").into()
+    format!("{MOVED}{number}").into()
 }
 
 /// Where folders are moved to.

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, sy
 use std::path::{Path, PathBuf};
 
 use crate::artifact::{self, unpack};
-use crate::beneath::remove_tree;
+use crate::beneath::{remove_moved, remove_tree};
 use crate::cgroup::Group;
 use crate::instance::{self, Prepared};
 use crate::runtime::{Error, Identity, InstanceSpec, SecretFile, VolumeMount};
@@ -17,6 +17,7 @@ const SECRET_LIST: &str = "secret-files.json";
 pub(super) fn prepare(spec: &InstanceSpec) -> Result<(), Error> {
     let directory = &spec.directory;
     fs::create_dir_all(directory).map_err(Error::io("making", directory))?;
+    remove_moved(directory).map_err(Error::io("removing what is left in", directory))?;
     // Others may pass, not look: the workload's user must reach its working directory.
     set_mode(directory, 0o711)?;
     let wanted = Prepared {

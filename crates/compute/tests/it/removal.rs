@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use compute::beneath::remove_tree;
+use compute::beneath::{remove_moved, remove_tree};
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use tempfile::TempDir;
 
@@ -107,4 +108,51 @@ fn another_file_system_in_it_is_emptied_and_stays() {
     let error = removed.expect_err("it is mounted");
     assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy);
     remove_tree(&place.path().join("tree")).expect("removed");
+}
+
+/// What a service keeps to itself it keeps to itself while it goes, and where it can't go.
+#[test]
+fn nothing_of_a_tree_is_opened_to_others_while_it_goes() {
+    let place = TempDir::new().expect("a place");
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("set");
+    };
+    // As an instance, or the volumes of a service: a passage, and in it what is the service's alone.
+    let top = place.path().join("web-1");
+    let (private, open) = (top.join("data"), top.join("data/uploads"));
+    let stuck = open.join("disk");
+    fs::create_dir_all(&stuck).expect("made");
+    fs::write(open.join("secret"), "x").expect("written");
+    for (path, of) in [(place.path(), 0o711), (&*top, 0o711), (&*private, 0o700)] {
+        mode(path, of);
+    }
+    mode(&open, 0o777);
+    let mounted = |words: &[&str]| {
+        let done = Command::new(words[0])
+            .args(&words[1..])
+            .arg(&stuck)
+            .output();
+        done.is_ok_and(|done| done.status.success())
+    };
+    if !mounted(&["mount", "-t", "tmpfs", "tmpfs"]) {
+        return eprintln!("not root, or nothing can be mounted here");
+    }
+    let removed = remove_tree(&top);
+    let moved = top.join(".removing-1");
+    let (is_moved, as_another) = (moved.exists(), {
+        let mut look = Command::new("ls");
+        look.arg(&moved).uid(65_534).gid(65_534);
+        look.output().expect("run").status.success()
+    });
+    // Made anew in its place: what is in the way is named, and nothing is opened.
+    let again = remove_moved(&top);
+    let unmounted = Command::new("umount").arg(moved.join("disk")).output();
+    let unmounted = unmounted.is_ok_and(|done| done.status.success()) || mounted(&["umount"]);
+    assert!(unmounted);
+    assert!(removed.is_err() && again.is_err());
+    assert!(is_moved, "it was moved up, with what is mounted in it");
+    assert!(!as_another, "another user has looked into it");
+    remove_moved(&top).expect("removed");
+    assert!(!moved.exists());
+    remove_tree(&top).expect("removed");
 }
