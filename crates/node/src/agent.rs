@@ -99,13 +99,17 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         agent.tell(Input::StopAll);
     }
     adopt_all(&agent).await;
+    // Before the proxy hears anything: it drops at once what it is not told of.
+    if !is_over {
+        take_kept_desired(&agent).await;
+    }
     tasks.spawn(tick(agent.clone()));
     tasks.spawn(machine::watch(agent.clone()));
     tasks.spawn(proxy::run(agent.clone()));
     tasks.spawn(socket::run(agent.clone(), listener));
     match is_over {
         true => removal::end(&agent),
-        false => begin_work(&agent, &mut tasks).await,
+        false => begin_work(&agent, &mut tasks),
     }
     if !is_over {
         held.heart.begin(&agent);
@@ -123,8 +127,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
 }
 
 /// What the servers want, and what they are told.
-async fn begin_work(agent: &Arc<Agent>, tasks: &mut tokio::task::JoinSet<()>) {
-    take_kept_desired(agent).await;
+fn begin_work(agent: &Arc<Agent>, tasks: &mut tokio::task::JoinSet<()>) {
     tasks.spawn(desired::keep(agent.clone()));
     tasks.spawn(remove_strays(agent.clone()));
     tasks.spawn(desired::run(agent.clone()));

@@ -274,6 +274,7 @@ impl Core {
         });
         let snapshot = kept_snapshot(layout);
         Self {
+        let removed = snapshot.as_ref().map(|kept| kept.trust.removed.clone());
             state: State::new(pause::draw()),
             ports: BTreeMap::new(),
             port_owners: BTreeMap::new(),
@@ -283,8 +284,8 @@ impl Core {
             workers: BTreeMap::new(),
             asking: BTreeMap::new(),
             events: VecDeque::new(),
-            road: Road::default(),
-            removed: BTreeSet::new(),
+            road: snapshot.as_ref().map(road_of).unwrap_or_default(),
+            removed: removed.unwrap_or_default(),
             kept: None,
             to_keep: None,
             unkept: None,
@@ -295,9 +296,7 @@ impl Core {
             wrong_urls: BTreeSet::new(),
             demand: BTreeMap::new(),
             secrets: BTreeMap::new(),
-            told: snapshot
-                .map(|snapshot| snapshot.generation)
-                .unwrap_or_default(),
+            told: snapshot.map(|kept| kept.generation).unwrap_or_default(),
             told_snapshot: None,
             proxy_answers: false,
             open_doors: None,
@@ -359,6 +358,18 @@ mod tests {
         // Of two runs, or with another one in between, it is not the same.
         for order in [
             Order::Start(1),
+/// The road as the proxy last heard of it: gone by until another is known, since one without callers and routes has all of them refused.
+fn road_of(kept: &ProxySnapshot) -> Road {
+    let gateway = kept.gateway.as_ref();
+    Road {
+        complete: false,
+        destinations: kept.destinations.clone(),
+        routes: gateway.map_or_else(Vec::new, |gateway| gateway.routes.clone()),
+        callers: kept.callers.clone(),
+        owners: kept.owners.clone(),
+    }
+}
+
             Order::Kill,
             Order::Start(1),
             Order::Start(2),
