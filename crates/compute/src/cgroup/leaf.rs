@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
-use super::{Error, Group, MOVE_ROUNDS, make, processes, tree};
+use super::{Error, Group, KILL_POLL, MOVE_ROUNDS, make, processes, tree};
 
 /// What the names of leaves begin with.
 const BESIDE: &str = "exec-";
@@ -87,7 +87,12 @@ impl Leaf {
     /// Ends all in it and removes it.
     pub(crate) fn end(&self, patience: Duration) -> Result<(), Error> {
         self.own.kill_all(patience)?;
-        self.own.remove()
+        until_done(patience, || self.own.remove())
+    }
+
+    /// As [`Leaf::dissolve`], where what is in it may be on its way out: the kernel moves no process that exits, and holds its group for a moment.
+    pub(crate) fn dissolve_within(&self, patience: Duration) -> Result<(), Error> {
+        until_done(patience, || self.dissolve())
     }
 
     /// Removes it. What is still in it is the instance's, beside its workload.
@@ -106,6 +111,20 @@ impl Leaf {
             }
         }
         self.own.remove()
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a poll interval, within a bound")]
+fn until_done(
+    patience: Duration,
+    mut done: impl FnMut() -> Result<(), Error>,
+) -> Result<(), Error> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match done() {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(KILL_POLL),
+            done => return done,
+        }
     }
 }
 

@@ -20,12 +20,14 @@ use tokio::process::{Child, Command};
 
 use super::launch::program;
 use super::{Options, blocking};
-use crate::cgroup::{Group, Leaf};
-use crate::instance;
+use crate::cgroup::{self, Group, Leaf};
+use crate::instance::{self, Record};
 use crate::runtime::{Error, ExecCommand, InstanceSpec, Session, TerminalSize};
 use crate::shim::encode;
 use crate::shim::protocol::Program;
 
+/// For what a command has left to be moved to where it goes on.
+const LEFT_PATIENCE: Duration = Duration::from_secs(1);
 /// For a command that was given up to be gone.
 const END_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -35,13 +37,8 @@ pub(super) async fn exec(
     command: ExecCommand,
 ) -> Result<Session, Error> {
     let failed = |error| Error::io("executing in", &spec.directory)(error);
-    // Where there is no descriptor to spare, what runs would look as if it did not.
-    match File::open(&spec.directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let record = instance::read_record(&spec.directory);
-    let running = record.filter(|record| record.workload.is_alive());
+    let directory = spec.directory.clone();
+    let running = blocking(move || running_in(&directory)).await?;
     let cgroup = running
         .ok_or_else(|| Error::NotRunning(spec.instance.clone()))?
         .cgroup;
@@ -69,6 +66,19 @@ pub(super) async fn exec(
             pipes(apart(child)).map_err(failed)
         }
     }
+}
+
+/// The record of what runs there. May wait for a disk.
+fn running_in(directory: &Path) -> Result<Option<Record>, Error> {
+    // Where there is no descriptor to spare, what runs would look as if it did not.
+    match File::open(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::io("executing in", directory)(error));
+        }
+        _ => {}
+    }
+    let record = instance::read_record(directory);
+    Ok(record.filter(|record| record.workload.is_alive()))
 }
 
 async fn spawn(options: &Options, work: &Path, program: &Program) -> io::Result<Child> {
@@ -114,7 +124,7 @@ impl Apart {
         let status = self.child.wait().await?;
         if let Some(leaf) = self.leaf.take() {
             // What it left is the instance's.
-            if let Err(error) = blocking(move || Ok(leaf.dissolve()?)).await {
+            if let Err(error) = blocking(move || Ok(leaf.dissolve_within(LEFT_PATIENCE)?)).await {
                 tracing::warn!(%error, "the group of a command that has ended stays");
             }
         }
@@ -126,9 +136,10 @@ impl Apart {
 impl Drop for Apart {
     fn drop(&mut self) {
         if !self.is_apart {
-            // Given up by who asked for it: it is killed alone.
+            // Given up by who asked for it: it is killed alone, and before its group is looked at.
+            let _ = self.child.start_kill();
             if let Some(leaf) = self.leaf.take() {
-                std::thread::spawn(move || leaf.dissolve());
+                beside(move || leaf.dissolve_within(END_PATIENCE));
             }
             return;
         }
@@ -138,12 +149,21 @@ impl Drop for Apart {
             let _ = kill_process_group(pid, Signal::KILL);
         }
         if let Some(leaf) = self.leaf.take() {
-            std::thread::spawn(move || {
-                if let Err(error) = leaf.end(END_PATIENCE) {
-                    tracing::warn!(%error, "a command that was given up is not gone");
-                }
-            });
+            beside(move || leaf.end(END_PATIENCE));
         }
+    }
+}
+
+/// On a thread of its own. Where none is to be had, the group stays until its instance goes.
+fn beside(end: impl FnOnce() -> Result<(), cgroup::Error> + Send + 'static) {
+    let thread = std::thread::Builder::new().name("exec-end".to_owned());
+    let begun = thread.spawn(move || {
+        if let Err(error) = end() {
+            tracing::warn!(%error, "a command that was given up is not gone");
+        }
+    });
+    if let Err(error) = begun {
+        tracing::warn!(%error, "the group of a command that was given up stays");
     }
 }
 

@@ -237,3 +237,41 @@ fn commands_beside_it_are_nothing_that_it_left() {
         }
     }
 }
+
+/// A command that a person broke off: it is killed, and its group goes with it, however often that happens.
+#[test]
+fn of_commands_that_were_given_up_no_group_stays() {
+    let world = World::new();
+    if cgroups().is_none() {
+        return;
+    }
+    let spec = running(&world);
+    let record = compute::instance::read_record(&spec.directory).expect("it runs");
+    let group = serde_json::to_value(record.cgroup.expect("in a group")).expect("plain data");
+    let last = group["legacy"].as_array().and_then(|all| all.last());
+    let parent = group["unified"]
+        .as_str()
+        .or(last.and_then(|last| last.as_str()));
+    let parent = std::path::PathBuf::from(parent.expect("a folder"));
+    let groups = || {
+        let entries = std::fs::read_dir(&parent).expect("read").flatten();
+        let names = entries.map(|entry| entry.file_name().into_string().expect("text"));
+        let beside = names.filter(|name| name.starts_with("exec-") && name != "exec-left");
+        beside.count()
+    };
+    world.run(async {
+        for apart in [false, true] {
+            for _ in 0..8 {
+                let mut command = command(&["sh", "-c", "echo on; sleep 1003"], None);
+                command.apart = apart;
+                let session = world.runtime().exec(&spec, command).await;
+                let mut session = session.expect("it runs");
+                let mut said = Vec::new();
+                session.output.read_buf(&mut said).await.expect("read");
+                assert!(groups() > 0);
+                drop(session);
+            }
+        }
+    });
+    wait_until("their groups to be gone", || groups() == 0);
+}
