@@ -48,10 +48,9 @@ fn keep(agent: &Agent, problem: &Problem) {
         agent.layout.volumes().display()
     );
     let kept = Kept { why: why.clone() };
-    if let Err(error) = layout::write_durably(&agent.layout.removed(), &kept) {
-        agent.with(|core| agent.disk_refuses(core, &error));
-    }
     agent.signals.over.send_replace(Some(why));
+    // It ends now, however long the disk takes to keep why.
+    agent.keeper.write_durably(agent.layout.removed(), &kept);
 }
 
 /// The servers refuse to hear this node. True: it is over, and everything ends.

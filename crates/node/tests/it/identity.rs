@@ -42,6 +42,22 @@ async fn who_was_removed_stops_what_it_runs_and_says_so() {
     assert!(!ended.expect("it ends again").unwrap().success());
 }
 
+/// As one removes a node whose disk is dead: what serves from memory ends all the same.
+#[tokio::test]
+async fn who_was_removed_stops_what_it_runs_though_its_disk_stands_still() {
+    let mut node = Node::start().await;
+    node.server.want(vec![web("web-1")]);
+    let pid = node.until_ready("web-1").await.pid.unwrap();
+    // Whoever opens it to write waits until somebody reads.
+    let fifo = node.directory().join("removed.json.new");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    node.server.look(|state| state.removed = true);
+    let ended = tokio::time::timeout(PATIENCE, node.agent.wait()).await;
+    assert!(!ended.expect("the agent ends").unwrap().success());
+    assert!(!crate::world::is_alive(pid), "what ran there is gone");
+}
+
 /// A machine without power must not forget who it is, nor the key that it joins with: they are synced before they count. What lies in their way here
 /// takes every byte, and can't be synced.
 #[tokio::test]
