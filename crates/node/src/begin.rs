@@ -51,18 +51,20 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
     let is_root = rustix::process::geteuid().is_root();
     let alone = alone::make_sure(&layout, &options.data_dir, is_root).await?;
     let kept: Option<Config> = layout::read(&layout.config())?;
-    let mut config = options::resolve(kept, &options.given, options::machine())?;
+    let mut config = options::resolve(kept.clone(), &options.given, options::machine())?;
     addresses::choose(&mut config, &options.given, &layout)?;
     let machine = Machine::look(&layout, options.programs).await;
     let token = options.given.join_token.as_deref().map(|token| Ticket {
         token,
         programs: machine.programs.clone(),
     });
-    let (own, kept, clock) = (config.clone(), layout.clone(), options.clock);
-    let (identities, standing) = Identities::open(own, kept, clock, token.as_ref()).await?;
+    let (own, of, clock) = (config.clone(), layout.clone(), options.clock);
+    let (identities, standing) = Identities::open(own, of, clock, token.as_ref()).await?;
     let alone = alone::with_key(alone, &layout, &options.data_dir, is_root)?;
     // Only now: a directory with this file is one of a node that has joined.
-    layout::write(&layout.config(), &config)?;
+    layout::keep(kept.as_ref(), &config, |config| {
+        layout::write(&layout.config(), config)
+    })?;
     let table = firewall::table_name(&config.name, &options.data_dir);
     leftovers::mark(&table, &options.data_dir, is_root);
     let firewall = Firewall::detect(table, crate::snapshot::refusals(&config), is_root).await;

@@ -118,7 +118,8 @@ impl Identities {
         ticket: Option<&Ticket<'_>>,
     ) -> Result<(Self, Standing), Error> {
         let place = layout.place();
-        let (node, standing) = match layout::read::<NodeIdentity>(&layout.identity())? {
+        let kept = layout::read::<NodeIdentity>(&layout.identity())?;
+        let (node, standing) = match kept.clone() {
             None => {
                 let ticket = ticket.ok_or(Error::NoToken)?;
                 let key = first_key(&layout)?;
@@ -127,7 +128,9 @@ impl Identities {
             }
             Some(kept) => come_back(&config, &clock, ticket, kept, place).await?,
         };
-        layout::write_durably(&layout.identity(), &node)?;
+        layout::keep(kept.as_ref(), &node, |node| {
+            layout::write_durably(&layout.identity(), node)
+        })?;
         layout::remove(&layout.joining());
         let [client, bulk, heart] = clients(&config, &node, &clock)?;
         let services = read_services(&layout);
@@ -186,8 +189,11 @@ impl Identities {
         if !anyway && !self.is_due(&node.identity) {
             return Ok(false);
         }
-        let node = renewed(&self.config, &self.clock, &node, self.place).await?;
-        layout::write_durably(&self.layout.identity(), &node)?;
+        let before = node;
+        let node = renewed(&self.config, &self.clock, &before, self.place).await?;
+        layout::keep(Some(&before), &node, |node| {
+            layout::write_durably(&self.layout.identity(), node)
+        })?;
         let [client, bulk, heart] = clients(&self.config, &node, &self.clock)?;
         let mut state = self.state();
         if needs_rotation(&node.identity.certificate, (self.clock)()).unwrap_or(false) {
@@ -219,7 +225,9 @@ impl Identities {
         self.state()
             .services
             .insert(service.clone(), identity.clone());
-        layout::write(&self.layout.service(service), &(service, identity))?;
+        if let Err(error) = layout::write(&self.layout.service(service), &(service, identity)) {
+            tracing::warn!(%error, "the next agent asks for a certificate of {service} again");
+        }
         Ok(true)
     }
 

@@ -352,6 +352,29 @@ pub fn write(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     aside(|| write_text(path, &text))
 }
 
+/// Keeps what differs from what was kept before. Where the disk refuses (it is full, or may only be read), an agent goes on with what it knows: the next
+/// one has what was kept before, and finds out again.
+///
+/// # Errors
+///
+/// What the disk refuses where nothing was kept.
+pub fn keep<T: PartialEq>(
+    before: Option<&T>,
+    now: &T,
+    write: impl FnOnce(&T) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if before == Some(now) {
+        return Ok(());
+    }
+    match (write(now), before) {
+        (Err(error), Some(_)) => {
+            tracing::warn!(%error, "the next agent will not know of it");
+            Ok(())
+        }
+        (written, _) => written,
+    }
+}
+
 /// As [`write`], and on the disk when it returns: what a machine without power must not forget.
 pub fn write_durably(path: &Path, value: &impl Serialize) -> Result<(), Error> {
     let text = serde_json::to_vec(value).expect("what is kept is plain data");

@@ -359,6 +359,18 @@ impl Small {
         }
     }
 
+    /// What came free meanwhile.
+    fn fill_again(&self) {
+        use std::io::Write;
+        let file = std::fs::File::options()
+            .append(true)
+            .open(self.0.join("filler"));
+        let mut file = file.unwrap();
+        for length in [1 << 16, 4096, 1] {
+            while file.write_all(&vec![7; length]).is_ok() {}
+        }
+    }
+
     fn make_room(&self) {
         std::fs::remove_file(self.0.join("filler")).unwrap();
     }
@@ -382,7 +394,7 @@ async fn a_node_whose_disk_is_full_still_stops_things() {
     }
     let mut small = None;
     let binary = std::path::Path::new(BINARY);
-    let node = Node::start_after(binary, |place| small = Some(Small::mount(place))).await;
+    let mut node = Node::start_after(binary, |place| small = Some(Small::mount(place))).await;
     let small = small.unwrap();
     node.server.want(vec![web("web-1"), web("web-2")]);
     let stays = node.until_ready("web-1").await;
@@ -409,6 +421,19 @@ async fn a_node_whose_disk_is_full_still_stops_things() {
         acknowledged < node.server.generation(),
         "nobody believes it"
     );
+
+    // Nor does an agent that begins then: it is heard again, and goes on from what servers tell it.
+    node.kill_agent().await;
+    small.fill_again();
+    node.server.want(vec![web("web-2")]);
+    node.server.look(|state| state.reports.clear());
+    node.start_again();
+    node.until("another agent stops things", |node| {
+        node.server.report("web-1").is_none()
+            && node.server.report("web-2").is_some()
+            && !crate::world::is_alive(stays.pid.unwrap())
+    })
+    .await;
     small.make_room();
     node.until("it is taken once there is room", |node| {
         let wanted = node.server.generation();
