@@ -104,6 +104,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         take_kept_desired(&agent).await;
     }
     tasks.spawn(tick(agent.clone()));
+    tasks.spawn(instances::close_ports(agent.clone()));
     tasks.spawn(machine::watch(agent.clone()));
     tasks.spawn(proxy::run(agent.clone()));
     tasks.spawn(socket::run(agent.clone(), listener));
@@ -152,7 +153,7 @@ pub(crate) struct Agent {
     pub firewall: Firewall,
     /// Services run under uids of their own.
     pub is_root: bool,
-    /// What this node cannot enforce.
+    /// What this node cannot enforce beside what [`Firewall::limit`] says.
     pub limits: Vec<String>,
     /// Read while something of an instance is put in its place outside of the node's directory.
     pub places: RwLock<()>,

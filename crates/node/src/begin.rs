@@ -68,9 +68,9 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
     let table = firewall::table_name(&config.name, &options.data_dir);
     leftovers::mark(&table, &options.data_dir, is_root);
     let firewall = Firewall::detect(table, crate::snapshot::refusals(&config), is_root).await;
-    let mut limits: Vec<String> = firewall.limit().map(str::to_owned).into_iter().collect();
+    let mut limits = Vec::new();
     let cgroups = detect_cgroups(&mut limits);
-    tell_limits(&mut limits, is_root);
+    tell_limits(&mut limits, firewall.limit(), is_root);
     let heart = Heart::start()?;
     let (runtime, events) = make_runtime(&options.executable, cgroups, &heart);
     let store = Arc::new(ArtifactStore::open(&layout.artifacts())?);
@@ -123,11 +123,11 @@ fn make_runtime(
 }
 
 /// Says what this node can't enforce or keep.
-fn tell_limits(limits: &mut Vec<String>, is_root: bool) {
+fn tell_limits(limits: &mut Vec<String>, of_firewall: Option<String>, is_root: bool) {
     if prepare::memory(is_root).is_none() {
         limits.push("secrets that are files lie on the disk, not in memory: /dev/shm has no folder for them that this user alone can write to".to_owned());
     }
-    for limit in limits {
+    for limit in limits.iter().chain(&of_firewall) {
         tracing::warn!("{limit}");
     }
 }
@@ -195,8 +195,11 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
     let (running, ()): (BTreeSet<ResourceId>, ()) = tokio::join!(adopting, finding.collect());
     addresses::give_up_taken(agent, &running);
     let ports = agent.with(|core| instances::open_ports(core));
-    if let Err(why) = agent.firewall.apply(ports).await {
-        tracing::error!(why, "instance ports can't be closed to others");
+    // What has not answered once is asked again beside the rest.
+    if agent.firewall.is_known()
+        && let Err(error) = agent.firewall.apply(ports).await
+    {
+        tracing::error!(%error, "instance ports can't be closed to others");
     }
 }
 

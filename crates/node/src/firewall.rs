@@ -9,29 +9,59 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use model::ids::NodeName;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
+use tokio::sync::Notify;
+
+use crate::pause::Pause;
 
 /// For the program that sets rules: it reads itself from a disk, and waits its turn in the kernel.
 pub const NFT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two tries to set what could not be set, and to find out what can.
+const AGAIN_FIRST: Duration = Duration::from_secs(1);
+const AGAIN_MOST: Duration = Duration::from_secs(60);
 
 /// The rules of one node.
 pub struct Firewall {
     table: String,
     refusals: SocketAddr,
-    support: Support,
+    is_root: bool,
+    support: Mutex<Support>,
     applied: tokio::sync::Mutex<Option<BTreeMap<u16, u32>>>,
+    /// What is set is not what it should be.
+    lacks: Notify,
 }
 
+#[derive(Clone)]
 enum Support {
     /// Sent to the door of refusals.
     Named,
     /// Reset.
     Closed,
+    /// Nobody has answered in time: looked at again, until somebody does.
+    Unknown,
     Not(String),
+}
+
+/// Why no rules were set.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// That says nothing of what this machine can do.
+    #[error("`nft` did not end within {} s", NFT_PATIENCE.as_secs())]
+    Late,
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<String> for Error {
+    fn from(why: String) -> Self {
+        Self::Refused(why)
+    }
 }
 
 impl Firewall {
@@ -43,11 +73,17 @@ impl Firewall {
             ),
             true => probe(&table, refusals).await,
         };
+        let lacks = Notify::new();
+        if matches!(support, Support::Unknown) {
+            lacks.notify_one();
+        }
         Self {
             table,
             refusals,
-            support,
+            is_root,
+            support: Mutex::new(support),
             applied: tokio::sync::Mutex::default(),
+            lacks,
         }
     }
 
@@ -56,24 +92,79 @@ impl Firewall {
         &self.table
     }
 
-    /// What is not enforced, to be said once.
-    pub fn limit(&self) -> Option<&str> {
-        match &self.support {
+    fn support(&self) -> MutexGuard<'_, Support> {
+        self.support.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is not enforced, as far as it is known.
+    pub fn limit(&self) -> Option<String> {
+        match &*self.support() {
             Support::Named | Support::Closed => None,
-            Support::Not(why) => Some(why),
+            Support::Unknown => Some(
+                "nftables has not answered in time: calls to an instance's own port are not enforced until it does".to_owned(),
+            ),
+            Support::Not(why) => Some(why.clone()),
         }
     }
 
-    /// Port → the uid that may dial it beside root.
-    pub async fn apply(&self, ports: BTreeMap<u16, u32>) -> Result<(), String> {
-        if self.limit().is_some() {
-            return Ok(());
+    /// Whether it is known what rules can be set.
+    pub fn is_known(&self) -> bool {
+        !matches!(*self.support(), Support::Unknown)
+    }
+
+    /// Waits until what is set is not what it should be.
+    pub async fn lacks(&self) {
+        self.lacks.notified().await;
+    }
+
+    /// A pause before what could not be set is tried again.
+    pub fn pause() -> Pause {
+        Pause::new(AGAIN_FIRST, AGAIN_MOST)
+    }
+
+    /// Found out now, if it was not before.
+    async fn known(&self) -> Result<Support, Error> {
+        let known = self.support().clone();
+        if !matches!(known, Support::Unknown) {
+            return Ok(known);
         }
+        let found = probe(&self.table, self.refusals).await;
+        *self.support() = found.clone();
+        match &found {
+            Support::Unknown => return Err(Error::Late),
+            Support::Not(why) => tracing::warn!("{why}"),
+            Support::Named | Support::Closed => {}
+        }
+        Ok(found)
+    }
+
+    /// Port → the uid that may dial it beside root.
+    ///
+    /// # Errors
+    ///
+    /// They are not set; [`Firewall::lacks`] says so to who tries again.
+    pub async fn apply(&self, ports: BTreeMap<u16, u32>) -> Result<(), Error> {
         let mut applied = self.applied.lock().await;
         if applied.as_ref() == Some(&ports) {
             return Ok(());
         }
-        let refusals = matches!(self.support, Support::Named).then_some(self.refusals);
+        let done = self.set(&mut applied, ports).await;
+        if done.is_err() {
+            self.lacks.notify_one();
+        }
+        done
+    }
+
+    async fn set(
+        &self,
+        applied: &mut Option<BTreeMap<u16, u32>>,
+        ports: BTreeMap<u16, u32>,
+    ) -> Result<(), Error> {
+        let refusals = match self.known().await? {
+            Support::Not(_) => return Ok(()),
+            Support::Named => Some(self.refusals),
+            Support::Closed | Support::Unknown => None,
+        };
         // One that is given up may have been done all the same.
         *applied = None;
         nft(&rules(&self.table, &ports, refusals)).await?;
@@ -81,15 +172,16 @@ impl Firewall {
         Ok(())
     }
 
+    /// Also where rules can't be set now: an earlier agent may have set some.
     pub async fn remove(&self) {
-        if self.limit().is_none() {
+        if self.is_root {
             let _ = remove(&self.table).await;
         }
     }
 }
 
 /// Takes the table away, if it is there.
-pub async fn remove(table: &str) -> Result<(), String> {
+pub async fn remove(table: &str) -> Result<(), Error> {
     nft(&format!(
         "table inet {table} {{}}\ndelete table inet {table}\n"
     ))
@@ -120,12 +212,16 @@ async fn probe(table: &str, refusals: SocketAddr) -> Support {
         let gone = format!("delete table inet {trial}\n");
         nft(&(rules(&trial, &none, refusals) + &gone)).await
     };
-    if takes(Some(refusals)).await.is_ok() {
-        return Support::Named;
+    match takes(Some(refusals)).await {
+        Ok(()) => return Support::Named,
+        // It may name them as well as not.
+        Err(Error::Late) => return Support::Unknown,
+        Err(Error::Refused(_)) => {}
     }
     match takes(None).await {
         Ok(()) => Support::Closed,
-        Err(why) => Support::Not(format!(
+        Err(Error::Late) => Support::Unknown,
+        Err(Error::Refused(why)) => Support::Not(format!(
             "nftables can't be used ({why}): calls through the mesh are enforced, calls to an instance's own port are not"
         )),
     }
@@ -165,16 +261,13 @@ fn rules(table: &str, ports: &BTreeMap<u16, u32>, refusals: Option<SocketAddr>) 
     text + "}\n"
 }
 
-async fn nft(script: &str) -> Result<(), String> {
+async fn nft(script: &str) -> Result<(), Error> {
     within_patience(Command::new("nft"), script).await
 }
 
-async fn within_patience(nft: Command, script: &str) -> Result<(), String> {
+async fn within_patience(nft: Command, script: &str) -> Result<(), Error> {
     let done = tokio::time::timeout(NFT_PATIENCE, run(nft, script)).await;
-    done.unwrap_or_else(|_| {
-        let patience = NFT_PATIENCE.as_secs();
-        Err(format!("`nft` did not end within {patience} s"))
-    })
+    Ok(done.map_err(|_| Error::Late)??)
 }
 
 /// Dropped, it is killed.
@@ -221,6 +314,8 @@ mod tests {
             command
         };
         let error = within_patience(waits(), "").await.expect_err("it hangs");
+        assert!(matches!(error, Error::Late), "{error}");
+        let error = error.to_string();
         assert!(error.contains("did not end within 10 s"), "{error}");
     }
 
@@ -275,6 +370,28 @@ mod tests {
             text.contains("reject with tcp reset"),
             "for what is no IPv4"
         );
+    }
+
+    /// A disk that hangs while the machine comes up: what was not answered then is asked again.
+    #[tokio::test]
+    async fn an_answer_that_came_late_is_asked_for_again() {
+        let table = format!("mainland_late_{}", std::process::id());
+        let refusals = "127.77.16.0:7079".parse().unwrap();
+        let firewall = Firewall::detect(table.clone(), refusals, true).await;
+        if firewall.limit().is_some() {
+            println!("rules can't be set: not root, or no nftables");
+            return;
+        }
+        *firewall.support() = Support::Unknown;
+        let limit = firewall.limit().expect("it is said meanwhile");
+        assert!(limit.contains("has not answered in time"), "{limit}");
+        firewall.apply([(9, 70_001)].into()).await.expect("set");
+        assert_eq!(firewall.limit(), None);
+        assert!(list(&table).await.contains("tcp dport 9 "));
+        // One that can set none takes away what another one has set.
+        *firewall.support() = Support::Not("it can't".to_owned());
+        firewall.remove().await;
+        assert_eq!(list(&table).await, "");
     }
 
     /// Of a port that nobody uses.

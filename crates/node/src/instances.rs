@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::agent::Agent;
 use crate::core::{Core, Running};
 use crate::layout::{self, Layout};
+use crate::firewall::Firewall;
 use crate::pause::Pause;
 use crate::prepare::{Doors, Failure, Secrets, gather, make_spec, place};
 use crate::record::Record;
@@ -407,16 +408,30 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
     }
 }
 
-/// As [`open_ports`] has them now.
-pub async fn open_ports_again(agent: &Agent) {
+/// As [`open_ports`] has them now. False: they are not, and are tried again by [`close_ports`].
+pub async fn open_ports_again(agent: &Agent) -> bool {
     let _placing = agent.places.read().await;
     // No port is closed any more.
     if agent.has_stopped() {
-        return;
+        return true;
     }
     let ports = agent.with(|core| open_ports(core));
-    if let Err(why) = agent.firewall.apply(ports).await {
-        tracing::warn!(why, "a port stays closed");
+    let set = agent.firewall.apply(ports).await;
+    if let Err(error) = &set {
+        tracing::warn!(%error, "the ports of instances are not closed as they should be");
+    }
+    set.is_ok()
+}
+
+/// Closes them again where that could not be done, for as long as the agent lives.
+pub async fn close_ports(agent: Arc<Agent>) {
+    let mut pause = Firewall::pause();
+    loop {
+        agent.firewall.lacks().await;
+        pause.wait().await;
+        if open_ports_again(&agent).await {
+            pause.reset();
+        }
     }
 }
 

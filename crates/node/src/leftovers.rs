@@ -94,7 +94,8 @@ impl Leftovers {
     /// What can't be taken away, and why.
     pub async fn remove(self) -> Result<(), String> {
         if rustix::process::geteuid().is_root() {
-            firewall::remove(&self.table).await?;
+            let removed = firewall::remove(&self.table).await;
+            removed.map_err(|error| error.to_string())?;
         }
         if let Some(own) = self.memory.parent() {
             let _ = remove_tree(&own.join(engine::sockets_name(&self.table)));

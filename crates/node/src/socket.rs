@@ -190,12 +190,14 @@ fn json(value: &impl Serialize) -> Response<Body> {
 fn status(agent: &Agent) -> wire::NodeStatus {
     let (connected, refused) = agent.with(|core| (core.connected, core.proxy_refuses.clone()));
     let refused = refused.map(|error| format!("the proxy refuses: {error}"));
+    let limits = agent.firewall.limit().into_iter();
+    let limits = limits.chain(agent.limits.iter().cloned());
     wire::NodeStatus {
         node: agent.config.name.clone(),
         zone: agent.config.zone.clone(),
         instances: views(agent, None),
         connected,
-        limits: agent.limits.iter().cloned().chain(refused).collect(),
+        limits: limits.chain(refused).collect(),
         stops_within: Some(Span(agent.stops_within())),
     }
 }
