@@ -163,6 +163,8 @@ pub(crate) struct Agent {
     pub probes: Semaphore,
     /// Of logs, for last words.
     pub readings: Arc<Semaphore>,
+    /// Of where instances listen.
+    pub looks: Arc<Semaphore>,
     pub core: Mutex<Core>,
     pub keeper: Keeper,
     /// Where tasks run: heartbeats have a thread of their own, and begin none there.
@@ -288,7 +290,7 @@ impl Agent {
                     let engine = engine::ask(&agent, &instance);
                     let runtime = &*agent.runtime;
                     let answer = probes::ask(&probe.ask, address, timeout, runtime, spec, engine);
-                    listening::explained(&agent, &instance, address, answer.await).await
+                    listening::explained(&agent, &instance, address, answer.await)
                 }
                 Err(busy) => Err(Failure::NotAsked(busy)),
             };

@@ -28,8 +28,10 @@ use crate::layout::{self, Layout, Lock};
 use crate::machine::Machine;
 use crate::options::{self, Config, Options};
 use crate::prepare::service_of;
-use crate::record::{self, Ports, Record};
-use crate::{addresses, artifacts, clock, desired, instances, leftovers, prepare, removal};
+use crate::record::{self, Foreign, Ports, Process, Record};
+use crate::{
+    addresses, artifacts, clock, desired, instances, leftovers, listening, prepare, removal,
+};
 
 /// Probes that are out at the same time.
 const PROBES_MAX: usize = 64;
@@ -93,6 +95,7 @@ pub async fn begin(options: Options) -> Result<Begun, Error> {
         signals: Signals::default(),
         probes: Semaphore::new(PROBES_MAX),
         readings: Arc::new(Semaphore::new(instances::READINGS_MAX)),
+        looks: Arc::new(Semaphore::new(listening::LOOKS_MOST)),
         core: Mutex::new(core),
         keeper: Keeper::start().map_err(Error::Thread)?,
         tasks: Handle::current(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::ids::InstanceId;
@@ -11,6 +12,10 @@ use crate::probes::{Failure, REFUSED};
 
 /// Of one instance the tables are read at most this often, and no sooner after it first refused: it may be about to listen.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1_500);
+/// Twice as long each time that nothing has changed, up to this: one that never listens is asked for ever.
+const LOOK_INTERVAL_MOST: Duration = Duration::from_secs(60);
+/// Looks at a time, of all instances of a node: a table has a line for each connection of the machine.
+pub const LOOKS_MOST: usize = 1;
 /// Processes of an instance that are looked at.
 const PROCESSES_MOST: usize = 64;
 /// Open files of a process that are looked at.
@@ -24,19 +29,42 @@ const LISTENS: &str = "0A";
 #[derive(Debug, Clone)]
 pub struct Found {
     looked_at: Instant,
+    pause: Duration,
     elsewhere: Vec<SocketAddr>,
 }
 
-/// The answer to a probe; a refused connection with where the instance listens instead, where it does.
-pub async fn explained(
-    agent: &Agent,
+impl Found {
+    fn begin(now: Instant) -> Self {
+        Self {
+            looked_at: now,
+            pause: LOOK_INTERVAL,
+            elsewhere: Vec::new(),
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        now.duration_since(self.looked_at) >= self.pause
+    }
+
+    fn looked(&mut self, elsewhere: Vec<SocketAddr>) {
+        self.pause = match self.elsewhere == elsewhere {
+            true => (self.pause * 2).min(LOOK_INTERVAL_MOST),
+            false => LOOK_INTERVAL,
+        };
+        self.elsewhere = elsewhere;
+    }
+}
+
+/// The answer to a probe; a refused connection with where the instance listens instead, as far as that is known by now: no answer waits for a look.
+pub fn explained(
+    agent: &Arc<Agent>,
     id: &InstanceId,
     asked: Option<SocketAddr>,
     answer: Result<(), Failure>,
 ) -> Result<(), Failure> {
     match (answer, asked) {
         (Err(Failure::Answer(error)), Some(asked)) if error == REFUSED => {
-            Err(refused(&elsewhere(agent, id, asked).await).into())
+            Err(refused(&elsewhere(agent, id, asked)).into())
         }
         (answer, _) => answer,
     }
@@ -51,40 +79,36 @@ fn refused(elsewhere: &[SocketAddr]) -> String {
     format!("{REFUSED}, while it listens at {}", named.join(", "))
 }
 
-async fn elsewhere(agent: &Agent, id: &InstanceId, asked: SocketAddr) -> Vec<SocketAddr> {
+/// As it was last found. A look that is due is begun, if no other one is under way.
+fn elsewhere(agent: &Arc<Agent>, id: &InstanceId, asked: SocketAddr) -> Vec<SocketAddr> {
     let now = Instant::now();
-    let due = agent.with(|core| {
-        let own = core.own_ports(id);
-        let running = core.running.get_mut(id)?;
-        let found = running.listens.get_or_insert_with(|| Found {
-            looked_at: now,
-            elsewhere: Vec::new(),
-        });
-        if now.duration_since(found.looked_at) < LOOK_INTERVAL {
-            return Some(Err(found.elsewhere.clone()));
-        }
-        found.looked_at = now;
-        Some(Ok((running.run, running.pid?, own)))
-    });
-    let (run, pid, own) = match due {
-        Some(Ok(due)) => due,
-        Some(Err(known)) => return known,
-        None => return Vec::new(),
-    };
-    let looked = tokio::task::spawn_blocking(move || of(pid)).await;
-    let is_news = |at: &SocketAddr| at.port() == asked.port() || !own.contains(&at.port());
-    let mut elsewhere = looked.unwrap_or_default();
-    elsewhere.retain(is_news);
     agent.with(|core| {
-        let running = core.running.get_mut(id);
-        if let Some(running) = running.filter(|running| running.run == run) {
-            running.listens = Some(Found {
-                looked_at: now,
-                elsewhere: elsewhere.clone(),
+        let own = core.own_ports(id);
+        let Some(running) = core.running.get_mut(id) else {
+            return Vec::new();
+        };
+        let (run, pid) = (running.run, running.pid);
+        let found = running.listens.get_or_insert_with(|| Found::begin(now));
+        if let Some(pid) = pid.filter(|_| found.is_due(now))
+            && let Ok(turn) = agent.looks.clone().try_acquire_owned()
+        {
+            found.looked_at = now;
+            let (agent, id) = (agent.clone(), id.clone());
+            let is_news =
+                move |at: &SocketAddr| at.port() == asked.port() || !own.contains(&at.port());
+            agent.clone().tasks.spawn_blocking(move || {
+                let mut elsewhere = of(pid);
+                drop(turn);
+                elsewhere.retain(is_news);
+                agent.with(|core| {
+                    let running = core.running.get_mut(&id).filter(|now| now.run == run);
+                    let found = running.and_then(|running| running.listens.as_mut());
+                    found.map(|found| found.looked(elsewhere))
+                });
             });
         }
-    });
-    elsewhere
+        found.elsewhere.clone()
+    })
 }
 
 /// Where a process and those that come of it listen.
@@ -207,6 +231,28 @@ mod tests {
         let found = of(std::process::id());
         assert!(found.contains(&four.1), "{found:?}");
         assert_eq!(of(u32::MAX), []);
+    }
+
+    #[test]
+    fn what_never_listens_is_looked_at_more_and_more_rarely() {
+        let begun = Instant::now();
+        let mut found = Found::begin(begun);
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let after = |found: &Found, by: Duration| found.is_due(begun + by);
+        assert!(!after(&found, LOOK_INTERVAL / 2) && after(&found, LOOK_INTERVAL));
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            found.looked(Vec::new());
+            pauses.push(found.pause);
+        }
+        assert!(pauses.is_sorted() && pauses[0] == LOOK_INTERVAL * 2);
+        assert_eq!(pauses[9], LOOK_INTERVAL_MOST);
+        // What changes may change again.
+        found.looked(vec![at(1)]);
+        assert_eq!(
+            (found.pause, &found.elsewhere),
+            (LOOK_INTERVAL, &vec![at(1)])
+        );
     }
 
     #[test]
