@@ -315,7 +315,6 @@ impl Agent {
             Ok(()) => Ok(()),
             Err(Failure::Answer(said)) => Err(said),
             Err(Failure::NotAsked(why)) => {
-                tracing::warn!(%instance, why, "it can't be asked how it does; what is known of it stands");
                 return self.tell(Input::NotAsked {
                     instance,
                     run,
@@ -323,6 +322,7 @@ impl Agent {
                 });
             }
         };
+                    why,
         self.tell(Input::Probed {
             instance,
             run,

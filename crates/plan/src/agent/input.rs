@@ -85,6 +85,7 @@ pub enum Input {
         run: Run,
         question: Question,
     },
+        why: String,
     /// The proxy has nothing in flight behind the gate of a leaving instance.
     Drained { instance: InstanceId },
     /// A heartbeat sent at that moment was answered by the leader of that epoch.

@@ -148,6 +148,8 @@ struct Process {
     not_ready_since: Instant,
     /// When it was last told why its health probe fails.
     failure_told_at: Option<Instant>,
+    /// When it was last told that it could not be asked.
+    not_asked_told_at: Option<Instant>,
     suspended: bool,
     /// Nobody is inside any more, though it has not been told to leave: it was taken over on its way out.
     drained: bool,
@@ -165,6 +167,7 @@ impl Process {
             ever_ready: false,
             not_ready_since: now,
             failure_told_at: None,
+            not_asked_told_at: None,
             suspended: false,
             drained: false,
             health: Probing::from(now),

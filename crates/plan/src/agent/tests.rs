@@ -1140,6 +1140,7 @@ fn a_question_that_could_not_be_asked_says_nothing() {
                 instance,
                 run,
                 question,
+                why: "too many".to_owned(),
             });
             assert_eq!(said, NOTHING);
         }
@@ -1153,11 +1154,26 @@ fn a_question_that_could_not_be_asked_says_nothing() {
     node.prepared("web-1", 1);
     node.started("web-1", 1);
     let (instance, run, question) = (id("web-1"), 1, Question::Health);
-    node.step(Input::NotAsked {
+    let not_asked = Input::NotAsked {
         instance,
         run,
         question,
-    });
+        why: "no descriptor".to_owned(),
+    };
+    // Said once, however often it is tried; and for as long as it is so.
+    let mut told = 0;
+    for _ in 0..100 {
+        node.clock += Duration::from_millis(50);
+        let now = node.now();
+        let outputs = step(&mut node.state, not_asked.clone(), now);
+        let is_it = |output: &&Output| matches!(output, Output::Tell { reason, .. } if reason.code == "not-asked");
+        told += outputs.iter().filter(is_it).count();
+    }
+    assert_eq!(told, 1);
+    assert_eq!(
+        node.reason("web-1"),
+        "the node can't ask how it does: no descriptor"
+    );
     assert!(!node.state.instance(&id("web-1")).unwrap().is_ready());
 }
 

@@ -18,6 +18,8 @@ use crate::backoff;
 const SIGKILL: i32 = 9;
 /// The code of a reason that says how the health probe fails.
 const NOT_READY: &str = "not-ready";
+/// The code of a reason that says why it could not be asked.
+const NOT_ASKED: &str = "not-asked";
 
 fn probe_fails(error: &str) -> String {
     format!("its health probe fails: {error}")
@@ -69,9 +71,9 @@ impl Instance {
                 answer,
                 ..
             } if run == self.run => self.probed(question, asked, answer, now, outputs),
-            Input::NotAsked { run, question, .. } if run == self.run => {
-                self.not_asked(question, now);
-            }
+            Input::NotAsked {
+                run, question, why, ..
+            } if run == self.run => self.not_asked(question, &why, now, outputs),
             Input::Drained { .. } if matches!(self.phase, Phase::Draining { .. }) => {
                 self.terminate(Why::Leave, now, outputs);
             }
@@ -189,8 +191,8 @@ impl Instance {
         }
     }
 
-    /// What is known of it stands, good or bad.
-    fn not_asked(&mut self, question: Question, now: Now) {
+    /// What is known of it stands, good or bad. Where nothing is, it is told why.
+    fn not_asked(&mut self, question: Question, why: &str, now: Now, outputs: &mut Vec<Output>) {
         let Some(process) = self.process.as_mut() else {
             return;
         };
@@ -199,12 +201,32 @@ impl Instance {
             (Question::Health, _) => {
                 let pause = process.health_pause(&spec.health, now.instant);
                 process.health.not_asked(pause, now.instant);
+                self.tell_not_asked(why, now, outputs);
             }
             (Question::Alive, Some(probe)) => {
                 let pause = probe.times.every.duration();
                 process.alive.not_asked(pause, now.instant);
             }
             (Question::Alive, None) => {}
+        }
+    }
+
+    /// An event once in a run, however often it is tried.
+    fn tell_not_asked(&mut self, why: &str, now: Now, outputs: &mut Vec<Output>) {
+        let Some(process) = self.process.as_mut() else {
+            return;
+        };
+        let told_at = process.not_asked_told_at;
+        let is_news = told_at.is_none_or(|at| now.instant.since(at) >= NEWS_INTERVAL);
+        if process.ready || self.reason.is_some() || !is_news {
+            return;
+        }
+        process.not_asked_told_at = Some(now.instant);
+        let message = format!("the node can't ask how it does: {why}");
+        let reason = Reason::new(NOT_ASKED, message);
+        self.reason = Some(reason.clone());
+        if told_at.is_none() {
+            self.tell(Level::Warning, reason, outputs);
         }
     }
 
@@ -222,6 +244,7 @@ impl Instance {
         let was_ready = process.ready;
         let pause = process.health_pause(probe, now.instant);
         process.health.answered(answer.is_ok(), pause, now.instant);
+        self.reason.take_if(|reason| reason.code == NOT_ASKED);
         match answer {
             Ok(()) if !was_ready => {
                 let took = now.instant.since(process.since);
