@@ -459,7 +459,8 @@ pub fn exec_spec(agent: &Agent, id: &InstanceId) -> Option<InstanceSpec> {
 
 /// That of a process, as it was started with.
 fn environment_of(pid: u32) -> Option<Environment> {
-    let text = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    // It lies in the memory of the process, which may have to come from a disk.
+    let text = layout::aside(|| std::fs::read(format!("/proc/{pid}/environ"))).ok()?;
     Some(parse_environment(&text))
 }
 
