@@ -179,23 +179,26 @@ impl Agent {
 
     /// One step with this input, and all that follows from it.
     pub fn tell(self: &Arc<Self>, input: Input) {
-        self.with(|core| {
-            let wake = core.state.next_wake();
-            let outputs = decide::step(&mut core.state, input, clock::now());
-            let renewed = outputs.iter().find_map(|output| match output {
-                Output::RenewLease { sent_at, .. } => Some(*sent_at),
-                _ => None,
-            });
-            if let Some(sent_at) = renewed {
-                self.runtime.renew(clock::moment(sent_at));
-            }
-            for output in outputs {
-                self.act(core, output);
-            }
-            if core.state.next_wake() != wake {
-                self.signals.wake.notify_one();
-            }
+        self.with(|core| self.tell_in(core, input));
+    }
+
+    /// The same, for who has looked at what is known and must not let it change meanwhile.
+    pub fn tell_in(self: &Arc<Self>, core: &mut Core, input: Input) {
+        let wake = core.state.next_wake();
+        let outputs = decide::step(&mut core.state, input, clock::now());
+        let renewed = outputs.iter().find_map(|output| match output {
+            Output::RenewLease { sent_at, .. } => Some(*sent_at),
+            _ => None,
         });
+        if let Some(sent_at) = renewed {
+            self.runtime.renew(clock::moment(sent_at));
+        }
+        for output in outputs {
+            self.act(core, output);
+        }
+        if core.state.next_wake() != wake {
+            self.signals.wake.notify_one();
+        }
     }
 
     fn act(self: &Arc<Self>, core: &mut Core, output: Output) {
@@ -319,10 +322,10 @@ impl Agent {
                     instance,
                     run,
                     question,
+                    why,
                 });
             }
         };
-                    why,
         self.tell(Input::Probed {
             instance,
             run,
@@ -392,6 +395,7 @@ impl Agent {
                 doors: &core.doors,
                 protocols: &core.protocols,
             },
+            left: core.left_running().collect(),
             ports: &core.ports,
             removed: &core.removed,
             enforce_uid: self.is_root,
@@ -435,6 +439,14 @@ async fn hear_runtime(agent: Arc<Agent>, mut events: mpsc::Receiver<Event>) {
             same.then_some(known.run)
         });
         let Some(run) = run else { continue };
+        let frozen = match event.what {
+            Happening::Stopped { .. } => Some(true),
+            Happening::Continued => Some(false),
+            _ => None,
+        };
+        if let Some(frozen) = frozen {
+            agent.with(|core| core.is_frozen(&instance, frozen));
+        }
         let input = match event.what {
             Happening::Stopped { .. } => Input::Suspended {
                 instance,
@@ -452,7 +464,13 @@ async fn hear_runtime(agent: Arc<Agent>, mut events: mpsc::Receiver<Event>) {
                 processes,
             },
             Happening::Exited(exit) => {
-                agent.with(|core| core.running.remove(&instance));
+                let is_left = agent.with(|core| {
+                    core.running.remove(&instance);
+                    core.foreign.contains_key(&instance)
+                });
+                if is_left {
+                    agent.signals.road.send_replace(());
+                }
                 // Nothing more happens to it before this is told, and no other waits for the disk that gives its words.
                 let agent = agent.clone();
                 tokio::spawn(async move { instances::tell_end(&agent, instance, run, exit).await });

@@ -171,22 +171,26 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
             .wait_for_servers(clock::instant().after(SERVERS_CHANCE))
     });
     let snapshot = kept_snapshot(&agent.layout);
-    let gates: BTreeMap<InstanceId, Gate> = snapshot
-        .into_iter()
-        .flat_map(|snapshot| snapshot.local)
-        .map(|local| (local.instance, local.gate))
+    let locals = snapshot.iter().flat_map(|snapshot| &snapshot.local);
+    let gates: BTreeMap<InstanceId, Gate> = locals
+        .map(|local| (local.instance.clone(), local.gate))
         .collect();
     let kept = record::read_all(&agent.layout);
+    let mut strays = record::strays(&agent.layout);
     agent.with(|core| {
-        for left in kept.foreign {
+        for mut left in kept.foreign {
             take_ports(core, &left.instance, &left.service, &left.held);
+            if let Some(kept) = &snapshot {
+                left.keep_ways(kept);
+            }
+            // Its directory may be gone.
+            if !strays.contains(&left.instance) {
+                strays.push(left.instance.clone());
+            }
             core.foreign.insert(left.instance.clone(), left);
         }
     });
-    let is_foreign = |id: &InstanceId| agent.with(|core| core.foreign.contains_key(id));
-    let strays = record::strays(&agent.layout).into_iter();
-    let strays = strays.filter(|id| !is_foreign(id));
-    let finding = strays.map(|id| find(agent, id));
+    let finding = strays.into_iter().map(|id| find(agent, id));
     let finding = futures_util::stream::iter(finding).buffer_unordered(ADOPTED_AT_ONCE);
     let adopting = kept
         .records
@@ -195,7 +199,8 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
     // Side by side: the node is silent until all are, and each may wait for its shim.
     let adopting = futures_util::stream::iter(adopting).buffer_unordered(ADOPTED_AT_ONCE);
     let adopting = adopting.filter_map(std::future::ready).collect();
-    let (running, ()): (BTreeSet<ResourceId>, ()) = tokio::join!(adopting, finding.collect());
+    let (mut running, ()): (BTreeSet<ResourceId>, ()) = tokio::join!(adopting, finding.collect());
+    running.extend(agent.with(|core| core.left_services()));
     addresses::give_up_taken(agent, &running);
     let ports = agent.with(|core| instances::open_ports(core));
     // What has not answered once is asked again beside the rest.
@@ -242,16 +247,48 @@ pub async fn adopt(
     service
 }
 
-/// What is left of an instance of which no record can be read. What runs goes on until it is known whether it should.
+/// What was left as it was, now that it is named in words that are known.
+pub async fn go_on(agent: &Arc<Agent>, record: Record, left: Foreign) {
+    let id = left.instance.clone();
+    let goes_on = left.process.as_ref().is_some_and(|process| {
+        let (started, frozen) = (process.started.clone(), process.frozen);
+        let found = Ok(Adopted::Running { started, frozen });
+        let input = Input::Adopted {
+            desired: Box::new(record.desired.clone()),
+            history: record.history.clone(),
+            process: adopted(found, &record, left.gate()),
+        };
+        agent.with(|core| {
+            // Else it has ended, and its end is told of it as it was known.
+            let lives = core.running.contains_key(&id);
+            if lives {
+                agent.tell_in(core, input);
+            }
+            lives
+        })
+    });
+    if !goes_on {
+        adopt(agent, record, &BTreeMap::from([(id, left.gate())])).await;
+    }
+}
+
+/// What is left of an instance of which no record can be read, or not wholly. What runs goes on until it is known whether it should.
 async fn find(agent: &Arc<Agent>, id: InstanceId) {
-    agent.with(|core| core.running.insert(id.clone(), Running::new(1, None)));
+    let whose = agent.with(|core| {
+        core.running.insert(id.clone(), Running::new(1, None));
+        core.foreign.get(&id).map(Foreign::whose)
+    });
     let directory = agent.layout.instance(&id);
     let process = match agent.runtime.adopt(&id, &directory).await {
-        Ok(Adopted::Running { started, .. }) => {
-            let pid = Some(started.pid);
-            let running = Running::new(1, pid);
-            agent.with(|core| core.running.insert(id.clone(), running));
-            decide::Adopted::Unknown
+        Ok(Adopted::Running { started, frozen }) => {
+            let running = Running::new(1, Some(started.pid));
+            agent.with(|core| {
+                core.running.insert(id.clone(), running);
+                if let Some(left) = core.foreign.get_mut(&id) {
+                    left.process = Some(Process { started, frozen });
+                }
+            });
+            decide::Adopted::Living
         }
         Ok(Adopted::Ended { exit }) => decide::Adopted::Exited(exit),
         Ok(Adopted::NotStarted) => decide::Adopted::Absent,
@@ -260,11 +297,12 @@ async fn find(agent: &Arc<Agent>, id: InstanceId) {
             decide::Adopted::Unknown
         }
     };
-    if !matches!(process, decide::Adopted::Unknown) {
+    if !matches!(process, decide::Adopted::Living | decide::Adopted::Unknown) {
         agent.with(|core| core.running.remove(&id));
     }
     agent.tell(Input::Found {
         instance: id,
+        whose,
         process,
     });
 }

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use compute::runtime::InstanceSpec;
 use model::boundary::KeyFingerprint;
-use model::compute::{DesiredInstance, ports};
+use model::compute::{DesiredInstance, default_grace, ports};
 use model::control::{NodeDesired, NodeEvent, Reason};
 use model::ids::{Generation, InstanceId, ResourceId, ResourceName};
 use model::signals::Level;
@@ -273,8 +274,8 @@ impl Core {
             None
         });
         let snapshot = kept_snapshot(layout);
-        Self {
         let removed = snapshot.as_ref().map(|kept| kept.trust.removed.clone());
+        Self {
             state: State::new(pause::draw()),
             ports: BTreeMap::new(),
             port_owners: BTreeMap::new(),
@@ -315,6 +316,35 @@ impl Core {
             .collect()
     }
 
+    /// Those of which a later version wrote, and which run on as they are.
+    pub fn left_running(&self) -> impl Iterator<Item = &Foreign> {
+        let running = move |left: &&Foreign| {
+            let runs = left.process.is_some() && self.running.contains_key(&left.instance);
+            runs && !left.is_going
+        };
+        self.foreign.values().filter(running)
+    }
+
+    pub fn left_services(&self) -> BTreeSet<ResourceId> {
+        self.left_running().map(Foreign::service).collect()
+    }
+
+    /// Of one that is left as it is; others are told so.
+    pub fn is_frozen(&mut self, id: &InstanceId, frozen: bool) {
+        let left = self.foreign.get_mut(id);
+        if let Some(process) = left.and_then(|left| left.process.as_mut()) {
+            process.frozen = frozen;
+        }
+    }
+
+    /// Between SIGTERM and SIGKILL.
+    pub fn grace(&self, id: &InstanceId) -> Duration {
+        let known = self.state.instance(id);
+        let known = known.map(|known| known.desired().spec.grace);
+        let left = || self.foreign.get(id).map(|left| left.grace);
+        known.or_else(left).unwrap_or_else(default_grace).duration()
+    }
+
     pub fn push_event(&mut self, instance: Option<InstanceId>, level: Level, reason: Reason) {
         let at = jiff::Timestamp::now();
         if self.events.len() < EVENTS_MAX {
@@ -325,6 +355,18 @@ impl Core {
                 reason,
             });
         }
+    }
+}
+
+/// The road as the proxy last heard of it: gone by until another is known, since one without callers and routes has all of them refused.
+fn road_of(kept: &ProxySnapshot) -> Road {
+    let gateway = kept.gateway.as_ref();
+    Road {
+        complete: false,
+        destinations: kept.destinations.clone(),
+        routes: gateway.map_or_else(Vec::new, |gateway| gateway.routes.clone()),
+        callers: kept.callers.clone(),
+        owners: kept.owners.clone(),
     }
 }
 
@@ -358,18 +400,6 @@ mod tests {
         // Of two runs, or with another one in between, it is not the same.
         for order in [
             Order::Start(1),
-/// The road as the proxy last heard of it: gone by until another is known, since one without callers and routes has all of them refused.
-fn road_of(kept: &ProxySnapshot) -> Road {
-    let gateway = kept.gateway.as_ref();
-    Road {
-        complete: false,
-        destinations: kept.destinations.clone(),
-        routes: gateway.map_or_else(Vec::new, |gateway| gateway.routes.clone()),
-        callers: kept.callers.clone(),
-        owners: kept.owners.clone(),
-    }
-}
-
             Order::Kill,
             Order::Start(1),
             Order::Start(2),

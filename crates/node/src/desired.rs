@@ -1,6 +1,5 @@
 //! Hears what the node should run, and keeps it on disk.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -98,15 +97,14 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
     });
     if asked_at.is_some() {
         agent.signals.told.send_replace(true);
+        // Also by one that confirms what was kept.
+        agent.with(|core| remove_unnamed(agent, core));
     }
     let Some(to_keep) = to_keep else { return };
     agent.with(|core| {
-        match asked_at {
-            Some(_) => remove_unnamed(agent, core),
-            None => {
-                core.kept = Some(generation);
-                core.not_forgotten = to_keep.forget_volumes.iter().cloned().collect();
-            }
+        if asked_at.is_none() {
+            core.kept = Some(generation);
+            core.not_forgotten = to_keep.forget_volumes.iter().cloned().collect();
         }
         core.to_keep = Some(to_keep);
         tell_wrong_urls(agent, core);
@@ -175,13 +173,17 @@ fn is_refused(agent: &Agent, core: &mut Core, error: &layout::Error) {
 pub async fn adopt_named(agent: &Arc<Agent>, desired: &NodeDesired) {
     let named = agent.with(|core| {
         let named = desired.instances.iter().filter_map(|one| {
+            if core.foreign.get(&one.instance)?.is_going {
+                return None;
+            }
+            // Another release of it, or another placement, ends what is there before it begins.
             let left = core.foreign.remove(&one.instance)?;
-            Some(left.named(one.clone()))
+            Some((left.named(one.clone())?, left))
         });
-        named.flatten().collect::<Vec<_>>()
+        named.collect::<Vec<_>>()
     });
-    for record in named {
-        begin::adopt(agent, record, &BTreeMap::new()).await;
+    for (record, left) in named {
+        begin::go_on(agent, record, left).await;
         instances::open_ports_again(agent).await;
     }
 }
@@ -191,12 +193,15 @@ fn remove_unnamed(agent: &Arc<Agent>, core: &mut Core) {
     let named = |id: &InstanceId| core.state.instance(id).is_some() || core.state.is_foreign(id);
     let gone: Vec<_> = core
         .foreign
-        .keys()
-        .filter(|id| !named(id))
-        .cloned()
+        .iter()
+        .filter(|(id, left)| !left.is_going && !named(id))
+        .map(|(id, _)| id.clone())
         .collect();
     for id in gone {
-        core.foreign.remove(&id);
+        if let Some(left) = core.foreign.get_mut(&id) {
+            left.is_going = true;
+        }
+        agent.signals.road.send_replace(());
         agent.order(core, id, Order::Remove);
     }
 }
@@ -320,6 +325,8 @@ fn deleted(service: &ResourceId, place: &Path, removed: io::Result<()>) -> (Leve
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use model::compute::{Need, Purpose, Role, Service, Wanted, Work};
     use model::ids::{Epoch, ReleaseNumber};
     use model::traffic::{Destination, TrafficOptions};

@@ -13,11 +13,12 @@ use model::signals::{Level, LogLine, Stream};
 use plan::agent::{Input, Run};
 use signals::logs::Reader;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::agent::Agent;
 use crate::core::{Core, Running};
-use crate::layout::{self, Layout};
 use crate::firewall::Firewall;
+use crate::layout::{self, Layout};
 use crate::pause::Pause;
 use crate::prepare::{Doors, Failure, Secrets, gather, make_spec, place};
 use crate::record::Record;
@@ -37,6 +38,11 @@ const LAST_WORDS_MAX: usize = 300;
 const LINE_BREAK: &str = " | ";
 
 const REMOVE_TRIES: u32 = 5;
+/// Between two looks whether what is to end has.
+const END_LOOK: Duration = Duration::from_millis(20);
+/// Between two SIGKILLs to what is still there.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+const KILL_AGAIN_MOST: Duration = Duration::from_secs(30);
 
 /// What a worker is to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,7 +189,9 @@ async fn next_order(orders: &mut mpsc::Receiver<Order>, run: Run) -> Option<Orde
 pub fn open_ports(core: &Core) -> BTreeMap<u16, u32> {
     let uid = |id: &InstanceId| {
         let owner = core.port_owners.get(id).unwrap_or(id);
-        Some(core.state.instance(owner)?.desired().uid)
+        let known = core.state.instance(owner);
+        let left = || Some(core.foreign.get(owner)?.uid);
+        known.map(|known| known.desired().uid).or_else(left)
     };
     core.ports
         .iter()
@@ -262,9 +270,32 @@ fn not_started(instance: InstanceId, run: Run, error: Error) -> Input {
 }
 
 async fn terminate(agent: &Arc<Agent>, id: &InstanceId) {
-    let grace = agent.with(|core| Some(core.state.instance(id)?.desired().spec.grace.duration()));
-    let asked = agent.runtime.stop(id, grace.unwrap_or_default()).await;
+    let grace = agent.with(|core| core.grace(id));
+    let asked = agent.runtime.stop(id, grace).await;
     ended_unheard(agent, id, asked).await;
+    end_stray(agent, id, grace).await;
+}
+
+/// Of a stray nobody else sees to its end: it is killed after its grace, as often as it takes.
+async fn end_stray(agent: &Arc<Agent>, id: &InstanceId, grace: Duration) {
+    let kill_at = Instant::now() + grace;
+    let mut pause = Pause::new(KILL_AGAIN, KILL_AGAIN_MOST);
+    while agent.with(|core| core.state.is_living_stray(id)) {
+        if Instant::now() < kill_at {
+            tokio::time::sleep(END_LOOK).await;
+            continue;
+        }
+        kill(agent, id).await;
+        let ended = async {
+            while agent.with(|core| core.state.is_living_stray(id)) {
+                tokio::time::sleep(END_LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = ended => return,
+            () = pause.wait() => {}
+        }
+    }
 }
 
 async fn kill(agent: &Arc<Agent>, id: &InstanceId) {
@@ -384,6 +415,10 @@ fn keep_output(layout: &Layout, id: &InstanceId) {
 
 async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
     let directory = agent.layout.instance(id);
+    // What keeps others from its volumes is that it lives, and not that its directory can't be removed.
+    if agent.with(|core| core.state.is_living_stray(id)) {
+        terminate(agent, id).await;
+    }
     layout::aside(|| keep_output(&agent.layout, id));
     let mut pause = Pause::of_connection();
     for _ in 0..REMOVE_TRIES {
@@ -398,7 +433,10 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
         pause.wait().await;
     }
     // Unless it was wanted again meanwhile.
-    let gone = agent.with(|core| core.state.instance(id).is_none());
+    let gone = agent.with(|core| {
+        core.foreign.remove(id);
+        core.state.instance(id).is_none()
+    });
     if gone {
         agent.keeper.remove(agent.layout.record(id));
         layout::aside(|| engine::forget(agent, id));

@@ -243,7 +243,8 @@ fn give_door(
     let is_free = |door: SocketAddrV4| compute::port::is_free(door.into());
     let mut given = core.doors.give(block, caller, need, is_free);
     if given == Err(NoDoor::Full) {
-        let callers = core.services();
+        let mut callers = core.services();
+        callers.extend(core.left_services());
         core.doors.keep_only(&callers);
         given = core.doors.give(block, caller, need, is_free);
     }

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use model::compute::DesiredInstance;
-use model::ids::{Epoch, InstanceId, ReleaseNumber, ResourceName};
-use plan::agent::History;
+use compute::runtime::Started;
+use model::compute::{DesiredInstance, default_grace};
+use model::ids::{Epoch, InstanceId, ReleaseNumber, ResourceId, ResourceName};
+use model::traffic::{Door, Gate, LocalInstance, ProxySnapshot};
+use model::units::Span;
+use plan::agent::{History, Whose};
 use serde::{Deserialize, Serialize};
 
 use crate::layout::{self, Layout};
@@ -31,26 +34,84 @@ pub struct Ports {
     pub ports: BTreeMap<ResourceName, u16>,
 }
 
-/// What can be read of a record in which a later version said something in words that this one does not know: enough to leave alone what runs, and to
-/// go on with it once it is named in words that are known.
+/// What can be read of a record in which a later version said something in words that this one does not know: enough to leave what runs on the road, to
+/// renew its lease and keep others from its ports and volumes, to go on with it once it is named in words that are known, and to end it.
 #[derive(Debug, Clone)]
 pub struct Foreign {
     pub instance: InstanceId,
     pub service: ResourceName,
     release: ReleaseNumber,
     epoch: Epoch,
+    slot: Option<u32>,
+    /// Whom it runs as.
+    pub uid: u32,
+    /// Between SIGTERM and SIGKILL.
+    pub grace: Span,
     pub held: Ports,
     history: History,
+    /// Its process, if one was found.
+    pub process: Option<Process>,
+    /// How the proxy knows it, at each of its ports, and its doors: as they were.
+    local: Vec<LocalInstance>,
+    doors: Vec<Door>,
+    /// It is being ended.
+    pub is_going: bool,
+}
+
+/// What runs of it.
+#[derive(Debug, Clone)]
+pub struct Process {
+    pub started: Started,
+    /// Stopped by a signal.
+    pub frozen: bool,
 }
 
 impl Foreign {
+    pub fn whose(&self) -> Whose {
+        Whose {
+            service: self.service.clone(),
+            slot: self.slot,
+        }
+    }
+
+    pub fn service(&self) -> ResourceId {
+        ResourceId::new(self.instance.project.clone(), self.service.clone())
+    }
+
+    /// As the proxy last kept it.
+    pub fn keep_ways(&mut self, kept: &ProxySnapshot) {
+        let at_ports = self.held.ports.keys();
+        let at_ports = at_ports
+            .filter_map(|port| crate::core::named_at_port(&self.instance, &self.service, port));
+        let own: Vec<_> = at_ports.chain([self.instance.clone()]).collect();
+        let local = kept.local.iter().filter(|one| own.contains(&one.instance));
+        self.local = local.cloned().collect();
+        let service = self.service();
+        let doors = kept.doors.iter().filter(|door| door.caller == service);
+        self.doors = doors.cloned().collect();
+    }
+
+    pub fn local(&self) -> &[LocalInstance] {
+        &self.local
+    }
+
+    pub fn doors(&self) -> &[Door] {
+        &self.doors
+    }
+
+    /// As it stood.
+    pub fn gate(&self) -> Gate {
+        let own = self.local.iter().find(|one| one.instance == self.instance);
+        own.map_or(Gate::Shut, |own| own.gate)
+    }
+
     /// The record of an instance that is named so. `None`: that is another release of it, or another placement, and is begun anew.
-    pub fn named(self, desired: DesiredInstance) -> Option<Record> {
+    pub fn named(&self, desired: DesiredInstance) -> Option<Record> {
         let is_it = (desired.release, desired.epoch) == (self.release, self.epoch);
         is_it.then_some(Record {
             desired,
-            held: self.held,
-            history: self.history,
+            held: self.held.clone(),
+            history: self.history.clone(),
         })
     }
 
@@ -69,10 +130,24 @@ impl Foreign {
             service: ResourceName,
             release: ReleaseNumber,
             epoch: Epoch,
+            #[serde(default)]
+            slot: Option<u32>,
+            uid: u32,
+            #[serde(default)]
+            spec: serde_json::Value,
         }
         let kept = layout::read::<Kept>(path).ok().flatten()?;
         let history = kept.history.map(serde_json::from_value::<History>);
+        let grace = kept.desired.spec.get("grace").cloned();
+        let grace = grace.and_then(|grace| serde_json::from_value(grace).ok());
         Some(Self {
+            slot: kept.desired.slot,
+            uid: kept.desired.uid,
+            grace: grace.unwrap_or_else(default_grace),
+            process: None,
+            local: Vec::new(),
+            doors: Vec::new(),
+            is_going: false,
             instance: kept.desired.instance,
             service: kept.desired.service,
             release: kept.desired.release,

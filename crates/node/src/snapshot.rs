@@ -18,6 +18,7 @@ use crate::doors::Doors;
 use crate::identity::NodeIdentity;
 use crate::options::Config;
 use crate::prepare::service_of;
+use crate::record::Foreign;
 
 /// Everything it is made of.
 pub struct Parts<'a> {
@@ -26,6 +27,8 @@ pub struct Parts<'a> {
     pub node: &'a NodeIdentity,
     pub services: BTreeMap<ResourceId, Identity>,
     pub instances: Vec<&'a Instance>,
+    /// What runs on as it was, for who wrote of it is of a later version.
+    pub left: Vec<&'a Foreign>,
     pub ways: Ways<'a>,
     /// Of instances, and of instances at a named port.
     pub ports: &'a BTreeMap<InstanceId, u16>,
@@ -61,9 +64,14 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
             .instances
             .iter()
             .flat_map(|instance| local(instance, &parts))
+            .chain(parts.left.iter().flat_map(|left| left.local().to_vec()))
             .collect(),
         callers: parts.ways.road.callers.clone(),
-        doors: doors(parts.ways, parts.instances.iter().map(|it| it.desired())),
+        doors: {
+            let left = parts.left.iter().flat_map(|left| left.doors());
+            let here = parts.instances.iter().map(|it| it.desired());
+            doors(parts.ways, here, left)
+        },
         enforce_uid: parts.enforce_uid,
         owners: parts.ways.road.owners.clone(),
         refusals: parts.enforce_uid.then(|| refusals(config)),
@@ -117,8 +125,16 @@ fn local(instance: &Instance, parts: &Parts<'_>) -> Vec<LocalInstance> {
 
 /// One for each need of each service here, whichever instance declares it; and those that none declares any more, closed: what runs may hold their
 /// URLs, and must not find somebody else there.
-fn doors<'a>(ways: Ways<'_>, here: impl Iterator<Item = &'a DesiredInstance> + Clone) -> Vec<Door> {
-    let mut doors: BTreeMap<SocketAddr, Door> = BTreeMap::new();
+///
+/// `left`: those of what is left as it was.
+fn doors<'a>(
+    ways: Ways<'_>,
+    here: impl Iterator<Item = &'a DesiredInstance> + Clone,
+    left: impl Iterator<Item = &'a Door>,
+) -> Vec<Door> {
+    let left = left.filter(|door| ways.doors.get(&door.caller, &door.need) == Some(door.listen));
+    let mut doors: BTreeMap<SocketAddr, Door> =
+        left.map(|door| (door.listen, door.clone())).collect();
     for desired in here.clone() {
         let caller = service_of(desired);
         for need in service_needs(desired) {
@@ -227,7 +243,7 @@ mod tests {
             .needs
             .insert("cart".parse().unwrap(), Need::default());
         let told = |here: &[&DesiredInstance]| {
-            let doors = doors(ways, here.iter().copied());
+            let doors = doors(ways, here.iter().copied(), [].iter());
             let told = doors.into_iter().map(|door| {
                 assert_eq!((door.caller, door.uid), (id("web"), new.uid));
                 (door.need.name.to_string(), (door.protocol, door.undeclared))

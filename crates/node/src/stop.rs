@@ -45,9 +45,9 @@ impl Agent {
     fn instances_stop_within(&self) -> Duration {
         let graces = self.with(|core| {
             let instances = core.state.instances();
-            instances
-                .map(|(_, instance)| instance.desired().spec.grace.duration())
-                .max()
+            let known = instances.map(|(_, instance)| instance.desired().spec.grace);
+            let left = core.foreign.values().map(|left| left.grace);
+            known.chain(left).map(|grace| grace.duration()).max()
         });
         graces.unwrap_or_default() * 2 + STOP_PATIENCE
     }

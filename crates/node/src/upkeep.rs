@@ -51,8 +51,10 @@ async fn certify_once(agent: &Arc<Agent>, anyway: bool) -> Result<(), identity::
         agent.signals.watch_anew.notify_one();
     }
     let services = agent.with(|core| core.services());
+    let left = agent.with(|core| core.left_services());
+    let has_use: BTreeSet<_> = services.union(&left).cloned().collect();
     // Before the desired state is known nothing is forgotten.
-    if agent.with(|core| core.state.generation().is_some()) && agent.identities.keep_only(&services)
+    if agent.with(|core| core.state.generation().is_some()) && agent.identities.keep_only(&has_use)
     {
         agent.signals.road.send_replace(());
     }

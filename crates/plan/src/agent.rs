@@ -46,7 +46,7 @@ mod probing;
 mod tests;
 
 use input::subject;
-pub use input::{Adopted, Input, Question};
+pub use input::{Adopted, Input, Question, Whose};
 pub use instance::{History, Instance};
 pub use lease::Lease;
 use lease::Renewal;
@@ -61,7 +61,7 @@ pub type Run = u32;
 pub struct State {
     instances: BTreeMap<InstanceId, Instance>,
     /// What an earlier agent left of others, which no desired state has named since.
-    strays: BTreeMap<InstanceId, Adopted>,
+    strays: BTreeMap<InstanceId, Stray>,
     generation: Option<Generation>,
     lease: Lease,
     /// Instances that the desired state names in words of a later version: what is known of them stays as it is.
@@ -72,6 +72,23 @@ pub struct State {
     /// Until then nothing is started unless the servers confirm what is known from disk.
     hold: Option<Instant>,
     draw: Draw,
+}
+
+/// What is left of an instance of which nobody here knows what it should be.
+#[derive(Debug)]
+struct Stray {
+    whose: Option<Whose>,
+    process: Adopted,
+}
+
+impl Stray {
+    /// Something of it may.
+    fn lives(&self) -> bool {
+        matches!(
+            self.process,
+            Adopted::Running { .. } | Adopted::Living | Adopted::Unknown
+        )
+    }
 }
 
 /// One step: what is known, what happened and when → what to do.
@@ -134,6 +151,11 @@ impl State {
         self.foreign.contains(id)
     }
 
+    /// Whether something may live of an instance that no desired state has named yet.
+    pub fn is_living_stray(&self, id: &InstanceId) -> bool {
+        self.strays.get(id).is_some_and(Stray::lives)
+    }
+
     /// Of the last desired state that was taken.
     pub fn generation(&self) -> Option<Generation> {
         self.generation
@@ -159,10 +181,14 @@ impl State {
     }
 
     /// Of which something may live.
-    fn living_strays(&self) -> impl Iterator<Item = &InstanceId> {
-        let lives = |found: &Adopted| matches!(found, Adopted::Running { .. } | Adopted::Unknown);
-        let strays = self.strays.iter().filter(move |(_, found)| lives(found));
-        strays.map(|(id, _)| id)
+    fn living_strays(&self) -> impl Iterator<Item = (&InstanceId, &Stray)> {
+        self.strays.iter().filter(|(_, stray)| stray.lives())
+    }
+
+    fn whose_strays(&self) -> Vec<(InstanceId, Option<Whose>)> {
+        let strays = self.living_strays();
+        let strays = strays.map(|(id, stray)| (id.clone(), stray.whose.clone()));
+        strays.collect()
     }
 
     fn notice_lost_lease(&mut self, now: Now, outputs: &mut Vec<Output>) {
@@ -198,6 +224,7 @@ impl State {
                 let id = desired.instance.clone();
                 let adopted =
                     Instance::adopt(*desired, history, process, now, &mut self.draw, outputs);
+                self.strays.remove(&id);
                 self.instances.insert(id.clone(), adopted);
                 Touched::One(id)
             }
@@ -217,22 +244,26 @@ impl State {
             }
             Input::StopAll => {
                 self.stopping = true;
-                let kill = |id: &InstanceId| Output::Kill {
-                    instance: id.clone(),
-                };
-                outputs.extend(self.living_strays().map(kill));
+                outputs.extend(self.living_strays().map(end));
                 Touched::All
             }
-            Input::Found { instance, process } => {
-                self.strays.insert(instance, process);
+            Input::Found {
+                instance,
+                whose,
+                process,
+            } => {
+                self.strays.insert(instance, Stray { whose, process });
                 Touched::All
             }
             Input::Gone { instance } => {
                 self.strays.remove(&instance);
                 Touched::All
             }
-            // Of a stray: those who waited for its end may begin.
-            Input::Exited { instance, .. } if self.strays.remove(&instance).is_some() => {
+            // Those who waited for its end may begin.
+            Input::Exited { instance, exit, .. } if self.is_living_stray(&instance) => {
+                if let Some(stray) = self.strays.get_mut(&instance) {
+                    stray.process = Adopted::Exited(exit);
+                }
                 Touched::All
             }
             Input::Tick => Touched::All,
@@ -253,7 +284,10 @@ impl State {
             .instances
             .iter()
             .filter(|(_, instance)| instance.holds_lease());
-        outputs.extend(holders.map(|(id, _)| Output::RenewLease {
+        // Whether a stray needs it nobody knows.
+        let strays = self.living_strays().map(|(id, _)| id);
+        let holders = holders.map(|(id, _)| id).chain(strays);
+        outputs.extend(holders.map(|id| Output::RenewLease {
             instance: id.clone(),
             sent_at,
         }));
@@ -284,7 +318,9 @@ impl State {
                 None => {
                     let id = one.instance.clone();
                     let new = match self.strays.remove(&id) {
-                        Some(found) => Instance::found(one, found, now, &mut self.draw, outputs),
+                        Some(stray) => {
+                            Instance::found(one, stray.process, now, &mut self.draw, outputs)
+                        }
                         None => Instance::new(one, now),
                     };
                     self.instances.insert(id, new);
@@ -309,7 +345,7 @@ impl State {
             .values()
             .filter_map(Instance::holds_volumes)
             .collect();
-        let strays: Vec<InstanceId> = self.living_strays().cloned().collect();
+        let strays = self.whose_strays();
         let before = outputs.len();
         let world = instance::World {
             lease: &self.lease,
@@ -366,6 +402,14 @@ impl State {
         let ready = self.instances.values();
         let ready = ready.filter(|one| one.is_ready() && !one.runs_once());
         ready.map(Instance::service).collect()
+    }
+}
+
+fn end((id, stray): (&InstanceId, &Stray)) -> Output {
+    let instance = id.clone();
+    match stray.process {
+        Adopted::Living => Output::Terminate { instance },
+        _ => Output::Kill { instance },
     }
 }
 

@@ -107,7 +107,13 @@ async fn nothing_of_a_node_killed_whole_lives_beside_what_it_starts_again() {
 async fn what_a_later_version_wrote_down_runs_on() {
     let mut node = Node::start().await;
     let names = ["web-1", "web-2", "web-3"];
-    node.server.want(names.map(web).into());
+    // Longer than a lease: what every version knows of it is enough to renew it.
+    let leased = |name: &str| {
+        let mut one = web(name);
+        one.spec.on_partition = OnPartition::Stop;
+        one
+    };
+    node.server.want(names.map(leased).into());
     let mut pids = Vec::new();
     for name in names {
         pids.push(node.until_ready(name).await.pid.unwrap());
@@ -135,12 +141,12 @@ async fn what_a_later_version_wrote_down_runs_on() {
     in_later_words(node.directory().join("desired.json"), &pointers);
 
     // Of one the server speaks so as well, of one it does not, and the third is wanted no more.
-    let first = web("web-1");
+    let first = leased("web-1");
     let mut said = serde_json::to_value(&first).unwrap();
     said["spec"]["on_partition"] = "invented".into();
     node.server.look(|state| state.reports.clear());
     node.server.change(|desired| {
-        desired.instances = vec![web("web-2")];
+        desired.instances = vec![leased("web-2")];
         desired.foreign = vec![model::control::Foreign {
             instance: first.instance.clone(),
             said,
@@ -151,6 +157,8 @@ async fn what_a_later_version_wrote_down_runs_on() {
     assert_eq!((second.pid, second.restarts), (Some(pids[1]), 0), "adopted");
     node.until("the third ends", |_| !is_alive(pids[2])).await;
     assert!(is_alive(pids[0]) && node.server.report("web-1").is_none());
+    let third = node.directory().join("instances/shop/web-3/logs");
+    node.until("nothing of it stays", |_| !third.exists()).await;
     let said = |node: &Node| {
         let is_it = |event: &model::control::NodeEvent| event.reason.code == "later-version";
         node.server.look(|state| state.events.iter().any(is_it))
@@ -158,11 +166,188 @@ async fn what_a_later_version_wrote_down_runs_on() {
     node.until("it is said", said).await;
 
     node.server.change(|desired| {
-        desired.instances = vec![web("web-1"), web("web-2")];
+        desired.instances = vec![leased("web-1"), leased("web-2")];
         desired.foreign.clear();
     });
     let first = node.until_ready("web-1").await;
     assert_eq!((first.pid, first.restarts), (Some(pids[0]), 0), "adopted");
+}
+
+/// Nothing of it is taken away while nobody here can read what it is, and it ends as any other when it should.
+#[tokio::test]
+async fn what_a_later_version_wrote_down_is_served_renewed_and_stopped() {
+    let mut node = Node::start().await;
+    let mut leased = web("web-1");
+    leased.spec.on_partition = OnPartition::Stop;
+    node.server.want(vec![leased.clone(), web("other-1")]);
+    let report = node.until_ready("web-1").await;
+    let pid = report.pid.unwrap();
+    let other = node.until_ready("other-1").await;
+    let ports = [&report, &other].map(|report| {
+        let address = report.address.as_deref().unwrap();
+        address.rsplit_once(':').unwrap().1.to_owned()
+    });
+    let other = other.pid.unwrap();
+    let snapshot = node.directory().join("proxy/snapshot.json");
+    let told = move || {
+        let text = std::fs::read(&snapshot).unwrap_or_default();
+        serde_json::from_slice::<model::traffic::ProxySnapshot>(&text).ok()
+    };
+    let gate = |name: &str| {
+        let told = told()?;
+        let mut local = told.local.iter();
+        Some((
+            local.find(|one| one.instance.name.as_str() == name)?.gate,
+            told.generation,
+        ))
+    };
+    let open = |name: &str| gate(name).filter(|(gate, _)| *gate == model::traffic::Gate::Open);
+    node.until("they are on the road", |_| {
+        open("web-1").is_some() && open("other-1").is_some()
+    })
+    .await;
+    node.kill_agent().await;
+    for name in ["web-1", "other-1"] {
+        let path = node.directory().join(format!("instances/shop/{name}.json"));
+        let text = std::fs::read(&path).unwrap();
+        let mut kept: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        kept["desired"]["spec"]["on_partition"] = "invented".into();
+        std::fs::write(&path, kept.to_string()).unwrap();
+    }
+    std::fs::remove_file(node.directory().join("desired.json")).unwrap();
+    let said = |one: &model::compute::DesiredInstance| {
+        let mut said = serde_json::to_value(one).unwrap();
+        said["spec"]["on_partition"] = "invented".into();
+        let instance = one.instance.clone();
+        model::control::Foreign { instance, said }
+    };
+    node.server.change(|desired| {
+        desired.instances.clear();
+        desired.foreign = vec![said(&leased), said(&web("other-1"))];
+    });
+    // Where the machine's rules can be read.
+    let ports_closed = || {
+        let rules = std::process::Command::new("nft")
+            .args(["list", "ruleset"])
+            .output();
+        let rules = rules.map(|rules| String::from_utf8_lossy(&rules.stdout).into_owned());
+        let rule = |port: &str| format!("tcp dport {port} ");
+        let closed = |port: &str| rules.as_ref().is_ok_and(|all| all.contains(&rule(port)));
+        ports.iter().all(|port| closed(port))
+    };
+    let were_closed = ports_closed();
+    let (before, beats) = (open("web-1").unwrap().1, |node: &Node| {
+        node.server.look(|state| state.heartbeats)
+    });
+    node.start_again();
+    // Longer than a lease.
+    let enough = beats(&node) + 5;
+    node.until("it is heard for long", |node| beats(node) >= enough)
+        .await;
+    assert!(is_alive(pid), "its lease is renewed");
+    assert!(is_alive(other));
+    let after = open("web-1").expect("it stays on the road").1;
+    assert!(after > before && open("other-1").is_some());
+    assert_eq!(ports_closed(), were_closed, "to whom it does not serve");
+    // Told as another release, it is ended in its time, and begun as that.
+    let mut next = leased.clone();
+    next.release = model::ids::ReleaseNumber(2);
+    node.server.look(|state| state.reports.clear());
+    node.server.change(|desired| {
+        desired.instances = vec![next];
+        desired
+            .foreign
+            .retain(|one| one.instance.name.as_str() == "other-1");
+    });
+    let report = node.until_ready("web-1").await;
+    assert_ne!(report.pid, Some(pid));
+    assert!(!is_alive(pid) && is_alive(other));
+    // Stopped with the node.
+    let client = node.socket();
+    let () = client
+        .exchange(http::Method::POST, "/v1/stop?instances=true", &(), None)
+        .await
+        .unwrap();
+    let ended = tokio::time::timeout(crate::world::PATIENCE, node.agent.wait()).await;
+    assert!(ended.expect("the agent ends").unwrap().success());
+    assert!(!is_alive(other), "and nothing of it is left");
+    assert!(!is_alive(report.pid.unwrap()));
+}
+
+/// A proxy drops at once what it is not told of: calls, tunnels and routes of the road that an agent has not read yet.
+#[tokio::test]
+async fn a_restarted_agent_takes_nothing_off_the_road_that_it_has_not_read_yet() {
+    let mut node = Node::start().await;
+    let callers = model::traffic::Callers {
+        service: "shop/web".parse().unwrap(),
+        from: vec!["shop/shop".parse().unwrap()],
+        gateway: false,
+    };
+    node.server.change(|desired| {
+        desired.instances = vec![web("web-1")];
+        desired.road.callers = vec![callers];
+    });
+    let pid = node.until_ready("web-1").await.pid;
+    let kept = node.directory().join("proxy/snapshot.json");
+    let told = move || {
+        let text = std::fs::read(&kept).unwrap_or_default();
+        serde_json::from_slice::<model::traffic::ProxySnapshot>(&text).ok()
+    };
+    let lets_in = move || {
+        told().map(|told| {
+            (
+                told.generation,
+                !told.callers.is_empty(),
+                told.local[0].gate,
+            )
+        })
+    };
+    let is_open = |_: &Node| {
+        let told = lets_in();
+        told.is_some_and(|(_, lets_in, gate)| lets_in && gate == model::traffic::Gate::Open)
+    };
+    node.until("it may be called", is_open).await;
+    node.kill_agent().await;
+
+    // A disk that takes its time.
+    let path = node.directory().join("desired.json");
+    let text = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.unwrap().success());
+    node.server.look(|state| state.reports.clear());
+    node.start_again();
+    let reading = tokio::task::spawn_blocking(move || {
+        // As soon as somebody reads it.
+        std::fs::File::options().write(true).open(&path).unwrap()
+    });
+    let mut reading = tokio::time::timeout(crate::world::PATIENCE, reading)
+        .await
+        .expect("the agent reads what it kept")
+        .unwrap();
+    let until = Instant::now() + std::time::Duration::from_millis(300);
+    while Instant::now() < until {
+        assert!(is_open(&node), "{:?}", lets_in());
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    std::io::Write::write_all(&mut reading, &text).unwrap();
+    drop(reading);
+    let is_heard = |node: &Node| {
+        assert!(is_open(node), "{:?}", lets_in());
+        node.server.report("web-1").is_some_and(|one| one.ready)
+    };
+    node.until("it is heard", is_heard).await;
+    assert_eq!(node.server.report("web-1").unwrap().pid, pid);
+
+    // Where it kept nothing that can be read, it goes by what the proxy kept.
+    node.server.falls_silent(true);
+    node.kill_agent().await;
+    std::fs::write(node.directory().join("desired.json"), "torn").unwrap();
+    let before = lets_in().unwrap().0;
+    node.start_again();
+    let is_told = |_: &Node| lets_in().is_some_and(|(generation, _, _)| generation > before);
+    node.until("the proxy is told", is_told).await;
+    assert!(lets_in().unwrap().1, "{:?}", lets_in());
 }
 
 #[tokio::test]
@@ -420,6 +605,42 @@ async fn what_runs_without_a_record_is_ended_before_it_counts_as_that() {
     node.until("it is stopped", is_stopped).await;
     let report = node.server.report("db-1").unwrap();
     assert!(!report.never_started, "it may have written anything");
+}
+
+/// What keeps others from its volumes is that it lives: not that its directory can't be removed.
+#[tokio::test]
+async fn what_has_ended_without_a_record_holds_up_nobody() {
+    let mut node = Node::start().await;
+    let database = |name: &str| {
+        let mut one = web(name);
+        let size = model::units::Bytes::mebibytes(1);
+        one.spec.volumes = [("data".parse().unwrap(), model::state::Volume { size })].into();
+        one.slot = Some(0);
+        one
+    };
+    node.server.want(vec![database("db-1")]);
+    let pid = node.until_ready("db-1").await.pid.unwrap();
+    node.kill_agent().await;
+    std::fs::write(node.directory().join("instances/shop/db-1.json"), "torn").unwrap();
+    let stuck = node.directory().join("instances/shop/db-1/stuck");
+    std::fs::create_dir(&stuck).unwrap();
+    let done = |words: &[&str]| {
+        let mut command = std::process::Command::new(words[0]);
+        let done = command.args(&words[1..]).arg(&stuck).status();
+        done.is_ok_and(|done| done.success())
+    };
+    if !done(&["mount", "-t", "tmpfs", "tmpfs"]) {
+        return eprintln!("not root, or nothing can be mounted here");
+    }
+    node.server.want(vec![database("db-2")]);
+    node.start_again();
+    let is_ready = |node: &Node| node.server.report("db-2").is_some_and(|one| one.ready);
+    let deadline = Instant::now() + crate::world::PATIENCE;
+    while !is_ready(&node) && Instant::now() < deadline {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(done(&["umount"]), "unmounted");
+    assert!(!is_alive(pid) && is_ready(&node));
 }
 
 /// `down` was broken off, or its terminal closed.

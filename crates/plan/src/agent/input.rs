@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use model::compute::{DesiredInstance, Exit};
 use model::control::{NodeDesired, Reason};
-use model::ids::{Epoch, InstanceId};
+use model::ids::{Epoch, InstanceId, ResourceName};
 use model::traffic::Gate;
 
 use super::{History, Run};
@@ -18,10 +18,11 @@ pub enum Input {
         history: History,
         process: Adopted,
     },
-    /// Found as well, of an instance whose record can't be read: what it is, and what it has done, nobody knows. It is no [`Adopted::Running`], as
-    /// nobody knows where it listens.
+    /// Found as well, of an instance whose record can't be read, or not wholly: what it should be nobody here knows. It is no [`Adopted::Running`].
     Found {
         instance: InstanceId,
+        /// `None`: its name alone is known.
+        whose: Option<Whose>,
         process: Adopted,
     },
     /// Nothing of it is left on this node.
@@ -84,8 +85,8 @@ pub enum Input {
         instance: InstanceId,
         run: Run,
         question: Question,
-    },
         why: String,
+    },
     /// The proxy has nothing in flight behind the gate of a leaving instance.
     Drained { instance: InstanceId },
     /// A heartbeat sent at that moment was answered by the leader of that epoch.
@@ -94,6 +95,14 @@ pub enum Input {
     StopAll,
     /// A deadline of [`super::State::next_wake`] may have passed.
     Tick,
+}
+
+/// What every version says of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whose {
+    pub service: ResourceName,
+    /// Its set of volumes.
+    pub slot: Option<u32>,
 }
 
 /// What is left of an instance of an earlier agent.
@@ -108,7 +117,10 @@ pub enum Adopted {
         gate: Gate,
         suspended: bool,
     },
-    /// Something of it may live, and nobody can say what: it is ended before it is started again.
+    /// It runs, and nobody here can say as what: its lease is renewed, and it goes on until it is wanted as something else, or not at all. Then it
+    /// is ended as any other, SIGTERM first.
+    Living,
+    /// Something of it may live, and nobody can say what: it is killed before it is started again.
     Unknown,
     /// It ended while no agent looked.
     Exited(Exit),

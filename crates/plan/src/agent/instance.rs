@@ -14,7 +14,7 @@ use model::traffic::Gate;
 use serde::{Deserialize, Serialize};
 
 use super::probing::{NOT_READY_INTERVAL, NOT_READY_PATIENCE, Probing};
-use super::{Adopted, Draw, Lease, Output, Run};
+use super::{Adopted, Draw, Lease, Output, Run, Whose};
 use crate::backoff::Backoff;
 use crate::{Instant, Now};
 
@@ -75,8 +75,8 @@ pub(super) struct World<'a> {
     pub local: &'a BTreeSet<ResourceId>,
     /// Which sets of volumes are in use on this node, and by which instance.
     pub volumes: &'a BTreeMap<(ResourceId, u32), InstanceId>,
-    /// What may live of instances of which nothing is known but the name.
-    pub strays: &'a [InstanceId],
+    /// What may live of instances of which nobody knows what they should be.
+    pub strays: &'a [(InstanceId, Option<Whose>)],
     pub stopping: bool,
     /// Nothing is started yet: see [`super::State::wait_for_servers`].
     pub held: bool,
@@ -334,6 +334,7 @@ impl Instance {
                 instance.address = Some(address);
                 instance.phase = Phase::Running;
             }
+            Adopted::Living => instance.terminate(Why::Restart, now, outputs),
             Adopted::Unknown => {
                 instance.phase = Phase::Stopping {
                     why: Why::Restart,

@@ -1175,12 +1175,20 @@ fn a_question_that_could_not_be_asked_says_nothing() {
         "the node can't ask how it does: no descriptor"
     );
     assert!(!node.state.instance(&id("web-1")).unwrap().is_ready());
+    node.answers("web-1", Question::Health, false);
+    let reason = node.state.report(&id("web-1")).unwrap().reason.clone();
+    assert!(reason.is_none_or(|reason| reason.code == "not-ready"));
 }
 
 impl Node {
     fn finds(&mut self, name: &str, process: Adopted) -> Vec<String> {
+        self.finds_of(name, None, process)
+    }
+
+    fn finds_of(&mut self, name: &str, whose: Option<Whose>, process: Adopted) -> Vec<String> {
         self.step(Input::Found {
             instance: id(name),
+            whose,
             process,
         })
     }
@@ -1268,6 +1276,73 @@ fn volumes_of_what_lives_without_a_record_have_no_second_writer() {
         instance: id("db-1"),
     });
     assert!(node.state.is_still());
+}
+
+/// Of a later version, say: what every version says of it is enough to leave it alone, and to end it as any other.
+#[test]
+fn what_lives_and_nobody_can_say_as_what_goes_on_until_it_is_known() {
+    let of_slot = |slot| {
+        let service = ResourceName::new("db").unwrap();
+        Some(Whose { service, slot })
+    };
+    let in_slot = |name: &str, slot| DesiredInstance {
+        slot: Some(slot),
+        ..with_volumes(name, Wanted::Run)
+    };
+    let mut node = Node::new();
+    node.finds_of("db-1", of_slot(Some(0)), Adopted::Living);
+    assert!(!node.state.is_still());
+    let renewals = node.renew();
+    assert!(
+        renewals.contains(&"renew db-1".to_owned()),
+        "it may need it"
+    );
+    // Its own volumes have no second writer, those of others do not wait for it.
+    let siblings = vec![in_slot("db-2", 0), in_slot("db-3", 1)];
+    assert_eq!(node.want(siblings.clone()), ["prepare db-3 1"]);
+    assert!(node.reason("db-2").contains("waits for db-1"));
+    // As another release: it is asked to end first.
+    let mut all = siblings;
+    all.push(in_slot("db-1", 0));
+    assert_eq!(node.want(all), ["terminate db-1"]);
+    assert_eq!(node.sees("db-1"), InstanceState::Draining);
+    node.exited("db-1", ExitHow::Code { code: 0 });
+    assert!(!node.never_started("db-1"));
+
+    // Wanted no more, or with all that runs here.
+    let mut node = Node::new();
+    node.finds_of("db-1", of_slot(Some(0)), Adopted::Living);
+    node.finds("torn-1", Adopted::Unknown);
+    let ended = node.step(Input::StopAll);
+    assert_eq!(ended, ["terminate db-1", "kill torn-1"]);
+    for name in ["db-1", "torn-1"] {
+        assert!(node.state.is_living_stray(&id(name)) && !node.state.is_still());
+        node.step(Input::Exited {
+            instance: id(name),
+            run: 1,
+            exit: exit(ExitHow::Code { code: 0 }),
+            last_words: None,
+        });
+    }
+    assert!(node.state.is_still());
+
+    // In words that are known: it is that instance.
+    let mut node = Node::new();
+    node.finds_of("db-1", of_slot(Some(0)), Adopted::Living);
+    node.step(Input::Adopted {
+        desired: Box::new(in_slot("db-1", 0)),
+        history: History::default(),
+        process: Adopted::Running {
+            pid: 7,
+            address: "127.0.0.1:4000".to_owned(),
+            started_at: None,
+            gate: Gate::Open,
+            suspended: false,
+        },
+    });
+    assert!(!node.state.is_living_stray(&id("db-1")));
+    node.want(vec![in_slot("db-1", 0)]);
+    assert_eq!(node.sees("db-1"), InstanceState::Running);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use model::traffic::Protocol;
 use super::{
     Instance, KILL_AGAIN, ORDER_AGAIN, Phase, Process, WAIT_FOR_NEEDS, Why, World, wait_for_needs,
 };
-use crate::agent::{Output, Question};
+use crate::agent::{Output, Question, Whose};
 use crate::{Instant, Now};
 
 /// What it does next.
@@ -98,16 +98,21 @@ impl Instance {
             .map(|volumes| (volumes, self.desired.instance.clone()))
     }
 
-    /// A stray may be one of its service, with any of its sets of volumes: its name alone is known.
+    /// A stray of which the name alone is known may be one of its service, with any of its sets of volumes.
     fn who_has_its_volumes<'a>(&self, world: &World<'a>) -> Option<&'a InstanceId> {
         let own = self.volumes()?;
         let (service, _) = &own;
         let of_service = format!("{}-", service.name);
-        let may_be = |stray: &&InstanceId| {
-            stray.project == service.project && stray.name.as_str().starts_with(&of_service)
+        let (name, slot) = (&service.name, Some(own.1));
+        let may_have = |(stray, whose): &&(InstanceId, Option<Whose>)| {
+            let has = match whose {
+                Some(whose) => whose.service == *name && whose.slot == slot,
+                None => stray.name.as_str().starts_with(&of_service),
+            };
+            stray.project == service.project && has
         };
         let known = world.volumes.get(&own);
-        known.or_else(|| world.strays.iter().find(may_be))
+        known.or_else(|| Some(&world.strays.iter().find(may_have)?.0))
     }
 
     fn stops_in_partition(&self) -> bool {
