@@ -342,6 +342,7 @@ async fn a_restarted_agent_takes_nothing_off_the_road_that_it_has_not_read_yet()
     // Where it kept nothing that can be read, it goes by what the proxy kept.
     node.server.falls_silent(true);
     node.kill_agent().await;
+    std::fs::remove_file(node.directory().join("desired.json")).unwrap();
     std::fs::write(node.directory().join("desired.json"), "torn").unwrap();
     let before = lets_in().unwrap().0;
     node.start_again();
