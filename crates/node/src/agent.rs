@@ -32,7 +32,7 @@ use crate::options::{self, Config};
 use crate::probes::Failure;
 use crate::record::{Ports, Record};
 use crate::{
-    artifacts, clock, desired, engine, listening, machine, probes, proxy, removal, snapshot,
+    artifacts, clock, desired, engine, listening, machine, ports, probes, proxy, removal, snapshot,
     socket, tunnel, upkeep,
 };
 
@@ -104,7 +104,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         take_kept_desired(&agent).await;
     }
     tasks.spawn(tick(agent.clone()));
-    tasks.spawn(instances::close_ports(agent.clone()));
+    tasks.spawn(ports::run(agent.clone()));
     tasks.spawn(machine::watch(agent.clone()));
     tasks.spawn(proxy::run(agent.clone()));
     tasks.spawn(socket::run(agent.clone(), listener));

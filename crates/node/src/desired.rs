@@ -20,7 +20,7 @@ use crate::agent::Agent;
 use crate::core::Core;
 use crate::instances::Order;
 use crate::pause::Pause;
-use crate::{begin, clock, instances, layout, snapshot};
+use crate::{begin, clock, layout, ports, snapshot};
 
 /// Between two tries to keep, or to forget, what the disk refused to.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
@@ -184,7 +184,7 @@ pub async fn adopt_named(agent: &Arc<Agent>, desired: &NodeDesired) {
     });
     for (record, left) in named {
         begin::go_on(agent, record, left).await;
-        instances::open_ports_again(agent).await;
+        ports::close_again(agent).await;
     }
 }
 

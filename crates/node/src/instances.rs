@@ -1,6 +1,5 @@
 //! Acts on instances: one worker each, so that what is done to an instance is done in order.
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +16,11 @@ use tokio::time::Instant;
 
 use crate::agent::Agent;
 use crate::core::{Core, Running};
-use crate::firewall::Firewall;
 use crate::layout::{self, Layout};
 use crate::pause::Pause;
 use crate::prepare::{Doors, Failure, Secrets, gather, make_spec, place};
 use crate::record::Record;
-use crate::{clock, engine};
+use crate::{clock, engine, ports};
 
 /// Lines in which last words are looked for.
 const LAST_LINES: usize = 20;
@@ -183,20 +181,6 @@ async fn next_order(orders: &mut mpsc::Receiver<Order>, run: Run) -> Option<Orde
             return order;
         }
     }
-}
-
-/// Every port that an instance of this node has, and whose it is.
-pub fn open_ports(core: &Core) -> BTreeMap<u16, u32> {
-    let uid = |id: &InstanceId| {
-        let owner = core.port_owners.get(id).unwrap_or(id);
-        let known = core.state.instance(owner);
-        let left = || Some(core.foreign.get(owner)?.uid);
-        known.map(|known| known.desired().uid).or_else(left)
-    };
-    core.ports
-        .iter()
-        .filter_map(|(id, port)| Some((*port, uid(id)?)))
-        .collect()
 }
 
 pub fn address(port: u16) -> String {
@@ -441,35 +425,8 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
         agent.keeper.remove(agent.layout.record(id));
         layout::aside(|| engine::forget(agent, id));
         agent.with(|core| core.release_ports(id));
-        open_ports_again(agent).await;
+        ports::close_again(agent).await;
         agent.signals.certify.notify_one();
-    }
-}
-
-/// As [`open_ports`] has them now. False: they are not, and are tried again by [`close_ports`].
-pub async fn open_ports_again(agent: &Agent) -> bool {
-    let _placing = agent.places.read().await;
-    // No port is closed any more.
-    if agent.has_stopped() {
-        return true;
-    }
-    let ports = agent.with(|core| open_ports(core));
-    let set = agent.firewall.apply(ports).await;
-    if let Err(error) = &set {
-        tracing::warn!(%error, "the ports of instances are not closed as they should be");
-    }
-    set.is_ok()
-}
-
-/// Closes them again where that could not be done, for as long as the agent lives.
-pub async fn close_ports(agent: Arc<Agent>) {
-    let mut pause = Firewall::pause();
-    loop {
-        agent.firewall.lacks().await;
-        pause.wait().await;
-        if open_ports_again(&agent).await {
-            pause.reset();
-        }
     }
 }
 

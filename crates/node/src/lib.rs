@@ -36,7 +36,7 @@
 //! | [`probes`] | asks an instance how it does |
 //! | [`listening`] | where its processes listen, should that be elsewhere |
 //! | [`proxy`] | the proxy process and the socket to it |
-//! | [`firewall`] | closes instance ports to other uids |
+//! | [`firewall`], [`ports`] | closes instance ports to other uids; keeps them so |
 //! | [`leftovers`] | what a killed node leaves outside of its directory |
 //! | [`record`] | what is kept of an instance for the next agent |
 //! | [`tunnel`] | the way from the servers to this node, which the node dials |
@@ -67,6 +67,7 @@ mod listening;
 mod machine;
 pub mod options;
 pub mod pause;
+mod ports;
 mod prepare;
 mod probes;
 mod proxy;

@@ -22,8 +22,7 @@ use crate::agent::Agent;
 use crate::core::{Core, at_port};
 use crate::doors::NoDoor;
 use crate::environment::{self, Secret};
-use crate::instances::open_ports;
-use crate::{artifacts, clock, engine, layout, pause, snapshot, volumes};
+use crate::{artifacts, clock, engine, layout, pause, ports, snapshot, volumes};
 
 /// Servers that don't answer within this are not waited for where there is another way.
 const SERVERS_PATIENCE: Duration = Duration::from_secs(3);
@@ -168,7 +167,7 @@ pub async fn place(
     let spec = make_spec(agent, desired, port, &doors, secrets)?;
     // A disk may have held this up until after the end.
     goes_on(agent)?;
-    let ports = agent.with(|core| open_ports(core));
+    let ports = agent.with(|core| ports::owned(core));
     if let Err(why) = agent.firewall.apply(ports).await {
         return Err(format!("its port can't be closed to other users: {why}").into());
     }
