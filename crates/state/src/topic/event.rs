@@ -5,6 +5,10 @@
 //! A publisher need not know CloudEvents: a body with a content type is one, and what it does not say is filled in: the id is `TOPIC/POSITION`, the
 //! source is the topic, the type is `message`. Who says that it is a CloudEvent, by `ce-specversion` or by its JSON format, is held to what that
 //! demands: [`REQUIRED`].
+//!
+//! Two publishers that number what happened to them alike have published two events: an event is known by its publisher, its source and its id
+//! ([`Event::dedup`]), and one that names an id without a source has its publisher as source, since source and id together are unique (CloudEvents
+//! 1.0.2, "id": "Producers MUST ensure that `source` + `id` is unique for each distinct event").
 
 mod escape;
 
@@ -17,6 +21,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
+use model::ids::ResourceId;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -63,8 +68,12 @@ pub struct Event {
     pub at_ms: u64,
     /// `partitionkey`.
     pub key: Option<Key>,
-    /// Two events of one name are one message.
+    /// Two events of one name are one message: `\nPUBLISHER\nSOURCE\nID`, or `\nPUBLISHER\nKEY`, where no part has a line's end in it. The
+    /// publisher is `PROJECT/SERVICE`, or nothing where it is not known, as where a person publishes.
     pub dedup: Option<String>,
+    /// What it was called by versions that left out the publisher (`SOURCE\nID`, or `KEY`): asked for where the topic still has messages of
+    /// theirs, and not stored.
+    pub dedup_before: Option<String>,
     pub content_type: Option<String>,
     /// Except `specversion`, `datacontenttype` and `partitionkey`.
     pub attributes: BTreeMap<String, String>,
@@ -88,8 +97,12 @@ impl Event {
         own as u64 + OVERHEAD_BYTES
     }
 
-    /// Checks bounds, and derives what makes it one of a kind.
-    fn complete(mut self, source: &str, idempotency_key: Option<String>) -> Result<Self, Problem> {
+    /// Checks bounds, and names it.
+    fn complete(
+        mut self,
+        publisher: &Publisher<'_>,
+        idempotency_key: Option<String>,
+    ) -> Result<Self, Problem> {
         let content_type = self.content_type.as_deref().unwrap_or_default();
         let attributes: usize = self.attributes.iter().map(|(k, v)| k.len() + v.len()).sum();
         if attributes + content_type.len() > ATTRIBUTES_BYTES_MAX {
@@ -110,13 +123,63 @@ impl Event {
                 "its partitionkey is longer than 512 bytes",
             ));
         }
-        let named = self.attributes.get("id").map(|id| {
-            let source = self.attributes.get("source").map_or(source, String::as_str);
-            // Neither has a line's end in it.
-            format!("{source}\n{id}")
-        });
-        self.dedup = named.or(idempotency_key);
+        self.name(publisher, idempotency_key);
         Ok(self)
+    }
+
+    /// Derives what makes it one of a kind.
+    fn name(&mut self, publisher: &Publisher<'_>, idempotency_key: Option<String>) {
+        let service = publisher
+            .service
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let Some(id) = self.attributes.get("id") else {
+            self.dedup = idempotency_key
+                .as_ref()
+                .map(|key| format!("\n{service}\n{key}"));
+            self.dedup_before = idempotency_key.filter(|_| publisher.has_unowned);
+            return;
+        };
+        let named = self.attributes.get("source").cloned();
+        let before = named.as_deref().unwrap_or(publisher.topic);
+        self.dedup_before = publisher.has_unowned.then(|| format!("{before}\n{id}"));
+        let source = named.unwrap_or_else(|| publisher.source());
+        self.dedup = Some(format!("\n{service}\n{source}\n{id}"));
+        self.attributes.entry("source".to_owned()).or_insert(source);
+    }
+
+    /// Whether one that a version before stored, which does not say who published it, is this one: it says all the same.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        // Their sources are the same, since their names before are; that of the other may be left out.
+        let attributes = |event: &Self| {
+            let mut attributes = event.attributes.clone();
+            attributes.remove("source");
+            attributes
+        };
+        (&self.key, &self.content_type, &self.data)
+            == (&other.key, &other.content_type, &other.data)
+            && attributes(self) == attributes(other)
+    }
+}
+
+/// Who publishes, and where.
+#[derive(Debug, Clone, Copy)]
+pub struct Publisher<'a> {
+    /// The source of the topic.
+    pub topic: &'a str,
+    /// The service that calls; none where that is not known, or where a person publishes.
+    pub service: Option<&'a ResourceId>,
+    /// Whether the topic has messages whose names leave out the publisher.
+    pub has_unowned: bool,
+}
+
+impl Publisher<'_> {
+    /// The source of what it gives an id to and names no source of.
+    fn source(&self) -> String {
+        match self.service {
+            Some(id) => format!("/projects/{}/services/{}", id.project, id.name),
+            None => self.topic.to_owned(),
+        }
     }
 }
 
@@ -128,7 +191,7 @@ impl Event {
 pub fn from_request(
     headers: &HeaderMap,
     body: Bytes,
-    source: &str,
+    publisher: &Publisher<'_>,
     at_ms: u64,
 ) -> Result<Vec<Event>, Problem> {
     let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::to_str);
@@ -150,7 +213,7 @@ pub fn from_request(
             true => key.clone(),
             false => format!("{key}#{index}"),
         });
-        event.complete(source, key)
+        event.complete(publisher, key)
     });
     completed.collect()
 }

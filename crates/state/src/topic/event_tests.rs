@@ -21,7 +21,25 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 }
 
 fn read(pairs: &[(&'static str, &str)], body: &str) -> Result<Vec<Event>, Problem> {
-    from_request(&headers(pairs), Bytes::from(body.to_owned()), SOURCE, 5)
+    read_of(Some("shop/till"), pairs, body)
+}
+
+fn read_of(
+    service: Option<&str>,
+    pairs: &[(&'static str, &str)],
+    body: &str,
+) -> Result<Vec<Event>, Problem> {
+    let service: Option<ResourceId> = service.map(|id| id.parse().unwrap());
+    let publisher = publisher(service.as_ref());
+    from_request(&headers(pairs), Bytes::from(body.to_owned()), &publisher, 5)
+}
+
+fn publisher(service: Option<&ResourceId>) -> Publisher<'_> {
+    Publisher {
+        topic: SOURCE,
+        service,
+        has_unowned: true,
+    }
 }
 
 /// As one event in the JSON format, with what each must have.
@@ -77,7 +95,7 @@ fn binary_structured_and_batch_say_the_same() {
         &format!("[{object}]"),
     );
     let binary = binary.unwrap();
-    assert_eq!(binary[0].dedup.as_deref(), Some("/till\n1"));
+    assert_eq!(binary[0].dedup.as_deref(), Some("\nshop/till\n/till\n1"));
     assert_eq!(binary[0].key.as_deref(), Some("table-4"));
     assert_eq!(binary, structured.unwrap());
     assert_eq!(binary, batch.unwrap());
@@ -119,33 +137,61 @@ fn data_keeps_each_digit() {
 }
 
 #[test]
-fn what_is_one_of_a_kind_is_known_by_id_or_key() {
-    for (pairs, dedup) in [
+fn what_is_one_of_a_kind_is_known_by_its_publisher_and_id_or_key() {
+    let (till, store) = (Some("shop/till"), Some("store/till"));
+    let (id, sourced) = (("ce-id", "1"), ("ce-source", "/s"));
+    let key = ("idempotency-key", "k");
+    let own = "/projects/shop/services/till";
+    for (service, pairs, dedup, before) in [
         (
-            &[("ce-id", "1")][..],
-            Some("/projects/shop/topics/orders\n1"),
+            till,
+            &[id][..],
+            &*format!("\nshop/till\n{own}\n1"),
+            &*format!("{SOURCE}\n1"),
         ),
-        (&[("ce-id", "1"), ("ce-source", "/s")], Some("/s\n1")),
-        (&[("idempotency-key", "k")], Some("k")),
+        (till, &[id, sourced], "\nshop/till\n/s\n1", "/s\n1"),
+        (store, &[id, sourced], "\nstore/till\n/s\n1", "/s\n1"),
+        (None, &[id, sourced], "\n\n/s\n1", "/s\n1"),
         (
-            &[
-                ("idempotency-key", "k"),
-                ("ce-id", "1"),
-                ("ce-source", "/s"),
-            ],
-            Some("/s\n1"),
+            None,
+            &[id],
+            &format!("\n\n{SOURCE}\n1"),
+            &format!("{SOURCE}\n1"),
         ),
-        (&[], None),
+        (till, &[key], "\nshop/till\nk", "k"),
+        (store, &[key], "\nstore/till\nk", "k"),
+        (till, &[key, id, sourced], "\nshop/till\n/s\n1", "/s\n1"),
     ] {
+        let event = &read_of(service, pairs, "").unwrap()[0];
+        assert_eq!(event.dedup.as_deref(), Some(dedup), "{pairs:?}");
+        assert_eq!(event.dedup_before.as_deref(), Some(before), "{pairs:?}");
+    }
+    assert_eq!(read(&[], "").unwrap()[0].dedup, None);
+    let batch = [("content-type", BATCH), key];
+    let events = read(&batch, &format!("[{}]", whole("{}"))).unwrap();
+    assert_eq!(events[0].dedup.as_deref(), Some("\nshop/till\n/s\n1"));
+}
+
+#[test]
+fn an_id_without_a_source_is_of_its_publisher() {
+    for (service, source) in [
+        (Some("shop/till"), "/projects/shop/services/till"),
+        (None, SOURCE),
+    ] {
+        let events = read_of(service, &[("ce-id", "1")], "").unwrap();
+        let text = message(events[0].clone()).to_json(SOURCE);
+        let event: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(
-            read(pairs, "").unwrap()[0].dedup.as_deref(),
-            dedup,
-            "{pairs:?}"
+            (&event["id"], &event["source"]),
+            (&json!("1"), &json!(source))
         );
     }
-    let batch = [("content-type", BATCH), ("idempotency-key", "k")];
-    let events = read(&batch, &format!("[{}]", whole("{}"))).unwrap();
-    assert_eq!(events[0].dedup.as_deref(), Some("/s\n1"));
+    let event = message(read(&[], "").unwrap()[0].clone()).to_json(SOURCE);
+    let event: Value = serde_json::from_str(&event).unwrap();
+    assert_eq!(
+        event["source"], SOURCE,
+        "an id of the topic's is of the topic"
+    );
 }
 
 #[test]
@@ -153,7 +199,7 @@ fn keys_that_are_no_text_are_not_taken_for_each_other() {
     for bytes in [&b"caf\xe9"[..], b"caf\xe8"] {
         let key = HeaderValue::from_bytes(bytes).unwrap();
         let headers = HeaderMap::from_iter([(HeaderName::from_static("idempotency-key"), key)]);
-        let read = from_request(&headers, Bytes::new(), SOURCE, 5);
+        let read = from_request(&headers, Bytes::new(), &publisher(None), 5);
         assert_eq!(read.unwrap_err().code, "bad-request");
     }
 }

@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use super::engine::{Clock, Engine};
-use super::event::{self, BODY_BYTES_MAX};
+use super::event::{self, BODY_BYTES_MAX, Publisher};
 use super::problem::Problem;
 use super::pull::{self, Loan};
 use super::room::{Room, Rooms};
@@ -176,8 +176,14 @@ impl Door {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        let (_room, body) = self.read(caller(&head.headers), body).await?;
-        let events = event::from_request(&head.headers, body, &self.source, Clock::wall_ms())?;
+        let caller = caller(&head.headers);
+        let (_room, body) = self.read(caller.clone(), body).await?;
+        let publisher = Publisher {
+            topic: &self.source,
+            service: caller.as_ref(),
+            has_unowned: self.engine.storage.has_unowned(),
+        };
+        let events = event::from_request(&head.headers, body, &publisher, Clock::wall_ms())?;
         Ok(published(&self.engine.publish(events).await?))
     }
 

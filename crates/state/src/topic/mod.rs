@@ -25,7 +25,8 @@
 //! stored all or none. A body has at most 1 MiB (413).
 //!
 //! - Order: messages with the same `partitionkey` (`ce-partitionkey`) come to each consumer one after the other.
-//! - Duplicates: an event that names an `id` is known by `source` and `id` (the source is the topic where none is named), any other by the header
+//! - Duplicates: an event that names an `id` is known by the service that publishes it, `source` and `id` (the source is the service,
+//!   `/projects/PROJECT/services/SERVICE`, where none is named), any other by the service and the header
 //!   `Idempotency-Key` (in a batch, with the place of the event). One that is still retained is acknowledged with its first position and
 //!   not stored twice: the window is what the topic retains.
 //! - The answer comes after the sync: `{"positions":[7],"duplicates":0}`. 507 `topic-full`: what consumers are not done with fills the topic's size;

@@ -58,6 +58,8 @@ struct Shared {
     hub: Arc<Hub>,
     /// Used by the writer's thread alone; nobody waits for the lock. None: to be read again.
     tail: Mutex<Option<Tail>>,
+    /// Whether a version before left messages whose names leave out the publisher.
+    has_unowned: bool,
 }
 
 /// The newest message.
@@ -102,15 +104,18 @@ impl Storage {
             counted => counted?,
         }
         let named = path.clone();
-        let (tail, left) = database
+        let ((tail, left), has_unowned) = database
             .read(move |connection| {
-                consumers::load(connection).map_err(|error| Error::from_sqlite(&named, &error))
+                let loaded = consumers::load(connection);
+                let loaded = loaded.and_then(|loaded| Ok((loaded, has_unowned(connection)?)));
+                loaded.map_err(|error| Error::from_sqlite(&named, &error))
             })
             .wait()?;
         let shared = Shared {
             path,
             hub: Arc::new(Hub::new(tail)),
             tail: Mutex::default(),
+            has_unowned,
         };
         let storage = Self {
             database,
@@ -125,6 +130,11 @@ impl Storage {
 
     pub fn path(&self) -> &Path {
         &self.shared.path
+    }
+
+    /// Whether the topic has messages whose names leave out the publisher, as versions before stored them; as it was when it was opened.
+    pub fn has_unowned(&self) -> bool {
+        self.shared.has_unowned
     }
 
     /// Stores events, in order and all or none. Answers after the sync.
@@ -279,6 +289,12 @@ fn insert_all(
 }
 
 fn insert(connection: &Connection, tail: &mut Tail, event: &Event) -> rusqlite::Result<Published> {
+    if let Some(position) = known_before(connection, event)? {
+        return Ok(Published {
+            position,
+            duplicate: true,
+        });
+    }
     let next = Tail {
         position: tail.position + 1,
         end: tail.end + event.size(),
@@ -314,6 +330,28 @@ fn insert(connection: &Connection, tail: &mut Tail, event: &Event) -> rusqlite::
         position: next.position,
         duplicate: false,
     })
+}
+
+/// What a version before stored of the same name and says the same, though it does not say who published it.
+fn known_before(connection: &Connection, event: &Event) -> rusqlite::Result<Option<Position>> {
+    let Some(name) = &event.dedup_before else {
+        return Ok(None);
+    };
+    let known = connection
+        .prepare_cached(&format!("SELECT {MESSAGE} FROM message WHERE dedup = ?1"))?
+        .query_row([name], read_message)
+        .optional()?;
+    let known = known.filter(|known| known.event.says_the_same(event));
+    Ok(known.map(|known| known.position))
+}
+
+/// Names that say the publisher begin with a line's end, and no others do.
+fn has_unowned(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM message WHERE dedup IS NOT NULL AND dedup >= char(11))",
+        [],
+        |row| row.get(0),
+    )
 }
 
 /// The newest message, even if it is removed already.
@@ -353,6 +391,7 @@ fn read_message(row: &Row<'_>) -> rusqlite::Result<Message> {
         at_ms: row.get::<_, i64>(1)? as u64,
         key: row.get::<_, Option<String>>(2)?.map(Key::from),
         dedup: row.get(3)?,
+        dedup_before: None,
         content_type: row.get(4)?,
         attributes: attributes.unwrap_or_default(),
         data: row.get::<_, Vec<u8>>(6)?.into(),

@@ -9,7 +9,7 @@ pub(super) const MIGRATIONS: &[&str] = &["
         end           INTEGER NOT NULL,  -- bytes published up to here in the life of the topic: the size of a stretch is a difference
         at            INTEGER NOT NULL,  -- milliseconds since 1970
         key           TEXT,
-        dedup         TEXT,
+        dedup         TEXT,              -- `Event::dedup`; without a line's end before it, from a version that left out the publisher
         content_type  TEXT,
         attributes    TEXT,              -- a JSON object; NULL: none
         data          BLOB NOT NULL

@@ -56,6 +56,57 @@ fn what_is_published_after_a_consumer_came_is_its_own_however_soon_the_power_goe
 }
 
 #[test]
+fn what_a_version_before_stored_without_its_publisher_is_known_by_what_it_says() {
+    let disk = Disk::new();
+    let engine = open(&disk, file(5, &[]), Clock::start());
+    let old = |dedup: &str, attributes: &[(&str, &str)], data: &'static str| Event {
+        at_ms: Clock::wall_ms(),
+        dedup: Some(dedup.to_owned()),
+        content_type: Some("text/plain".to_owned()),
+        attributes: attributes
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
+        data: data.into(),
+        ..Event::default()
+    };
+    let events = vec![
+        old("/projects/shop/topics/orders\n1", &[("id", "1")], "a"),
+        old("/s\n1", &[("id", "1"), ("source", "/s")], "b"),
+        old("k", &[], "c"),
+    ];
+    assert_eq!(block_on(engine.publish(events)).unwrap().len(), 3);
+    drop(engine);
+    let topic = Running::on(&disk, file(5, &[]));
+    let post = |topic: &Running, header: (&str, &str), source: Option<&str>, body: &str| {
+        let mut headers = vec![("content-type", "text/plain"), header];
+        headers.extend(source.map(|source| ("ce-source", source)));
+        topic.post("/messages", &headers, body).text
+    };
+    let (id, key) = (("ce-id", "1"), ("idempotency-key", "k"));
+    let again = |position: u64| format!(r#"{{"positions":[{position}],"duplicates":1}}"#);
+    let first = |position: u64| format!(r#"{{"positions":[{position}],"duplicates":0}}"#);
+    assert_eq!(
+        post(&topic, id, None, "a"),
+        again(1),
+        "one that is published again"
+    );
+    assert_eq!(post(&topic, id, Some("/s"), "b"), again(2));
+    assert_eq!(post(&topic, key, None, "c"), again(3));
+    assert_eq!(
+        post(&topic, id, None, "another's"),
+        first(4),
+        "nothing vanishes"
+    );
+    assert_eq!(post(&topic, id, Some("/s"), "another's"), first(5));
+    assert_eq!(post(&topic, key, None, "another's"), first(6));
+    drop(topic);
+    let topic = Running::on(&disk, file(5, &[]));
+    assert_eq!(post(&topic, id, None, "another's"), again(4));
+    assert_eq!(post(&topic, id, None, "a"), again(1));
+}
+
+#[test]
 fn a_dead_letter_and_its_attempts_survive_the_power() {
     let disk = Disk::new();
     let email = Service::start(|_| (500, "no".to_owned()));

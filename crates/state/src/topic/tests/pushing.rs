@@ -80,6 +80,66 @@ fn a_duplicate_is_acknowledged_with_its_first_position_and_stored_once() {
 }
 
 #[test]
+fn what_two_publishers_number_alike_are_two_messages() {
+    let email = Service::start(|message| match &*message.body {
+        "of till" => (422, "no".to_owned()),
+        _ => (200, String::new()),
+    });
+    let topic = Running::start(file(1, &[("email", 8, &email)]));
+    let post = |service: &str, headers: &[(&str, &str)], body: &str| {
+        let caller = (model::traffic::CALLER, service);
+        let headers = [&[caller][..], headers].concat();
+        topic.post_as_it_is("/messages", &headers, body).text
+    };
+    let first = |position: u64| format!(r#"{{"positions":[{position}],"duplicates":0}}"#);
+    let again = |position: u64| format!(r#"{{"positions":[{position}],"duplicates":1}}"#);
+    let id = [("ce-id", "1")];
+    assert_eq!(post("shop/till", &id, "of till"), first(1));
+    assert_eq!(post("shop/web", &id, "of web"), first(2));
+    assert_eq!(post("store/till", &id, "of another till"), first(3));
+    // Also where all of them say that it is of one source, by a key, and in a batch.
+    let event = |id: &str| json!({"specversion": "1.0", "id": id, "source": "/s", "type": "t"});
+    let batch = json!([event("1"), event("2")]).to_string();
+    let kind = [("content-type", "application/cloudevents-batch+json")];
+    let both = r#"{"positions":[4,5],"duplicates":0}"#;
+    assert_eq!(post("shop/till", &kind, &batch), both);
+    let both = r#"{"positions":[6,7],"duplicates":0}"#;
+    assert_eq!(post("shop/web", &kind, &batch), both);
+    let key = [("idempotency-key", "1")];
+    assert_eq!(post("shop/till", &key, "x"), first(8));
+    assert_eq!(post("shop/web", &key, "x"), first(9));
+    // What a person publishes hides nobody's message, and nobody hides it.
+    let by_hand = topic.node("POST", "/messages", "x").text;
+    assert_eq!(by_hand, first(10));
+    // A dead letter, and one that was redriven, is still that of its publisher.
+    until("it is dead", || {
+        (topic.consumer("email").dead == 1).then_some(())
+    });
+    assert_eq!(post("shop/till", &id, "of till"), again(1));
+    assert_eq!(post("shop/cart", &id, "of cart"), first(11));
+    assert_eq!(
+        topic.node("POST", "/redrive", "{}").text,
+        r#"{"redriven":1}"#
+    );
+    assert_eq!(post("shop/till", &id, "of till"), again(1));
+    assert_eq!(post("shop/web", &id, "of web"), again(2));
+    let sources: Vec<String> = email
+        .until_received(12)
+        .iter()
+        .filter(|one| one.headers["ce-id"] == "1" && one.headers["ce-source"] != "/s")
+        .map(|one| format!("{} {}", one.headers["ce-source"], one.body))
+        .collect();
+    for expected in [
+        "/projects/shop/services/till of till",
+        "/projects/shop/services/web of web",
+        "/projects/store/services/till of another till",
+        "/projects/shop/services/cart of cart",
+    ] {
+        assert!(sources.iter().any(|one| one == expected), "{sources:?}");
+    }
+}
+
+#[test]
 fn a_poisoned_message_dies_while_others_flow_and_is_redriven_when_all_is_mended() {
     let mended = Arc::new(AtomicBool::new(false));
     let well = mended.clone();
