@@ -1,13 +1,14 @@
 //! Who uses a database or a topic: what its engine is told of them, and who they are to it. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use model::compute::{Placement, SecretNeed, Service, Work};
 use model::ids::{ProjectName, ResourceId, ResourceName};
 use model::state::{Access, Engine, EngineSettings, Login, database_name};
 
 use crate::desired::Seen;
-use crate::world::World;
+use crate::world::{Entry, World};
 
 /// A database, as those see it that need it.
 enum Database<'w> {
@@ -113,7 +114,48 @@ pub fn settings(
         let declared = &settings.connections;
         settings.sharing.retain(|name| declared.contains_key(name));
     }
+    for (id, settings) in &mut all {
+        if settings.roles.len() > 1 && matches!(database(world, id), Some(Database::Managed)) {
+            settings.newcomers = newcomers(world, id, settings.roles.keys());
+        }
+    }
     all
+}
+
+/// Of each service that uses the database, those that came after its oldest copy that runs was released.
+fn newcomers<'w>(
+    world: &'w World,
+    database: &ResourceId,
+    services: impl Iterator<Item = &'w ResourceName> + Clone,
+) -> BTreeMap<ResourceName, BTreeSet<ResourceName>> {
+    let entry = |name: &ResourceName| world.services.get(&beside(&database.project, name));
+    let came: BTreeMap<_, _> = services
+        .clone()
+        .filter_map(|name| Some((name, first_need(entry(name)?, &database.name)?)))
+        .collect();
+    let after = |name: &ResourceName| {
+        let oldest = oldest_running(entry(name)?)?;
+        let after = came.iter().filter(|(_, came)| **came > oldest);
+        let after: BTreeSet<_> = after.map(|(name, _)| (*name).clone()).collect();
+        (!after.is_empty()).then(|| (name.clone(), after))
+    };
+    services.filter_map(after).collect()
+}
+
+/// When the first release was made since which the service needs it, of those that are kept.
+fn first_need(entry: &Entry, need: &ResourceName) -> Option<Timestamp> {
+    let newest_first = entry.releases.values().rev();
+    let with = newest_first
+        .skip_while(|release| !release.spec.needs.contains_key(need))
+        .take_while(|release| release.spec.needs.contains_key(need));
+    with.last().map(|release| release.at)
+}
+
+/// When the oldest release was made that a copy was started under.
+fn oldest_running(entry: &Entry) -> Option<Timestamp> {
+    let placements = entry.placements.iter().flat_map(|group| &group.placements);
+    let started = placements.filter_map(|placed| entry.releases.get(&placed.release));
+    started.map(|release| release.at).min()
 }
 
 /// The releases that have a placement, oldest first: until a rollout is through, messages go where the copies before it expect them.
@@ -159,6 +201,7 @@ pub fn of_engine(engine: &Engine, all: Option<&EngineSettings>) -> EngineSetting
             roles: all.roles,
             connections: all.connections,
             sharing: all.sharing,
+            newcomers: all.newcomers,
             ..EngineSettings::default()
         },
         Engine::Topic(_) => EngineSettings {

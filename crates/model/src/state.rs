@@ -127,6 +127,10 @@ pub struct EngineSettings {
     /// For a database: of those with a number, who also has copies that count on an equal share: they have that where it is more.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub sharing: BTreeSet<ResourceName>,
+    /// For a database: of a service, those that came after the oldest of its copies that run was released. Until that is replaced, the service
+    /// keeps what it had before they came.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub newcomers: BTreeMap<ResourceName, BTreeSet<ResourceName>>,
     /// For a topic: the services that it is pushed to.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub subscriptions: BTreeMap<ResourceName, Subscription>,
@@ -328,6 +332,11 @@ pub fn lone_services<'a>(
 pub fn connections(memory: Bytes) -> u32 {
     let mebibytes = memory.0 / Bytes::mebibytes(1).0;
     u32::try_from((mebibytes / 6).clamp(20, 200)).unwrap_or(20)
+}
+
+/// Of so many connections, those that equal shares leave over: a service that comes has them while the others run as they were told before.
+pub fn kept_for_newcomers(connections: u32) -> u32 {
+    (connections / 8).max(3)
 }
 
 /// A name of the database's own making: PostgreSQL's names take no `-` without quotes.

@@ -363,3 +363,61 @@ async fn connections_shrink_when_the_copies_that_hold_them_are_gone() {
     apply(web(None, "4")).await;
     until_told("an equal share", (None, false)).await;
 }
+
+/// A pool that is open was made for the share of before: until it is replaced, who came since is named to the database.
+#[tokio::test]
+async fn a_service_that_comes_takes_no_connections_of_copies_that_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = cloud.join("a").await;
+    let told = || {
+        let instances = node.desired().map(|told| told.instances);
+        let of_db = instances.unwrap_or_default().into_iter();
+        let settings = of_db.filter_map(|told| told.settings).next();
+        let settings = settings.unwrap_or_default();
+        let newcomers = settings.newcomers.into_iter();
+        let newcomers = newcomers.map(|(name, after)| {
+            let after: Vec<_> = after.iter().map(ToString::to_string).collect();
+            (name.to_string(), after.join(" "))
+        });
+        (settings.roles.len(), newcomers.collect::<BTreeMap<_, _>>())
+    };
+    let until_told = async |what: &str, roles: usize, expect: &[(&str, &str)]| {
+        let expect = expect
+            .iter()
+            .map(|(one, after)| ((*one).to_owned(), (*after).to_owned()));
+        let expect: BTreeMap<_, _> = expect.collect();
+        until(what, || async {
+            (told() == (roles, expect.clone())).then_some(())
+        })
+        .await;
+    };
+    let user = |version: &str| needing(with_env(service(1), "VERSION", version), "db");
+    // Those of one apply came together.
+    let first = [
+        ("db", database()),
+        ("cart", user("1")),
+        ("orders", user("1")),
+    ];
+    cloud.apply(&apply_of(&first)).await;
+    cloud.ready("orders", 1).await;
+    cloud.ready("cart", 1).await;
+    until_told("two", 2, &[]).await;
+    cloud.apply(&apply_of(&[("report", user("1"))])).await;
+    until_told("a third", 3, &[("cart", "report"), ("orders", "report")]).await;
+    // What restarts nothing replaces no pool.
+    let mut wider = user("1");
+    wider.replicas = 2;
+    cloud.apply(&apply_of(&[("cart", wider.clone())])).await;
+    cloud.ready("cart", 2).await;
+    until_told("still", 3, &[("cart", "report"), ("orders", "report")]).await;
+    wider.env.insert("VERSION".to_owned(), "2".to_owned());
+    cloud.apply(&apply_of(&[("cart", wider)])).await;
+    until_told("one is replaced", 3, &[("orders", "report")]).await;
+    let restarted = cloud
+        .client
+        .restart(&project(), &name("orders"), &key())
+        .await;
+    restarted.unwrap();
+    until_told("all are", 3, &[]).await;
+}

@@ -1,7 +1,7 @@
 //! Whether a database has the connections that are declared, and each copy of a service one at least.
 
 use crate::ids::ResourceName;
-use crate::state::{Engine, connections};
+use crate::state::{Engine, connections, kept_for_newcomers};
 
 use super::check::{Report, join};
 use super::{DeclaredService, Services};
@@ -42,7 +42,9 @@ fn of_one(
         report.warning(database.position, &path, message);
         return;
     }
-    let share = given.saturating_sub(declared) / others.max(1);
+    let shared = given.saturating_sub(declared);
+    let share = shared.saturating_sub(kept_for_newcomers(given)) / others.max(1);
+    let share = share.max(1);
     for (user, service, need) in users {
         let (most, copies) = (need.connections.unwrap_or(share), service.spec.replicas);
         if copies > most {

@@ -6,10 +6,10 @@
 //! | read | read all in the database | `pg_read_all_data`, sessions read-only; another database it can't enter |
 //! | none any more | nothing | can't log in, its sessions are ended; kept, so what is granted to it comes back with it |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::ids::ResourceName;
-use model::state::{Access, EngineSettings};
+use model::state::{Access, EngineSettings, kept_for_newcomers};
 use tokio_postgres::{Client, Error};
 
 use super::access::{hand, identifier, keeper, literal, superuser};
@@ -133,16 +133,64 @@ fn wanted(
 
 /// How many connections each service may have: together not more than there are, so that none takes those of others, or of people.
 ///
-/// What is declared is kept as far as all others keep one; those of whom nothing is declared have equal shares of the rest. Who has copies of
-/// both kinds has what is more.
+/// What is declared is kept as far as all others keep one; those of whom nothing is declared have equal shares of the rest, but for what is
+/// [kept for newcomers](kept_for_newcomers). Who has copies of both kinds has what is more. Who has copies from before others came keeps what
+/// it had then, and the others have what is free: pools that are open were made for it.
 pub fn shares(settings: &EngineSettings, connections: u32) -> BTreeMap<ResourceName, u32> {
+    let all = shared(settings, connections);
+    let mut holding: Vec<_> = settings
+        .newcomers
+        .iter()
+        .filter_map(|(name, newcomers)| {
+            let had = *shared(&without(settings, newcomers), connections).get(name)?;
+            (had > *all.get(name)?).then_some((newcomers.len(), had, name))
+        })
+        .collect();
+    if holding.is_empty() {
+        return all;
+    }
+    // The longer a service is there, the more came after it.
+    holding.sort_unstable_by(|one, other| other.cmp(one));
+    let (mut left, mut others) = (connections, BTreeSet::new());
+    let mut shares = BTreeMap::new();
+    for (_, had, name) in holding {
+        others.insert(name.clone());
+        let rest = settings.roles.len() - others.len();
+        let rest = u32::try_from(rest).unwrap_or(u32::MAX);
+        let share = had.min(left.saturating_sub(rest)).max(1);
+        left = left.saturating_sub(share);
+        shares.insert(name.clone(), share);
+    }
+    let rest = divided(&without(settings, &others), left, 0);
+    for (name, share) in rest {
+        let most = all.get(&name).copied().unwrap_or(share);
+        shares.insert(name, share.min(most));
+    }
+    shares
+}
+
+/// As though these did not need the database.
+fn without(settings: &EngineSettings, names: &BTreeSet<ResourceName>) -> EngineSettings {
+    let mut settings = settings.clone();
+    settings.roles.retain(|name, _| !names.contains(name));
+    settings.connections.retain(|name, _| !names.contains(name));
+    settings.sharing.retain(|name| !names.contains(name));
+    settings
+}
+
+fn shared(settings: &EngineSettings, connections: u32) -> BTreeMap<ResourceName, u32> {
+    divided(settings, connections, kept_for_newcomers(connections))
+}
+
+/// `kept` of them are in nobody's equal share.
+fn divided(settings: &EngineSettings, connections: u32, kept: u32) -> BTreeMap<ResourceName, u32> {
     let declared = settings.connections.iter();
     let mut declared: BTreeMap<_, _> = declared
         .filter(|(name, _)| !settings.sharing.contains(*name))
         .map(|(name, most)| (name, *most))
         .collect();
     loop {
-        let shares = divide(settings, &declared, connections);
+        let shares = divide(settings, &declared, connections, kept);
         let mut sharing = settings.sharing.iter();
         let short = sharing.find_map(|name| {
             let most = *settings.connections.get(name)?;
@@ -160,6 +208,7 @@ fn divide(
     settings: &EngineSettings,
     declared: &BTreeMap<&ResourceName, u32>,
     connections: u32,
+    kept: u32,
 ) -> BTreeMap<ResourceName, u32> {
     let services = u32::try_from(settings.roles.len()).unwrap_or(u32::MAX);
     let (mut left, mut without) = (connections, services);
@@ -173,7 +222,7 @@ fn divide(
             shares.insert(name.clone(), share);
         }
     }
-    let share = (left / without.max(1)).max(1);
+    let share = (left.saturating_sub(kept) / without.max(1)).max(1);
     for name in settings.roles.keys() {
         shares.entry(name.clone()).or_insert(share);
     }
@@ -445,9 +494,10 @@ mod tests {
     #[test]
     fn connections_are_shared_like_a_table() {
         for (declared, connections, expected) in [
-            (&[None][..], 42, &[42][..]),
-            (&[None, None, None], 42, &[14, 14, 14]),
-            (&[Some(20), None, None], 42, &[20, 11, 11]),
+            // 5 are kept for newcomers.
+            (&[None][..], 42, &[37][..]),
+            (&[None, None, None], 42, &[12, 12, 12]),
+            (&[Some(20), None, None], 42, &[20, 8, 8]),
             (&[Some(5), Some(6)], 42, &[5, 6]),
             (&[Some(100), None, Some(100)], 42, &[40, 1, 1]),
             (&[None; 5], 3, &[1; 5]),
@@ -469,10 +519,10 @@ mod tests {
     #[test]
     fn who_counts_on_an_equal_share_has_what_is_more() {
         for (declared, connections, expected) in [
-            // An equal share is 14.
-            (5, 42, [14, 14, 14]),
-            (20, 42, [20, 11, 11]),
-            (14, 42, [14, 14, 14]),
+            // An equal share is 12.
+            (5, 42, [12, 12, 12]),
+            (20, 42, [20, 8, 8]),
+            (12, 42, [12, 12, 12]),
             (100, 42, [40, 1, 1]),
         ] {
             let name = |index: usize| ResourceName::new(format!("s{index}")).unwrap();
@@ -484,6 +534,68 @@ mod tests {
             settings.sharing.insert(name(0));
             let shares: Vec<u32> = shares(&settings, connections).into_values().collect();
             assert_eq!(shares, expected, "{declared} of {connections}");
+        }
+    }
+
+    /// Whose pools are open keeps what they were made for, and the sum is never more than there is.
+    #[test]
+    fn who_runs_keeps_its_share_while_others_come() {
+        // For each service: what it declares, and those that came after its oldest copy was released.
+        type Case<'a> = (&'a str, &'a [(Option<u32>, &'a [usize])], &'a [u32]);
+        let table: &[Case<'_>] = &[
+            ("alone", &[(None, &[])], &[37]),
+            ("a second comes", &[(None, &[1]), (None, &[])], &[37, 5]),
+            (
+                "and the first was replaced",
+                &[(None, &[]), (None, &[])],
+                &[18, 18],
+            ),
+            (
+                "a third comes at once",
+                &[(None, &[1, 2]), (None, &[2]), (None, &[])],
+                &[37, 4, 1],
+            ),
+            (
+                "to two",
+                &[(None, &[2]), (None, &[2]), (None, &[])],
+                &[18, 18, 6],
+            ),
+            (
+                "one that declares",
+                &[(None, &[1]), (Some(20), &[])],
+                &[37, 5],
+            ),
+            (
+                "to one that declares",
+                &[(Some(20), &[1]), (None, &[])],
+                &[20, 17],
+            ),
+        ];
+        for (what, services, expected) in table {
+            let name = |index: usize| ResourceName::new(format!("s{index}")).unwrap();
+            let mut settings = EngineSettings::default();
+            for (index, (declared, newcomers)) in services.iter().enumerate() {
+                settings.roles.insert(name(index), Access::Write);
+                let declared = declared.map(|most| (name(index), most));
+                settings.connections.extend(declared);
+                let newcomers: BTreeSet<_> = newcomers.iter().map(|one| name(*one)).collect();
+                if !newcomers.is_empty() {
+                    settings.newcomers.insert(name(index), newcomers);
+                }
+            }
+            let shares: Vec<u32> = shares(&settings, 42).into_values().collect();
+            assert_eq!(shares, *expected, "{what}");
+        }
+        // However many come, each has one, and they together not more than there are.
+        let name = |index: usize| ResourceName::new(format!("s{index:02}")).unwrap();
+        let mut settings = EngineSettings::default();
+        for index in 0..40 {
+            settings.roles.insert(name(index), Access::Write);
+            let after: BTreeSet<_> = (index + 1..40).map(name).collect();
+            settings.newcomers.insert(name(index), after);
+            let shares = shares(&settings, 42);
+            assert!(shares.values().all(|share| *share >= 1), "{shares:?}");
+            assert!(shares.values().sum::<u32>() <= 42, "{shares:?}");
         }
     }
 
