@@ -6,8 +6,8 @@ use model::compute::{Release, ReleaseOrigin};
 use model::control::{Rollout, RolloutPhase};
 use model::ids::{ReleaseNumber, ResourceId};
 
-use super::Author;
 use super::services::{next_release, release};
+use super::{Author, validate};
 use crate::changes;
 use crate::draft::Draft;
 use crate::problems;
@@ -59,12 +59,7 @@ pub fn rollback(
             ));
         }
     };
-    let target = entry.releases.get(&to).ok_or_else(|| {
-        Problem::not_found(format!("release {to} of {id}")).remedy(format!(
-            "`mainland releases {}` lists those that are kept",
-            id.name
-        ))
-    })?;
+    let target = kept(id, entry, to)?;
     if is_done(entry, current) && target.spec == record.spec {
         return Ok(nothing_to_do(
             id,
@@ -72,6 +67,10 @@ pub fn rollback(
             current,
             "it is the version that runs",
         ));
+    }
+    // Where copies of it serve, what leads to it finds no more than it would after this.
+    if serving(entry, current) != Some(to) {
+        validate::check_return(world, id, to, &target.spec)?;
     }
     let number = next_release(entry);
     let diff = changes::diff(&record.spec, &target.spec);
@@ -97,6 +96,19 @@ pub fn rollback(
             format!("nothing rolls: the copies of release {from} run that version and go on");
     }
     Ok((draft, released))
+}
+
+fn kept<'e>(
+    id: &ResourceId,
+    entry: &'e Entry,
+    number: ReleaseNumber,
+) -> Result<&'e Stored<Release>, Problem> {
+    entry.releases.get(&number).ok_or_else(|| {
+        Problem::not_found(format!("release {number} of {id}")).remedy(format!(
+            "`mainland releases {}` lists those that are kept",
+            id.name
+        ))
+    })
 }
 
 fn nothing_to_do(

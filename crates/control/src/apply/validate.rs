@@ -7,9 +7,10 @@ mod programs;
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::problem::{Problem, nearest};
+use api::wire::Apply;
 use boundary::authorize::Change as Admitted;
 use model::compute::{Service, Work};
-use model::ids::{ProjectName, ResourceName};
+use model::ids::{ProjectName, ReleaseNumber, ResourceId, ResourceName};
 use model::traffic::Route;
 
 use super::Request;
@@ -30,7 +31,7 @@ pub(super) fn check(world: &World, request: &Request<'_>) -> Result<(), Problem>
         boundary::authorize::admit(&change, request.limits)
             .map_err(|refusal| problems::of_refusal(&refusal))?;
     }
-    let known = Known::of(world, request);
+    let known = Known::of(world, request.project, request.apply);
     for (name, spec) in &request.apply.services {
         if request.apply.secrets.contains_key(name) {
             return Err(invalid(format!(
@@ -54,7 +55,42 @@ pub(super) fn check(world: &World, request: &Request<'_>) -> Result<(), Problem>
         }
         check_route(world, request.project, route, &known)?;
     }
-    ports::check_what_stays(world, request, &known)
+    ports::check_what_stays(world, request.project, request.apply, &known)
+}
+
+/// Whether an earlier release of a service finds what it needs, and is found by what leads to it. It was taken once: nothing else is asked of it,
+/// since who returns to it may have no time.
+pub(super) fn check_return(
+    world: &World,
+    id: &ResourceId,
+    to: ReleaseNumber,
+    spec: &Service,
+) -> Result<(), Problem> {
+    let (project, name) = (&id.project, &id.name);
+    let apply = Apply {
+        services: BTreeMap::from([(name.clone(), spec.clone())]),
+        ..Apply::default()
+    };
+    let known = Known::of(world, project, &apply);
+    let checked = check_needs(name, spec, &known)
+        .and_then(|()| ports::check(name, spec, &known))
+        .and_then(|()| ports::check_what_stays(world, project, &apply, &known));
+    checked.map_err(|problem| {
+        let title = format!(
+            "release {to} of {name} does not fit what is there now: {}",
+            problem.title
+        );
+        let of_route = problem
+            .remedy
+            .clone()
+            .filter(|said| said.contains("`mainland delete routes"));
+        let remedy = of_route.unwrap_or_else(|| {
+            format!(
+                "return to another (`mainland releases {name}` lists them), or apply a manifest in which all of it fits"
+            )
+        });
+        Problem { title, ..problem }.remedy(remedy)
+    })
 }
 
 /// What will be there after the change.
@@ -64,18 +100,14 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    fn of(world: &'a World, request: &Request<'a>) -> Self {
-        let mut services: BTreeMap<_, _> = request.apply.services.iter().collect();
-        let mut secrets: BTreeSet<_> = request.apply.secrets.keys().cloned().collect();
-        if !request.apply.prune {
-            for (name, _, record) in world.services_of(request.project) {
+    fn of(world: &'a World, project: &'a ProjectName, apply: &'a Apply) -> Self {
+        let mut services: BTreeMap<_, _> = apply.services.iter().collect();
+        let mut secrets: BTreeSet<_> = apply.secrets.keys().cloned().collect();
+        if !apply.prune {
+            for (name, _, record) in world.services_of(project) {
                 services.entry(name).or_insert(&record.spec);
             }
-            secrets.extend(
-                world
-                    .secrets_of(request.project)
-                    .map(|(name, _)| name.clone()),
-            );
+            secrets.extend(world.secrets_of(project).map(|(name, _)| name.clone()));
         }
         Self { services, secrets }
     }

@@ -31,7 +31,12 @@ fn ports_that_go(
 ) -> Vec<String> {
     let mut warnings = Vec::new();
     for name in planner.request.apply.services.keys() {
-        for port in lost_ports(planner.world, planner.request, name) {
+        for port in lost_ports(
+            planner.world,
+            planner.request.project,
+            planner.request.apply,
+            name,
+        ) {
             let needs = services
                 .iter()
                 .filter(|(_, (spec, _))| spec.needs.contains_key(name));

@@ -4,7 +4,7 @@ use api::wire::{self, Action, Apply, Kind, Rollback, WatchEvent};
 use futures_util::StreamExt;
 use http::Method;
 use model::boundary::AuditOutcome;
-use model::compute::{ArtifactForm, ArtifactRef, Work};
+use model::compute::{ArtifactForm, ArtifactRef, Service, Work};
 use model::control::RolloutPhase;
 use model::ids::{Digest, NodeName, ReleaseNumber};
 use model::traffic::{Protocol, Route};
@@ -194,6 +194,90 @@ async fn a_port_that_something_leads_to_does_not_go() {
         said.contains("its probe asks at the port `admin`"),
         "{said}"
     );
+}
+
+/// As a deploy: what is there now, and is not returned with it, must still find it.
+#[tokio::test]
+async fn a_rollback_takes_no_port_or_need_away_that_something_uses() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _node = cloud.join("a").await;
+    let broker = |ports: &[(&str, Protocol)], version: &str| {
+        let mut spec = with_env(service(1), "V", version);
+        let ports = ports.iter().map(|(port, protocol)| (name(port), *protocol));
+        spec.ports = ports.collect();
+        spec
+    };
+    let (admin, amqp) = (("admin", Protocol::Http), ("amqp", Protocol::Tcp));
+    let release = async |spec: Service, number: u64| {
+        cloud.apply(&apply_of(&[("broker", spec)])).await;
+        let at = |views: &[api::wire::InstanceView]| {
+            let mut of = views.iter().filter(|view| view.service == name("broker"));
+            of.any(|view| view.ready && view.version == ReleaseNumber(number))
+        };
+        cloud.ps_until("the release", at).await;
+    };
+    cloud.apply(&apply_of(&[("cache", service(1))])).await;
+    release(broker(&[], "1"), 1).await;
+    release(broker(&[amqp], "2"), 2).await;
+    release(needing(broker(&[admin, amqp], "3"), "cache"), 3).await;
+    release(broker(&[admin, amqp], "4"), 4).await;
+    let mut caller = needing(service(1), "broker");
+    if let Work::Process { run, .. } = &mut caller.work {
+        run.push("--queue=${BROKER_AMQP_URL}".to_owned());
+    }
+    let mut around = apply_of(&[("web", caller)]);
+    around.routes.push(Route {
+        port: Some(name("admin")),
+        host: "admin.localhost".to_owned(),
+        path: "/".to_owned(),
+        to: name("broker"),
+    });
+    cloud.apply(&around).await;
+    let cache = name("cache");
+    let shop = project();
+    let gone = cloud
+        .client
+        .delete(&shop, Kind::Services, cache.as_str(), false);
+    gone.await.unwrap();
+
+    let back = async |to: Option<u64>| {
+        let ask = Rollback {
+            to: to.map(ReleaseNumber),
+        };
+        let done = cloud
+            .client
+            .rollback(&project(), &name("broker"), &ask, &key())
+            .await;
+        done.map_or_else(|error| error.to_string(), |done| done.consequence)
+    };
+    for (to, expected) in [
+        (
+            2,
+            &[
+                "release 2 of broker does not fit what is there now",
+                "leads to `broker:admin`: the service has no port `admin`",
+                "`mainland delete routes admin.localhost/`",
+            ][..],
+        ),
+        (3, &["broker needs `cache`", "`mainland releases broker`"]),
+        (1, &["has no port `admin`"]),
+    ] {
+        let said = back(Some(to)).await;
+        for part in expected {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+    // The port of the caller alone.
+    let mut elsewhere = around.clone();
+    elsewhere.routes[0].port = None;
+    cloud.apply(&elsewhere).await;
+    let said = back(Some(1)).await;
+    assert!(
+        said.contains("web needs `broker`, and uses $BROKER_AMQP_URL"),
+        "{said}"
+    );
+    assert_eq!(back(Some(2)).await, "1 instance rolls");
 }
 
 /// Types read past what they do not know; what a person declares is held to the letter.

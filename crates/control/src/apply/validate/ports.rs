@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 
 use api::problem::Problem;
+use api::wire::Apply;
 use model::compute::expansion::{self, Piece};
 use model::compute::ports::{self, PORTS_MAX};
 use model::compute::{Service, Work, environment_name};
-use model::ids::{NAME_MAX_LENGTH, ResourceId, ResourceName};
+use model::ids::{NAME_MAX_LENGTH, ProjectName, ResourceId, ResourceName};
 use model::traffic::{Protocol, Route};
 
-use super::{Known, Request, invalid};
+use super::{Known, invalid};
 use crate::world::World;
 
 /// Each is known to callers by a name of its own.
@@ -77,16 +78,16 @@ pub(super) fn check_route(place: &str, route: &Route, known: &Known<'_>) -> Resu
 /// What is there and is not named by the change must still find what it leads to.
 pub(super) fn check_what_stays(
     world: &World,
-    request: &Request<'_>,
+    project: &ProjectName,
+    apply: &Apply,
     known: &Known<'_>,
 ) -> Result<(), Problem> {
-    let apply = request.apply;
     let named: BTreeSet<_> = apply
         .routes
         .iter()
         .map(|one| (&one.host, &one.path))
         .collect();
-    for (place, route) in world.routes_of(request.project) {
+    for (place, route) in world.routes_of(project) {
         let stays = !apply.prune && !named.contains(&(&route.host, &route.path));
         if stays && apply.services.contains_key(&route.to) {
             check_route(place, route, known).map_err(|problem| {
@@ -98,7 +99,7 @@ pub(super) fn check_what_stays(
         }
     }
     for (name, spec) in &known.services {
-        check_needed_ports(world, request, name, spec)?;
+        check_needed_ports(world, project, apply, name, spec)?;
     }
     Ok(())
 }
@@ -106,12 +107,13 @@ pub(super) fn check_what_stays(
 /// A program that is given what a port gave would be given the bare name of a variable instead.
 fn check_needed_ports(
     world: &World,
-    request: &Request<'_>,
+    project: &ProjectName,
+    apply: &Apply,
     name: &ResourceName,
     spec: &Service,
 ) -> Result<(), Problem> {
     for need in spec.needs.keys() {
-        for port in lost_ports(world, request, need) {
+        for port in lost_ports(world, project, apply, need) {
             let Some(on_road) = ports::name_of(need, &port) else {
                 continue;
             };
@@ -134,11 +136,12 @@ fn check_needed_ports(
 /// Ports that a service has, and will not have after the change.
 pub fn lost_ports(
     world: &World,
-    request: &Request<'_>,
+    project: &ProjectName,
+    apply: &Apply,
     service: &ResourceName,
 ) -> Vec<ResourceName> {
-    let id = ResourceId::new(request.project.clone(), service.clone());
-    let after = request.apply.services.get(service);
+    let id = ResourceId::new(project.clone(), service.clone());
+    let after = apply.services.get(service);
     let Some((after, (_, before))) = after.zip(world.service(&id)) else {
         return Vec::new();
     };
