@@ -8,7 +8,7 @@ use model::signals::Level;
 use store::{Change, Error, List, Record, Revision, Store, Watcher};
 
 use crate::events::About;
-use crate::records::{KEYS, OF_THE_WORLD, Unreadable};
+use crate::records::{KEYS, LEADER, LeaderRecord, OF_THE_WORLD, Unreadable, decode};
 use crate::state::Server;
 use crate::world::World;
 
@@ -56,6 +56,44 @@ pub enum LoadError {
     Store(#[from] Error),
     #[error(transparent)]
     Unreadable(#[from] Unreadable),
+    #[error("{0}")]
+    Later(Box<Later>),
+}
+
+/// What a later version wrote, and this one does not know.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{unreadable}: {wrote} led here last, and this is version {ours}, which does not know all that it wrote\n  remedy: start {wrote} again, or a newer one; nothing was changed by this try"
+)]
+pub struct Later {
+    pub unreadable: Unreadable,
+    /// The version of the last leader, as it said itself: `version 1.4.0`.
+    pub wrote: String,
+    pub ours: &'static str,
+}
+
+/// Whether all of the world can be read, before anything is written. What can't be is said with the version that led last, where that is another.
+///
+/// # Errors
+///
+/// It can't.
+pub async fn check(store: &dyn Store, ours: &'static str) -> Result<(), LoadError> {
+    let unreadable = match load(store).await {
+        Err(LoadError::Unreadable(unreadable)) => unreadable,
+        other => return other.map(drop),
+    };
+    let led = store.get(LEADER).await?;
+    let led = led.and_then(|record| decode::<LeaderRecord>(LEADER, &record.value).ok());
+    let wrote = match led.map(|led| led.version) {
+        Some(Some(version)) if version == ours => return Err(unreadable.into()),
+        Some(Some(version)) => format!("version {version}"),
+        Some(None) | None => "another version".to_owned(),
+    };
+    Err(LoadError::Later(Box::new(Later {
+        unreadable,
+        wrote,
+        ours,
+    })))
 }
 
 /// Runs until dropped.

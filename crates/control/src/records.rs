@@ -177,6 +177,12 @@ fn parse_key(text: &str) -> Option<Key> {
 pub struct LeaderRecord {
     pub epoch: Epoch,
     pub since: Timestamp,
+    /// Of the program that leads. `None`: one from before this was said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Where this cloud begins to give uids; each leader takes it over from the one before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_uid: Option<u32>,
 }
 
 /// A declared service.

@@ -9,6 +9,8 @@
 //!   events/       what happened, bounded
 //! ```
 
+mod lead;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -24,7 +26,6 @@ use boundary::authorize::Limits;
 use boundary::secret::Keyring;
 use boundary::token::{self, Record, Token};
 use model::boundary::Principal;
-use model::ids::Epoch;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use store::{Store, Transaction};
@@ -43,7 +44,7 @@ use crate::leader::Leader;
 use crate::listen::{self, Certificate, Speaks};
 use crate::mirror;
 use crate::observed::Observed;
-use crate::records::{AUTHORITY, Key, LEADER, LeaderRecord, decode, encode};
+use crate::records::{AUTHORITY, Key, decode, encode};
 use crate::refusals::{self, Refusals};
 use crate::ring::{self, Ring};
 use crate::runs::Runs;
@@ -93,8 +94,13 @@ pub enum Error {
     },
     #[error("the store can't be opened: {0}\n  remedy: see that the disk has room and works")]
     Store(#[from] store::Error),
+    #[error("the store in {path} can't be read: {source}", path = path.display())]
+    Load {
+        path: PathBuf,
+        source: mirror::LoadError,
+    },
     #[error("the store can't be read: {0}")]
-    Load(#[from] mirror::LoadError),
+    Reload(#[from] mirror::LoadError),
     #[error("the keys of this server can't be read: {0}")]
     Keyring(#[from] boundary::secret::Error),
     #[error(
@@ -257,9 +263,15 @@ struct Begun<'a> {
 /// Reads what is there, makes what is missing, and takes the lead.
 async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
     let directory = begun.directory;
+    mirror::check(&*begun.store, begun.version)
+        .await
+        .map_err(|source| Error::Load {
+            path: directory.to_owned(),
+            source,
+        })?;
     let ring = Ring::open(&directory.join("keyring"))?;
     let authority = authority(&*begun.store, &ring.keys(), &begun.clock).await?;
-    let (epoch, claim) = take_lead(&*begun.store, &begun.clock).await?;
+    let (epoch, claim) = lead::take(&*begun.store, &begun.clock, begun.version).await?;
     let world = mirror::load(&*begun.store).await?;
     let revision = world.revision;
     let now = begun.clock.now();
@@ -374,37 +386,6 @@ fn open_authority(value: &[u8], keyring: &Keyring) -> Result<Authority, Error> {
     Ok(Authority::unseal(&sealed, keyring)?)
 }
 
-/// A higher epoch than any before: from now on writes of an older leader fail.
-async fn take_lead(store: &dyn Store, clock: &Clock) -> Result<(Epoch, Vec<u8>), Error> {
-    const ATTEMPTS: usize = 5;
-    for _ in 0..ATTEMPTS {
-        let known = store.get(LEADER).await?;
-        let before = match &known {
-            Some(record) => {
-                decode::<LeaderRecord>(LEADER, &record.value)
-                    .map_err(mirror::LoadError::from)?
-                    .epoch
-            }
-            None => Epoch::default(),
-        };
-        let record = LeaderRecord {
-            epoch: before.next(),
-            since: clock.at(),
-        };
-        let claim = encode(&record);
-        let version = known.map_or(0, |record| record.version);
-        let transaction = Transaction::new()
-            .if_version(LEADER, version)
-            .put(LEADER, claim.clone());
-        match store.transact(transaction).await {
-            Ok(_) => return Ok((record.epoch, claim)),
-            Err(store::Error::Conflict(_)) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(Error::Overtaken)
-}
-
 /// Leaves address and token for the owner's commands. The token stays what it was as long as the file is there.
 async fn write_client_file(
     server: &Server,
@@ -494,5 +475,27 @@ async fn rotate(server: Arc<Server>, certificate: Arc<Certificate>) {
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "the server's certificate can't be exchanged"),
         }
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use store::memory::MemoryStore;
+
+    use super::*;
+
+    /// One that answers nobody; its world follows its store.
+    pub async fn begun_in(directory: &Path) -> Arc<Server> {
+        let begun = Begun {
+            directory,
+            store: Arc::new(MemoryStore::default()),
+            clock: Clock::new(Arc::new(jiff::Timestamp::now)),
+            version: "test",
+            nodes: SocketAddr::from(([127, 0, 0, 1], 1)),
+            ending: watch::channel(false).1,
+        };
+        let server = Arc::new(begin(begun).await.expect("a server"));
+        tokio::spawn(mirror::run(server.clone()));
+        server
     }
 }

@@ -372,12 +372,12 @@ impl World {
         })
     }
 
-    /// The next uid, from `first` on, that nobody ever had; where there is none, the one that was freed longest ago, since files and processes of
-    /// its service may outlive it for a while. A cloud goes on from its own lowest one: `first` counts where it has none yet.
-    pub fn free_uid(&self, first: u32, taken_meanwhile: &[u32]) -> Option<u32> {
+    /// The next uid that nobody ever had, from where this cloud began; where there is none, the one that was freed longest ago, since files and
+    /// processes of its service may outlive it for a while.
+    pub fn free_uid(&self, taken_meanwhile: &[u32]) -> Option<u32> {
         let is_open = |uid: &u32| !taken_meanwhile.contains(uid);
-        let lowest = self.uids.keys().chain(taken_meanwhile).min();
-        let first = lowest.copied().unwrap_or(first);
+        let first = self.leader.as_ref().and_then(|leader| leader.first_uid);
+        let first = first.unwrap_or(*records::UIDS.start());
         let fresh = (first..=*records::UIDS.end())
             .chain(*records::UIDS.start()..first)
             .find(|uid| !self.uids.contains_key(uid) && is_open(uid));
@@ -402,32 +402,43 @@ mod tests {
 
     #[test]
     fn a_cloud_gives_uids_from_where_it_began() {
+        let (start, end) = (*records::UIDS.start(), *records::UIDS.end());
         let mut world = World::default();
-        let first = records::first_uid();
-        assert!(records::UIDS.contains(&first));
-        let given = |world: &World, uid: u32, freed_at| {
-            let record = UidRecord {
-                service: "shop/web".parse().unwrap(),
-                freed_at,
-            };
-            let mut uids = world.uids.clone();
-            let modified = Revision::default();
-            uids.insert(
-                uid,
-                Stored {
-                    value: record,
-                    modified,
-                },
-            );
-            uids
+        let stored = |value| Stored {
+            value,
+            modified: Revision::default(),
         };
-        assert_eq!(world.free_uid(80_000, &[]), Some(80_000));
-        assert_eq!(world.free_uid(80_000, &[80_000, 80_001]), Some(80_002));
-        world.uids = given(&world, 80_000, None);
-        // Another beginning, as each call draws one, changes nothing any more.
-        assert_eq!(world.free_uid(70_000, &[]), Some(80_001));
-        world.uids = given(&world, *records::UIDS.end(), None);
-        let rest: Vec<u32> = (80_001..*records::UIDS.end()).collect();
-        assert_eq!(world.free_uid(70_000, &rest), Some(70_000));
+        let given = |freed_at| UidRecord {
+            service: "shop/web".parse().unwrap(),
+            freed_at,
+        };
+        world.leader = Some(Stored {
+            value: LeaderRecord {
+                epoch: Default::default(),
+                since: jiff::Timestamp::UNIX_EPOCH,
+                version: None,
+                first_uid: Some(80_000),
+            },
+            modified: Revision::default(),
+        });
+        assert_eq!(world.free_uid(&[]), Some(80_000));
+        assert_eq!(world.free_uid(&[80_000, 80_001]), Some(80_002));
+        world.uids.insert(80_000, stored(given(None)));
+        assert_eq!(world.free_uid(&[]), Some(80_001));
+        // Though lower ones were given once, as where all above were: it begins where it began.
+        world.uids.insert(start, stored(given(None)));
+        assert_eq!(world.free_uid(&[]), Some(80_001));
+        for uid in 80_001..=end {
+            world.uids.insert(uid, stored(given(None)));
+        }
+        assert_eq!(world.free_uid(&[]), Some(start + 1));
+        for uid in start + 1..80_000 {
+            world.uids.insert(uid, stored(given(None)));
+        }
+        assert_eq!(world.free_uid(&[]), None);
+        let freed = given(Some(jiff::Timestamp::UNIX_EPOCH));
+        world.uids.insert(90_000, stored(freed));
+        assert_eq!(world.free_uid(&[]), Some(90_000));
+        assert_eq!(world.free_uid(&[90_000]), None);
     }
 }

@@ -13,9 +13,7 @@ use model::state::Engine;
 use super::{Author, Planner, change, open_zones, secrets};
 use crate::changes::{self, Running};
 use crate::draft::Draft;
-use crate::records::{
-    self, Current, Key, NameRecord, SecretRecord, ServiceRecord, UidRecord, encode,
-};
+use crate::records::{Current, Key, NameRecord, SecretRecord, ServiceRecord, UidRecord, encode};
 use crate::world::{Entry, Stored, World};
 
 impl Planner<'_> {
@@ -150,13 +148,10 @@ impl Planner<'_> {
         if entry.uid.is_some() {
             return Ok(());
         }
-        let uid = self
-            .world
-            .free_uid(records::first_uid(), &self.uids)
-            .ok_or_else(|| {
-                Problem::new(422, "limit", "no uid is left for another service")
-                    .remedy("delete services that are no longer used")
-            })?;
+        let uid = self.world.free_uid(&self.uids).ok_or_else(|| {
+            Problem::new(422, "limit", "no uid is left for another service")
+                .remedy("delete services that are no longer used")
+        })?;
         self.uids.push(uid);
         draft.put::<UidRecord>(
             Key::Uid(uid),

@@ -19,3 +19,4 @@ mod secrets;
 mod state;
 mod strangers;
 mod tunnel;
+mod versions;
