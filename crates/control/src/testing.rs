@@ -36,6 +36,7 @@ pub fn release(number: ReleaseNumber) -> Release {
         at: jiff::Timestamp::UNIX_EPOCH,
         origin: ReleaseOrigin::Apply,
         diff: Vec::new(),
+        message: None,
         failed: false,
         same_as: None,
     }

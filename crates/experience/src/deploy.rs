@@ -89,6 +89,9 @@ pub struct ApplyFile {
     dry_run: bool,
     #[command(flatten)]
     waiting: Waiting,
+    /// What `releases` shows of it, such as the commit: one line, at most 500 characters
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<String>,
     /// Assent to what would otherwise be asked
     #[arg(short, long)]
     yes: bool,
@@ -233,7 +236,8 @@ impl Diff {
         let client = globals.client()?;
         let file = self.which.file()?;
         let manifest = read_meant(&file, globals)?;
-        let mut applied = apply(&client, &file, &manifest, &self.removal, true, false).await?;
+        let mut applied =
+            apply(&client, &file, &manifest, &self.removal, None, true, false).await?;
         let aim = globals.aim();
         let left = self.removal.left(&client, &manifest, &aim);
         applied.warnings.extend(left.await);
@@ -247,10 +251,12 @@ async fn apply(
     file: &Path,
     manifest: &Manifest,
     removal: &Removal,
+    message: Option<&str>,
     dry_run: bool,
     assented: bool,
 ) -> Result<wire::Applied, Failure> {
     let mut apply = request(client, file, manifest).await?;
+    apply.message = message.map(str::to_owned);
     apply.prune = removal.prune;
     apply.delete_data = removal.delete_data;
     apply.undo_rollback = assented;
@@ -268,8 +274,13 @@ impl ApplyFile {
         if self.removal.delete_data && !self.yes && !self.dry_run {
             assent("This deletes the data of what is removed. Go on?")?;
         }
-        let apply =
-            |dry_run, assented| apply(&client, &file, &manifest, &self.removal, dry_run, assented);
+        let message = self.message.as_deref();
+        let apply = |dry_run, assented| {
+            let removal = &self.removal;
+            apply(
+                &client, &file, &manifest, removal, message, dry_run, assented,
+            )
+        };
         let can_ask = !self.yes && !self.dry_run && std::io::stdin().is_terminal();
         if self.removal.prune && !self.removal.delete_data && can_ask {
             let would = apply(true, false).await?;

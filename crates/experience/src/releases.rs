@@ -43,11 +43,12 @@ impl Releases {
                     age(release.at, now),
                     release.author.to_string(),
                     origin,
+                    release.message.clone().unwrap_or_default(),
                     release.diff.join("; "),
                 ]
             };
             table(
-                ["RELEASE", "AGE", "AUTHOR", "BY", "CHANGE"],
+                ["RELEASE", "AGE", "AUTHOR", "BY", "MESSAGE", "CHANGE"],
                 releases.iter().map(row),
             )
         })?;

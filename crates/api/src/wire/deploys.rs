@@ -36,6 +36,9 @@ pub struct Apply {
     /// Go ahead where the data of a volume that is no longer named stays behind, used by nothing.
     #[serde(default)]
     pub leave_data: bool,
+    /// Kept with each release that this makes, such as the commit it was built from. At most 500 characters, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// What an apply did, or with `?dry_run=true` would do.

@@ -31,6 +31,9 @@ pub struct ReleaseView {
     pub at: Timestamp,
     pub origin: ReleaseOrigin,
     pub diff: Vec<String>,
+    /// What whoever made it says of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     pub digest: Option<Digest>,
     /// It is what should serve.
     pub current: bool,

@@ -69,7 +69,7 @@ impl Planner<'_> {
         self.give_secret(id, spec, &mut draft)?;
         if let Some(current) = &current {
             self.give_uid(id, entry, &mut draft)?;
-            let release = release(
+            let mut release = release(
                 id,
                 current.number,
                 spec,
@@ -77,6 +77,7 @@ impl Planner<'_> {
                 ReleaseOrigin::Apply,
                 Vec::new(),
             );
+            release.message.clone_from(&self.request.apply.message);
             draft.put_anyway(Key::Release(id.clone(), current.number), &release);
         }
         let number = current.as_ref().map(|current| current.number);
@@ -272,6 +273,7 @@ impl Planner<'_> {
             diff.to_vec(),
         );
         made.same_as = same.map(|current| entry.oldest_same(current.number));
+        made.message.clone_from(&self.request.apply.message);
         draft.put_anyway(Key::Release(id.clone(), number), &made);
         Ok(Some(Current {
             number,
@@ -440,6 +442,7 @@ pub(super) fn release(
         at: author.at,
         origin,
         diff,
+        message: None,
         failed: false,
         same_as: None,
     }

@@ -19,6 +19,8 @@ use crate::world::World;
 pub use ports::lost_ports;
 pub use programs::check_value;
 
+/// Characters of what is said of a release.
+const MESSAGE_MOST: usize = 500;
 /// Copies, env entries, needs, volumes and arguments of one service at most.
 const PARTS_MOST: usize = 1_000;
 
@@ -30,6 +32,12 @@ pub(super) fn check(world: &World, request: &Request<'_>) -> Result<(), Problem>
         };
         boundary::authorize::admit(&change, request.limits)
             .map_err(|refusal| problems::of_refusal(&refusal))?;
+    }
+    let message = request.apply.message.as_deref().unwrap_or_default();
+    if message.chars().count() > MESSAGE_MOST || message.chars().any(char::is_control) {
+        return Err(invalid(format!(
+            "a message has at most {MESSAGE_MOST} characters, in one line"
+        )));
     }
     let known = Known::of(world, request.project, request.apply);
     for (name, spec) in &request.apply.services {

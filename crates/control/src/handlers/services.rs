@@ -146,6 +146,7 @@ pub async fn releases(server: Arc<Server>, call: Call) -> Answer {
             at: release.at,
             origin: release.origin.clone(),
             diff: release.diff.clone(),
+            message: release.message.clone(),
             digest: artifact_of(&release.spec.work),
             current: Some(release.number) == current,
             failed: release.failed,

@@ -196,6 +196,30 @@ async fn a_port_that_something_leads_to_does_not_go() {
     );
 }
 
+#[tokio::test]
+async fn what_is_said_of_a_release_is_kept_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let saying = |version: &str, message: Option<&str>| Apply {
+        message: message.map(str::to_owned),
+        ..apply_of(&[("web", with_env(service(1), "V", version))])
+    };
+    cloud.apply(&saying("1", Some("v1, abc123"))).await;
+    cloud.apply(&saying("2", None)).await;
+    cloud.apply(&saying("3", Some("the third"))).await;
+    let restarted = cloud.client.restart(&project(), &name("web"), &key()).await;
+    restarted.unwrap();
+    let releases = cloud.client.releases(&project(), &name("web")).await;
+    let said = releases.unwrap().items.into_iter().map(|one| one.message);
+    let said: Vec<_> = said.map(Option::unwrap_or_default).collect();
+    assert_eq!(said, ["", "the third", "", "v1, abc123"]);
+    for message in ["two\nlines".to_owned(), "x".repeat(501)] {
+        let apply = saying("4", Some(&message));
+        let refused = cloud.client.apply(&project(), &apply, false, &key()).await;
+        assert_eq!(code(refused), "invalid-spec");
+    }
+}
+
 /// As a deploy: what is there now, and is not returned with it, must still find it.
 #[tokio::test]
 async fn a_rollback_takes_no_port_or_need_away_that_something_uses() {

@@ -31,7 +31,8 @@ const LINES_SHOWN: u32 = 40;
                   which is said after some seconds with the reason. 3: it is not known yet how it ends. A rollout that somebody has \
                   paused is waited for.\n\n\
                   With -o it prints what `apply -o` does; how it ended is told by the exit code.\n\n\
-                  Examples:\n  mainland deploy --wait\n  mainland deploy checkout --env staging --wait --timeout 10m"
+                  Examples:\n  mainland deploy --wait\n  mainland deploy checkout --env staging --wait --timeout 10m\n  \
+                  mainland deploy --message \"$(git rev-parse --short HEAD)\""
 )]
 pub struct Deploy {
     /// The service to deploy (default: all that the manifest changes)
@@ -48,6 +49,9 @@ pub struct Deploy {
     /// Wait for the end of a deploy that somebody else has under way
     #[arg(long)]
     wait_for_lock: bool,
+    /// What `releases` shows of it, such as the commit: one line, at most 500 characters
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<String>,
     /// Assent to what would otherwise be asked
     #[arg(short, long)]
     yes: bool,
@@ -168,6 +172,7 @@ impl Deploy {
         let mut ask = request(client, file, manifest).await?;
         ask.undo_rollback = self.yes;
         ask.leave_data = self.yes;
+        ask.message.clone_from(&self.message);
         let project = &manifest.project;
         let key = idempotency_key();
         match client.apply_in_deploy(project, &ask, &lock.id, &key).await {

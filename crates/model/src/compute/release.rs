@@ -19,6 +19,9 @@ pub struct Release {
     pub origin: ReleaseOrigin,
     /// What changed from the release before, a line each: `replicas: 2 → 3`.
     pub diff: Vec<String>,
+    /// What whoever made it says of it: `v1.4.2, abc123`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// Its rollout was judged bad, and no later look took that back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub failed: bool,
