@@ -183,21 +183,12 @@ mod tests {
     use std::time::Duration;
 
     fn report(name: &str, ready: bool) -> InstanceReport {
+        let instance = format!("shop/{name}").parse().unwrap();
+        let service = "web".parse().unwrap();
         InstanceReport {
-            instance: format!("shop/{name}").parse().unwrap(),
-            service: "web".parse().unwrap(),
-            release: ReleaseNumber(1),
-            epoch: Epoch(1),
             state: InstanceState::Running,
             ready,
-            was_ready: false,
-            never_started: false,
-            pid: None,
-            address: None,
-            restarts: 0,
-            started_at: None,
-            last_exit: None,
-            reason: None,
+            ..InstanceReport::blank(instance, service, ReleaseNumber(1), Epoch(1))
         }
     }
 

@@ -617,26 +617,19 @@ fn observe(
             Wanted::Leave => (InstanceState::Stopped, false),
             Wanted::Run => behaviour(instance),
         };
+        let (id, service) = (instance.instance.clone(), instance.service.clone());
         let report = InstanceReport {
-            instance: instance.instance.clone(),
-            service: instance.service.clone(),
-            release: instance.release,
-            epoch: instance.epoch,
             state,
             ready,
-            was_ready: false,
-            never_started: false,
             pid: Some(1000),
             address: Some("127.0.0.1:9999".to_owned()),
-            restarts: 0,
-            started_at: None,
-            last_exit: None,
             // What is not ready says of itself what its environment makes it say.
             reason: instance
                 .spec
                 .env
                 .get("SAYS")
                 .map(|said| Reason::new("not-ready", said)),
+            ..InstanceReport::blank(id, service, instance.release, instance.epoch)
         };
         (instance.instance.clone(), report)
     });

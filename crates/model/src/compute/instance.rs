@@ -92,6 +92,33 @@ pub struct InstanceReport {
     pub reason: Option<Reason>,
 }
 
+impl InstanceReport {
+    /// Of one of which nothing has happened yet.
+    pub fn blank(
+        instance: InstanceId,
+        service: ResourceName,
+        release: ReleaseNumber,
+        epoch: Epoch,
+    ) -> Self {
+        Self {
+            instance,
+            service,
+            release,
+            epoch,
+            state: InstanceState::Pending,
+            ready: false,
+            was_ready: false,
+            never_started: false,
+            pid: None,
+            address: None,
+            restarts: 0,
+            started_at: None,
+            last_exit: None,
+            reason: None,
+        }
+    }
+}
+
 /// What a user reads in `ps`.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,

@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use model::compute::{
-    DesiredInstance, Exit, ExitHow, InstanceReport, InstanceState, Probe, Purpose,
-};
+use model::compute::{DesiredInstance, Exit, ExitHow, InstanceReport, Probe, Purpose};
 use model::control::Reason;
 use model::ids::{InstanceId, ResourceId};
 use model::traffic::Gate;
@@ -394,20 +392,10 @@ fn wait_for_needs(desired: &DesiredInstance) -> Duration {
 }
 
 fn blank_report(desired: &DesiredInstance) -> InstanceReport {
-    InstanceReport {
-        instance: desired.instance.clone(),
-        service: desired.service.clone(),
-        release: desired.release,
-        epoch: desired.epoch,
-        state: InstanceState::Pending,
-        ready: false,
-        was_ready: false,
-        never_started: false,
-        pid: None,
-        address: None,
-        restarts: 0,
-        started_at: None,
-        last_exit: None,
-        reason: None,
-    }
+    InstanceReport::blank(
+        desired.instance.clone(),
+        desired.service.clone(),
+        desired.release,
+        desired.epoch,
+    )
 }

@@ -66,21 +66,12 @@ mod tests {
     }
 
     fn report(placed: &Placement, never_started: bool) -> InstanceReport {
+        let instance = InstanceId::new(ProjectName::new("p").unwrap(), placed.instance.clone());
+        let service = ResourceName::new("db").unwrap();
         InstanceReport {
-            instance: InstanceId::new(ProjectName::new("p").unwrap(), placed.instance.clone()),
-            service: ResourceName::new("db").unwrap(),
-            release: placed.release,
-            epoch: placed.epoch,
             state: InstanceState::Stopped,
-            ready: false,
-            was_ready: false,
             never_started,
-            pid: None,
-            address: None,
-            restarts: 0,
-            started_at: None,
-            last_exit: None,
-            reason: None,
+            ..InstanceReport::blank(instance, service, placed.release, placed.epoch)
         }
     }
 
