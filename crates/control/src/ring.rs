@@ -314,3 +314,48 @@ pub async fn status(server: &Server) -> Result<wire::Keyring, Problem> {
         keys: server.look(|world| keys.ids().map(|id| view(world, id)).collect()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Poll;
+
+    use super::*;
+    use crate::server::tests::begun_in;
+
+    /// Who seals has the turn: while somebody has it, no key comes and none goes, in the file or in memory.
+    #[tokio::test]
+    async fn the_file_is_written_by_who_has_the_turn() {
+        let directory = tempfile::tempdir().unwrap();
+        let server = begun_in(directory.path()).await;
+        let file = || std::fs::read(directory.path().join("keyring")).unwrap();
+        let before = (file(), server.ring.keys().ids().count());
+        let kept = async || {
+            let audit = store::list_all(&*server.store, "audit/").await;
+            audit.unwrap().0.len()
+        };
+        let nothing = kept().await;
+        // The turn is given in the order of asking: the record of the new key has it next, then this test, then the file.
+        let first = server.changing.lock().await;
+        let rotating = tokio::spawn({
+            let server = server.clone();
+            async move { rotate(&server, PrincipalName("admin:owner".to_owned())).await }
+        });
+        tokio::task::yield_now().await;
+        let mut next = std::pin::pin!(server.changing.lock());
+        let asked = std::future::poll_fn(|context| Poll::Ready(next.as_mut().poll(context)));
+        assert!(asked.await.is_pending());
+        drop(first);
+        let _turn = next.await;
+        assert!(kept().await > nothing, "the rotation has begun");
+        // Had it not to wait, the file would be there by now.
+        let looks = async {
+            loop {
+                assert_eq!((file(), server.ring.keys().ids().count()), before);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(300), looks).await;
+        assert!(!rotating.is_finished());
+        rotating.abort();
+    }
+}

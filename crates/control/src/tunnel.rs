@@ -273,3 +273,51 @@ async fn serve(server: &Server, holder: Holder, upgraded: hyper::upgrade::Upgrad
         Err(error) => tracing::warn!(%node, %error, "a tunnel speaks no HTTP/2"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper_util::rt::TokioIo;
+
+    use super::*;
+
+    async fn sender() -> (SendRequest<Body>, tokio::io::DuplexStream) {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let made = Builder::new(TokioExecutor::new()).handshake(TokioIo::new(near));
+        let (sender, connection) = made.await.unwrap();
+        tokio::spawn(connection);
+        (sender, far)
+    }
+
+    /// However often a node comes back, and whatever becomes of its older tunnels, it has one.
+    #[tokio::test]
+    async fn a_node_has_one_tunnel_and_none_once_it_is_gone() {
+        let tunnels = Tunnels::default();
+        let (a, b): (NodeName, NodeName) = ("a".parse().unwrap(), "b".parse().unwrap());
+        let key = |text: &str| KeyFingerprint(text.repeat(64));
+        let mut open = Vec::new();
+        let mut far = Vec::new();
+        for turn in 0..100 {
+            let node = if turn % 2 == 0 { &a } else { &b };
+            let (sender, other) = sender().await;
+            open.push(tunnels.put(node.clone(), key("a"), sender));
+            far.push(other);
+            assert!(tunnels.lock().len() <= 2, "after {turn}");
+        }
+        assert_eq!(tunnels.nodes(), [a.clone(), b.clone()]);
+        // All but the newest of each are told to end; that they do takes nothing of the newest.
+        let newest: Vec<_> = open.split_off(98);
+        for older in &open {
+            let told = tokio::time::timeout(Duration::from_secs(5), older.closing.notified());
+            told.await.expect("an older one ends");
+        }
+        drop(open);
+        assert_eq!(tunnels.nodes(), [a.clone(), b.clone()]);
+        // A name that went to another key: what is open is not the other's.
+        tunnels.close_others(&a, Some(&key("a")));
+        assert!(tunnels.is_open(&a));
+        tunnels.close_others(&a, Some(&key("b")));
+        assert_eq!(tunnels.nodes(), [b]);
+        drop(newest);
+        assert!(tunnels.lock().is_empty());
+    }
+}
