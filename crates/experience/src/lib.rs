@@ -22,6 +22,7 @@
 //! | [`key`] | `key get`, `put`, `list`, `delete` |
 //! | [`topic`] | `topic list`, `peek`, `dead`, `redrive`, `discard`, `publish` |
 //! | [`db`] | `db list`, `connect`, `dump`, `load` |
+//! | [`names`] | the names that the cloud knows, for completion |
 //! | [`progress`] | waiting, with something to look at |
 //! | [`doctor`] | what this machine has and lacks |
 
@@ -38,6 +39,7 @@ pub mod failure;
 mod input;
 pub mod key;
 pub mod logs;
+pub mod names;
 pub mod operate;
 pub mod output;
 pub mod progress;

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`up`] | `up`, `down`, `start`, `chaos`: the supervisor of the others on one machine |
 //! | [`processes`] | `server`, `agent`, `proxy`, `shim`, `shim-exec`, `shim-watchdog`, `hold`: the production processes |
+//! | [`complete`] | nothing: what a shell may offer next |
 //! | [`tips`] | nothing: what is said of a command line that is not understood |
 //! | [`state::run`] | `engine`: what keeps a database or a topic |
 //!
 //! Everything else that a user types is in the crate `experience`.
 
+mod complete;
 mod log;
 mod processes;
 mod tips;
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
         Some("shim-watchdog") => compute::shim::watchdog_main(&words.collect::<Vec<OsString>>()),
         Some("engine") => state::run(&words.collect::<Vec<OsString>>()),
         Some("proxy") => processes::proxy(words),
+        _ if complete::answered(Cli::command) => ExitCode::SUCCESS,
         _ => match Cli::try_parse() {
             Ok(cli) => run(cli),
             Err(error) => {
@@ -146,9 +149,8 @@ async fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Command::Client(command) => command.run(&globals).await,
         Command::Doctor(command) => command.run(&globals, &state::postgres::installed()).await,
         Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "mainland", &mut script);
-            experience::output::say(String::from_utf8_lossy(&script).trim_end())?;
+            let script = complete::script(&shell.to_string()).map_err(Failure::from_error)?;
+            experience::output::say(script.trim())?;
             Ok(0)
         }
         Command::Version { output } => version(&globals, output).await,

@@ -132,6 +132,82 @@ fn a_poison_message_is_looked_at_mended_and_redriven_while_others_flow() {
     assert!(!status.contains("topic dead"), "{status}");
 }
 
+/// What a real bash offers after these words, the last of which is begun.
+fn completed(first: &First, words: &[&str]) -> Vec<String> {
+    const ASK: &str = r#"
+source <("$MAINLAND" completion bash) || exit 1
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMP_TYPE=9
+_clap_complete_mainland "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+printf '%s\n' "${COMPREPLY[@]}"
+"#;
+    let of_cloud = first.cloud.command(&[]);
+    let mut bash = std::process::Command::new("bash");
+    bash.args(["--norc", "--noprofile", "-c", ASK, "bash", "mainland"]);
+    bash.args(words).current_dir(&first.folder);
+    let said = of_cloud.get_args().collect::<Vec<_>>();
+    bash.env("MAINLAND", of_cloud.get_program())
+        .env("MAINLAND_DATA_DIR", said[1])
+        .env("MAINLAND_API", said[3]);
+    let output = bash.output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && complaint.is_empty(),
+        "{complaint}"
+    );
+    let offered = String::from_utf8(output.stdout).unwrap();
+    offered
+        .lines()
+        .map(str::to_owned)
+        .filter(|word| !word.is_empty())
+        .collect()
+}
+
+#[test]
+fn a_shell_is_offered_the_names_that_are_there() {
+    let mut first = up(WITH_TOPIC);
+    say(&first, &["key", "put", "x", "y"]);
+    for (words, expected) in [
+        (&["rest"][..], &["restart"][..]),
+        (&["restart", "w"], &["worker"]),
+        (&["scale", ""], &["events", "worker"]),
+        (&["logs", "worker"], &["worker", "worker-1"]),
+        (&["exec", "worker-"], &["worker-1"]),
+        (&["explain", "a"], &["a"]),
+        (&["topic", "peek", ""], &["events"]),
+        (&["topic", "redrive", "--all", "e"], &["events"]),
+        (&["rollout", "status", "wor"], &["worker"]),
+        (&["connect", "wor"], &["worker"]),
+        (&["cordon", ""], &["a", "edge"]),
+        (&["-p", "first", "restart", "w"], &["worker"]),
+        (&["restart", "-p", ""], &["first"]),
+        (&["restart", "--project", "none", "w"], &[]),
+        (&["db", "connect", "e"], &[]),
+    ] {
+        let (offered, _) = wait::until("the names", WITHIN, || {
+            // A machine that also builds may take longer than who presses a key waits.
+            let offered = completed(&first, words);
+            let names = offered.iter().filter(|word| !word.starts_with('-'));
+            let names: Vec<_> = names.cloned().collect();
+            match names == expected {
+                true => Ok(offered.clone()),
+                false => Err(format!("{words:?}: {offered:?}")),
+            }
+        });
+        let hidden = ["--token", "--authority"];
+        assert!(
+            !offered.iter().any(|word| hidden.contains(&word.as_str())),
+            "{offered:?}"
+        );
+    }
+    let options = completed(&first, &["logs", "--"]);
+    assert!(options.contains(&"--follow".to_owned()), "{options:?}");
+    assert!(!options.contains(&"--token".to_owned()), "{options:?}");
+    // Silent, and soon, where nobody answers.
+    first.cloud.down().unwrap();
+    assert!(completed(&first, &["restart", "w"]).is_empty());
+    assert_eq!(completed(&first, &["rest"]), ["restart"]);
+}
+
 #[test]
 fn a_dump_gives_the_same_rows_elsewhere_and_a_bad_one_nothing() {
     let first = up(WITH_DATABASES);

@@ -1,0 +1,162 @@
+//! Completion of command lines: words and options by clap, names by asking the server that runs.
+//!
+//! A shell's script calls this program with [`VARIABLE`] set and the words of the line behind `--`. Whatever goes wrong, nothing is said, and
+//! nothing is offered.
+
+use std::ffi::{OsStr, OsString};
+
+use api::wire::Kind;
+use clap::FromArgMatches as _;
+use clap_complete::CompleteEnv;
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
+use clap_complete::env::Shells;
+use experience::Globals;
+use experience::names::{self, Names};
+
+use crate::processes;
+
+/// Set by a shell's script, to the name of the shell.
+pub const VARIABLE: &str = "MAINLAND_COMPLETE";
+
+/// Answers a shell, where one asks; whether one did.
+pub fn answered(command: Root) -> bool {
+    // Nobody looks at what is wrong with a line that is not finished.
+    let asked = CompleteEnv::with_factory(move || naming(command, command(), &[])).var(VARIABLE);
+    let here = std::env::current_dir().ok();
+    asked
+        .try_complete(std::env::args_os(), here.as_deref())
+        .unwrap_or(true)
+}
+
+/// What a shell is to read, so that it asks.
+///
+/// # Errors
+///
+/// The shell is not known.
+pub fn script(shell: &str) -> Result<String, std::io::Error> {
+    let shells = Shells::builtins();
+    let known = shells.completer(shell);
+    let known =
+        known.ok_or_else(|| std::io::Error::other(format!("no shell is called {shell}")))?;
+    let mut script = Vec::new();
+    known.write_registration(VARIABLE, "mainland", "mainland", &program(), &mut script)?;
+    Ok(String::from_utf8_lossy(&script).into_owned())
+}
+
+/// As it was called: by its name, which the shell finds, or by a path, which holds from everywhere.
+fn program() -> String {
+    let called = std::env::args_os().next().map(std::path::PathBuf::from);
+    let called = called.unwrap_or_else(|| "mainland".into());
+    let path = match called.components().count() > 1 {
+        true => std::path::absolute(&called).unwrap_or(called),
+        false => called,
+    };
+    path.to_string_lossy().into_owned()
+}
+
+/// How the whole command line is made.
+type Root = fn() -> clap::Command;
+
+/// With names for the arguments that take one; `path` are the words that lead to the command.
+fn naming(root: Root, command: clap::Command, path: &[&str]) -> clap::Command {
+    // One by one they would change their order, and so their places.
+    let command = command.mut_args(|argument| match named(path, argument.get_id().as_str()) {
+        Some(named) => argument.add(ArgValueCompleter::new(move |begun: &OsStr| {
+            offered(root, named, begun)
+        })),
+        None => argument,
+    });
+    command.mut_subcommands(|inner| {
+        let name = inner.get_name().to_owned();
+        naming(root, inner, &[path, &[name.as_str()]].concat())
+    })
+}
+
+/// What an argument of a command names.
+fn named(path: &[&str], argument: &str) -> Option<Names> {
+    Some(match (path, argument) {
+        (_, "project") => Names::Projects,
+        (_, "node") => Names::Nodes,
+        (_, "topic") => Names::Topics,
+        (_, "database") => Names::Databases,
+        (_, "service") | (["connect"], "target") | (["ps"], "name") => Names::Services,
+        (["logs" | "exec" | "events"], "name") => Names::Instances,
+        (["explain"], "subject") => Names::Subjects,
+        (["secret", "set"], "name") => Names::Secrets,
+        (["get" | "delete"], "name") => Names::Of(kind_in(&words())),
+        _ => return None,
+    })
+}
+
+/// That which `get` or `delete` of this line is of.
+fn kind_in(words: &[OsString]) -> Kind {
+    let kinds = Kind::ALL.into_iter();
+    let mut said = kinds.filter(|kind| words.iter().any(|word| word == kind.as_str()));
+    said.next().unwrap_or(Kind::Services)
+}
+
+/// The words of the line that is to be completed, without the one that is begun.
+fn words() -> Vec<OsString> {
+    let mut words: Vec<_> = std::env::args_os()
+        .skip_while(|word| word != "--")
+        .skip(1)
+        .collect();
+    words.pop();
+    words
+}
+
+fn offered(root: Root, names: Names, begun: &OsStr) -> Vec<CompletionCandidate> {
+    let begun = begun.to_string_lossy();
+    let found = asked(root, names, &words());
+    let fitting = found.into_iter().filter(|name| name.starts_with(&*begun));
+    fitting.map(CompletionCandidate::new).collect()
+}
+
+fn asked(root: Root, names: Names, words: &[OsString]) -> Vec<String> {
+    let Some(globals) = globals(root, words) else {
+        return Vec::new();
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.map_or_else(
+        |_| Vec::new(),
+        |runtime| runtime.block_on(names::of(&globals, names)),
+    )
+}
+
+/// What the line says of where the server is, and what the environment does.
+fn globals(root: Root, words: &[OsString]) -> Option<Globals> {
+    let matches = root().ignore_errors(true).try_get_matches_from(words);
+    let globals = Globals::from_arg_matches(&matches.ok()?).ok()?;
+    Some(globals.proving(processes::proven))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::Cli;
+
+    #[test]
+    fn what_a_line_says_of_the_server_is_read_wherever_it_stands() {
+        let line = |text: &str| -> Vec<OsString> { text.split(' ').map(OsString::from).collect() };
+        for text in [
+            "mainland -p shop logs",
+            "mainland logs -p shop",
+            "mainland logs --follow --project=shop --since 5m",
+            "mainland exec -p shop web",
+        ] {
+            let globals = globals(Cli::command, &line(text)).unwrap();
+            assert_eq!(globals.project.as_deref(), Some("shop"), "{text}");
+        }
+        let globals = globals(
+            Cli::command,
+            &line("mainland --api 127.0.0.1:1 rollback web --to"),
+        );
+        let globals = globals.unwrap();
+        assert_eq!(globals.api_address().port(), 1);
+        assert_eq!(kind_in(&line("mainland delete secrets")), Kind::Secrets);
+    }
+}
