@@ -3,6 +3,7 @@
 use api::client::Client;
 use api::wire::{self, Kind};
 use jiff::Timestamp;
+use model::control::Reason;
 use model::ids::NodeName;
 
 use crate::db::database_table;
@@ -145,7 +146,7 @@ pub fn status_text(status: &wire::ProjectStatus) -> String {
             zones.join(" "),
             release_column(service),
             rollout,
-            note(service),
+            note(service, &status.attention),
         ]
     };
     let mut text = match status.services.is_empty() {
@@ -175,10 +176,48 @@ pub fn status_text(status: &wire::ProjectStatus) -> String {
         ));
     }
     text.push_str(&engines(&status.engines));
-    for reason in &status.attention {
-        text.push_str(&format!("\n! {reason}"));
+    for line in attention(&status.attention) {
+        text.push_str(&format!("\n! {line}"));
     }
     text
+}
+
+/// Names of what is said of many in one line; the rest is counted.
+const NAMES_OF_A_LINE: usize = 4;
+
+/// A line for each reason; what is said alike of many, `NAME: WHY`, is one.
+fn attention(reasons: &[Reason]) -> Vec<String> {
+    let mut lines: Vec<(Vec<&str>, &str, &Reason)> = Vec::new();
+    for reason in reasons {
+        let (name, why) = reason
+            .message
+            .split_once(": ")
+            .unwrap_or(("", &reason.message));
+        let same = lines.iter_mut().find(|(names, known, other)| {
+            !name.is_empty() && !names[0].is_empty() && *known == why && other.code == reason.code
+        });
+        match same {
+            Some((names, ..)) => names.push(name),
+            None => lines.push((vec![name], why, reason)),
+        }
+    }
+    let line = |(names, why, reason): (Vec<&str>, &str, &Reason)| match names.as_slice() {
+        [_] => reason.to_string(),
+        many => {
+            let shown = many.iter().take(NAMES_OF_A_LINE).copied();
+            let shown = shown.collect::<Vec<_>>().join(", ");
+            let others = match many.len().saturating_sub(NAMES_OF_A_LINE) {
+                0 => String::new(),
+                others => format!(" and {others} more"),
+            };
+            let alike = Reason {
+                message: format!("{shown}{others}: {why}"),
+                ..reason.clone()
+            };
+            alike.to_string()
+        }
+    };
+    lines.into_iter().map(line).collect()
 }
 
 /// Of topics who waits for what, of databases what is not at its best.
@@ -207,7 +246,7 @@ fn release_column(service: &wire::ServiceStatus) -> String {
     dash(&service.release) + &serving
 }
 
-fn note(service: &wire::ServiceStatus) -> String {
+fn note(service: &wire::ServiceStatus, attention: &[Reason]) -> String {
     let mut notes = Vec::new();
     if let Some(scale) = &service.scale {
         notes.push(format!("scaled to {} by {}", scale.replicas, scale.owner));
@@ -222,7 +261,16 @@ fn note(service: &wire::ServiceStatus) -> String {
     if service.demand > 0 {
         notes.push(format!("{} requests wait", service.demand));
     }
-    notes.extend(service.reason.as_ref().map(|reason| reason.message.clone()));
+    // A reason is long: it is said once.
+    let is_told = |reason: &Reason| {
+        attention
+            .iter()
+            .any(|told| told.message.contains(&reason.message))
+    };
+    notes.extend(service.reason.as_ref().map(|reason| match is_told(reason) {
+        true => "see below".to_owned(),
+        false => reason.message.clone(),
+    }));
     notes.join("; ")
 }
 
@@ -380,6 +428,45 @@ mod tests {
             let status: wire::ServiceStatus = serde_json::from_value(status).unwrap();
             assert_eq!(release_column(&status), expected);
         }
+    }
+
+    #[test]
+    fn a_reason_is_said_once_however_many_have_it() {
+        let full = "3 nodes rejected: not enough CPU";
+        let service = |name: &str, reason: &str| {
+            serde_json::json!({
+                "name": name, "wanted": 1, "ready": 0, "zones": {}, "release": 1, "rollout": null, "scale": null,
+                "external": false, "needs": [], "demand": 0, "reason": { "code": "no-room", "message": reason },
+            })
+        };
+        let attention =
+            |code: &str, message: String| serde_json::json!({ "code": code, "message": message });
+        let mut told: Vec<_> = (1..=6)
+            .map(|number| attention("no-room", format!("s{number}-1: {full}")))
+            .collect();
+        told.push(attention(
+            "brake",
+            "a brake holds: two zones are lost".to_owned(),
+        ));
+        told.push(attention("other", format!("s7-1: {full}")));
+        let services: Vec<_> = (1..=7)
+            .map(|number| service(&format!("s{number}"), full))
+            .chain([service("web", "waits for its needs")])
+            .collect();
+        let status = serde_json::json!({
+            "project": "shop", "routes": [], "services": services, "attention": told,
+        });
+        let text = status_text(&serde_json::from_value(status).unwrap());
+        assert_eq!(text.matches(full).count(), 2, "{text}");
+        for line in [
+            format!("! s1-1, s2-1, s3-1, s4-1 and 2 more: {full}"),
+            format!("! s7-1: {full}"),
+            "! a brake holds: two zones are lost".to_owned(),
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line}: {text}");
+        }
+        assert!(text.contains("waits for its needs"), "{text}");
+        assert_eq!(text.matches("see below").count(), 7, "{text}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::wire::NodeState;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -15,9 +15,72 @@ pub(super) enum Board {
         bars: MultiProgress,
         lines: BTreeMap<String, ProgressBar>,
     },
-    Plain {
-        told: BTreeMap<String, String>,
-    },
+    Plain(Plain),
+}
+
+/// What was told line by line, and what is to be.
+#[derive(Default)]
+pub(super) struct Plain {
+    lines: BTreeMap<String, Told>,
+}
+
+struct Told {
+    /// As it was told last; `None`: not yet, since nothing was to be waited for.
+    line: Option<String>,
+    at: Instant,
+    /// As it is.
+    now: String,
+}
+
+/// A name has no more than a line in this time, however often it comes and goes; the last of it is told.
+const TOLD_EVERY: Duration = Duration::from_secs(2);
+
+impl Plain {
+    /// The lines that are due. What is as it should be when it is seen first is not told: nothing is waited for there.
+    fn due(&mut self, seen: &BTreeMap<String, (String, bool)>, now: Instant) -> Vec<String> {
+        self.lines.retain(|name, _| seen.contains_key(name));
+        let mut due = Vec::new();
+        for (name, (line, done)) in seen {
+            let Some(told) = self.lines.get_mut(name) else {
+                let first = (!done).then(|| line.clone());
+                due.extend(first.as_ref().map(|line| format!("{name}: {line}")));
+                let told = Told {
+                    line: first,
+                    at: now,
+                    now: line.clone(),
+                };
+                self.lines.insert(name.clone(), told);
+                continue;
+            };
+            let has_changed =
+                told.now != *line || told.line.as_ref().is_some_and(|told| told != line);
+            told.now.clone_from(line);
+            let is_silent = told.line.is_none() || now.duration_since(told.at) >= TOLD_EVERY;
+            if has_changed && is_silent {
+                due.push(format!("{name}: {line}"));
+                told.line = Some(line.clone());
+                told.at = now;
+            }
+        }
+        due
+    }
+
+    /// What was held back, at the end.
+    fn rest(&self) -> Vec<String> {
+        let held = self.lines.iter().filter(|(_, told)| {
+            let line = told.line.as_ref();
+            line.is_some_and(|line| *line != told.now)
+        });
+        held.map(|(name, told)| format!("{name}: {}", told.now))
+            .collect()
+    }
+}
+
+/// Beside the output proper. A closed stderr is no reason to end.
+fn tell(lines: Vec<String>) {
+    for line in lines {
+        let _ = writeln!(std::io::stderr(), "{}", crate::output::for_stderr(&line));
+    }
 }
 
 impl Board {
@@ -27,9 +90,7 @@ impl Board {
                 bars: MultiProgress::new(),
                 lines: BTreeMap::new(),
             },
-            false => Self::Plain {
-                told: BTreeMap::new(),
-            },
+            false => Self::Plain(Plain::default()),
         }
     }
 
@@ -37,27 +98,16 @@ impl Board {
         let now = board_lines(world);
         match self {
             Self::Live { bars, lines } => show_live(bars, lines, &now),
-            Self::Plain { told } => {
-                for (name, (line, _)) in &now {
-                    if told.get(name) != Some(line) {
-                        // A closed stderr is no reason to end.
-                        let line = crate::output::for_stderr(line);
-                        let _ = writeln!(std::io::stderr(), "{name}: {line}");
-                    }
-                }
-                *told = now
-                    .into_iter()
-                    .map(|(name, (line, _))| (name, line))
-                    .collect();
-            }
+            Self::Plain(plain) => tell(plain.due(&now, Instant::now())),
         }
     }
 }
 
 impl Drop for Board {
     fn drop(&mut self) {
-        if let Self::Live { bars, .. } = self {
-            let _ = bars.clear();
+        match self {
+            Self::Live { bars, .. } => drop(bars.clear()),
+            Self::Plain(plain) => tell(plain.rest()),
         }
     }
 }
@@ -116,4 +166,44 @@ fn board_lines(world: &World) -> BTreeMap<String, (String, bool)> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_and_goes_is_told_now_and_then_and_what_is_well_not_at_all() {
+        let mut plain = Plain::default();
+        let begin = Instant::now();
+        let mut look = |ms: u64, lines: &[(&str, &str, bool)]| {
+            let seen = lines
+                .iter()
+                .map(|(name, line, done)| ((*name).to_owned(), ((*line).to_owned(), *done)));
+            plain.due(&seen.collect(), begin + Duration::from_millis(ms))
+        };
+        let node = ("node a", "ready", true);
+        let other = ("api", "1 of 1 ready", true);
+        let first = look(0, &[node, other, ("web", "0 of 1 ready", false)]);
+        assert_eq!(first, ["web: 0 of 1 ready"]);
+        // A crash loop changes its line with each look.
+        let mut told = Vec::new();
+        for turn in 1..=100 {
+            let line = format!("0 of 1 ready (restart {turn})");
+            told.extend(look(turn * 50, &[node, other, ("web", &line, false)]));
+        }
+        assert_eq!(told.len(), 2, "in 5 s: {told:?}");
+        // What was well, and is so no more, is told at once, and again when it is.
+        let lost = look(
+            5050,
+            &[
+                ("node a", "lost", true),
+                other,
+                ("web", "1 of 1 ready", true),
+            ],
+        );
+        assert_eq!(lost, ["node a: lost"]);
+        assert!(look(5100, &[node, other, ("web", "1 of 1 ready", true)]).is_empty());
+        assert_eq!(plain.rest(), ["node a: ready", "web: 1 of 1 ready"]);
+    }
 }
