@@ -15,7 +15,7 @@ use crate::output::{Output, table};
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Newest first. A change and its record are one: neither is ever there without the other. Requests that were refused are counted, and have \
+    after_help = "Newest last, as `events` has them. A change and its record are one: neither is ever there without the other. Requests that were refused are counted, and have \
                   no number.\n\n\
                   Examples:\n  mainland audit --action secret --since 24h\n  mainland audit --on shop/web -o json\n  mainland audit verify"
 )]
@@ -49,6 +49,9 @@ struct List {
     /// How many at most
     #[arg(long, short = 'n', value_name = "RECORDS", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=5000))]
     tail: u32,
+    /// Newest first
+    #[arg(long)]
+    reverse: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -103,7 +106,11 @@ impl List {
             .into_iter()
             .filter_map(|(name, value)| Some((name, value?)));
         let filter: Vec<_> = filter.collect();
-        let records = client.audit_of(self.tail, &filter).await?.items;
+        let mut records = client.audit_of(self.tail, &filter).await?.items;
+        // They come newest first.
+        if !self.reverse {
+            records.reverse();
+        }
         self.output
             .list(&records, "no such change is recorded", || {
                 table(

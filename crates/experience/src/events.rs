@@ -29,6 +29,9 @@ pub struct Events {
     /// How many from before
     #[arg(long, short = 'n', value_name = "EVENTS")]
     tail: Option<usize>,
+    /// Newest first
+    #[arg(long, conflicts_with = "follow")]
+    reverse: bool,
     /// Only what happened within this time, such as 90s, 10m or 2h
     #[arg(long, value_name = "TIME", value_parser = crate::parse_span)]
     since: Option<Duration>,
@@ -85,7 +88,11 @@ impl Events {
         let most = self
             .tail
             .unwrap_or(if is_bounded { usize::MAX } else { LATEST });
-        events.split_off(events.len().saturating_sub(most))
+        let mut chosen = events.split_off(events.len().saturating_sub(most));
+        if self.reverse {
+            chosen.reverse();
+        }
+        chosen
     }
 
     fn is_meant(&self, event: &Event) -> bool {
@@ -162,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_latest_are_shown_or_what_is_asked_for() {
-        let table: [(&[&str], usize, u64); 7] = [
+        let table: [(&[&str], usize, u64); 8] = [
             (&[], 50, 51),
             (&["-n", "3"], 3, 98),
             (&["--since", "10s"], 11, 90),
@@ -170,6 +177,7 @@ mod tests {
             (&["-o", "json"], 100, 1),
             (&["web", "-n", "1000"], 99, 1),
             (&["web-1", "-n", "2"], 2, 97),
+            (&["--reverse", "-n", "2"], 2, 100),
         ];
         for (words, count, first) in table {
             let parsed = <Words as clap::Parser>::try_parse_from([&["events"], words].concat());
