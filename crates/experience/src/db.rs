@@ -15,6 +15,7 @@ use model::ids::{ProjectName, ResourceName};
 use model::state::{EngineStatus, Table};
 use tempfile::NamedTempFile;
 
+use crate::engines;
 use crate::exec::{Place, Streams};
 use crate::failure::Failure;
 use crate::output::{Output, size, span, table, word};
@@ -117,8 +118,7 @@ impl List {
     async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         let project = globals.project(&client).await?;
-        let mut databases = client.status(&project).await?.engines;
-        databases.retain(|view| view.kind == EngineKind::Database);
+        let databases = engines::listed(&client, &project, EngineKind::Database).await?;
         let none = format!("{project} has no databases");
         self.output
             .list(&databases, &none, || database_table(&databases))?;

@@ -21,6 +21,7 @@
 //! | [`secret`] | `secret list`, `set`, `rotate-key` |
 //! | [`key`] | `key get`, `put`, `list`, `delete` |
 //! | [`topic`] | `topic list`, `peek`, `dead`, `redrive`, `discard`, `publish` |
+//! | `engines` | databases and topics with what they say of themselves |
 //! | [`db`] | `db list`, `connect`, `dump`, `load` |
 //! | [`names`] | the names that the cloud knows, for completion |
 //! | [`progress`] | waiting, with something to look at |
@@ -33,6 +34,7 @@ pub mod context;
 pub mod db;
 pub mod deploy;
 pub mod doctor;
+mod engines;
 pub mod events;
 pub mod exec;
 pub mod failure;

@@ -6,6 +6,7 @@ use model::ids::{ProjectName, ResourceName};
 use model::state::{ConsumerStatus, EngineStatus};
 
 use super::silence;
+use crate::engines;
 use crate::failure::Failure;
 use crate::output::{Output, size, span, table};
 
@@ -18,8 +19,7 @@ pub struct List {
 
 impl List {
     pub(super) async fn run(self, client: &Client, project: &ProjectName) -> Result<u8, Failure> {
-        let mut topics = client.status(project).await?.engines;
-        topics.retain(|view| view.kind == EngineKind::Topic);
+        let topics = engines::listed(client, project, EngineKind::Topic).await?;
         let none = format!("{project} has no topics");
         self.output.list(&topics, &none, || topic_table(&topics))?;
         Ok(0)
