@@ -20,7 +20,7 @@
 //! | `listen`, `seats` | connections: plain, TLS, HTTP/1.1, HTTP/2; how many of whom, and how long |
 //! | `dispatch`, `actions`, `idempotency`, `call` | from a request to its handler, by way of principal and permission |
 //! | `strangers` | what somebody gets who has not said who they are |
-//! | `identity` | who is a node and who is one no more, by its key |
+//! | `identity`, `alone` | who is a node and who is one no more, by its key; from where it is heard |
 //! | `problems` | what goes wrong inside, for those outside |
 //! | `handlers` | the operations of the API |
 //! | `apply`, `changes`, `draft` | what a change is, what it means, and how it is written |
@@ -35,6 +35,7 @@
 //! | `artifacts`, `events` | files: uploads, what happened |
 
 mod actions;
+mod alone;
 mod apply;
 mod artifacts;
 mod auditor;

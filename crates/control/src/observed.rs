@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::compute::InstanceReport;
-use model::control::{Demand, Heartbeat, Notice, Reason, observed_digest};
+use model::control::{Demand, Heartbeat, Notice, Place, Reason, observed_digest};
 use model::ids::{Generation, InstanceId, NodeName, ResourceId, SessionId};
 use model::machine::{Disk, Programs};
 use plan::Instant;
@@ -33,8 +33,8 @@ pub struct Node {
     pub version: String,
     /// Whose volumes it has been told to delete, and has acknowledged.
     pub forgot: BTreeSet<ResourceId>,
-    /// Where its agent runs; 0: it does not say.
-    pub place: u64,
+    /// Where its agent runs. `None`: it does not say.
+    pub place: Option<Place>,
     pub disk: Option<Disk>,
     pub programs: Option<Programs>,
     /// What a person should know of instances there.
@@ -213,7 +213,7 @@ mod tests {
             version: "0".to_owned(),
             events: Vec::new(),
             at: None,
-            place: 0,
+            place: None,
             disk: None,
             programs: None,
             not_forgotten: Vec::new(),

@@ -33,6 +33,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
+use crate::alone;
 use crate::artifacts::Artifacts;
 use crate::auditor::Deed;
 use crate::clock::Clock;
@@ -280,6 +281,7 @@ async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
         store: begun.store,
         version: begun.version,
         nodes: begun.nodes,
+        boot: alone::our_boot(),
         authority,
         ring,
         limits: limits(),

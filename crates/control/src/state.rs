@@ -52,6 +52,8 @@ pub struct Server {
     pub version: &'static str,
     /// Where nodes reach it.
     pub nodes: SocketAddr,
+    /// The start of the machine that it runs on, as nodes say theirs ([`model::control::Place::boot`]). `None`: it can't be told.
+    pub boot: Option<u64>,
     pub authority: Authority,
     pub ring: Ring,
     pub limits: Limits,

@@ -76,9 +76,26 @@ pub struct NodeRecord {
     /// The programs that it last said to have. `None`: it did not say, and counts as one that has all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub programs: Option<Programs>,
-    /// Where its agent ran when it was last heard: see [`Heartbeat::place`]. A server that has just begun waits for that one before it hears another.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub place: Option<u64>,
+    /// Where its agent ran when it was last heard. A server that has just begun waits for that one before it hears another.
+    #[serde(rename = "runs_at", default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
+}
+
+/// Where an agent runs: one directory of one machine since its start. A copy of the directory is another place, and so is the same disk in another
+/// machine. What is in it is stored and compared between versions: see [`fingerprint`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Place {
+    /// Of the directory, and of the machine as far as that goes by a name of its own. The same after a restart of the machine.
+    pub folder: u64,
+    /// Of the machine's start, by the kernel's random id of it.
+    pub boot: u64,
+}
+
+impl Place {
+    /// Whether it is where `before` was, on a machine that was started anew since, and with it all that ran there.
+    pub fn is_after_restart_of(&self, before: &Self) -> bool {
+        self.folder == before.folder && self.boot != before.boot
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -174,9 +191,9 @@ pub struct Heartbeat {
     /// The node's wall clock when it was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Timestamp>,
-    /// Where the agent runs: one directory of one machine since its start. 0: it does not say.
-    #[serde(default)]
-    pub place: u64,
+    /// Where the agent runs. `None`: it does not say.
+    #[serde(rename = "runs_at", default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
     /// Services whose volumes it was told to forget and has not: the disk refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_forgotten: Vec<ResourceId>,
@@ -233,8 +250,13 @@ pub fn observed_digest<'a>(reports: impl IntoIterator<Item = &'a InstanceReport>
 }
 
 fn report_digest(report: &InstanceReport) -> u64 {
-    let json = serde_json::to_vec(report).expect("a report is plain data");
-    json.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+    fingerprint(&serde_json::to_vec(report).expect("a report is plain data"))
+}
+
+/// FNV-1a of 64 bits. What one version stores or sends, and another compares, is made by this: the hashers of `std` may change with the compiler. It
+/// keeps nobody out who wants a certain value.
+pub fn fingerprint(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }

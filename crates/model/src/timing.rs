@@ -30,6 +30,11 @@ pub const ENDS_WITHIN: Duration = Duration::from_millis(250);
 pub const SILENT_AFTER: Duration = Duration::from_secs(2);
 /// Without a heartbeat for this long, a node is lost, and replacements of what ran there may start.
 pub const LOST_AFTER: Duration = Duration::from_millis(3_500);
+/// Who speaks for a node that a leader has not heard yet has this much more than [`LOST_AFTER`] to be heard: it may have been told to wait for as long
+/// as that, and then begins.
+pub const AT_THE_DOOR: Duration = Duration::from_millis(3_500);
+/// An agent that is told to wait at its start asks again after this.
+pub const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Losses this close together are "at once".
 pub const AT_ONCE: Duration = Duration::from_secs(5);
 /// Between two steps of a leader that is well.
@@ -64,6 +69,11 @@ const _: () = assert!(is_less(
 // A heartbeat that comes late by less than an interval makes nobody silent, and silence comes before loss.
 const _: () = assert!(is_at_most(twice(HEARTBEAT_EVERY), SILENT_AFTER));
 const _: () = assert!(is_less(SILENT_AFTER, LOST_AFTER));
+// Who was told to wait asks, or speaks, once more before it could be lost for that, though one heartbeat is given up.
+const _: () = assert!(is_less(
+    plus(plus(HEARTBEAT_EVERY, HEARTBEAT_TIMEOUT), ASK_AGAIN_AFTER),
+    AT_THE_DOOR
+));
 // Nodes that vanish together are decided lost together, though their last heartbeats were an interval apart.
 const _: () = assert!(is_at_most(plus(LOST_AFTER, HEARTBEAT_EVERY), AT_ONCE));
 // A leader that is well is never taken for one that stalled, and a stall is noticed before it could cost a node.

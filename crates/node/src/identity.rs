@@ -4,6 +4,8 @@
 //! The key is what counts. A certificate may end while the node, or all servers, are away: whoever holds the key is given another. So is asked
 //! at each start, before anything on the machine is touched, which also tells whether the node was removed meanwhile, or runs elsewhere.
 
+mod waiting;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,9 +17,10 @@ use boundary::Clock;
 use boundary::authority::{Key, expires_at, needs_rotation};
 use boundary::token::JoinToken;
 use model::boundary::{Holder, KeyFingerprint};
+use model::control::Place;
 use model::ids::ResourceId;
 use model::machine::Programs;
-use model::timing::LOST_AFTER;
+use model::timing::ASK_AGAIN_AFTER;
 use model::traffic::Identity;
 use serde::{Deserialize, Serialize};
 use tls::Expect;
@@ -25,6 +28,8 @@ use tls::Expect;
 use crate::layout::{self, Layout};
 use crate::options::Config;
 use crate::pause::Pause;
+use crate::removal::{AWAITED, TWICE};
+use waiting::Waiting;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -56,9 +61,6 @@ pub enum Standing {
 
 /// At a start, for the servers to answer before the agent goes on with what it has.
 const SERVERS_PATIENCE: Duration = Duration::from_secs(1);
-/// As long as an agent may count as heard that is not there any more, with room for one more question.
-const HEARD_FOR: Duration = LOST_AFTER.saturating_add(Duration::from_secs(1));
-const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Between two askings with a clock that is known to be wrong.
 const CLOCK_PATIENCE: Duration = Duration::from_secs(600);
 /// Clocks this far apart are told.
@@ -80,7 +82,7 @@ pub fn fingerprint(node: &NodeIdentity) -> Result<KeyFingerprint, Error> {
 /// Who we are now, and the connections made as such.
 pub struct Identities {
     /// Where this agent runs, for the servers to tell it from a copy.
-    pub place: u64,
+    pub place: Option<Place>,
     config: Config,
     layout: Layout,
     clock: Clock,
@@ -308,15 +310,19 @@ async fn come_back(
     clock: &Clock,
     ticket: Option<&Ticket<'_>>,
     kept: NodeIdentity,
-    place: u64,
+    place: Option<Place>,
 ) -> Result<(NodeIdentity, Standing), Error> {
-    // An agent that was killed a moment ago on another place may still count as heard.
-    let deadline = tokio::time::Instant::now() + HEARD_FOR;
+    let mut waiting = Waiting::default();
     loop {
         let asked = renewed(config, clock, &kept, place);
         let problem = match tokio::time::timeout(SERVERS_PATIENCE, asked).await {
             Ok(Ok(node)) => return Ok((node, Standing::Known(true))),
             Ok(Err(Error::Servers(api::client::Error::Refused(problem)))) => problem,
+            // A server that says nothing more has not said that the other is gone.
+            _ if waiting.was_told_lately() => {
+                tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                continue;
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the servers can't be asked for a certificate; going on with what was kept");
                 return Ok((kept, Standing::Known(false)));
@@ -342,10 +348,13 @@ async fn come_back(
                 });
             }
             ("node-removed", None) => return Ok((kept, Standing::Removed(problem))),
-            ("node-twice", _) if tokio::time::Instant::now() >= deadline => {
-                return Err(Error::Twice(problem));
+            (code @ (AWAITED | TWICE), _) => {
+                if waiting.is_over(code) {
+                    return Err(Error::Twice(problem));
+                }
+                tracing::info!(%problem, "waiting to be heard");
+                tokio::time::sleep(ASK_AGAIN_AFTER).await;
             }
-            ("node-twice", _) => tokio::time::sleep(AGAIN_AFTER).await,
             _ => {
                 tracing::warn!(%problem, "the servers give no certificate; going on with what was kept");
                 return Ok((kept, Standing::Known(false)));
@@ -360,7 +369,7 @@ async fn renewed(
     config: &Config,
     clock: &Clock,
     node: &NodeIdentity,
-    place: u64,
+    place: Option<Place>,
 ) -> Result<NodeIdentity, Error> {
     let is_good = expires_at(&node.identity.certificate).is_ok_and(|end| clock() < end);
     if is_good {
@@ -385,7 +394,7 @@ async fn renewed_over(
     config: &Config,
     clock: &Clock,
     node: &NodeIdentity,
-    place: u64,
+    place: Option<Place>,
 ) -> Result<NodeIdentity, Error> {
     let key = Key::from_pem(&node.identity.key)?;
     let at = clock();

@@ -27,6 +27,7 @@ use compute::beneath::remove_tree;
 use compute::runtime::Identity;
 use compute::volume;
 use model::compute::DesiredInstance;
+use model::control::{Place, fingerprint};
 use model::ids::{InstanceId, ResourceId, ResourceName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -145,17 +146,24 @@ impl Layout {
         self.root.join("removed.json")
     }
 
-    /// Where an agent runs: this directory, of this machine, since its start. A copy of the directory is another place, and so is the same
-    /// disk in another machine. Never 0.
-    pub fn place(&self) -> u64 {
-        use std::hash::{DefaultHasher, Hash, Hasher};
+    /// Where an agent of this directory runs. `None`: that can't be told. The folder goes by what a restart of the machine leaves as it is, and a copy
+    /// has otherwise: its number and its birth. The number of its disk may be another after each start; it counts where no birth is kept.
+    pub fn place(&self) -> Option<Place> {
         use std::os::unix::fs::MetadataExt;
-        let mut hasher = DefaultHasher::new();
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let folder = fs::metadata(&self.root);
-        let folder = folder.map_or((0, 0), |folder| (folder.dev(), folder.ino()));
-        (boot, folder).hash(&mut hasher);
-        hasher.finish().max(1)
+        let boot = compute::identity::boot_id().ok()?;
+        let folder = fs::metadata(&self.root).ok()?;
+        let born = folder.created().ok();
+        let born = born.and_then(|born| born.duration_since(std::time::UNIX_EPOCH).ok());
+        let other = born.map_or_else(
+            || format!("on {}", folder.dev()),
+            |born| format!("born {}", born.as_nanos()),
+        );
+        let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let folder = format!("{} {} {other}", machine.trim(), folder.ino());
+        Some(Place {
+            folder: fingerprint(folder.as_bytes()),
+            boot: fingerprint(boot.as_bytes()),
+        })
     }
 
     pub fn desired(&self) -> PathBuf {
@@ -431,6 +439,29 @@ pub fn remove(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is stored of it is compared by a later build, after a restart of the machine: it rests on nothing that either may change.
+    #[test]
+    fn a_copy_of_a_directory_is_another_place_and_the_same_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = |name: &str| Layout::open(&folder.path().join(name)).unwrap().0;
+        let [first, copy] = ["first", "copy"].map(layout);
+        let place = first.place().unwrap();
+        assert_eq!(layout("first").place(), Some(place));
+        let other = copy.place().unwrap();
+        assert_eq!(other.boot, place.boot);
+        assert_ne!(other.folder, place.folder);
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        assert_eq!(place.boot, fingerprint(boot.trim().as_bytes()));
+        // Known values of FNV-1a.
+        let known = [
+            ("", 0xcbf2_9ce4_8422_2325),
+            ("foobar", 0x8594_4171_f739_67e8),
+        ];
+        for (text, expected) in known {
+            assert_eq!(fingerprint(text.as_bytes()), expected, "{text}");
+        }
+    }
 
     #[test]
     fn one_agent_at_a_time() {

@@ -20,6 +20,8 @@ pub const REMOVED: &str = "node-removed";
 pub const LEFT: &str = "node-left";
 /// The code of another that speaks for this node.
 pub const TWICE: &str = "node-twice";
+/// The code of who is not heard yet: the servers still wait for the place where this node ran before.
+pub const AWAITED: &str = "node-awaited";
 
 /// `removed.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,8 @@
 //!
 //! A heartbeat comes each second. A node's own lease, counted from when a heartbeat was *sent*, ends no later than 3.5 s after the server
 //! took it, so what `on_partition: stop` promises has happened when a node is decided lost. Deadlines only ever move away: a new leader gives
-//! every node one whole interval, and a leader that stalled adds its stall, since for that long it could hear nobody.
+//! every node one whole interval, and a leader that stalled adds its stall, since for that long it could hear nobody. Who speaks for a node that
+//! the leader has not heard yet, and is told to wait until its other place can't be heard any more, has time to be heard then.
 //!
 //! **The brake.** When more than half of all workers are silent at once, or several whole zones, it is likelier that the server is the one
 //! cut off, or that replacing would crush what is left. Then nobody is decided lost until enough are back or an operator says so.
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use model::control::{NodeRecord, NodeRole, Reason, Standing};
 use model::ids::{NodeName, RegionName, SessionId, ZoneName};
-use model::timing::{AT_ONCE, LOST_AFTER, SILENT_AFTER, STALL_FROM};
+use model::timing::{AT_ONCE, AT_THE_DOOR, LOST_AFTER, SILENT_AFTER, STALL_FROM};
 
 use crate::service::Sight;
 use crate::{Instant, Now};
@@ -47,6 +48,7 @@ struct Watch {
     standing: Standing,
     /// When it was last heard, or when the leader began; later by every stall since.
     heard_at: Instant,
+    contact: Contact,
     /// The session whose full picture this leader has.
     complete: Option<SessionId>,
     lost_at: Option<Instant>,
@@ -54,6 +56,15 @@ struct Watch {
     given_up: bool,
     /// The sessions heard, each with the number of its last heartbeat; the one heard last stands last.
     sessions: Vec<(SessionId, u64)>,
+}
+
+/// How far a node has come to be heard by this leader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Contact {
+    None,
+    /// Somebody speaks for it, and has been told to wait or is about to begin.
+    AtTheDoor,
+    Heard,
 }
 
 /// Why nobody is decided lost for now.
@@ -125,6 +136,15 @@ impl State {
         })
     }
 
+    /// Somebody who holds its key speaks for it, and is not heard yet.
+    pub fn knocks(&mut self, node: &NodeName) {
+        if let Some(watch) = self.nodes.get_mut(node)
+            && watch.contact == Contact::None
+        {
+            watch.contact = Contact::AtTheDoor;
+        }
+    }
+
     /// Whether heartbeats of it are taken at all.
     pub fn watches(&self, node: &NodeName) -> bool {
         self.nodes.contains_key(node)
@@ -190,6 +210,7 @@ impl State {
                 role: record.role,
                 standing: record.standing,
                 heard_at: now,
+                contact: Contact::None,
                 complete: None,
                 lost_at: None,
                 given_up: false,
@@ -207,11 +228,31 @@ impl Watch {
         now.since(self.heard_at)
     }
 
+    /// From when it was last heard until it may be decided lost.
+    fn lost_after(&self) -> Duration {
+        match self.contact {
+            Contact::AtTheDoor => LOST_AFTER + AT_THE_DOOR,
+            Contact::None | Contact::Heard => LOST_AFTER,
+        }
+    }
+
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.silence(now) >= self.lost_after()
+    }
+
+    /// Silent, and not because it has to wait.
+    fn is_gone(&self, now: Instant) -> bool {
+        match self.contact {
+            Contact::AtTheDoor => self.is_overdue(now),
+            Contact::None | Contact::Heard => self.silence(now) >= SILENT_AFTER,
+        }
+    }
+
     /// Not heard now, or lost a moment ago.
     fn has_vanished(&self, now: Instant) -> bool {
         let lately = self.lost_at.is_some_and(|at| now.since(at) < AT_ONCE);
         match self.standing {
-            Standing::Present => self.silence(now) >= SILENT_AFTER,
+            Standing::Present => self.is_gone(now),
             Standing::Lost => lately,
         }
     }
@@ -265,6 +306,7 @@ fn heard(
 ) -> Option<Output> {
     let watch = state.nodes.get_mut(node)?;
     watch.heard_at = watch.heard_at.max(now);
+    watch.contact = Contact::Heard;
     watch.given_up = false;
     if complete {
         watch.complete = Some(session);
@@ -285,8 +327,7 @@ fn heard(
 
 fn lose_overdue(state: &mut State, now: Instant) -> Vec<Output> {
     // One that is given up as well: an operator can say that a machine is gone, but not that its leases have ended.
-    let is_overdue =
-        |watch: &Watch| watch.standing == Standing::Present && watch.silence(now) >= LOST_AFTER;
+    let is_overdue = |watch: &Watch| watch.standing == Standing::Present && watch.is_overdue(now);
     let overdue = state
         .nodes
         .iter_mut()
@@ -342,7 +383,7 @@ fn missing(state: &State, now: Instant) -> BTreeSet<NodeName> {
             .is_some_and(|brake| brake.missing.contains(name))
     };
     let is_missing = |name: &NodeName, watch: &Watch| {
-        let still_gone = watch.standing == Standing::Lost || watch.silence(now) >= SILENT_AFTER;
+        let still_gone = watch.standing == Standing::Lost || watch.is_gone(now);
         !watch.given_up && (watch.has_vanished(now) || (held(name) && still_gone))
     };
     let workers = state
@@ -367,7 +408,7 @@ fn too_many(state: &State, missing: &BTreeSet<NodeName>, now: Instant) -> Option
         .filter(|(name, watch)| there(name, watch))
         .collect();
     let overdue = |name: &NodeName| {
-        state.nodes[name].standing == Standing::Lost || state.nodes[name].silence(now) >= LOST_AFTER
+        state.nodes[name].standing == Standing::Lost || state.nodes[name].is_overdue(now)
     };
     let due = missing.iter().any(overdue);
     if workers.len() < BRAKE_FROM_WORKERS || !(due || state.brake.is_some()) {

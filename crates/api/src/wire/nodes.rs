@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
-use model::control::{Capacity, NodeRole, Reason};
+use model::control::{Capacity, NodeRole, Place, Reason};
 use model::ids::{NodeName, ProjectName, RegionName, ResourceName, ZoneName};
 use model::machine::{Disk, Programs};
 use model::units::Span;
@@ -147,9 +147,9 @@ pub struct Joined {
 pub struct Renew {
     /// Signed with the key that the node has joined with.
     pub request: String,
-    /// Where the agent runs: one directory of one machine since its start. Another place is refused while this one is heard. 0: it does not say.
-    #[serde(default)]
-    pub place: u64,
+    /// Where the agent runs. Another place is refused while this one is heard. `None`: it does not say.
+    #[serde(rename = "runs_at", default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
     /// The node's wall clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Timestamp>,

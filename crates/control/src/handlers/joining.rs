@@ -15,11 +15,11 @@ use model::boundary::{Holder, KeyFingerprint, Principal, SpiffeId};
 use model::control::{NodeRecord, Reason, Standing};
 use model::ids::NodeName;
 use model::signals::Level;
-use model::timing::LOST_AFTER;
 use plan::nodes::{self, Input};
 use tokio::sync::SemaphorePermit;
 
 use super::projects;
+use crate::alone;
 use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::dispatch;
@@ -29,7 +29,7 @@ use crate::identity::{self, Comer};
 use crate::observed::few_programs;
 use crate::problems;
 use crate::records::Key;
-use crate::state::{Server, Shared};
+use crate::state::Server;
 use crate::world::World;
 
 const TOKEN_SECONDS: std::ops::RangeInclusive<u64> = 60..=86_400;
@@ -393,12 +393,10 @@ pub async fn renew(server: Arc<Server>, mut call: Call) -> Answer {
     server.look(|world| identity::may_renew(world, &name, &key))?;
     let now = server.clock.now();
     server.with(|shared| {
-        is_alone(shared, &name, ask.place, now)?;
-        // Who starts asks again for a while, and begins nothing meanwhile.
-        match is_awaited_elsewhere(shared, &name, ask.place, now) {
-            false => Ok(()),
-            true => Err(awaited(&name, 409, "node-twice")),
-        }
+        alone::check(shared, &name, ask.place, server.boot, now)?;
+        // It starts, and is about to be heard.
+        shared.nodes.knocks(&name);
+        Ok::<_, Problem>(())
     })?;
     let chain = issue(&server, &ask.request, Holder::Node(name.clone()))?;
     let skew = ask
@@ -431,50 +429,4 @@ async fn bind(server: &Server, name: &NodeName, key: &KeyFingerprint) -> Result<
         Ok((draft, ()))
     });
     bound.await.map(drop)
-}
-
-/// Whether this server has not heard the node yet, and it may be about to speak from the place where it last ran: of a directory and its copy, that is
-/// the node, whoever of the two is quicker to find a server that has just begun.
-pub fn is_awaited_elsewhere(shared: &Shared, name: &NodeName, place: u64, now: plan::Now) -> bool {
-    let known = shared.world.nodes.get(name).and_then(|node| node.place);
-    let elsewhere = place != 0 && known.is_some_and(|known| known != place);
-    let is_unheard = !shared.observed.nodes.contains_key(name);
-    elsewhere && is_unheard && shared.nodes.is_awaited(name, now)
-}
-
-/// Who starts takes a `node-twice` for a reason to wait, and then to end; who runs already must not.
-pub fn awaited(name: &NodeName, status: u16, code: &str) -> Problem {
-    let title = format!(
-        "node {name} ran elsewhere when it was last heard: another machine, a copy of this directory, or this one before its restart"
-    );
-    let remedy = format!(
-        "it is heard from here once this server has waited {:.1} s for that one",
-        LOST_AFTER.as_secs_f64()
-    );
-    Problem::new(status, code, title).remedy(remedy)
-}
-
-/// Whether no other place speaks for the node: of a directory and its copy the one that runs is heard, and the other is refused.
-pub fn is_alone(
-    shared: &Shared,
-    name: &NodeName,
-    place: u64,
-    now: plan::Now,
-) -> Result<(), Problem> {
-    let heard = shared.observed.nodes.get(name);
-    let elsewhere = heard.filter(|node| {
-        let silence = now.instant.since(node.heard);
-        node.place != 0 && place != 0 && node.place != place && silence < LOST_AFTER
-    });
-    match elsewhere {
-        None => Ok(()),
-        Some(node) => Err(Problem::conflict(
-            "node-twice",
-            format!(
-                "node {name} runs already (agent pid {}), and this is another machine or a copy of its directory",
-                node.pid
-            ),
-        )
-        .remedy("a node runs once: end the other first, or give this machine a directory of its own and let it join under another name")),
-    }
 }

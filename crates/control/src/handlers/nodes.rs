@@ -12,7 +12,7 @@ use plan::nodes::{self, Input};
 use plan::service::Sight;
 use tokio::sync::watch;
 
-use super::joining;
+use crate::alone;
 use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::draft::Draft;
@@ -101,7 +101,7 @@ pub async fn heartbeat(server: Arc<Server>, mut call: Call) -> Answer {
     let (send_full, wakes) = server.with(|shared| {
         // While the body came its name may have gone to another.
         identity::still_admits(&shared.world, &call)?;
-        take(shared, &name, &beat, now)
+        take(shared, &name, &beat, server.boot, now)
     })?;
     if let Some(reason) = server.with(|shared| skew(shared, &name, &beat, now)) {
         server.say(Level::Warning, About::node(&name), reason);
@@ -128,17 +128,14 @@ fn take(
     shared: &mut Shared,
     name: &NodeName,
     beat: &Heartbeat,
+    boot: Option<u64>,
     now: plan::Now,
 ) -> Result<(bool, bool), Problem> {
-    let record = shared
-        .world
-        .nodes
-        .get(name)
-        .ok_or_else(|| identity::is_unknown(name))?;
-    joining::is_alone(shared, name, beat.place, now)?;
-    if joining::is_awaited_elsewhere(shared, name, beat.place, now) {
-        return Err(joining::awaited(name, 503, "node-awaited"));
+    if !shared.world.nodes.contains_key(name) {
+        return Err(identity::is_unknown(name));
     }
+    alone::check(shared, name, beat.place, boot, now)?;
+    let record = &shared.world.nodes[name];
     // Of a node that joined a moment ago the leader may not have heard yet.
     let mut outputs = Vec::new();
     let is_present = record.standing == Standing::Present;

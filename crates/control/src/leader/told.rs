@@ -48,10 +48,9 @@ impl Leader {
 
 /// What a node does not tell stays as it is.
 fn as_told(known: &NodeRecord, node: &observed::Node) -> NodeRecord {
-    let place = Some(node.place).filter(|place| *place != 0);
     NodeRecord {
         programs: node.programs.clone().or_else(|| known.programs.clone()),
-        place: place.or(known.place),
+        place: node.place.or(known.place),
         ..known.clone()
     }
 }

@@ -18,7 +18,7 @@ use model::compute::{
     DesiredInstance, InstanceReport, InstanceState, Need, RolloutOptions, Service, Wanted, Work,
 };
 use model::control::{
-    Capacity, Demand, Heartbeat, NodeDesired, NodeRole, Notice, Reason, observed_digest,
+    Capacity, Demand, Heartbeat, NodeDesired, NodeRole, Notice, Place, Reason, observed_digest,
 };
 use model::ids::{Generation, InstanceId, NodeName, ProjectName, ResourceName, SessionId};
 use model::machine::{Disk, Programs};
@@ -335,8 +335,7 @@ pub struct Machine {
     pub programs: Option<Programs>,
     pub notices: Vec<Notice>,
     pub unkept: Option<Reason>,
-    /// Where its agent runs; 0: it does not say.
-    pub place: u64,
+    pub place: Option<Place>,
     /// Of its agent; left out: the server's.
     pub version: Option<String>,
 }
@@ -491,10 +490,10 @@ impl FakeNode {
     }
 
     /// One heartbeat of an agent at this place, which runs nothing; the code of the refusal.
-    pub async fn beats_from(&self, place: u64) -> Result<(), String> {
+    pub async fn beats_from(&self, place: Place) -> Result<(), String> {
         static BEATS: AtomicU64 = AtomicU64::new(1);
         let heartbeat = Heartbeat {
-            session: SessionId(place),
+            session: SessionId(place.folder ^ place.boot),
             sequence: BEATS.fetch_add(1, Ordering::Relaxed),
             acknowledged: Generation::default(),
             unkept: None,
@@ -508,7 +507,7 @@ impl FakeNode {
             version: "fake".to_owned(),
             events: Vec::new(),
             at: None,
-            place,
+            place: Some(place),
             disk: None,
             programs: None,
             notices: Vec::new(),

@@ -9,7 +9,7 @@ use boundary::authority::{Authority, Key, Terms};
 use jiff::Timestamp;
 use model::boundary::{Holder, SpiffeId};
 use model::compute::{InstanceState, OnPartition};
-use model::control::NodeRole;
+use model::control::{NodeRole, Place};
 use model::state::Volume;
 use model::units::Bytes;
 use store::Store;
@@ -412,7 +412,7 @@ pub fn without_certificate(node: &FakeNode) -> Client {
     Client::new(transport, None)
 }
 
-pub fn renew_with(key: &Key, place: u64) -> api::wire::Renew {
+pub fn renew_with(key: &Key, place: Option<Place>) -> api::wire::Renew {
     api::wire::Renew {
         request: key.request().unwrap(),
         place,
@@ -427,7 +427,7 @@ async fn a_node_proves_itself_by_its_key_alone() {
     let [a, b, _c] = cloud.three_nodes().await;
     let key = Key::from_pem(&a.identity.key).unwrap();
     let client = without_certificate(&a);
-    let ask = renew_with(&key, 0);
+    let ask = renew_with(&key, None);
     let renewed = client.renew(&a.name, &ask).await.unwrap();
     let name = boundary::authority::name_in(&renewed.certificate).unwrap();
     assert_eq!(name.holder, Holder::Node(a.name.clone()));
@@ -444,7 +444,7 @@ async fn a_node_proves_itself_by_its_key_alone() {
     let other = Key::generate().unwrap();
     let nobody = "nobody".parse().unwrap();
     for (name, key) in [(&a.name, &other), (&b.name, &key), (&nobody, &key)] {
-        let refused = client.renew(name, &renew_with(key, 0)).await;
+        let refused = client.renew(name, &renew_with(key, None)).await;
         assert_eq!(code(refused.map(drop)), "node-left", "{name}");
     }
     let garbage = api::wire::Renew {
@@ -474,7 +474,7 @@ async fn the_name_of_a_removed_node_goes_to_another_without_its_volumes() {
     .await;
     let key = Key::from_pem(&old.identity.key).unwrap();
     let client = without_certificate(old);
-    let refused = client.renew(&home, &renew_with(&key, 0)).await;
+    let refused = client.renew(&home, &renew_with(&key, None)).await;
     assert_eq!(code(refused.map(drop)), "node-removed");
 
     let new = FakeNode::join(&cloud, home.as_str(), NodeRole::Worker)
@@ -488,7 +488,7 @@ async fn the_name_of_a_removed_node_goes_to_another_without_its_volumes() {
     let told = new.desired().map(|told| told.instances).unwrap_or_default();
     assert!(told.is_empty(), "{told:?}");
     assert_eq!(
-        code(client.renew(&home, &renew_with(&key, 0)).await.map(drop)),
+        code(client.renew(&home, &renew_with(&key, None)).await.map(drop)),
         "node-removed"
     );
     assert_eq!(
@@ -696,7 +696,10 @@ async fn a_node_from_before_keys_were_kept_comes_back_to_its_volumes() {
     let key = Key::from_pem(&node.identity.key).unwrap();
     let client = without_certificate(&node);
     until("the old form is known", || async {
-        let refused = client.renew(&node.name, &renew_with(&key, 0)).await.err();
+        let refused = client
+            .renew(&node.name, &renew_with(&key, None))
+            .await
+            .err();
         refused.filter(|error| error.code() == Some("node-left"))
     })
     .await;
@@ -772,57 +775,141 @@ async fn a_copy_of_a_nodes_directory_does_not_become_it_when_a_server_begins() {
     let directory = tempfile::tempdir().unwrap();
     let ram = store::memory::MemoryStore::default();
     let cloud = Cloud::start_with(directory.path(), Memory::Ram(ram.clone()), any(), any()).await;
-    let token = cloud.join_token(Some("a")).await;
-    let node = FakeNode::let_in(&token, cloud.file.nodes, "a", NodeRole::Worker).await;
-    let node = node.unwrap();
-    let (real, copy) = (1, 2);
-    let kept = |place: u64| {
-        let ram = &ram;
-        until("its place is kept", move || async move {
-            let record = ram.get("node/a").await.unwrap()?;
-            let record: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
-            (record["place"] == place).then_some(())
-        })
+    let node = lone_node(&cloud).await;
+    // On our machine, and on another whose disk has the same numbers.
+    let real = Place { folder: 1, boot: 1 };
+    let copy = Place { folder: 1, boot: 2 };
+    let copy_here = Place {
+        folder: 2,
+        boot: our_boot(),
     };
     node.beats_from(real).await.unwrap();
-    kept(real).await;
+    keeps(&ram, real).await;
     assert_eq!(node.beats_from(copy).await.unwrap_err(), "node-twice");
 
     let cloud = cloud.again().await;
-    let is = |expected: &'static str| {
+    let is = |from: Place, expected: &'static str| {
         let node = &node;
         until(expected, move || async move {
-            match node.beats_from(copy).await {
+            match node.beats_from(from).await {
                 Ok(()) => panic!("the copy is the node"),
                 Err(code) => (code == expected).then_some(()),
             }
         })
     };
-    is("node-awaited").await;
-    let request = Key::from_pem(&node.identity.key).unwrap().request();
-    let renew = api::wire::Renew {
-        request: request.unwrap(),
-        place: copy,
-        at: None,
-    };
-    let renewed = node.client.renew(&node.name, &renew).await;
-    assert_eq!(
-        code(renewed),
-        "node-twice",
-        "who starts is to begin nothing"
-    );
+    is(copy, "node-awaited").await;
+    is(copy_here, "node-awaited").await;
+    let renewed = node.client.renew(&node.name, &renew_at(&node, copy)).await;
+    assert_eq!(code(renewed), "node-awaited", "it is to begin nothing");
     node.beats_from(real).await.unwrap();
-    is("node-twice").await;
+    is(copy, "node-twice").await;
 
     // Nobody comes from there any more: it was moved, or its machine was started anew.
     let began = Instant::now();
-    let _cloud = cloud.again().await;
+    let cloud = cloud.again().await;
     until("it is heard from elsewhere", || async {
         node.beats_from(copy).await.ok()
     })
     .await;
     assert!(began.elapsed() >= model::timing::LOST_AFTER);
-    kept(copy).await;
+    keeps(&ram, copy).await;
+    assert_eq!(said_of_nodes(&cloud).await, "", "it only had to wait");
+}
+
+/// Nothing runs any more of what ran before: there is nothing to wait for, and nobody to be lost.
+#[tokio::test]
+async fn a_node_on_the_servers_own_machine_is_heard_at_once_after_its_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let ram = store::memory::MemoryStore::default();
+    let cloud = Cloud::start_with(directory.path(), Memory::Ram(ram.clone()), any(), any()).await;
+    let node = lone_node(&cloud).await;
+    let before = Place { folder: 1, boot: 1 };
+    let after = Place {
+        boot: our_boot(),
+        ..before
+    };
+    node.beats_from(before).await.unwrap();
+    keeps(&ram, before).await;
+    let cloud = cloud.again().await;
+    node.client
+        .renew(&node.name, &renew_at(&node, after))
+        .await
+        .unwrap();
+    node.beats_from(after).await.unwrap();
+    keeps(&ram, after).await;
+    assert_eq!(said_of_nodes(&cloud).await, "");
+}
+
+/// Machines that were started anew together, with a server elsewhere: each has to wait, none is lost, and the brake stays off.
+#[tokio::test]
+async fn nodes_that_wait_for_a_server_to_hear_them_are_not_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let ram = store::memory::MemoryStore::default();
+    let cloud = Cloud::start_with(directory.path(), Memory::Ram(ram.clone()), any(), any()).await;
+    let mut nodes = Vec::new();
+    for name in ["a", "b", "c"] {
+        let token = cloud.join_token(Some(name)).await;
+        let node = FakeNode::let_in(&token, cloud.file.nodes, name, NodeRole::Worker).await;
+        nodes.push(node.unwrap());
+    }
+    let at = |boot: u64, node: &FakeNode| Place {
+        folder: u64::from(node.name.as_str().as_bytes()[0]),
+        boot,
+    };
+    for node in &nodes {
+        node.beats_from(at(1, node)).await.unwrap();
+    }
+    until("their places are kept", || async {
+        let (kept, _) = store::list_all(&ram, "node/").await.unwrap();
+        let kept = kept.iter().filter(|record| {
+            let record: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+            record["runs_at"]["boot"] == 1
+        });
+        (kept.count() == 3).then_some(())
+    })
+    .await;
+    let cloud = cloud.again().await;
+    let came = async |node: &FakeNode| {
+        until("it is heard", || async {
+            node.beats_from(at(2, node)).await.ok()
+        })
+        .await;
+    };
+    tokio::join!(came(&nodes[0]), came(&nodes[1]), came(&nodes[2]));
+    assert_eq!(said_of_nodes(&cloud).await, "");
+}
+
+async fn lone_node(cloud: &Cloud) -> FakeNode {
+    let token = cloud.join_token(Some("a")).await;
+    let node = FakeNode::let_in(&token, cloud.file.nodes, "a", NodeRole::Worker).await;
+    node.unwrap()
+}
+
+fn our_boot() -> u64 {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    model::control::fingerprint(boot.trim().as_bytes())
+}
+
+async fn keeps(ram: &store::memory::MemoryStore, place: Place) {
+    until("its place is kept", || async {
+        let record = ram.get("node/a").await.unwrap()?;
+        let record: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+        (record["runs_at"] == serde_json::to_value(place).unwrap()).then_some(())
+    })
+    .await;
+}
+
+fn renew_at(node: &FakeNode, place: Place) -> api::wire::Renew {
+    let key = Key::from_pem(&node.identity.key).unwrap();
+    renew_with(&key, Some(place))
+}
+
+/// Whether a node was lost, or the brake on, since the cloud is there.
+async fn said_of_nodes(cloud: &Cloud) -> String {
+    let events = cloud.client.events(None, 0).await.unwrap().items;
+    let said = events.into_iter().map(|event| event.reason.code);
+    said.filter(|code| ["node-lost", "node-back", "brake-on"].contains(&code.as_str()))
+        .collect()
 }
 
 async fn old_watch(node: &FakeNode) -> Result<(), api::client::Error> {

@@ -104,7 +104,7 @@ async fn a_body_that_does_not_come_keeps_nobody_waiting() {
     assert_eq!(status, 503);
     let key = Key::from_pem(&node.identity.key).unwrap();
     let begun = Instant::now();
-    let (client, ask) = (without_certificate(&node), renew_with(&key, 0));
+    let (client, ask) = (without_certificate(&node), renew_with(&key, None));
     client.renew(&node.name, &ask).await.unwrap();
     assert!(
         begun.elapsed() < Duration::from_secs(2),

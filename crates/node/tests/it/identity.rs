@@ -22,6 +22,29 @@ async fn an_agent_that_starts_again_asks_by_its_key() {
     .await;
 }
 
+/// For as long as the server says: its other place may run yet, and nothing of it is to run twice.
+#[tokio::test]
+async fn an_agent_that_is_awaited_elsewhere_begins_nothing_and_ends_not() {
+    let mut node = Node::start().await;
+    node.kill_agent().await;
+    node.server.look(|state| {
+        state.awaits = 4;
+        state.heartbeats = 0;
+    });
+    node.start_again();
+    let before = std::cell::Cell::new(0);
+    node.until("it is heard", |node| {
+        let (renewed, heartbeats) = node.server.look(|state| (state.renewed, state.heartbeats));
+        if renewed <= 4 {
+            before.set(heartbeats);
+        }
+        heartbeats > 0
+    })
+    .await;
+    assert_eq!(before.get(), 0, "it begins nothing before it may");
+    assert_eq!(node.server.look(|state| state.renewed), 5);
+}
+
 #[tokio::test]
 async fn who_was_removed_stops_what_it_runs_and_says_so() {
     let mut node = Node::start().await;

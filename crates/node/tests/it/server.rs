@@ -61,6 +61,8 @@ pub struct State {
     pub certified: u64,
     /// Certificates of the node that were asked for by its key.
     pub renewed: u64,
+    /// So many of them are refused, since the server still waits for another place of the node.
+    pub awaits: u64,
     /// The node is told that it is none any more.
     pub removed: bool,
     /// The node is told that its name is another's.
@@ -249,8 +251,15 @@ impl Server {
             }
             ["nodes", name, "renew"] => {
                 let ask: wire::Renew = body(request).await;
-                self.look(|state| state.renewed += 1);
+                let awaits = self.look(|state| {
+                    state.renewed += 1;
+                    state.renewed <= state.awaits
+                });
                 match self.look(|state| state.removed) {
+                    _ if awaits => {
+                        let title = "node a ran elsewhere when it was last heard";
+                        problem(&Problem::unavailable("node-awaited", title))
+                    }
                     true => removed(),
                     false => json(&self.joined(&ask.request, Holder::Node(name.parse().unwrap()))),
                 }

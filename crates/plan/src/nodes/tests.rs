@@ -307,3 +307,53 @@ fn a_heartbeat_that_was_overtaken_is_no_news() {
     }
     assert!(!state.is_news(&node_name("nobody"), SessionId(1), 1, at(0)));
 }
+
+/// A new leader of three nodes, each of them to wait until it may be heard: its other place can't be heard any more once it has waited.
+#[test]
+fn who_waits_at_the_door_is_not_lost_for_that() {
+    let lost_after = LOST_AFTER.as_millis() as u64;
+    let names = ["node-a", "node-b", "node-c"].map(node_name);
+    // Who knocks; and who is heard as soon as it may be.
+    let table: [(&[usize], &[usize], &str); 5] = [
+        (&[0, 1, 2], &[0, 1, 2], ""),
+        (&[0, 1], &[0, 1], "3500 lost node-c"),
+        (&[0], &[], "3500 brake on"),
+        (&[0, 1, 2], &[], "7000 brake on"),
+        (&[], &[], "3500 brake on"),
+    ];
+    for (knock, come, expected) in table {
+        let mut world = World::new(three_zones());
+        world.state = State::new(&world.records, at(0));
+        world.dead.extend(names.iter().cloned());
+        world.now_ms = 0;
+        knock
+            .iter()
+            .for_each(|who| world.state.knocks(&names[*who]));
+        world.run(lost_after);
+        for who in come {
+            assert!(!world.state.is_awaited(&names[*who], at(world.now_ms)));
+        }
+        // A second later: they ask again, and begin.
+        world.run(1_000);
+        for who in come {
+            world.revive(names[*who].as_str());
+        }
+        world.run(10_000);
+        let said: Vec<_> = world
+            .said
+            .iter()
+            .map(|(ms, said)| format!("{ms} {said}"))
+            .collect();
+        assert_eq!(said.join(", "), expected, "{knock:?} {come:?}");
+    }
+}
+
+/// It was heard: a knock is no reason to wait for it longer.
+#[test]
+fn a_knock_prolongs_nothing_for_who_is_heard() {
+    let mut world = World::new(three_zones());
+    world.kill(&["node-a"]);
+    world.state.knocks(&node_name("node-a"));
+    world.run(4_500);
+    assert_eq!(world.said(), ["lost node-a"]);
+}

@@ -154,7 +154,7 @@ impl Agent {
             version: String::new(),
             events: Vec::new(),
             at: None,
-            place: 0,
+            place: None,
             disk: None,
             programs: None,
             notices: Vec::new(),
