@@ -15,18 +15,25 @@ use compute::artifact::{ArtifactStore, Error};
 use futures_util::stream;
 use model::ids::Digest;
 use plan::Instant;
+use tokio::sync::Semaphore;
 
 /// An upload that nobody touched for this long is given up; a complete artifact that no release uses is kept as long.
 pub const KEPT_UNUSED: Duration = Duration::from_secs(3600);
 /// Bytes read from disk at once.
 const READ_BYTES: usize = 256 << 10;
+/// Artifacts of more than [`LARGE_FROM`] that are read again at once, to see whether a disk has spoiled them. Others count as whole: nodes verify
+/// what they fetch.
+const LARGE_VERIFIED_AT_ONCE: usize = 2;
+/// Less is read in a moment.
+const LARGE_FROM: model::units::Bytes = model::units::Bytes::mebibytes(64);
 
 pub struct Artifacts {
     store: Arc<ArtifactStore>,
     /// When each was last asked about by somebody who may be about to use it.
     pinned: Arc<Mutex<BTreeMap<Digest, Instant>>>,
-    /// Held while one is removed, and while somebody looks whether one is there. Only threads that may wait for a disk take it.
+    /// Held while one is looked at and removed. Only threads that may wait for a disk take it, and none keeps it for longer than that.
     removing: Arc<Mutex<()>>,
+    verifying: Arc<Semaphore>,
 }
 
 impl Artifacts {
@@ -35,6 +42,7 @@ impl Artifacts {
             store: Arc::new(ArtifactStore::open(root)?),
             pinned: Arc::default(),
             removing: Arc::default(),
+            verifying: Arc::new(Semaphore::new(LARGE_VERIFIED_AT_ONCE)),
         })
     }
 
@@ -64,11 +72,11 @@ impl Artifacts {
         now: Instant,
     ) -> Result<UploadState, Problem> {
         self.pin(digest, now);
-        let removing = self.removing.clone();
+        let (removing, verifying) = (self.removing.clone(), self.verifying.clone());
         self.work(move |store| {
-            let _still = removing.lock().unwrap_or_else(PoisonError::into_inner);
+            see_pins(&removing);
             let mut progress = store.begin(digest, size)?;
-            if progress == Progress::Complete && is_spoiled(store, digest) {
+            if progress == Progress::Complete && is_spoiled(store, digest, &verifying) {
                 progress = store.begin(digest, size)?;
             }
             Ok(state(digest, size, progress))
@@ -131,7 +139,7 @@ impl Artifacts {
         }
         let removing = self.removing.clone();
         self.work(move |store| {
-            let _still = removing.lock().unwrap_or_else(PoisonError::into_inner);
+            see_pins(&removing);
             Ok(digests
                 .into_iter()
                 .filter(|digest| !store.contains(*digest))
@@ -174,8 +182,18 @@ impl Artifacts {
     }
 }
 
-/// Whether a disk made something else of it; then it is removed, and asked for again.
-fn is_spoiled(store: &ArtifactStore, digest: Digest) -> bool {
+/// What is pinned before is removed by nobody afterwards: whoever removes one now has ended, and looks at the pins again before the next.
+fn see_pins(removing: &Mutex<()>) {
+    drop(removing.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Whether a disk made something else of it; then it is removed, and asked for again. It takes as long as reading it does.
+fn is_spoiled(store: &ArtifactStore, digest: Digest, verifying: &Semaphore) -> bool {
+    let is_large = store.size(digest).is_ok_and(|size| size > LARGE_FROM);
+    let permit = is_large.then(|| verifying.try_acquire());
+    if matches!(permit, Some(Err(_))) {
+        return false;
+    }
     matches!(store.verify(digest), Err(Error::Mismatch { .. }))
 }
 
@@ -241,6 +259,52 @@ mod tests {
         let much_later = Instant(KEPT_UNUSED * 4);
         let removed = artifacts.collect(BTreeSet::new(), much_later).await;
         assert_eq!(removed.unwrap(), [digest]);
+    }
+
+    /// Reading one of many gigabytes again takes a minute, in which others apply and upload. It goes on in threads that are few.
+    #[tokio::test]
+    async fn who_verifies_a_large_artifact_holds_up_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::open(folder.path()).unwrap();
+        let now = Instant::default();
+        let put = async |bytes: &'static [u8]| {
+            let digest = Digest(Sha256::digest(bytes).into());
+            let (bytes, size) = (Bytes::from_static(bytes), bytes.len() as u64);
+            let size = model::units::Bytes(size);
+            artifacts.begin(digest, size, now).await.unwrap();
+            artifacts.append(digest, 0, bytes, now).await.unwrap();
+            artifacts.check(digest).await.unwrap();
+            artifacts.place(digest).await.unwrap();
+            (digest, size)
+        };
+        let (large, size) = put(b"large").await;
+        let (small, small_size) = put(b"small").await;
+        let path = artifacts.store.path(large);
+        let bytes = std::fs::File::options().write(true).open(path).unwrap();
+        bytes.set_len(1 << 36).unwrap();
+        let begins = async || artifacts.begin(large, size, now).await.unwrap();
+        let others = async {
+            while artifacts.verifying.available_permits() > 0 {
+                tokio::task::yield_now().await;
+            }
+            // While two read it, a third is told what is there.
+            assert!(begins().await.complete);
+            let missing = artifacts.missing(BTreeSet::from([small, large]), now).await;
+            assert_eq!(missing.unwrap(), BTreeSet::new());
+            let begun = artifacts.begin(small, small_size, now).await;
+            assert!(begun.unwrap().complete);
+            let removed = artifacts.collect(BTreeSet::new(), now).await;
+            assert_eq!(removed.unwrap(), []);
+        };
+        let others = async {
+            let done = tokio::time::timeout(Duration::from_secs(20), others).await;
+            bytes.set_len(3).unwrap();
+            done
+        };
+        let (one, other, others) = tokio::join!(begins(), begins(), others);
+        others.expect("nobody waits for it");
+        // It was spoiled, and is asked for again.
+        assert!(!one.complete && !other.complete);
     }
 
     fn make_old(folder: &Path) {

@@ -7,11 +7,12 @@
 //!
 //! Who may remove what is decided elsewhere: by the server from the releases, by a node from its placements.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 use std::time::SystemTime;
 
 use model::ids::Digest;
@@ -40,8 +41,9 @@ pub struct Stored {
 pub struct ArtifactStore {
     complete: PathBuf,
     incoming: PathBuf,
-    /// Uploads change under it, so that two clients with the same artifact take turns.
-    uploads: Mutex<()>,
+    /// An upload changes under a lock of its own, so that two clients with the same artifact take turns, and nobody waits while another's is read.
+    /// Those that somebody holds or waits for.
+    uploads: Mutex<BTreeMap<Digest, Weak<Mutex<()>>>>,
 }
 
 impl ArtifactStore {
@@ -50,7 +52,7 @@ impl ArtifactStore {
         let store = Self {
             complete: root.join("sha256"),
             incoming: root.join("incoming"),
-            uploads: Mutex::new(()),
+            uploads: Mutex::default(),
         };
         // What one service is made of is not for another to read.
         for folder in [root, &store.complete, &store.incoming] {
@@ -61,6 +63,17 @@ impl ArtifactStore {
         Ok(store)
     }
 
+    fn turn_of(&self, digest: Digest) -> Arc<Mutex<()>> {
+        let mut uploads = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        uploads.retain(|_, turn| turn.strong_count() > 0);
+        let known = uploads.get(&digest).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let turn = Arc::default();
+            uploads.insert(digest, Arc::downgrade(&turn));
+            turn
+        })
+    }
+
     /// Begins an upload, or says where one that was begun goes on.
     pub fn begin(&self, digest: Digest, size: Bytes) -> Result<Progress, Error> {
         if size > SIZE_MAX {
@@ -69,7 +82,8 @@ impl ArtifactStore {
                 limit: SIZE_MAX,
             });
         }
-        let _turn = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.turn_of(digest);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         if self.contains(digest) {
             return Ok(Progress::Complete);
         }
@@ -88,7 +102,8 @@ impl ArtifactStore {
 
     /// Adds bytes at `offset`, which must be what was received so far; returns what is then received.
     pub fn append(&self, digest: Digest, offset: u64, bytes: &[u8]) -> Result<u64, Error> {
-        let _turn = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.turn_of(digest);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let upload = self.upload(digest)?.ok_or(Error::Unknown(digest))?;
         if upload.received != offset {
             return Err(Error::Offset {
@@ -133,7 +148,8 @@ impl ArtifactStore {
 
     /// Verifies the digest of an upload that is whole, and syncs it. Wrong bytes are discarded.
     pub fn check(&self, digest: Digest) -> Result<(), Error> {
-        let _turn = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.turn_of(digest);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(upload) = self.whole(digest)? else {
             return Ok(());
         };
@@ -148,7 +164,8 @@ impl ArtifactStore {
 
     /// Makes an upload visible that was found right ([`check`](Self::check)).
     pub fn place(&self, digest: Digest) -> Result<(), Error> {
-        let _turn = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.turn_of(digest);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(upload) = self.whole(digest)? else {
             return Ok(());
         };
@@ -252,14 +269,21 @@ impl ArtifactStore {
 
     /// Gives up uploads that were not touched since `before`.
     pub fn remove_stale_uploads(&self, before: SystemTime) -> Result<(), Error> {
-        let _turn = self.uploads.lock().unwrap_or_else(PoisonError::into_inner);
         let read = |error| Error::io("reading", &self.incoming)(error);
         for entry in fs::read_dir(&self.incoming).map_err(read)? {
             let entry = entry.map_err(read)?;
-            let touched = entry
-                .metadata()
-                .and_then(|metadata| metadata.modified())
-                .map_err(read)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let digest = name.split_once('-').and_then(|(hex, _)| parse_hex(hex));
+            let turn = digest.map(|digest| self.turn_of(digest));
+            let turn = turn.as_ref().map(|turn| turn.try_lock());
+            // Somebody works on it just now.
+            if matches!(turn, Some(Err(TryLockError::WouldBlock))) {
+                continue;
+            }
+            let touched = match entry.metadata().and_then(|metadata| metadata.modified()) {
+                Err(gone) if gone.kind() == io::ErrorKind::NotFound => continue,
+                touched => touched.map_err(read)?,
+            };
             if touched < before {
                 fs::remove_file(entry.path()).map_err(read)?;
             }

@@ -20,6 +20,51 @@ fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
+/// Reading one of many gigabytes takes a minute.
+#[test]
+fn nobody_waits_while_the_upload_of_another_is_read() {
+    let root = folder();
+    let store = ArtifactStore::open(root.path()).expect("opened");
+    let [large, small] = ["large", "small"].map(|text| digest_of(text.as_bytes()).expect("read").0);
+    let size = Bytes(6 << 30);
+    store.begin(large, size).expect("begun");
+    let path = root
+        .path()
+        .join(format!("incoming/{}-{}", large.hex(), size.0));
+    let file = fs::OpenOptions::new().write(true).open(&path);
+    let file = file.expect("opened");
+    file.set_len(size.0).expect("all of it is here");
+    std::thread::scope(|scope| {
+        let checking = scope.spawn(|| store.check(large));
+        until_read(&path);
+        let begun = store.begin(small, Bytes(5)).expect("begun");
+        assert_eq!(begun, Progress::Partial { received: 0 });
+        store.append(small, 0, b"small").expect("taken");
+        store.commit(small).expect("placed");
+        let before = SystemTime::now() + Duration::from_secs(60);
+        store.remove_stale_uploads(before).expect("looked at");
+        assert!(!checking.is_finished(), "nobody waited for it");
+        assert!(path.exists(), "what is being read is not stale");
+        file.set_len(3).expect("its end comes sooner");
+        let checked = checking.join().expect("no panic");
+        assert!(
+            matches!(checked, Err(Error::Mismatch { .. })),
+            "{checked:?}"
+        );
+    });
+}
+
+/// Until somebody has opened it besides us.
+fn until_read(path: &Path) {
+    let is_it = |entry: &fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|file| file == path);
+    let open = || fs::read_dir("/proc/self/fd").expect("listed").flatten();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while open().filter(is_it).count() < 2 {
+        assert!(std::time::Instant::now() < deadline, "it is read");
+        std::thread::yield_now();
+    }
+}
+
 /// `experience` has a test that packs the same folder and finds the same digest: what is packed there is what is unpacked here.
 #[test]
 fn a_folder_is_unpacked_as_it_was_packed() {
