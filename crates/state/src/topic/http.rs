@@ -2,12 +2,12 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -20,13 +20,14 @@ use model::traffic::CALLER;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{AcquireError, Semaphore, watch};
+use tokio::time::Instant;
 
 use super::engine::{Clock, Engine};
 use super::event::{self, BODY_BYTES_MAX, Publisher};
 use super::problem::Problem;
 use super::pull::{self, Loan};
-use super::room::{Room, Rooms};
+use super::room::{Room, Rooms, SMALL_BODY_BYTES};
 use super::storage::Published;
 
 /// Connections of callers; more wait to be accepted.
@@ -35,6 +36,8 @@ const CONNECTIONS_MAX: usize = 1024;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a body may wait for room. Nothing of it is read meanwhile.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How long a caller may go on sending what nobody wants.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -216,21 +219,71 @@ impl Door {
     where
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let expected = body.size_hint().upper().unwrap_or(BODY_BYTES_MAX as u64);
-        if expected > BODY_BYTES_MAX as u64 {
+        let announced = body.size_hint().upper();
+        if announced.is_some_and(|announced| announced > BODY_BYTES_MAX as u64) {
             return Err(body_too_large());
         }
-        let expected = u32::try_from(expected).unwrap_or(u32::MAX);
-        let room = self.bodies.take(caller, expected).await;
-        let room = room.map_err(|_| Problem::overloaded("the topic ends"))?;
-        let whole = Limited::new(body, BODY_BYTES_MAX).collect();
-        let whole = tokio::time::timeout(BODY_TIMEOUT, whole).await;
-        match whole {
-            Ok(Ok(whole)) => Ok((room, whole.to_bytes())),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(body_too_large()),
-            Ok(Err(error)) => Err(Problem::bad_request(error.to_string())),
-            Err(_) => Err(too_slow()),
+        let announced = announced.map(|announced| u32::try_from(announced).unwrap_or(u32::MAX));
+        let room = in_time(self.bodies.take(caller, announced)).await?;
+        let (mut room, whole) = match announced {
+            Some(_) => {
+                let whole = Limited::new(body, BODY_BYTES_MAX).collect();
+                let whole = tokio::time::timeout(BODY_TIMEOUT, whole).await;
+                let whole = whole.map_err(|_| too_slow())?.map_err(broken)?;
+                (room, whole.to_bytes())
+            }
+            None => self.read_unannounced(room, body).await?,
+        };
+        // What waits for a sync holds as much as it is.
+        room.keep_only(whole.len());
+        Ok((room, whole))
+    }
+
+    /// What it needs more than a small one is taken once it has come to that. What it waits for then is no time that it takes.
+    async fn read_unannounced<B: Body<Data = Bytes>>(
+        &self,
+        mut room: Room,
+        body: B,
+    ) -> Result<(Room, Bytes), Problem>
+    where
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let mut body = pin!(Limited::new(body, BODY_BYTES_MAX));
+        let mut whole = BytesMut::new();
+        let (mut left, mut is_large) = (BODY_TIMEOUT, false);
+        loop {
+            let began = Instant::now();
+            let frame = tokio::time::timeout(left, body.frame()).await;
+            left = left.saturating_sub(began.elapsed());
+            let Some(frame) = frame.map_err(|_| too_slow())? else {
+                return Ok((room, whole.freeze()));
+            };
+            let Ok(data) = frame.map_err(broken)?.into_data() else {
+                continue;
+            };
+            if !is_large && whole.len() + data.len() > SMALL_BODY_BYTES as usize {
+                room = in_time(self.bodies.grow(room)).await?;
+                is_large = true;
+            }
+            whole.extend_from_slice(&data);
         }
+    }
+}
+
+async fn in_time(room: impl Future<Output = Result<Room, AcquireError>>) -> Result<Room, Problem> {
+    match tokio::time::timeout(ROOM_TIMEOUT, room).await {
+        Ok(Ok(room)) => Ok(room),
+        Ok(Err(_)) => Err(Problem::overloaded("the topic ends")),
+        Err(_) => Err(Problem::overloaded(
+            "too much is being sent at once; nothing was published",
+        )),
+    }
+}
+
+fn broken(error: Box<dyn std::error::Error + Send + Sync>) -> Problem {
+    match error.is::<LengthLimitError>() {
+        true => body_too_large(),
+        false => Problem::bad_request(error.to_string()),
     }
 }
 

@@ -465,6 +465,36 @@ fn who_says_nothing_more_is_not_waited_for() {
     }
 }
 
+/// As many programs send what they publish: by chunks, without its length.
+#[test]
+fn bodies_without_a_length_wait_for_none_that_does_not_come() {
+    let topic = Running::start(file(5, &[]));
+    let caller = "mainland-caller: shop/web\r\nconnection: close\r\n";
+    let head = format!(
+        "POST /messages HTTP/1.1\r\nhost: topic\r\n{caller}transfer-encoding: chunked\r\n\r\n"
+    );
+    let begin = || {
+        let mut stream = TcpStream::connect(topic.address).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    // Of the same service, on bad paths.
+    let stalled: Vec<_> = (0..8).map(|_| begin()).collect();
+    let began = std::time::Instant::now();
+    for size in [200, 100_000, 1 << 20] {
+        let mut stream = begin();
+        let body = "x".repeat(size);
+        let chunk = format!("{size:x}\r\n{body}\r\n0\r\n\r\n");
+        stream.write_all(chunk.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{size}: {answer}");
+    }
+    assert!(began.elapsed() < std::time::Duration::from_secs(10));
+    drop(stalled);
+}
+
 #[test]
 fn small_bodies_do_not_wait_for_large_ones_that_do_not_come() {
     let topic = Running::start(file(5, &[]));
