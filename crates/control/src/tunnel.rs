@@ -11,14 +11,16 @@ use api::problem::Problem;
 use api::window;
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use http::{Request, StatusCode, header};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use model::boundary::KeyFingerprint;
-use model::ids::NodeName;
+use model::boundary::{KeyFingerprint, PrincipalName};
+use model::ids::{NodeName, ProjectName};
 use tls::PeerId;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
 use crate::call::Call;
 use crate::dispatch::Peer;
@@ -26,10 +28,14 @@ use crate::identity;
 use crate::state::Server;
 
 pub const PROTOCOL: &str = "mainland-tunnel";
+/// The code of who would hold too much of it.
+pub const BUSY: &str = "busy";
 /// Until the head of a node's answer is there.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Streams of one tunnel that people hold at a time: output that is followed, commands, connections. The rest is for what is asked and answered.
 const HELD_MOST: usize = window::TUNNELLED_MOST as usize / 10 * 9;
+/// Of these, what one party may hold.
+const HELD_EACH: usize = HELD_MOST / 2;
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -44,7 +50,52 @@ struct Tunnel {
     key: KeyFingerprint,
     sender: SendRequest<Body>,
     closing: Arc<Notify>,
-    room: Arc<Semaphore>,
+    held: Holders,
+}
+
+/// How many streams of a tunnel each party holds. Who holds none is not in it.
+type Holders = Arc<Mutex<BTreeMap<Party, usize>>>;
+
+/// Who holds something open, and in which project.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Party {
+    pub by: PrincipalName,
+    pub project: ProjectName,
+}
+
+/// One stream of a tunnel that a person holds, for as long as this is there.
+struct Held {
+    all: Holders,
+    of: Party,
+}
+
+impl Held {
+    fn take(tunnel: &Tunnel, node: &NodeName, of: &Party) -> Result<Self, Problem> {
+        let mut all = tunnel.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.values().sum::<usize>() >= HELD_MOST {
+            return Err(is_full(node, "", HELD_MOST));
+        }
+        let own = all.get(of).copied().unwrap_or_default();
+        if own >= HELD_EACH {
+            let whose = format!(" in {} for {}", of.project, of.by);
+            return Err(is_full(node, &whose, HELD_EACH));
+        }
+        all.insert(of.clone(), own + 1);
+        Ok(Self {
+            all: tunnel.held.clone(),
+            of: of.clone(),
+        })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = all.remove(&self.of).unwrap_or_default().saturating_sub(1);
+        if left > 0 {
+            all.insert(self.of.clone(), left);
+        }
+    }
 }
 
 /// A tunnel for as long as it is open. It is forgotten with this.
@@ -61,7 +112,7 @@ impl Tunnels {
             key,
             sender,
             closing: closing.clone(),
-            room: Arc::new(Semaphore::new(HELD_MOST)),
+            held: Arc::default(),
         };
         if let Some(older) = self.lock().insert(node.clone(), tunnel) {
             older.closing.notify_one();
@@ -107,20 +158,24 @@ impl Tunnels {
         answering.map(|(node, _)| node.clone()).collect()
     }
 
-    /// The same for what a person holds open for as long as they like.
+    /// Asks a node for somebody, who holds the answer open for as long as they like.
     ///
     /// # Errors
     ///
-    /// `busy` (503) where the tunnel carries [`HELD_MOST`] already.
+    /// `busy` (503) where the tunnel carries [`HELD_MOST`] already, or [`HELD_EACH`] of theirs.
     pub async fn carry(
         &self,
         node: &NodeName,
+        of: &Party,
         request: Request<Body>,
     ) -> Result<Response, Problem> {
-        let room = self.lock().get(node).map(|tunnel| tunnel.room.clone());
-        let held = room.map(Semaphore::try_acquire_owned).transpose();
-        let held = held.map_err(|_| is_full(node))?;
-        let answer = self.forward(node, request).await?;
+        let held = {
+            let open = self.lock();
+            let tunnel = open.get(node);
+            tunnel.map(|tunnel| Held::take(tunnel, node, of))
+        };
+        let held = held.transpose()?;
+        let answer = self.asked(node, request).await?.map(Body::new);
         Ok(answer.map(|body| {
             Body::new(body.map_frame(move |frame| {
                 // It is let go of with the body.
@@ -130,18 +185,37 @@ impl Tunnels {
         }))
     }
 
-    /// Asks a node and hands its answer on.
-    pub async fn forward(
+    /// Asks a node for what is taken whole, and at once: nobody outside may hold it open.
+    ///
+    /// # Errors
+    ///
+    /// Where its answer is of more than `most_bytes`, or breaks off: what went wrong.
+    pub async fn ask(
         &self,
         node: &NodeName,
         request: Request<Body>,
-    ) -> Result<Response, Problem> {
+        most_bytes: usize,
+    ) -> Result<Result<(http::response::Parts, Bytes), String>, Problem> {
+        let (head, body) = self.asked(node, request).await?.into_parts();
+        let body = Limited::new(body, most_bytes).collect();
+        Ok(match tokio::time::timeout(ANSWER_TIMEOUT, body).await {
+            Ok(Ok(body)) => Ok((head, body.to_bytes())),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("it took longer than {ANSWER_TIMEOUT:?}")),
+        })
+    }
+
+    async fn asked(
+        &self,
+        node: &NodeName,
+        request: Request<Body>,
+    ) -> Result<http::Response<Incoming>, Problem> {
         let mut sender = self
             .get(node)
             .ok_or_else(|| unreachable(node, "it has no tunnel open"))?;
         let answering = tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(request));
         match answering.await {
-            Ok(Ok(answer)) => Ok(answer.map(Body::new)),
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(unreachable(node, &error.to_string())),
             Err(_) => Err(unreachable(
                 node,
@@ -172,10 +246,10 @@ pub fn unreachable(node: &NodeName, why: &str) -> Problem {
     ))
 }
 
-fn is_full(node: &NodeName) -> Problem {
+fn is_full(node: &NodeName, whose: &str, most: usize) -> Problem {
     let title =
-        format!("node {node} has {HELD_MOST} commands, connections and followed outputs open");
-    Problem::unavailable("busy", title).remedy("end some of them, or wait until others end")
+        format!("node {node} has {most} commands, connections and followed outputs open{whose}");
+    Problem::unavailable(BUSY, title).remedy("end some of them, or wait until others end")
 }
 
 /// Switches the connection over, and keeps the tunnel for as long as it lives, or its holder is the node and has a certificate that is good.

@@ -29,6 +29,7 @@ use crate::call::{Answer, Call};
 use crate::problems;
 use crate::runs::Bars;
 use crate::state::{Server, Shared};
+use crate::tunnel::Party;
 use crate::views;
 
 /// Frames that who asked has not yet taken.
@@ -47,6 +48,7 @@ const FRAMES_TYPE: &str = "application/vnd.mainland.frames";
 /// One that a person runs. Dropped, it is placed no more, and its node ends it with all it started.
 struct Held {
     server: Arc<Server>,
+    of: Party,
     instance: InstanceId,
     node: NodeName,
 }
@@ -71,6 +73,10 @@ pub async fn run(server: Arc<Server>, mut call: Call) -> Answer {
     let (instance, node) = placed?;
     let held = Held {
         server: server.clone(),
+        of: Party {
+            by: call.principal.name(),
+            project: service.project.clone(),
+        },
         instance,
         node,
     };
@@ -120,7 +126,11 @@ async fn carry(held: &Held, body: Body, sender: &mpsc::Sender<Bytes>) -> Result<
     until_it_runs(held, sender).await?;
     let path = path_of(&held.instance, "exec", "");
     let request = request(&held.node, &path, body).map_err(in_words)?;
-    let answer = held.server.tunnels.carry(&held.node, request).await;
+    let answer = held
+        .server
+        .tunnels
+        .carry(&held.node, &held.of, request)
+        .await;
     let mut body = pin!(answer.map_err(in_words)?.into_body());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| format!("its node is not heard any more: {error}"))?;
@@ -201,13 +211,18 @@ pub async fn connect(server: Arc<Server>, mut call: Call) -> Answer {
     let query = call.request.uri().query();
     let query = query.map(|query| format!("?{query}")).unwrap_or_default();
     let (instance, node) = ready_copy(&server, &service)?;
-    keep_once_a_minute(&server, call.principal.name(), &service).await?;
+    let by = call.principal.name();
+    keep_once_a_minute(&server, by.clone(), &service).await?;
     let request = request(
         &node,
         &path_of(&instance, "connect", &query),
         call.takes_body(),
     )?;
-    server.tunnels.carry(&node, request).await
+    let of = Party {
+        by,
+        project: service.project,
+    };
+    server.tunnels.carry(&node, &of, request).await
 }
 
 /// Connections come by the thousand from one command: a record for each would push out those of changes.

@@ -10,7 +10,6 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderName, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt, Limited};
 use model::compute::InstanceState;
 use model::control::Reason;
 use model::ids::{ProjectName, ResourceId};
@@ -146,14 +145,13 @@ async fn forward(
     target: &Target,
     request: Request<Body>,
 ) -> Result<(http::response::Parts, Bytes), Problem> {
-    let answer = server.tunnels.forward(&target.node, request).await?;
-    let (head, body) = answer.into_parts();
-    let body = Limited::new(body, ANSWERED_MAX_BYTES).collect().await;
-    let body = body.map_err(|error| {
+    let asked = server
+        .tunnels
+        .ask(&target.node, request, ANSWERED_MAX_BYTES);
+    let (head, body) = asked.await?.map_err(|why| {
         let title = format!("the answer of {} did not come whole", target.instance);
-        Problem::new(502, "no-answer", title).detail(error.to_string())
+        Problem::new(502, "no-answer", title).detail(why)
     })?;
-    let body = body.to_bytes();
     match head.status.is_success() {
         true => Ok((plain(head), body)),
         false => Err(refusal(target, &head, &body)),

@@ -7,7 +7,6 @@ use std::time::Duration;
 use api::problem::Problem;
 use api::wire;
 use axum::body::Body;
-use axum::response::Response;
 use futures_util::{StreamExt, stream};
 use http::{Method, Request, header};
 use model::ids::{InstanceName, NodeName, ProjectName};
@@ -16,7 +15,7 @@ use super::projects;
 use crate::auditor::Deed;
 use crate::call::{self, Answer, Call};
 use crate::state::Server;
-use crate::tunnel;
+use crate::tunnel::{self, Party};
 use crate::views;
 
 /// Nodes that are asked at once for the output of an instance that is gone.
@@ -50,36 +49,54 @@ pub async fn logs(server: Arc<Server>, call: Call) -> Answer {
         Err(unknown) if unknown.status == 404 => {
             let known = server.look(|world| world.has_project(&project));
             let path = path_of(&call, "logs")?;
-            let found = match known {
-                true => search(&server, path).await,
-                false => None,
-            };
-            found.ok_or(unknown)
+            match known {
+                true => search(&server, &party(&call, project), path)
+                    .await
+                    .unwrap_or(Err(unknown)),
+                false => Err(unknown),
+            }
         }
         Err(problem) => Err(problem),
     }
 }
 
-/// The first answer of a node that knows the path.
-async fn search(server: &Arc<Server>, path: String) -> Option<Response> {
+/// The first answer of a node that knows the path. Where none does, why one that may could not be asked. `None`: all that answered know nothing.
+async fn search(server: &Arc<Server>, of: &Party, path: String) -> Option<Answer> {
     let asked = server.tunnels.nodes().into_iter().map(|node| {
         let uri = format!("http://{node}{path}");
-        ask(server.clone(), node, uri)
+        ask(server.clone(), node, of.clone(), uri)
     });
-    let mut found = pin!(
-        stream::iter(asked)
-            .buffer_unordered(ASKED_AT_ONCE)
-            .filter_map(std::future::ready)
-    );
-    tokio::time::timeout(SEARCH_TIMEOUT, found.next())
-        .await
-        .ok()?
+    let mut answers = pin!(stream::iter(asked).buffer_unordered(ASKED_AT_ONCE));
+    let mut busy = None;
+    let searching = async {
+        while let Some(answer) = answers.next().await {
+            match answer {
+                Ok(answer) if answer.status().is_success() => return Some(answer),
+                Err(problem) if problem.code == tunnel::BUSY => busy = Some(problem),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        None
+    };
+    let found = tokio::time::timeout(SEARCH_TIMEOUT, searching).await;
+    match found.ok().flatten() {
+        Some(answer) => Some(Ok(answer)),
+        None => busy.map(Err),
+    }
 }
 
-async fn ask(server: Arc<Server>, node: NodeName, uri: String) -> Option<Response> {
-    let request = Request::get(uri).body(Body::empty()).ok()?;
-    let answer = server.tunnels.forward(&node, request).await.ok()?;
-    answer.status().is_success().then_some(answer)
+/// Who asked may read the answer as slowly as they like.
+async fn ask(server: Arc<Server>, node: NodeName, of: Party, uri: String) -> Answer {
+    let request = Request::get(uri).body(Body::empty());
+    let request = request.map_err(|error| Problem::invalid(error.to_string()))?;
+    server.tunnels.carry(&node, &of, request).await
+}
+
+fn party(call: &Call, project: ProjectName) -> Party {
+    Party {
+        by: call.principal.name(),
+        project,
+    }
 }
 
 pub async fn exec(server: Arc<Server>, call: Call) -> Answer {
@@ -108,13 +125,14 @@ async fn forward(server: Arc<Server>, mut call: Call, node: &NodeName, what: &st
     } else {
         Body::empty()
     };
+    let of = party(&call, call.project()?);
     let request = request
         .body(body)
         .map_err(|error| Problem::invalid(error.to_string()))?;
     if !server.tunnels.is_open(node) {
         return Err(tunnel::unreachable(node, &silence(&server, node)));
     }
-    server.tunnels.carry(node, request).await
+    server.tunnels.carry(node, &of, request).await
 }
 
 /// What a node is asked for, with the query as it came.

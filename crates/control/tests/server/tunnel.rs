@@ -263,7 +263,7 @@ async fn says_nothing(request: Request<Incoming>) -> Result<Response<Body>, hype
     Ok(Response::new(BodyExt::boxed(silent)))
 }
 
-/// However many follow its output, a node has room for what is asked and answered.
+/// However many follow its output, or read what is gone and do not go on, a node has room for what others ask, and for what is asked and answered.
 #[tokio::test]
 async fn a_tunnel_keeps_room_beside_what_people_hold() {
     let directory = tempfile::tempdir().unwrap();
@@ -271,6 +271,13 @@ async fn a_tunnel_keeps_room_beside_what_people_hold() {
     let node = cloud.join("a").await;
     cloud.apply(&apply_of(&[("web", service(1))])).await;
     cloud.ready("web", 1).await;
+    let other = "other".parse().unwrap();
+    let of_other = apply_of(&[("web", service(1))]);
+    cloud
+        .client
+        .apply(&other, &of_other, false, &key())
+        .await
+        .unwrap();
     open_tunnel_with(&node, says_nothing).await;
     let first = until("the tunnel", || async {
         cloud.client.logs(&project(), "web-1", 1, true).await.ok()
@@ -283,17 +290,25 @@ async fn a_tunnel_keeps_room_beside_what_people_hold() {
         if held.len() % 200 == 0 {
             client = cloud.client.another();
         }
-        match client.logs(&project(), "web-1", 1, true).await {
+        // The second is gone.
+        let instance = ["web-1", "web-9"][held.len() % 2];
+        match client.logs(&project(), instance, 1, true).await {
             Ok(followed) => held.push(followed),
             Err(error) => break error,
         }
         assert!(held.len() < api::window::TUNNELLED_MOST as usize);
     };
     assert_eq!(refused.code(), Some("busy"), "{refused}");
-    assert!(held.len() > 500, "{}", held.len());
-    // What the server itself asks a node still goes through: of one that is gone all nodes are asked.
-    let found = cloud.client.logs(&project(), "web-9", 7, false).await;
-    assert!(found.is_ok());
+    assert_eq!(held.len(), 450, "half of what there is for people");
+    for gone_too in ["web-1", "web-9"] {
+        let refused = cloud.client.logs(&project(), gone_too, 7, false).await;
+        assert_eq!(code(refused.map(drop)), "busy", "{gone_too}");
+    }
+    // Who works in another project has theirs.
+    let of_other = until("its output", || async {
+        cloud.client.logs(&other, "web-1", 1, true).await.ok()
+    });
+    drop(of_other.await);
     held.truncate(10);
     let again = until("there is room again", || async {
         cloud.client.logs(&project(), "web-1", 1, true).await.ok()
