@@ -64,9 +64,9 @@ impl Drop for Held {
 /// The head of the answer is there at once. What follows is told while it begins, and then what the command says.
 pub async fn run(server: Arc<Server>, mut call: Call) -> Answer {
     let service = call.resource("service")?;
-    let at = server.now();
+    let (at, now) = (server.now(), server.clock.now());
     let placed = server.with(|shared| {
-        let bars = bars(&server, shared);
+        let bars = bars(&server, shared, now);
         let (runs, world) = (&mut shared.runs, &shared.world);
         runs.add(world, &service, &bars, at)
     });
@@ -104,10 +104,18 @@ pub async fn run(server: Arc<Server>, mut call: Call) -> Answer {
     Ok(answer)
 }
 
-/// An agent of another version may not know what a run is, and could read nothing more of what it is told; and commands go by the tunnel.
-fn bars(server: &Server, shared: &Shared) -> Bars {
+/// A node that is not heard can begin nothing now. An agent of another version may not know what a run is, and could read nothing more of what it is
+/// told; and commands go by the tunnel.
+fn bars(server: &Server, shared: &Shared, now: plan::Now) -> Bars {
     let mut bars = Bars::default();
-    for (name, node) in &shared.observed.nodes {
+    for name in shared.world.nodes.keys() {
+        let heard = shared.observed.nodes.get(name);
+        let heard = heard.filter(|_| shared.nodes.sight(name, now) == Sight::Heard);
+        let Some(node) = heard else {
+            let why = Reason::new("not-heard", "it is not heard");
+            bars.never.push((name.clone(), why));
+            continue;
+        };
         if node.version != server.version {
             let (agent, own) = (&node.version, server.version);
             let why = format!("its agent is of version {agent}, the server of {own}");

@@ -4,6 +4,7 @@ use api::stream::{BoxStream, Frame};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use model::compute::{DesiredInstance, Purpose, Wanted};
+use model::control::NodeRole;
 use tokio::sync::mpsc;
 
 use crate::cloud::*;
@@ -169,4 +170,26 @@ async fn a_command_waits_for_the_way_to_it() {
     assert!(told.contains("is not there at the moment"), "{told}");
     open_tunnel(&node).await;
     assert!(matches!(running.next().await, Some(Ok(Frame::Stdin(_)))));
+}
+
+/// Of a node that is not heard nothing is known: it is no better than one whose tunnel is dug anew.
+#[tokio::test]
+async fn no_command_goes_to_a_node_that_is_not_heard() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _nodes = [cloud.join("a").await, cloud.join("b").await];
+    cloud.apply(&apply_of(&[("web", service(2))])).await;
+    cloud.ready("web", 2).await;
+    // It has joined, and said nothing yet.
+    let token = cloud.join_token(Some("c")).await;
+    let silent = FakeNode::let_in(&token, cloud.file.nodes, "c", NodeRole::Worker).await;
+    silent.unwrap();
+    for _ in 0..4 {
+        let (_say, mut running) = run(&cloud).await;
+        let Some(Ok(Frame::Stderr(told))) = running.next().await else {
+            panic!("it waits for the way to one that is heard")
+        };
+        let told = String::from_utf8_lossy(&told).into_owned();
+        assert!(told.contains("is not there at the moment"), "{told}");
+    }
 }
