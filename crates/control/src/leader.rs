@@ -37,6 +37,8 @@ use crate::state::{CommitError, Server};
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(1);
 /// Turns that follow each other at once, when each finds something to do, before others get their time.
 const TURNS_AT_ONCE: usize = 8;
+/// Records that one turn cleans away, or keeps of what nodes say, at most.
+const STEPS_AT_ONCE: usize = 32;
 
 /// What the leader remembers from turn to turn. All of it may be lost.
 pub struct Leader {
@@ -54,6 +56,7 @@ pub struct Leader {
     told: Option<(Revision, u64, u64, bool)>,
     counter: u64,
     cleaning: cleaning::Cleaning,
+    keeping: told::Keeping,
     /// Violations already told.
     objections: BTreeMap<ResourceId, String>,
 }
@@ -80,6 +83,7 @@ impl Leader {
             told: None,
             counter: 0,
             cleaning: cleaning::Cleaning::default(),
+            keeping: told::Keeping::default(),
             objections: BTreeMap::new(),
         }
     }
@@ -116,7 +120,7 @@ impl Leader {
         let started = self.server.turns.begin();
         let now = self.server.clock.now();
         let mut wrote = self.nodes(now).await;
-        wrote |= self.keep_what_is_told().await;
+        wrote |= self.keep_what_is_told(now).await;
         wrote |= self.services(now).await;
         wrote |= self.clean(now).await;
         self.tell();

@@ -10,7 +10,7 @@ use model::ids::{Digest, NodeName, ReleaseNumber, ResourceId};
 use model::signals::Level;
 use plan::{Instant, Now};
 
-use super::{Leader, report};
+use super::{Leader, STEPS_AT_ONCE, report};
 use crate::apply::delete_data;
 use crate::draft::Draft;
 use crate::events::About;
@@ -25,8 +25,6 @@ const RELEASES_KEPT: usize = 10;
 const ANSWERS_KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 const ANSWERS_KEPT: usize = 1_000;
 const CLEAN_EVERY: Duration = Duration::from_secs(60);
-/// Steps of one turn.
-const STEPS_AT_ONCE: usize = 32;
 
 #[derive(Default)]
 pub(super) struct Cleaning {

@@ -1,36 +1,59 @@
 //! What nodes say of themselves that a server must know before it hears them again, stored where it is something else than before: the programs for
 //! engines, by which databases are placed, and the place where the agent runs, by which a copy of its directory is known.
+//!
+//! After the first start of a version that stores more, or where all machines were started anew, it is so of every node at once. A turn keeps what
+//! some of them say, together, and then decides and tells the rest: nobody waits for a thousand writes.
+
+use std::time::Duration;
 
 use model::control::NodeRecord;
 use model::ids::NodeName;
+use plan::{Instant, Now};
 
-use super::{Leader, report};
+use super::{Leader, STEPS_AT_ONCE, report};
 use crate::draft::Draft;
 use crate::observed;
 use crate::records::Key;
 use crate::state::CommitError;
 use crate::world::Stored;
 
+/// After a disk refused: nothing is decided by it soon.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// What a disk refused is tried again then.
+#[derive(Default)]
+pub(super) struct Keeping {
+    again_at: Option<Instant>,
+}
+
 impl Leader {
     /// True: something was written.
-    pub(super) async fn keep_what_is_told(&mut self) -> bool {
-        let mut wrote = false;
-        for (name, known, next) in self.told_otherwise() {
+    pub(super) async fn keep_what_is_told(&mut self, now: Now) -> bool {
+        if self.keeping.again_at.is_some_and(|at| now.instant < at) {
+            return false;
+        }
+        self.keeping.again_at = None;
+        let told = self.told_otherwise();
+        let drafts = told.iter().map(|(name, known, next)| {
             let mut draft = Draft::new();
-            draft.put(Key::Node(name), Some(&known), &next);
-            match self.server.commit(draft).await {
-                Ok(_) => {
-                    tracing::info!(node = %next.name, programs = ?next.programs, "a node has other programs, or another place");
-                    self.cluster.set_node(&next);
-                    wrote = true;
+            draft.put(Key::Node(name.clone()), Some(known), next);
+            draft
+        });
+        for draft in Draft::pack(drafts) {
+            if let Err(error) = self.server.commit(draft).await {
+                report(&error, "what nodes have could not be stored");
+                let is_decided_anew = matches!(error, CommitError::Conflict(_));
+                if !is_decided_anew {
+                    self.keeping.again_at = Some(now.instant.after(AGAIN_AFTER));
                 }
-                Err(error) => {
-                    report(&error, "what a node has could not be stored");
-                    wrote |= matches!(error, CommitError::Conflict(_));
-                }
+                return is_decided_anew;
             }
         }
-        wrote
+        for (node, _, next) in &told {
+            tracing::info!(%node, programs = ?next.programs, "a node has other programs, or another place");
+            self.cluster.set_node(next);
+        }
+        !told.is_empty()
     }
 
     fn told_otherwise(&self) -> Vec<(NodeName, Stored<NodeRecord>, NodeRecord)> {
@@ -41,7 +64,7 @@ impl Leader {
                 let next = as_told(&known.value, node);
                 (next != known.value).then(|| (name.clone(), known.clone(), next))
             });
-            told.collect()
+            told.take(STEPS_AT_ONCE).collect()
         })
     }
 }

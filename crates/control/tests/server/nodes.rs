@@ -879,6 +879,43 @@ async fn nodes_that_wait_for_a_server_to_hear_them_are_not_lost() {
     assert_eq!(said_of_nodes(&cloud).await, "");
 }
 
+/// After the restart of all machines every node says another place at once: that is no thousand writes before anything is decided.
+#[tokio::test]
+async fn what_many_nodes_say_at_once_is_kept_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let held = crate::held::Held::default();
+    let memory = Memory::Other(std::sync::Arc::new(held.clone()));
+    let cloud = Cloud::start_with(directory.path(), memory, any(), any()).await;
+    let mut nodes = Vec::new();
+    for index in 0..12 {
+        let name = format!("n{index}");
+        let token = cloud.join_token(Some(&name)).await;
+        let node = FakeNode::let_in(&token, cloud.file.nodes, &name, NodeRole::Worker).await;
+        nodes.push(node.unwrap());
+    }
+    held.set(crate::held::Disk::Stands("node/"));
+    let before = held.inner.revision().await.unwrap().number();
+    for (folder, node) in (1..).zip(&nodes) {
+        node.beats_from(Place { folder, boot: 1 }).await.unwrap();
+    }
+    until("the first waits for the disk", || async {
+        (held.waiting() > 0).then_some(())
+    })
+    .await;
+    held.set(crate::held::Disk::Works);
+    until("all are kept", || async {
+        let (kept, _) = store::list_all(&held.inner, "node/").await.unwrap();
+        let kept = kept.iter().filter(|record| {
+            let record: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+            record["runs_at"]["boot"] == 1
+        });
+        (kept.count() == nodes.len()).then_some(())
+    })
+    .await;
+    let written = held.inner.revision().await.unwrap().number() - before;
+    assert!(written <= 4, "{written} transactions");
+}
+
 async fn lone_node(cloud: &Cloud) -> FakeNode {
     let token = cloud.join_token(Some("a")).await;
     let node = FakeNode::let_in(&token, cloud.file.nodes, "a", NodeRole::Worker).await;
