@@ -92,7 +92,7 @@ pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
         was_it: was_it(&server, &ask, &key),
     };
     let deed = of_node(&ask.name, "node.join");
-    let before = loop {
+    let became = loop {
         let build = |world: &World| {
             let known = world.nodes.get(&ask.name);
             let before = Before {
@@ -100,15 +100,19 @@ pub async fn join(server: Arc<Server>, mut call: Call) -> Answer {
                 key: known.and_then(|known| known.key.clone()),
             };
             let admitted = match admits(world, &call.principal, token.as_ref(), &comer, now)? {
-                Admitted::Before => return Ok((Draft::new(), Some(before))),
+                Admitted::Before => return Ok((Draft::new(), Some(None))),
                 Admitted::Now(spent) => spent,
             };
             let (draft, is_whole) = let_in(&server, world, &ask, &comer, admitted)?;
-            Ok((draft, is_whole.then_some(before)))
+            Ok((draft, is_whole.then_some(Some(before))))
         };
-        if let (Some(before), _) = server.change(&deed, build).await? {
-            break before;
+        if let (Some(became), _) = server.change(&deed, build).await? {
+            break became;
         }
+    };
+    let Some(before) = became else {
+        // It was, and nothing is different: there is nothing to tell, whatever the request says.
+        return Ok(call::json(&joined(&server, chain)));
     };
     if before.key.as_ref() != Some(&key) {
         forget_seen(&server, &ask.name, &key);

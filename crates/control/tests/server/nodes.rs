@@ -638,6 +638,14 @@ async fn a_join_by_a_token_for_any_node_is_answered_again() {
     }
     let listed = cloud.client.nodes().await.unwrap().items;
     assert_eq!(listed[0].zone.as_str(), "a", "it changes nothing");
+    let events = cloud.client.events(None, 0).await.unwrap().items;
+    let joined = events.iter().filter(|event| event.reason.code == "joined");
+    let joined: Vec<_> = joined.map(|event| &event.reason.message).collect();
+    assert_eq!(
+        joined,
+        ["node a joined in zone a"],
+        "nor is it told as a join"
+    );
     let other = Key::generate().unwrap();
     let join = join_of("a", worker, other.request().unwrap());
     assert_eq!(code(client.join(&join).await), "node-exists");
