@@ -23,7 +23,7 @@ use boundary::secret::{Binding, Envelope, Error, KeyId, Keyring};
 use model::boundary::{Principal, PrincipalName};
 use model::ids::ResourceId;
 use store::{List, Store};
-use tokio::sync::MutexGuard;
+use tokio::sync::{MutexGuard, Notify};
 
 use crate::auditor::{Chain, Deed};
 use crate::draft::Draft;
@@ -32,8 +32,9 @@ use crate::records::{AUTHORITY, Key, SecretRecord, decode};
 use crate::state::Server;
 use crate::world::{Stored, World};
 
-/// Between two tries to end a rotation that was left half done.
+/// Between the first two tries to end a rotation that was left half done. Each pause is twice as long as the one before it.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
+const RETRY_AFTER_MOST: Duration = Duration::from_secs(600);
 /// Envelopes wrapped anew in one transaction at most.
 const WRAPPED_AT_ONCE: usize = 60;
 /// Where all lies in the store that is sealed, but for the authority.
@@ -47,6 +48,8 @@ pub struct Ring {
     rotating: tokio::sync::Mutex<()>,
     /// The old keys of which the audit log says already that they are forgotten.
     going: Mutex<Vec<KeyId>>,
+    /// A rotation was begun, which somebody has to end.
+    begun: Notify,
 }
 
 impl Ring {
@@ -57,6 +60,7 @@ impl Ring {
             path: path.to_owned(),
             rotating: tokio::sync::Mutex::default(),
             going: Mutex::default(),
+            begun: Notify::new(),
         })
     }
 
@@ -116,17 +120,23 @@ pub async fn rotate(server: &Server, by: PrincipalName) -> Result<wire::Keyring,
         // Nobody seals in between: whoever does has the turn.
         let turn = server.changing.lock().await;
         server.ring.set(keys, &turn).await?;
+        server.ring.begun.notify_one();
     }
     finish(server, by).await?;
     status(server).await
 }
 
-/// Goes on with whatever rotation is left half done, by an earlier server or by this one, for as long as the server runs.
+/// Goes on with whatever rotation is left half done, by an earlier server or by this one, for as long as the server leads. What does not go away
+/// by itself, such as a record that can't be read, is told and tried ever more seldom.
 pub async fn go_on(server: Arc<Server>) {
     let by = Principal::Administrator {
         name: "server".to_owned(),
     };
+    let mut pause = RETRY_AFTER;
     loop {
+        if !server.ring.has_old() {
+            server.ring.begun.notified().await;
+        }
         let ended = {
             let _alone = server.ring.rotating.lock().await;
             match server.ring.has_old() {
@@ -134,12 +144,22 @@ pub async fn go_on(server: Arc<Server>) {
                 false => Ok(()),
             }
         };
-        if let Err(problem) = ended {
-            let title = problem.title;
-            tracing::warn!(%title, "the rotation of the key ring can't be ended yet");
+        let Err(problem) = ended else {
+            pause = RETRY_AFTER;
+            continue;
+        };
+        if server.leadership.is_fenced() {
+            return;
         }
-        tokio::time::sleep(RETRY_AFTER).await;
+        let (title, again_s) = (problem.title, pause.as_secs());
+        tracing::warn!(%title, again_s, "the rotation of the key ring can't be ended yet");
+        tokio::time::sleep(pause).await;
+        pause = longer(pause);
     }
+}
+
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(RETRY_AFTER_MOST)
 }
 
 async fn finish(server: &Server, by: PrincipalName) -> Result<(), Problem> {
@@ -152,19 +172,17 @@ async fn finish(server: &Server, by: PrincipalName) -> Result<(), Problem> {
 /// Forgets the keys that seal nothing any more, by what the store itself holds: the mirror may be behind it, and what only a forgotten key opens
 /// is lost.
 async fn retire(server: &Server, by: PrincipalName) -> Result<(), Problem> {
+    let keys = server.ring.keys();
+    if old_keys(&keys).is_empty() {
+        return Ok(());
+    }
+    // Before anybody has to wait for it: what is not so now is not so in a moment.
+    is_all_sealed_by(server, keys.current()).await?;
     // Nobody seals in between: whoever does has the turn.
     let mut chain = server.changing.lock().await;
     let mut keys = (*server.ring.keys()).clone();
     let old = old_keys(&keys);
-    if old.is_empty() {
-        return Ok(());
-    }
-    let current = keys.current().clone();
-    let authority = sealed_authority(server).await?.0.key;
-    if authority.key_id != current || !all_sealed_by(&*server.store, &current).await? {
-        let title = "something was sealed by an old key meanwhile";
-        return Err(Problem::conflict("busy", title).remedy("repeat the command"));
-    }
+    is_all_sealed_by(server, keys.current()).await?;
     // Once: that a disk refuses the file is tried again, and nothing new.
     if server.ring.said_to_go() != old {
         let mut draft = Draft::new();
@@ -179,6 +197,15 @@ async fn retire(server: &Server, by: PrincipalName) -> Result<(), Problem> {
         keys.retire(id);
     }
     server.ring.set(keys, &chain).await
+}
+
+async fn is_all_sealed_by(server: &Server, key: &KeyId) -> Result<(), Problem> {
+    let authority = sealed_authority(server).await?.0.key;
+    if authority.key_id == *key && all_sealed_by(&*server.store, key).await? {
+        return Ok(());
+    }
+    let title = "something was sealed by an old key meanwhile";
+    Err(Problem::conflict("busy", title).remedy("repeat the command"))
 }
 
 /// Whether all secrets in the store are sealed by this key.
@@ -357,5 +384,14 @@ mod tests {
         let _ = tokio::time::timeout(Duration::from_millis(300), looks).await;
         assert!(!rotating.is_finished());
         rotating.abort();
+    }
+
+    #[test]
+    fn what_cannot_be_ended_is_tried_ever_more_seldom() {
+        let pauses = std::iter::successors(Some(RETRY_AFTER), |pause| Some(longer(*pause)));
+        let seconds: Vec<_> = pauses.take(9).map(|pause| pause.as_secs()).collect();
+        assert_eq!(seconds, [10, 20, 40, 80, 160, 320, 600, 600, 600]);
+        // A day.
+        assert!(24 * 3600 / RETRY_AFTER_MOST.as_secs() < 150);
     }
 }
