@@ -119,6 +119,25 @@ impl Removal {
     }
 }
 
+/// What a command that is shown must have besides, so that it acts on this manifest: [`Globals::aim`], and the file where it is another than the one
+/// that is taken without it.
+fn aim_at(file: &Path, globals: &Globals) -> String {
+    let named = match file == Path::new(MANIFEST) {
+        true => String::new(),
+        false => format!(" -f {}", as_a_word(&file.to_string_lossy())),
+    };
+    named + &globals.aim()
+}
+
+/// As a shell takes it for one word.
+fn as_a_word(text: &str) -> String {
+    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+:@%,=".contains(letter);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "It asks before it takes away a service that others need or that leaves a volume behind. With nobody there to \
@@ -238,7 +257,7 @@ impl Diff {
         let manifest = read_meant(&file, globals)?;
         let mut applied =
             apply(&client, &file, &manifest, &self.removal, None, true, false).await?;
-        let aim = globals.aim();
+        let aim = aim_at(&file, globals);
         let left = self.removal.left(&client, &manifest, &aim);
         applied.warnings.extend(left.await);
         self.output.print(&applied, || describe(&applied))?;
@@ -295,7 +314,7 @@ impl ApplyFile {
             }
             other => other?,
         };
-        let aim = globals.aim();
+        let aim = aim_at(&file, globals);
         let left = self.removal.left(&client, &manifest, &aim);
         applied.warnings.extend(left.await);
         self.output.print(&applied, || describe(&applied))?;
@@ -435,6 +454,21 @@ fn describe_change(change: &wire::Change) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is shown prunes what the manifest at hand does not declare, and not what another file does not.
+    #[test]
+    fn what_is_shown_takes_the_same_file() {
+        let globals = Globals::default();
+        let table = [
+            (MANIFEST, ""),
+            ("b.yaml", " -f b.yaml"),
+            ("-", " -f -"),
+            ("my shop/it's.yaml", r" -f 'my shop/it'\''s.yaml'"),
+        ];
+        for (file, expected) in table {
+            assert_eq!(aim_at(Path::new(file), &globals), expected);
+        }
+    }
 
     #[test]
     fn kinds_are_known_in_singular_and_plural() {

@@ -14,7 +14,7 @@ use model::units::Span;
 
 use super::lock::Lock;
 use super::manifest::read_meant;
-use super::{MANIFEST, describe, find_manifest, is_questionable, request, undeclared};
+use super::{MANIFEST, aim_at, describe, find_manifest, is_questionable, request, undeclared};
 use crate::failure::Failure;
 use crate::output::{Output, say, warnings};
 use crate::progress::{self, Rolled};
@@ -71,7 +71,7 @@ impl Deploy {
         let patience = self.wait_for_lock.then_some(self.timeout);
         let lock = Lock::take(&client, &project, patience).await?;
         let mut released = Releases::new();
-        let aim = globals.aim();
+        let aim = aim_at(&file, globals);
         let outcome = tokio::select! {
             outcome = self.deploy(&client, &file, &manifest, &lock, &aim, &mut released) => outcome,
             () = asked_to_end() => Err(interrupted(&project, &released)),
