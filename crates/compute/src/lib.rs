@@ -44,6 +44,7 @@
 
 pub mod artifact;
 pub mod beneath;
+mod calls;
 pub mod cgroup;
 pub mod identity;
 pub mod instance;

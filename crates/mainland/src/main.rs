@@ -90,6 +90,7 @@ enum Command {
 fn main() -> ExitCode {
     // What the caller has open besides is nobody's business below: least of all that of the programs that run as services.
     close_fds::set_fds_cloexec(FIRST_BESIDES_STANDARD, &[]);
+    compute::shim::hear_signals();
     // The processes of an instance's life come first: they are many, and small.
     let mut words = std::env::args_os().skip(1);
     match words.next().as_deref().and_then(|word| word.to_str()) {

@@ -9,10 +9,16 @@ use super::Violation;
 use super::workspace::{Source, Workspace};
 
 /// Where it must be, and why.
-const ALLOWED: [(&str, &str); 1] = [(
-    "crates/sqlite/src/testing/vfs.rs",
-    "a file layer for SQLite is an interface of C",
-)];
+const ALLOWED: [(&str, &str); 2] = [
+    (
+        "crates/compute/src/calls.rs",
+        "what a program must not inherit is taken away by calls that no safe crate offers",
+    ),
+    (
+        "crates/sqlite/src/testing/vfs.rs",
+        "a file layer for SQLite is an interface of C",
+    ),
+];
 
 pub(crate) fn check(workspace: &Workspace) -> Vec<Violation> {
     check_against(workspace, &ALLOWED)

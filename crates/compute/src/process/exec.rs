@@ -87,15 +87,12 @@ async fn spawn(options: &Options, work: &Path, program: &Program) -> io::Result<
         .args(["shim-exec", "attached"])
         .env_clear()
         .current_dir(work);
+    // It makes itself a session, by which it is ended; until then it is killed alone.
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    if program.terminal.is_none() {
-        // With a terminal it becomes the leader of a session instead.
-        command.process_group(0);
-    }
     let mut child = command.spawn()?;
     if let Some(stdin) = &mut child.stdin {
         stdin.write_all(&encode(program)?).await?;

@@ -28,6 +28,7 @@ use model::signals::Stream;
 
 use crate::instance;
 
+mod inherited;
 mod output;
 pub(crate) mod protocol;
 mod serve;
@@ -38,6 +39,7 @@ mod trampoline;
 mod watchdog;
 mod workload;
 
+pub use inherited::hear_signals;
 pub use step::{Before, Step};
 pub(crate) use trampoline::encode;
 pub use trampoline::{exec_main, exec_main_with};
@@ -111,6 +113,7 @@ fn start(
     open_sink: OpenSink<'_>,
     before: Before<'_>,
 ) -> Result<serve::Shim, Refusal> {
+    hear_signals();
     // Fails for the leader of a process group, which has no session to leave; then it already has its own.
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));

@@ -17,10 +17,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use model::compute::programs::STACK_BYTES;
-use rustix::fs::Mode;
-use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
+use rustix::process::{Gid, Signal, Uid};
 
+use super::inherited;
 use super::protocol::{Failure, LAUNCH_MAX_BYTES, Program};
 use super::step::{Before, Step};
 use crate::runtime::{Identity, OWN_PROGRAM};
@@ -107,10 +106,13 @@ fn become_program(program: &Program, attached: bool, before: Before<'_>) -> Fail
             error: error.to_string(),
         };
     }
-    if let Err(error) = limit_open_files(program.open_files) {
+    if let Err(error) = inherited::leave_behind(program) {
         return failure("limiting open files", &error);
     }
-    raise_stack();
+    if attached && program.terminal.is_none() {
+        // Away from the terminal of an agent that was started by hand, and leader of a group.
+        let _ = rustix::process::setsid();
+    }
     let terminal = match program
         .terminal
         .as_deref()
@@ -120,10 +122,6 @@ fn become_program(program: &Program, attached: bool, before: Before<'_>) -> Fail
         Ok(terminal) => terminal,
         Err(error) => return failure("opening the terminal", &error),
     };
-    // Mainland's own processes do without huge pages, to stay small; that is inherited, and no business of the program's. A kernel without them
-    // refuses, and nothing is to be undone there.
-    let _ = rustix::thread::disable_transparent_huge_pages(false);
-    rustix::process::umask(Mode::from_raw_mode(0o022));
     if let Err(error) = give_pipes(program, attached) {
         return failure("giving its pipes", &error);
     }
@@ -164,6 +162,9 @@ fn execute(
         .envs(&program.environment.0);
     if let Err(error) = connect(&mut command, terminal, attached) {
         return failure("connecting the terminal", &error);
+    }
+    if let Err(error) = inherited::leave_the_rest() {
+        return failure("unblocking signals", &error);
     }
     let error = command.exec();
     match error.kind() {
@@ -218,36 +219,6 @@ fn connect(command: &mut Command, terminal: Option<OwnedFd>, attached: bool) -> 
     Ok(())
 }
 
-/// The soft limit is raised too: an unmodified server should not have to ask. Without privilege the hard limit bounds it.
-fn limit_open_files(wanted: u64) -> io::Result<()> {
-    let limit = Rlimit {
-        current: Some(wanted),
-        maximum: Some(wanted),
-    };
-    if rustix::process::setrlimit(Resource::Nofile, limit).is_ok() {
-        return Ok(());
-    }
-    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
-    let current = Some(maximum.map_or(wanted, |maximum| maximum.min(wanted)));
-    Ok(rustix::process::setrlimit(
-        Resource::Nofile,
-        Rlimit { current, maximum },
-    )?)
-}
-
-/// A quarter of the stack's limit is what arguments and environment may take, which is promised to be the same on every node. A node whose hard limit
-/// is lower keeps that.
-fn raise_stack() {
-    let limit = rustix::process::getrlimit(Resource::Stack);
-    if limit.current.is_some_and(|current| current < STACK_BYTES) {
-        let current = limit
-            .maximum
-            .map_or(STACK_BYTES, |most| most.min(STACK_BYTES));
-        let current = Some(current);
-        let _ = rustix::process::setrlimit(Resource::Stack, Rlimit { current, ..limit });
-    }
-}
-
 /// A new session whose controlling terminal is the one at `path`.
 fn open_terminal(path: &str, program: &Program) -> io::Result<OwnedFd> {
     rustix::process::setsid()?;
@@ -280,6 +251,7 @@ fn drop_privileges(program: &Program) -> Result<(), rustix::io::Errno> {
         rustix::thread::set_thread_groups(&[gid])?;
         rustix::thread::set_thread_res_gid(gid, gid, gid)?;
         rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+        inherited::give_up_capabilities()?;
     }
     rustix::thread::set_no_new_privs(true)
 }

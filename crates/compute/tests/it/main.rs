@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod execs;
+mod inherited;
 mod instances;
 mod leases;
 mod packed;

@@ -18,6 +18,8 @@ use model::units::{Bytes, MilliCpu};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
+pub const BINARY: &str = env!("CARGO_BIN_EXE_shim-for-tests");
+
 /// Far more than anything here takes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -26,6 +28,8 @@ pub struct World {
     agent: Option<Agent>,
     with_cgroups: bool,
     start_patience: Duration,
+    /// What is run for the binary.
+    binary: PathBuf,
 }
 
 /// One life of an agent, with a runtime of its own that ends with it.
@@ -38,7 +42,7 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(with_cgroups: bool, start_patience: Duration) -> Self {
+    fn start(with_cgroups: bool, start_patience: Duration, binary: &Path) -> Self {
         let tokio = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -50,7 +54,7 @@ impl Agent {
             .expect("a runtime");
         let (sender, events) = mpsc::channel(16);
         let options = Options {
-            binary: env!("CARGO_BIN_EXE_shim-for-tests").into(),
+            binary: binary.to_owned(),
             cgroups: cgroups().filter(|_| with_cgroups),
             events: sender,
             hearers: hearers.handle().clone(),
@@ -96,6 +100,7 @@ impl World {
             agent: None,
             with_cgroups,
             start_patience: START_PATIENCE,
+            binary: BINARY.into(),
         };
         world.start_agent();
         world
@@ -104,6 +109,17 @@ impl World {
     /// Its agents wait no longer than this for a shim that starts.
     pub fn impatient(mut self, start_patience: Duration) -> Self {
         self.start_patience = start_patience;
+        self.start_agent();
+        self
+    }
+
+    /// Everything is run by this script, whose last words are those of a program to run.
+    pub fn by(mut self, interpreter: &str, script: &str) -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.path("by");
+        fs::write(&path, format!("#!{interpreter}\n{script}")).expect("a script");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
+        self.binary = path;
         self.start_agent();
         self
     }
@@ -190,7 +206,11 @@ impl World {
     }
 
     pub fn start_agent(&mut self) {
-        self.agent = Some(Agent::start(self.with_cgroups, self.start_patience));
+        self.agent = Some(Agent::start(
+            self.with_cgroups,
+            self.start_patience,
+            &self.binary,
+        ));
     }
 
     pub fn output(&self, name: &str) -> String {
