@@ -25,6 +25,7 @@ mod placement;
 pub mod ports;
 pub mod programs;
 mod release;
+pub mod variables;
 
 pub use instance::{DesiredInstance, Exit, ExitHow, InstanceReport, InstanceState, SecretNeed};
 pub use placement::{

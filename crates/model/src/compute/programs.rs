@@ -43,11 +43,18 @@ const LOGIN_NAME_BYTES: usize = 63;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     /// An argument, by the key it stands below: `run`, `before_deploy`, `health.exec`, `alive.exec`.
-    Argument { key: &'static str, index: usize },
+    Argument {
+        key: &'static str,
+        index: usize,
+    },
     /// A variable of `env`.
     Variable(String),
     /// A secret that is given as a variable.
     Secret(ResourceName),
+    Need(ResourceName),
+    Volume(ResourceName),
+    /// One of its own.
+    Port(ResourceName),
     /// All of it.
     Whole,
 }
@@ -58,6 +65,9 @@ impl fmt::Display for Part {
             Self::Argument { key, index } => write!(f, "`{key}[{index}]`"),
             Self::Variable(name) => write!(f, "the variable `{name}`"),
             Self::Secret(name) => write!(f, "the secret `{name}`"),
+            Self::Need(name) => write!(f, "the need `{name}`"),
+            Self::Volume(name) => write!(f, "the volume `{name}`"),
+            Self::Port(name) => write!(f, "the port `{name}`"),
             Self::Whole => f.write_str("all that it is given"),
         }
     }

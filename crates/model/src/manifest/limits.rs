@@ -6,6 +6,7 @@ use crate::boundary::SecretSource;
 use crate::compute::programs::{
     Brings, Fault, PASSWORD_BYTES, Part, SPEC_MAX_BYTES, SecretShape, faults,
 };
+use crate::compute::variables::collisions;
 use crate::compute::{Service, Work};
 use crate::ids::ResourceName;
 use crate::state::Engine;
@@ -33,6 +34,18 @@ pub(super) fn check(report: &mut Report, file: &Node, services: &Services, secre
             let (position, below) = place(file, entry, &fault.part);
             report
                 .error(position, &format!("{path}{below}"), fault.message)
+                .hint(fault.remedy.to_owned());
+        }
+        let ports = |need: &ResourceName| {
+            let needed = services.get(need).into_iter();
+            let ports = needed.flat_map(|needed| needed.spec.ports_of(need));
+            ports.map(|(on_road, ..)| on_road).collect()
+        };
+        for fault in collisions(&service.spec, &needs, &ports) {
+            let (position, below) = place(file, entry, &fault.part);
+            let message = format!("{} {}", fault.part, fault.message);
+            report
+                .error(position, &format!("{path}{below}"), message)
                 .hint(fault.remedy.to_owned());
         }
         let length = spec_length(service);
@@ -64,8 +77,12 @@ impl Manifest {
 
 fn problem(file: &str, name: &ResourceName, service: &DeclaredService, fault: Fault) -> Problem {
     let position = match &fault.part {
-        Part::Secret(need) => service.needs.get(need).copied(),
-        Part::Argument { .. } | Part::Variable(_) | Part::Whole => None,
+        Part::Secret(need) | Part::Need(need) => service.needs.get(need).copied(),
+        Part::Argument { .. }
+        | Part::Variable(_)
+        | Part::Volume(_)
+        | Part::Port(_)
+        | Part::Whole => None,
     };
     let position = position.unwrap_or(service.position);
     Problem {
@@ -132,7 +149,19 @@ fn place(file: &Node, entry: &Entry, part: &Part) -> (Position, String) {
             (item, format!(".{key}[{index}]"))
         }
         Part::Variable(name) => (written(&["env", name]), format!(".env.{name}")),
-        Part::Secret(_) => (written(&["needs"]), ".needs".to_owned()),
+        Part::Secret(need) | Part::Need(need) => {
+            let needs = written(&["needs"]);
+            let is_named = |item: &&Node| {
+                item.text().or_else(|| item.keys().first().copied()) == Some(need.as_str())
+            };
+            let item = needs.and_then(|needs| needs.items().iter().find(is_named));
+            (item.or(needs), ".needs".to_owned())
+        }
+        Part::Volume(name) => (
+            written(&["volumes", name.as_str()]),
+            format!(".volumes.{name}"),
+        ),
+        Part::Port(name) => (written(&["ports", name.as_str()]), format!(".ports.{name}")),
         Part::Whole => (None, String::new()),
     };
     (node.map_or(entry.key_position, |node| node.position), path)

@@ -266,16 +266,6 @@ fn options(
             format!("`file` means nothing for `{name}`: it is not a secret"),
         );
     }
-    let variable = name.to_ascii_uppercase().replace('-', "_");
-    if is_secret
-        && !need.file
-        && (variable == "PORT" || variable == "HOST" || variable.starts_with("MAINLAND_"))
-    {
-        let message = format!(
-            "the secret `{name}` would take the place of `{variable}`, which is given to every instance: name it otherwise"
-        );
-        report.error(position, path, message);
-    }
 }
 
 fn route(report: &mut Report, entry: &Entry, declared: &Declared<'_>, services: &Services) {

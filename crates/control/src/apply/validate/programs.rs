@@ -9,6 +9,7 @@ use model::compute::Service;
 use model::compute::programs::{
     Brings, Fault, PASSWORD_BYTES, SPEC_MAX_BYTES, SecretShape, faults,
 };
+use model::compute::variables::collisions;
 use model::ids::{ProjectName, ResourceId, ResourceName};
 
 use super::{Known, Request, invalid};
@@ -44,6 +45,17 @@ pub(super) fn check(
         let needs = brings(world, request, name, spec);
         if let Some(fault) = faults(spec, &needs).into_iter().next() {
             return Err(refusal(name, &fault));
+        }
+        // One that was taken before goes on: its secrets can be given new values.
+        if request.apply.services.contains_key(*name) {
+            let ports = |need: &ResourceName| {
+                let needed = known.services.get(need).into_iter();
+                let ports = needed.flat_map(|needed| needed.ports_of(need));
+                ports.map(|(on_road, ..)| on_road).collect()
+            };
+            if let Some(fault) = collisions(spec, &needs, &ports).into_iter().next() {
+                return Err(refusal(name, &fault));
+            }
         }
     }
     Ok(())

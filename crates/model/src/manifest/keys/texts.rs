@@ -317,13 +317,7 @@ fn environment_variable(text: &str) -> Result<(), String> {
         well,
         text,
         "the name of an environment variable: use letters, digits and `_`, not starting with a digit",
-    )?;
-    if text == "PORT" || text.starts_with("MAINLAND_") {
-        return Err(format!(
-            "`{text}` is given to every instance, and can't be set"
-        ));
-    }
-    Ok(())
+    )
 }
 
 fn is_http_path(text: &str) -> bool {
