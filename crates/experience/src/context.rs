@@ -75,10 +75,15 @@ pub struct Globals {
     client_file: Option<PathBuf>,
     #[arg(skip)]
     prove: Option<Prove>,
+    #[arg(skip)]
+    killed: Option<Killed>,
 }
 
 /// Makes the way to a server that must prove that it is of the cluster with this authority (PEM) before anything is sent to it.
 pub type Prove = fn(SocketAddr, &str) -> Result<Transport, String>;
+
+/// The nodes that `up` keeps dead, for it was told to; of the data directory.
+pub type Killed = fn(&Path) -> Vec<String>;
 
 /// What a server leaves for the owner's commands.
 #[derive(Deserialize)]
@@ -96,6 +101,25 @@ impl Globals {
         Self {
             prove: Some(prove),
             ..self
+        }
+    }
+
+    /// With how to learn which nodes were killed on purpose.
+    pub fn knowing_killed(self, killed: Killed) -> Self {
+        Self {
+            killed: Some(killed),
+            ..self
+        }
+    }
+
+    /// Those that `mainland start` brings back. None where the server that is asked is not the one that runs here.
+    pub fn killed_nodes(&self) -> Vec<String> {
+        let is_here = self
+            .client_file()
+            .is_some_and(|file| self.api.is_none_or(|api| api == file.api));
+        match (self.killed, self.data_dir()) {
+            (Some(killed), Ok(directory)) if is_here => killed(&directory),
+            _ => Vec::new(),
         }
     }
 

@@ -36,6 +36,7 @@ impl Nodes {
 
     async fn list(self, globals: &Globals) -> Result<u8, Failure> {
         let nodes = globals.client()?.nodes().await?.items;
+        let killed = globals.killed_nodes();
         self.output.list(&nodes, "no node has joined yet", || {
             let row = |node: &wire::NodeView| {
                 let share = |used: String, all: String| format!("{used} / {all}");
@@ -57,11 +58,7 @@ impl Nodes {
                     node.disk.map_or(String::new(), |disk| {
                         format!("{} %", disk.used_percent().max(disk.files_percent()))
                     }),
-                    node.trouble
-                        .as_ref()
-                        .unwrap_or(&node.reason)
-                        .message
-                        .clone(),
+                    node_note(node, &killed),
                 ]
             };
             table(
@@ -72,6 +69,41 @@ impl Nodes {
             )
         })?;
         Ok(0)
+    }
+}
+
+fn node_note(node: &wire::NodeView, killed: &[String]) -> String {
+    let told = node.trouble.as_ref().unwrap_or(&node.reason);
+    match node.state {
+        wire::NodeState::Lost => format!("{}; {}", told.message, brings_back(&node.name, killed)),
+        _ => told.message.clone(),
+    }
+}
+
+/// What is to be done about a lost node.
+fn brings_back(node: &NodeName, killed: &[String]) -> String {
+    match killed.iter().any(|killed| killed == node.as_str()) {
+        true => format!("`mainland start {node}` brings it back"),
+        false => "look at its agent and its machine".to_owned(),
+    }
+}
+
+/// Says with each lost node what is to be done about it.
+async fn with_remedies(client: &Client, globals: &Globals, status: &mut wire::ProjectStatus) {
+    let is_loss = |reason: &Reason| reason.code == "node-lost";
+    if !status.attention.iter().any(is_loss) {
+        return;
+    }
+    let Ok(nodes) = client.nodes().await else {
+        return;
+    };
+    let killed = globals.killed_nodes();
+    for reason in status.attention.iter_mut().filter(|one| is_loss(one)) {
+        let node = nodes.items.iter().find(|node| node.reason == *reason);
+        if let Some(node) = node {
+            let remedy = brings_back(&node.name, &killed);
+            reason.message = format!("{}; {remedy}", reason.message);
+        }
     }
 }
 
@@ -95,19 +127,23 @@ impl Status {
     pub async fn run(self, globals: &Globals) -> Result<u8, Failure> {
         let client = globals.client()?;
         if self.all {
-            return self.of_all(&client).await;
+            return self.of_all(&client, globals).await;
         }
         let project = globals.project(&client).await?;
-        let status = client.status(&project).await?;
+        let mut status = client.status(&project).await?;
+        with_remedies(&client, globals, &mut status).await;
         self.output.print(&status, || status_text(&status))?;
         Ok(0)
     }
 
-    async fn of_all(&self, client: &Client) -> Result<u8, Failure> {
+    async fn of_all(&self, client: &Client, globals: &Globals) -> Result<u8, Failure> {
         let mut all = Vec::new();
         for project in client.projects_with_kept().await?.items {
             match client.status(&project).await {
-                Ok(status) => all.push(status),
+                Ok(mut status) => {
+                    with_remedies(client, globals, &mut status).await;
+                    all.push(status);
+                }
                 // One that went meanwhile is none of them.
                 Err(error) if error.code() == Some("not-found") => {}
                 Err(error) => return Err(error.into()),

@@ -142,6 +142,7 @@ fn run(cli: Cli) -> ExitCode {
 
 async fn dispatch(cli: Cli) -> Result<u8, Failure> {
     let globals = cli.globals.proving(processes::proven);
+    let globals = globals.knowing_killed(up::killed_nodes);
     match cli.command {
         Command::Up(command) => command.run(globals).await,
         Command::Down(command) => command.run(globals).await,

@@ -35,7 +35,8 @@ impl Pause {
         tokio::time::sleep(self.draw()).await;
     }
 
-    fn draw(&mut self) -> Duration {
+    /// The next pause, for whoever waits otherwise.
+    pub fn draw(&mut self) -> Duration {
         let whole = self.next;
         self.next = (whole * 2).min(self.most);
         whole / 2

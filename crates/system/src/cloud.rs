@@ -290,18 +290,9 @@ impl Cloud {
         self.processes().into_iter().filter(has).collect()
     }
 
-    /// Kills a node as a power cut would: agent, proxy, shims and instances at once.
+    /// Kills a node as a power cut would: agent, proxy, shims and instances at once. It stays dead until `mainland start`.
     pub fn kill_node(&self, node: &str) -> Result<()> {
-        let instances: Vec<u32> = self
-            .ps()?
-            .into_iter()
-            .filter(|instance| instance.node.as_deref() == Some(node))
-            .filter_map(|instance| instance.pid)
-            .collect();
-        let ours = self.processes_with(&[&format!("/nodes/{node}")]);
-        ensure!(!ours.is_empty(), "no process of node {node} found");
-        kill(&ours, &instances);
-        Ok(())
+        self.say(&["chaos", "kill", node]).map(drop)
     }
 
     /// `mainland down`; waits until nothing of it runs.

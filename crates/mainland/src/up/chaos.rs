@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use experience::Globals;
 use experience::failure::Failure;
 use rustix::process::Signal;
@@ -35,7 +35,8 @@ pub struct Chaos {
 enum Command {
     /// Kill a node as a power cut would: agent, proxy and every instance at once
     ///
-    /// Its data stays. It stays lost until `mainland start` brings it back, as a real machine would.
+    /// Its data stays. It stays lost until `mainland start` brings it back, as a machine without power would; what dies without having been told to is
+    /// started again.
     #[command(after_help = "Example:\n  mainland chaos kill b && mainland start b")]
     Kill {
         /// The node's name, as `mainland nodes` lists it
@@ -59,7 +60,12 @@ impl Chaos {
                 &format!("known: {}", known.join(", ")),
             ));
         }
-        let killed = kill_all_of(&layout.node(&node)).await?;
+        if node != EDGE {
+            // Before, or `up` would start what it sees die.
+            layout.mark_killed(&node)?;
+        }
+        let killed = kill_all_of(&layout.node(&node)).await;
+        let killed = killed.with_context(|| format!("killing node {node}"))?;
         let again = match node.as_str() {
             EDGE => "`up` starts it again".to_owned(),
             _ => format!("`mainland start {node}` brings it back"),

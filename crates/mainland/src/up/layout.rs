@@ -7,6 +7,7 @@
 //! DATA/server/          the server's own
 //! DATA/nodes/a/         node a's own: no other process reads it
 //! DATA/nodes/edge/      the front door's own
+//! DATA/killed/b         node b was killed on purpose (`chaos kill`): it stays down until `start`, or the next `up`
 //! DATA/logs/            what the processes themselves say
 //! ```
 
@@ -75,6 +76,38 @@ impl Layout {
     /// Whether the node was told that it is none any more.
     pub fn is_removed(&self, name: &str) -> bool {
         self.node(name).join("removed.json").exists()
+    }
+    fn killed(&self, name: &str) -> PathBuf {
+        self.data.join("killed").join(name)
+    }
+    /// Whether somebody wants the node dead.
+    pub fn is_killed(&self, name: &str) -> bool {
+        self.killed(name).exists()
+    }
+    pub fn killed_nodes(&self) -> Vec<String> {
+        let mut known = self.known_nodes();
+        known.retain(|name| self.is_killed(name));
+        known
+    }
+    /// From here on `up` leaves it dead.
+    pub fn mark_killed(&self, name: &str) -> Result<()> {
+        let mark = self.killed(name);
+        let made = std::fs::create_dir_all(self.data.join("killed"));
+        made.and_then(|()| std::fs::write(&mark, ""))
+            .with_context(|| format!("{} can't be written", mark.display()))
+    }
+    pub fn forget_killed(&self, name: &str) -> Result<()> {
+        let mark = self.killed(name);
+        match std::fs::remove_file(&mark) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("{} can't be removed", mark.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+    /// Whether a node of that name has ever joined from here.
+    pub fn has_joined(&self, name: &str) -> bool {
+        self.node(name).join("agent.json").exists()
     }
     pub fn log(&self, name: &str) -> PathBuf {
         self.data.join("logs").join(format!("{name}.log"))
@@ -219,6 +252,25 @@ mod tests {
         assert!(refused(65_534, 0).is_ok(), "root may");
         let error = refused(0, 65_534).unwrap_err().to_string();
         assert!(error.contains("belongs to root (uid 0)"), "{error}");
+    }
+
+    #[test]
+    fn a_node_that_was_killed_on_purpose_is_known_until_that_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            data: folder.path().to_owned(),
+        };
+        for node in ["a", "b"] {
+            std::fs::create_dir_all(layout.node(node)).unwrap();
+            std::fs::write(layout.node(node).join("agent.json"), "").unwrap();
+        }
+        layout.forget_killed("b").unwrap();
+        layout.mark_killed("b").unwrap();
+        layout.mark_killed("b").unwrap();
+        assert_eq!(layout.killed_nodes(), ["b"]);
+        assert!(layout.is_killed("b") && !layout.is_killed("a"));
+        layout.forget_killed("b").unwrap();
+        assert!(layout.killed_nodes().is_empty());
     }
 
     #[test]

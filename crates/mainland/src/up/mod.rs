@@ -1,17 +1,18 @@
 //! `mainland up`: a stateless supervisor of the production commands.
 //!
 //! It starts (or adopts) a server, an edge node and N nodes, each a process in a session of its own, applies the manifest, shows progress,
-//! then one screen. It restarts the server and the edge; a node that dies stays lost until told otherwise, as a real one would. ctrl-C ends
-//! all of it cleanly; `down` does the same from elsewhere; a killed supervisor leaves everything running for the next `up` to adopt.
+//! then one screen. It restarts what ends of these; only a node that `chaos kill` ended stays lost until told otherwise, as a machine without power
+//! would. ctrl-C ends all of it cleanly; `down` does the same from elsewhere; a killed supervisor leaves everything running for the next `up` to adopt.
 
+mod again;
 mod chaos;
 mod layout;
 mod lock;
 mod process;
-mod rest;
 mod stop;
 mod supervisor;
 mod told;
+mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -76,7 +77,7 @@ pub struct Down {
     yes: bool,
 }
 
-/// Start a node again that died
+/// Start a node again that was killed with `chaos kill`
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:\n  mainland start b\n  mainland start b --join")]
 pub struct Start {
@@ -285,6 +286,12 @@ impl Up {
     }
 }
 
+/// Those that `chaos kill` ended and nobody has started since.
+pub fn killed_nodes(data: &std::path::Path) -> Vec<String> {
+    let data = data.to_owned();
+    Layout { data }.killed_nodes()
+}
+
 /// Those of the nodes that have joined from here.
 fn zones_there(layout: &Layout) -> u32 {
     let nodes = layout.known_nodes();
@@ -366,7 +373,7 @@ impl Start {
         };
         let state =
             State::load(&layout.state()).context("no `up` runs here: `mainland up` starts one")?;
-        if !layout.node(&self.node).join("agent.json").exists() {
+        if !layout.has_joined(&self.node) {
             let known = layout.known_nodes();
             return Err(Failure::missing(
                 format!("there is no node `{}` here", self.node),
@@ -375,6 +382,7 @@ impl Start {
                 &format!("known: {}", known.join(", ")),
             ));
         }
+        layout.forget_killed(&self.node)?;
         let mut supervisor = Supervisor::new(layout.clone(), state, current_binary()?);
         let started = match self.join {
             true => {
@@ -448,19 +456,35 @@ fn free_loopback_address() -> Result<SocketAddr> {
         .context("loopback has no free port")
 }
 
-/// Comes when the user or the machine asks for the end.
+/// Comes when the user or the machine asks for the end. The end of a terminal is none for who was started with `nohup`.
 fn ending_signal() -> Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mut interrupt = signal(SignalKind::interrupt()).context("signals can't be taken")?;
     let mut terminate = signal(SignalKind::terminate()).context("signals can't be taken")?;
-    let mut hangup = signal(SignalKind::hangup()).context("signals can't be taken")?;
+    let hangup = (!ignores_hangup(&status)).then(|| signal(SignalKind::hangup()));
+    let mut hangup = hangup.transpose().context("signals can't be taken")?;
+    let hung_up = async move {
+        match &mut hangup {
+            Some(hangup) => drop(hangup.recv().await),
+            None => std::future::pending().await,
+        }
+    };
     Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
+            () = hung_up => {}
         }
     })
+}
+
+/// By /proc/PID/status, where SIGHUP is the lowest bit: proc(5).
+fn ignores_hangup(status: &str) -> bool {
+    let mut lines = status.lines();
+    let ignored = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    ignored.is_some_and(|signals| signals & 1 == 1)
 }
 
 #[cfg(test)]
@@ -471,6 +495,23 @@ mod tests {
     struct Line {
         #[command(flatten)]
         up: Up,
+    }
+
+    #[test]
+    fn who_was_started_with_nohup_outlives_the_terminal() {
+        for (status, ignores) in [
+            (
+                "Name:\tmainland\nSigIgn:\t0000000000001001\nSigCgt:\t0\n",
+                true,
+            ),
+            (
+                "SigBlk:\t0000000000000001\nSigIgn:\t0000000000001000\n",
+                false,
+            ),
+            ("", false),
+        ] {
+            assert_eq!(ignores_hangup(status), ignores, "{status}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Starting, adopting, watching and ending the processes of one machine.
+//! Starting, adopting and ending the processes of one machine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -8,37 +8,29 @@ use anyhow::{Context, Result, bail};
 use api::client::{Client, Transport};
 use api::wire;
 use experience::Globals;
-use rustix::process::Signal;
 
 use super::chaos;
 use super::layout::{EDGE, Layout, NodePlan, State, node_plans};
 use super::process::{self, Identity, Start};
-use super::rest::Rest;
 use super::stop::{end, stop_node};
-use super::told::{told_death, told_removal, told_stopped};
+use super::told::told_removal;
 
 /// The name of the server among the processes.
 pub const SERVER: &str = "server";
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(20);
 const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often it is looked whether processes go on, and whether somebody has started a lost node again.
-const LIVENESS_INTERVAL: Duration = Duration::from_secs(1);
-/// Looks after which a process that a signal stopped counts as that: a debugger, or ctrl-Z and `fg`, stop one for a moment.
-const STOPPED_LOOKS: u32 = 3;
-/// From the death of an agent until it is looked at what has not died with it.
-const DEATH_SETTLES: Duration = Duration::from_millis(200);
 /// Between looks at a socket or file that will be there in a moment.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 pub struct Supervisor {
-    layout: Layout,
+    pub(super) layout: Layout,
     state: State,
     binary: PathBuf,
-    processes: BTreeMap<String, Identity>,
+    pub(super) processes: BTreeMap<String, Identity>,
     /// Nothing was adopted: a failed begin may end all of it.
     fresh: bool,
     /// Looks at which a process was found stopped by a signal, one after the other.
-    stopped: BTreeMap<String, u32>,
+    pub(super) stopped: BTreeMap<String, u32>,
 }
 
 impl Supervisor {
@@ -70,6 +62,10 @@ impl Supervisor {
     pub async fn begin(&mut self, globals: &Globals) -> Result<()> {
         self.gateway_is_free()?;
         self.save()?;
+        // Who begins anew begins with all.
+        for name in self.layout.killed_nodes() {
+            self.layout.forget_killed(&name)?;
+        }
         if !self.processes.contains_key(SERVER) {
             let _ = std::fs::remove_file(self.layout.client_file());
             self.start_server()?;
@@ -296,31 +292,8 @@ impl Supervisor {
         Ok(true)
     }
 
-    /// Restarts the server and the edge when they end; says when a node ends. Never returns.
-    pub async fn watch(&mut self) {
-        let mut rests: BTreeMap<String, Rest> = BTreeMap::new();
-        loop {
-            let name = self.next_end().await;
-            self.processes.remove(&name);
-            if name == SERVER || name == EDGE {
-                experience::notice(&format!("{name} ended; it starts again"));
-                rests.entry(name.clone()).or_default().wait().await;
-                self.restart(&name);
-            } else if !self.finds_node(&name) {
-                // Who kills all of a node begins with some of it.
-                tokio::time::sleep(DEATH_SETTLES).await;
-                if self.layout.is_removed(&name) {
-                    experience::notice(&told_removal(&name, &self.layout.node(&name)));
-                    continue;
-                }
-                let instances = chaos::instances_on(&self.layout.node(&name));
-                experience::notice(&told_death(&name, instances));
-            }
-        }
-    }
-
     /// Whether a node's agent lives: one of ours, or one that another command (`mainland start`) has started.
-    fn finds_node(&mut self, name: &str) -> bool {
+    pub(super) fn finds_node(&mut self, name: &str) -> bool {
         if self.processes.get(name).is_some_and(Identity::alive) {
             return true;
         }
@@ -331,57 +304,12 @@ impl Supervisor {
         self.processes.contains_key(name)
     }
 
-    fn restart(&mut self, name: &str) {
-        let started = match name {
+    /// Starts what has ended, and what has joined before.
+    pub(super) fn restart(&mut self, name: &str) -> Result<()> {
+        match name {
             SERVER => self.start_server(),
             _ => self.start_known_node(name).map(|_| ()),
-        };
-        if let Err(error) = started {
-            experience::notice(&format!("{name} can't be started: {error:#}"));
         }
-    }
-
-    async fn next_end(&mut self) -> String {
-        loop {
-            let mut ends = tokio::task::JoinSet::new();
-            for (name, identity) in self.processes.clone() {
-                ends.spawn(async move {
-                    identity.ended().await;
-                    name
-                });
-            }
-            tokio::select! {
-                Some(Ok(name)) = ends.join_next() => return name,
-                () = tokio::time::sleep(LIVENESS_INTERVAL) => {}
-            }
-            self.look_for_stopped();
-            for name in self.layout.known_nodes() {
-                self.finds_node(&name);
-            }
-        }
-    }
-
-    /// A process that a signal has stopped is there and does nothing. The front door's is replaced, since nothing else stands in for it; of the
-    /// others it is said, for their loss is a node's.
-    fn look_for_stopped(&mut self) {
-        for (name, process) in &self.processes {
-            if !process.is_stopped() {
-                if self.stopped.remove(name) >= Some(STOPPED_LOOKS) {
-                    experience::notice(&format!("{name} goes on"));
-                }
-                continue;
-            }
-            let looks = self.stopped.entry(name.clone()).or_default();
-            *looks = looks.saturating_add(1);
-            if *looks == STOPPED_LOOKS {
-                experience::notice(&told_stopped(name, process.pid));
-                if name == EDGE {
-                    let _ = process.signal(Signal::KILL);
-                }
-            }
-        }
-        let processes = &self.processes;
-        self.stopped.retain(|name, _| processes.contains_key(name));
     }
 
     /// Ends all of it: nodes with their instances first, so that the server still hears them go; the road last.

@@ -28,21 +28,36 @@ pub fn told_stopped(name: &str, pid: u32) -> String {
 
 /// What an agent's death leaves: nothing, or all that it looked after.
 pub fn told_death(name: &str, instances: Option<usize>) -> String {
-    match instances {
-        None => format!(
-            "node {name} died and stays lost, as a real one would; `mainland start {name}` brings it back"
-        ),
-        Some(running) => {
-            let counted = match running {
-                0 => "its proxy runs".to_owned(),
-                1 => "its proxy and 1 instance run".to_owned(),
-                many => format!("its proxy and {many} instances run"),
-            };
-            format!(
-                "node {name} counts as lost, for its agent died; {counted} on, and `mainland start {name}` adopts them"
-            )
-        }
-    }
+    let left = match instances {
+        None => return format!("node {name} died, and starts again"),
+        Some(0) => "its proxy runs".to_owned(),
+        Some(1) => "its proxy and 1 instance run".to_owned(),
+        Some(many) => format!("its proxy and {many} instances run"),
+    };
+    format!("the agent of node {name} died; {left} on, and it starts again")
+}
+
+/// Of what never lives for long.
+pub fn told_crash_loop(name: &str, log: &std::path::Path) -> String {
+    format!(
+        "{name} ends again and again, and goes on being started, every 5 s at most; {} says why",
+        log.display()
+    )
+}
+
+/// What of a node that somebody wants dead.
+pub fn told_killed(name: &str) -> String {
+    format!(
+        "node {name} was killed and stays lost, as a machine without power would; `mainland start {name}` brings it back"
+    )
+}
+
+/// Of one that ended at its first start.
+pub fn told_never_joined(name: &str, log: &std::path::Path) -> String {
+    format!(
+        "node {name} ended before it had joined; {} says why, and `mainland up` begins it again",
+        log.display()
+    )
 }
 
 #[cfg(test)]
@@ -64,14 +79,15 @@ mod tests {
     #[test]
     fn what_runs_on_without_its_agent_is_said() {
         for (instances, expected) in [
-            (None, "died and stays lost"),
+            (None, "node c died, and"),
             (Some(0), "its proxy runs on"),
             (Some(1), "its proxy and 1 instance run on"),
             (Some(6), "its proxy and 6 instances run on"),
         ] {
             let told = told_death("c", instances);
             assert!(told.contains(expected), "{told}");
-            assert!(told.contains("`mainland start c`"), "{told}");
+            assert!(told.contains("starts again"), "{told}");
         }
+        assert!(told_killed("c").contains("`mainland start c`"));
     }
 }

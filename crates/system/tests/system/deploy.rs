@@ -274,16 +274,11 @@ fn server_and_agent_are_killed_while_it_runs_and_it_runs_to_its_end_once() {
     page.before(WAITS);
     cloud.say(&["deploy"]).unwrap();
     page.until_began(1);
-    let server = cloud.processes_with(&["server", "--api"]);
-    proc::signal(server[0], Signal::KILL).unwrap();
-    let agents: Vec<u32> = cloud
-        .nodes()
-        .unwrap_or_default()
-        .iter()
-        .filter_map(|node| node.pid)
-        .collect();
-    for agent in agents {
-        proc::signal(agent, Signal::KILL).unwrap();
+    let mut killed = cloud.processes_with(&["server", "--api"]);
+    killed.extend(cloud.processes_with(&[" agent ", "/nodes/"]));
+    assert!(killed.len() >= 3, "server, node and edge: {killed:?}");
+    for process in killed {
+        proc::signal(process, Signal::KILL).unwrap();
     }
     page.mark("go");
     page.until_rolled_out(2);

@@ -40,27 +40,52 @@ fn instances_are_killed_one_after_the_other() {
 }
 
 #[test]
-fn an_agent_is_killed_and_comes_back() {
+fn a_killed_agent_comes_back_by_itself_and_a_node_that_was_killed_on_purpose_does_not() {
     let mut first = First::up();
-    let agent = |first: &First| {
-        first
-            .cloud
-            .nodes()
-            .unwrap()
-            .into_iter()
-            .find(|node| node.name == "a")
-            .unwrap()
+    let node = |first: &First, name: &str| {
+        let mut nodes = first.cloud.nodes().unwrap().into_iter();
+        nodes
+            .find(|node| node.name == name)
+            .expect("a node of that name")
     };
+    let of_node = |first: &First, name: &str| -> Vec<_> {
+        let all = first.cloud.ps().unwrap().into_iter();
+        let here = all.filter(|one| one.node.as_deref() == Some(name));
+        here.map(|one| (one.name, one.pid)).collect()
+    };
+    let (ran, dead) = (of_node(&first, "a"), node(&first, "a").pid.unwrap());
     first.under_load(Duration::from_secs(14), |first| {
-        proc::signal(agent(first).pid.unwrap(), Signal::KILL).unwrap();
-        let lost = || match agent(first).state.as_str() {
-            "lost" => Ok(()),
-            other => Err(format!("node a is {other}")),
+        proc::signal(dead, Signal::KILL).unwrap();
+        let back = || match node(first, "a") {
+            node if node.state == "ready" && node.pid.is_some_and(|pid| pid != dead) => Ok(()),
+            node => Err(format!("{node:?}")),
         };
-        wait::until("a node without agent is lost", BACK_WITHIN, lost);
-        first.cloud.say(&["start", "a"]).unwrap();
+        wait::until("another agent of the node", BACK_WITHIN, back);
         first.all_ready();
     });
+    assert_eq!(of_node(&first, "a"), ran, "what ran is adopted");
+    let said = std::fs::read_to_string(first.cloud.log_path()).unwrap();
+    assert!(said.contains("the agent of node a died"), "{said}");
+    let events = first.cloud.say(&["events"]).unwrap();
+    assert!(!events.contains("node a was not heard"), "{events}");
+
+    // One that somebody wants dead stays that, whatever of it dies when.
+    first.cloud.say(&["chaos", "kill", "b"]).unwrap();
+    let lost = || {
+        let said = first.cloud.say(&["status"]);
+        let said = said.map_err(|error| error.to_string())?;
+        let has = said.contains("`mainland start b` brings it back");
+        has.then_some(()).ok_or(said)
+    };
+    wait::until("what brings it back is said", BACK_WITHIN, lost);
+    let left = first.cloud.processes_with(&["/nodes/b"]);
+    assert_eq!(left, [0; 0], "`up` started it again");
+    first.cloud.say(&["start", "b"]).unwrap();
+    let back = || match node(&first, "b") {
+        node if node.state == "ready" => Ok(()),
+        node => Err(format!("{node:?}")),
+    };
+    wait::until("the node is back", BACK_WITHIN, back);
 }
 
 #[test]

@@ -103,12 +103,16 @@ fn what_dead_clouds_left_goes_with_the_next_up_and_the_living_keep_theirs() {
     std::fs::remove_dir_all(dead.directory.path().join("data")).unwrap();
     let lives = empty();
     assert_eq!(left(&deads), [""; 0]);
-    // Its proxy runs on and waits for the next agent.
-    let agent = lives.processes_with(&["agent", "/nodes/a"]);
-    system::proc::signal(agent[0], rustix::process::Signal::KILL).unwrap();
+    // Its proxy runs on and waits for the next agent, which nobody starts while `up` stands still.
+    let kill = |pid, signal| system::proc::signal(pid, signal).unwrap();
+    let up = lives.supervisor().unwrap();
+    kill(up, rustix::process::Signal::STOP);
+    let agent = lives.processes_with(&[" agent ", "/nodes/a"]);
+    kill(agent[0], rustix::process::Signal::KILL);
     let theirs = in_memory(&lives);
     let before = left(&theirs);
     assert!(before.len() >= 2, "{before:?}");
     let _next = empty();
     assert_eq!(left(&theirs), before);
+    kill(up, rustix::process::Signal::CONT);
 }
