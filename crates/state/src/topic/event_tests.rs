@@ -1,5 +1,8 @@
 //! Tables of what is taken as an event, and how it goes out.
 
+use std::sync::Arc;
+
+use http::header::HeaderName;
 use serde_json::json;
 
 use super::*;
