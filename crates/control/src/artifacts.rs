@@ -76,7 +76,9 @@ impl Artifacts {
         self.work(move |store| {
             see_pins(&removing);
             let mut progress = store.begin(digest, size)?;
-            if progress == Progress::Complete && is_spoiled(store, digest, &verifying) {
+            if progress == Progress::Complete {
+                look_again(store, digest, &verifying);
+                // It may be gone, by this look or by another.
                 progress = store.begin(digest, size)?;
             }
             Ok(state(digest, size, progress))
@@ -187,14 +189,13 @@ fn see_pins(removing: &Mutex<()>) {
     drop(removing.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-/// Whether a disk made something else of it; then it is removed, and asked for again. It takes as long as reading it does.
-fn is_spoiled(store: &ArtifactStore, digest: Digest, verifying: &Semaphore) -> bool {
+/// One that a disk made something else of is removed. It takes as long as reading it does.
+fn look_again(store: &ArtifactStore, digest: Digest, verifying: &Semaphore) {
     let is_large = store.size(digest).is_ok_and(|size| size > LARGE_FROM);
     let permit = is_large.then(|| verifying.try_acquire());
-    if matches!(permit, Some(Err(_))) {
-        return false;
+    if !matches!(permit, Some(Err(_))) {
+        let _ = store.verify(digest);
     }
-    matches!(store.verify(digest), Err(Error::Mismatch { .. }))
 }
 
 fn state(digest: Digest, size: model::units::Bytes, progress: Progress) -> UploadState {

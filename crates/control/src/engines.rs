@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use model::compute::{Placement, SecretNeed, Service, Work};
-use model::ids::{ProjectName, ResourceId, ResourceName};
+use model::ids::{ProjectName, ReleaseNumber, ResourceId, ResourceName};
 use model::state::{Access, Engine, EngineSettings, Login, database_name};
 
 use crate::desired::Seen;
@@ -133,8 +133,10 @@ fn newcomers<'w>(
         .clone()
         .filter_map(|name| Some((name, first_need(entry(name)?, &database.name)?)))
         .collect();
+    // Before that a newcomer had an equal share at once, and has it still.
+    let since = world.leader.as_ref().and_then(|it| it.shares_since);
     let after = |name: &ResourceName| {
-        let oldest = oldest_running(entry(name)?)?;
+        let oldest = oldest_running(entry(name)?)?.max(since?);
         let after = came.iter().filter(|(_, came)| **came > oldest);
         let after: BTreeSet<_> = after.map(|(name, _)| (*name).clone()).collect();
         (!after.is_empty()).then(|| (name.clone(), after))
@@ -142,13 +144,16 @@ fn newcomers<'w>(
     services.filter_map(after).collect()
 }
 
-/// When the first release was made since which the service needs it, of those that are kept.
+/// When the first release was made since which the service needs it. `None`: what was before may have been cleaned away, so nobody knows, and
+/// it came before anybody.
 fn first_need(entry: &Entry, need: &ResourceName) -> Option<Timestamp> {
-    let newest_first = entry.releases.values().rev();
+    let newest_first = entry.releases.iter().rev();
     let with = newest_first
-        .skip_while(|release| !release.spec.needs.contains_key(need))
-        .take_while(|release| release.spec.needs.contains_key(need));
-    with.last().map(|release| release.at)
+        .skip_while(|(_, release)| !release.spec.needs.contains_key(need))
+        .take_while(|(_, release)| release.spec.needs.contains_key(need));
+    let (number, first) = with.last()?;
+    let before = number.0.saturating_sub(1);
+    (before == 0 || entry.releases.contains_key(&ReleaseNumber(before))).then_some(first.at)
 }
 
 /// When the oldest release was made that a copy was started under.
@@ -214,5 +219,43 @@ pub fn of_engine(engine: &Engine, all: Option<&EngineSettings>) -> EngineSetting
                 .collect(),
             ..EngineSettings::default()
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{release, stored};
+
+    /// Only some releases are kept: who is deployed often would be a newcomer ever anew.
+    #[test]
+    fn who_came_is_known_only_where_the_release_before_is_kept() {
+        let need: ResourceName = "db".parse().expect("a name");
+        let release_at = |number: u64, needs: bool| {
+            let mut release = release(ReleaseNumber(number));
+            release.at = Timestamp::from_second(number.cast_signed()).expect("a time");
+            if needs {
+                release.spec.needs.insert(need.clone(), Default::default());
+            }
+            (release.number, stored(release))
+        };
+        for (kept, expected) in [
+            (&[(1, true), (2, true)][..], Some(1)),
+            (&[(1, false), (2, true), (3, true)], Some(2)),
+            (&[(6, false), (7, true)], Some(7)),
+            (&[(5, true), (6, true)], None),
+            (&[(1, false), (2, false)], None),
+            (&[], None),
+        ] {
+            let entry = Entry {
+                releases: kept
+                    .iter()
+                    .map(|(number, needs)| release_at(*number, *needs))
+                    .collect(),
+                ..Entry::default()
+            };
+            let came = first_need(&entry, &need).map(Timestamp::as_second);
+            assert_eq!(came, expected, "{kept:?}");
+        }
     }
 }

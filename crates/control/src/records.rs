@@ -183,6 +183,9 @@ pub struct LeaderRecord {
     /// Where this cloud begins to give uids; each leader takes it over from the one before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_uid: Option<u32>,
+    /// Since when a service keeps its share of a database while its copies run: since this cloud began, or was led by a version that knows of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares_since: Option<Timestamp>,
 }
 
 /// A declared service.

@@ -418,6 +418,7 @@ mod tests {
                 since: jiff::Timestamp::UNIX_EPOCH,
                 version: None,
                 first_uid: Some(80_000),
+                shares_since: None,
             },
             modified: Revision::default(),
         });

@@ -262,13 +262,15 @@ pub async fn go_on(agent: &Arc<Agent>, record: Record, left: Foreign) {
             // Else it has ended, and its end is told of it as it was known.
             let lives = core.running.contains_key(&id);
             if lives {
+                core.foreign.remove(&id);
                 agent.tell_in(core, input);
             }
             lives
         })
     });
     if !goes_on {
-        adopt(agent, record, &BTreeMap::from([(id, left.gate())])).await;
+        adopt(agent, record, &BTreeMap::from([(id.clone(), left.gate())])).await;
+        agent.with(|core| core.foreign.remove(&id));
     }
 }
 

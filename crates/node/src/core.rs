@@ -320,7 +320,9 @@ impl Core {
     pub fn left_running(&self) -> impl Iterator<Item = &Foreign> {
         let running = move |left: &&Foreign| {
             let runs = left.process.is_some() && self.running.contains_key(&left.instance);
-            runs && !left.is_going
+            // Until its turn to be an instance again has ended.
+            let is_none = self.state.instance(&left.instance).is_none();
+            runs && is_none && !left.is_going
         };
         self.foreign.values().filter(running)
     }

@@ -95,6 +95,12 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
         desired: Box::new(desired),
         asked_at,
     });
+    // What came as another release than what is left of it.
+    agent.with(|core| {
+        let state = &core.state;
+        core.foreign
+            .retain(|id, left| left.is_going || state.instance(id).is_none());
+    });
     if asked_at.is_some() {
         agent.signals.told.send_replace(true);
         // Also by one that confirms what was kept.
@@ -172,18 +178,23 @@ fn is_refused(agent: &Agent, core: &mut Core, error: &layout::Error) {
 /// Instances whose record can't be read, and which are named now in words that can: they go on as what they are named.
 pub async fn adopt_named(agent: &Arc<Agent>, desired: &NodeDesired) {
     let named = agent.with(|core| {
+        if core.state.generation() > Some(desired.generation) {
+            return Vec::new();
+        }
+        // Each is left as it is until its turn. Another release of it, or another placement, ends what is there before it begins.
         let named = desired.instances.iter().filter_map(|one| {
-            if core.foreign.get(&one.instance)?.is_going {
-                return None;
-            }
-            // Another release of it, or another placement, ends what is there before it begins.
-            let left = core.foreign.remove(&one.instance)?;
+            let left = core.foreign.get(&one.instance)?;
+            let left = (!left.is_going).then(|| left.clone())?;
             Some((left.named(one.clone())?, left))
         });
         named.collect::<Vec<_>>()
     });
+    let any = !named.is_empty();
     for (record, left) in named {
         begin::go_on(agent, record, left).await;
+    }
+    // Nobody waits here for an nft that has not answered yet: it is asked again.
+    if any && agent.firewall.is_known() {
         ports::close_again(agent).await;
     }
 }

@@ -58,7 +58,7 @@ async fn certify_once(agent: &Arc<Agent>, anyway: bool) -> Result<(), identity::
     {
         agent.signals.road.send_replace(());
     }
-    for service in services {
+    for service in has_use {
         if agent.identities.certify(&service).await? {
             agent.signals.road.send_replace(());
         }

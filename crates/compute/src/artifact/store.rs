@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError, Weak};
 use std::time::SystemTime;
@@ -227,14 +227,21 @@ impl ArtifactStore {
 
     /// Reads all of it again. A corrupt one is removed, so that it is fetched again.
     pub fn verify(&self, digest: Digest) -> Result<(), Error> {
-        let result = match self.read(digest, 0) {
-            Ok(_) => super::verify(&self.path(digest), digest),
-            Err(error) => Err(error),
-        };
-        if matches!(result, Err(Error::Mismatch { .. })) {
+        let path = self.path(digest);
+        let file = self.read(digest, 0)?;
+        let reading = || Error::io("reading", &path);
+        let (found, _) = super::digest_of(&file).map_err(reading())?;
+        if found == digest {
+            return Ok(());
+        }
+        let turn = self.turn_of(digest);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another one may lie there by now. No other has this inode, which is open.
+        let read = file.metadata().map_err(reading())?.ino();
+        if fs::metadata(&path).is_ok_and(|now| now.ino() == read) {
             self.remove(digest)?;
         }
-        result
+        Err(Error::Mismatch { digest, found })
     }
 
     /// All that is complete.

@@ -184,11 +184,13 @@ impl Shim {
                 record: self.record.clone(),
                 stopped: self.stopped,
             };
+            // Before what waits is read: after a stall from here on it is read once more before anything ends.
+            let now = Moment::now();
             self.clients.accept(&hello);
             for request in self.clients.requests() {
                 self.serve_request(request);
             }
-            self.input(Input::Tick);
+            self.input_at(Input::Tick, now);
         };
         self.finish(ended);
         ExitCode::SUCCESS
@@ -271,7 +273,11 @@ impl Shim {
     }
 
     fn input(&mut self, input: Input) {
-        match self.supervision.step(input, Moment::now()) {
+        self.input_at(input, Moment::now());
+    }
+
+    fn input_at(&mut self, input: Input, now: Moment) {
+        match self.supervision.step(input, now) {
             None => {}
             Some(Action::Terminate) => {
                 self.remark(match self.supervision.cause() {

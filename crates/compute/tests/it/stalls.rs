@@ -403,8 +403,9 @@ fn a_shim_that_was_stopped_hears_all_that_waits_before_it_ends_anything() {
         }
     };
     world.run(stopped);
-    assert!(is_alive(pid));
-    assert_eq!(read_exit(&spec.directory), None);
+    let exit = read_exit(&spec.directory);
+    assert!(is_alive(pid), "{exit:?}");
+    assert_eq!(exit, None);
 }
 
 /// So many others connect that the shim lets go of its agent, with what the agent has written to it.

@@ -25,12 +25,14 @@ pub(super) async fn take(
             Some(first) => first,
             None => first_uid(store).await?,
         };
+        let shares_since = before.as_ref().and_then(|before| before.shares_since);
         let epoch = before.map_or_else(Epoch::default, |before| before.epoch);
         let record = LeaderRecord {
             epoch: epoch.next(),
             since: clock.at(),
             version: Some(version.to_owned()),
             first_uid: Some(first_uid),
+            shares_since: shares_since.or_else(|| Some(clock.at())),
         };
         let claim = encode(&record);
         let version = known.map_or(0, |record| record.version);

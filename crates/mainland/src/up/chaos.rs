@@ -65,6 +65,9 @@ impl Chaos {
             layout.mark_killed(&node)?;
         }
         let killed = kill_all_of(&layout.node(&node)).await;
+        if killed.is_err() && node != EDGE {
+            layout.forget_killed(&node)?;
+        }
         let killed = killed.with_context(|| format!("killing node {node}"))?;
         let again = match node.as_str() {
             EDGE => "`up` starts it again".to_owned(),

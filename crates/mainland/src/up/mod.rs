@@ -382,7 +382,6 @@ impl Start {
                 &format!("known: {}", known.join(", ")),
             ));
         }
-        layout.forget_killed(&self.node)?;
         let mut supervisor = Supervisor::new(layout.clone(), state, current_binary()?);
         let started = match self.join {
             true => {
@@ -393,10 +392,14 @@ impl Start {
             false => supervisor.start_known_node(&self.node)?,
         };
         if !started {
+            layout.forget_killed(&self.node)?;
             println!("Node {} runs already.", self.node);
             return Ok(0);
         }
-        if !self.join && removal_is_told(&layout, &self.node).await {
+        let removed = removal_is_told(&layout, &self.node).await;
+        // Only now: `up` starts what is not wanted dead and does not answer yet.
+        layout.forget_killed(&self.node)?;
+        if !self.join && removed {
             return Err(
                 anyhow::anyhow!(told::told_removal(&self.node, &layout.node(&self.node))).into(),
             );
