@@ -35,6 +35,8 @@ pub enum RequestBody {
     Held(Box<Held>),
     /// Come through the mesh; its caller waits until it is read.
     Taken(Taken),
+    /// Read in turns with others of a party.
+    InLine(Box<Self>, Line),
 }
 
 impl Body for RequestBody {
@@ -51,6 +53,9 @@ impl Body for RequestBody {
             Self::Kept(replay) => replay.poll(cx),
             Self::Held(held) => held.poll(cx),
             Self::Taken(taken) => taken.poll(cx),
+            Self::InLine(body, line) => {
+                poll_in_line(Some(line), cx, |cx| Pin::new(&mut **body).poll_frame(cx))
+            }
         }
     }
 
@@ -61,6 +66,7 @@ impl Body for RequestBody {
             Self::Kept(replay) => replay.is_end(),
             Self::Held(held) => held.is_end(),
             Self::Taken(taken) => taken.body().is_end_stream(),
+            Self::InLine(body, _) => body.is_end_stream(),
         }
     }
 
@@ -71,8 +77,25 @@ impl Body for RequestBody {
             Self::Kept(replay) => replay.hint(),
             Self::Held(held) => held.hint(),
             Self::Taken(taken) => taken.body().size_hint(),
+            Self::InLine(body, _) => body.size_hint(),
         }
     }
+}
+
+/// What comes, when it is the party's turn.
+fn poll_in_line<T>(
+    line: Option<&Line>,
+    cx: &mut Context<'_>,
+    poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
+) -> Poll<T> {
+    if let Some(line) = line {
+        ready!(line.poll(cx));
+    }
+    let polled = poll(cx);
+    if let (Poll::Pending, Some(line)) = (&polled, line) {
+        line.give_back();
+    }
+    polled
 }
 
 /// A body from another proxy. A stream that was reset, for whatever reason, has not ended: hyper takes a reset without an error code for the end
@@ -217,14 +240,8 @@ impl ResponseBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some(line) = &self.line {
-            ready!(line.poll(cx));
-        }
-        let polled = self.source.poll(cx);
-        if let (Poll::Pending, Some(line)) = (&polled, &self.line) {
-            line.give_back();
-        }
-        let frame = ready!(polled);
+        let source = &mut self.source;
+        let frame = ready!(poll_in_line(self.line.as_ref(), cx, |cx| source.poll(cx)));
         match &frame {
             None => self.release(),
             Some(Ok(_)) => self.release_at_end(),

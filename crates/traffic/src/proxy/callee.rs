@@ -347,6 +347,11 @@ impl Peer {
         let (mut parts, incoming) = request.into_parts();
         let ticket = self.tickets.ticket(&parts.headers);
         let once = parts.headers.contains_key(wire::ONCE);
+        let line = if incoming.is_end_stream() {
+            None
+        } else {
+            self.line(&parts.headers)
+        };
         wire::remove_ours_but_deadline(&mut parts.headers);
         let has_key = parts.headers.contains_key(wire::IDEMPOTENCY_KEY);
         let head = Head {
@@ -359,6 +364,10 @@ impl Peer {
             (true, _) => RequestBody::Empty,
             (false, None) => RequestBody::Once(incoming),
             (false, Some(ticket)) => RequestBody::Taken(Taken::new(incoming, ticket)),
+        };
+        let body = match line {
+            Some(line) if !body.is_end_stream() => RequestBody::InLine(Box::new(body), line),
+            _ => body,
         };
         call(&self.worker, view, &self.caller, to, head, body).await
     }
