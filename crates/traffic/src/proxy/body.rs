@@ -15,7 +15,6 @@ use super::instances::Lease;
 use super::kept::Replay;
 use super::search::Slot;
 use super::shares::Busy;
-use super::turns::Line;
 use super::window::Seat;
 use super::wire;
 
@@ -35,8 +34,6 @@ pub enum RequestBody {
     Held(Box<Held>),
     /// Come through the mesh; its caller waits until it is read.
     Taken(Taken),
-    /// Read in turns with others of a party.
-    InLine(Box<Self>, Line),
 }
 
 impl Body for RequestBody {
@@ -53,9 +50,6 @@ impl Body for RequestBody {
             Self::Kept(replay) => replay.poll(cx),
             Self::Held(held) => held.poll(cx),
             Self::Taken(taken) => taken.poll(cx),
-            Self::InLine(body, line) => {
-                poll_in_line(Some(line), cx, |cx| Pin::new(&mut **body).poll_frame(cx))
-            }
         }
     }
 
@@ -66,7 +60,6 @@ impl Body for RequestBody {
             Self::Kept(replay) => replay.is_end(),
             Self::Held(held) => held.is_end(),
             Self::Taken(taken) => taken.body().is_end_stream(),
-            Self::InLine(body, _) => body.is_end_stream(),
         }
     }
 
@@ -77,25 +70,8 @@ impl Body for RequestBody {
             Self::Kept(replay) => replay.hint(),
             Self::Held(held) => held.hint(),
             Self::Taken(taken) => taken.body().size_hint(),
-            Self::InLine(body, _) => body.size_hint(),
         }
     }
-}
-
-/// What comes, when it is the party's turn.
-fn poll_in_line<T>(
-    line: Option<&Line>,
-    cx: &mut Context<'_>,
-    poll: impl FnOnce(&mut Context<'_>) -> Poll<T>,
-) -> Poll<T> {
-    if let Some(line) = line {
-        ready!(line.poll(cx));
-    }
-    let polled = poll(cx);
-    if let (Poll::Pending, Some(line)) = (&polled, line) {
-        line.give_back();
-    }
-    polled
 }
 
 /// A body from another proxy. A stream that was reset, for whatever reason, has not ended: hyper takes a reset without an error code for the end
@@ -127,8 +103,6 @@ pub struct ResponseBody {
     under_way: Option<UnderWay>,
     /// Likewise, of a connection of another proxy.
     busy: Option<Busy>,
-    /// In which what comes is read.
-    line: Option<Line>,
 }
 
 enum Source {
@@ -180,7 +154,6 @@ impl ResponseBody {
             guards,
             under_way: None,
             busy: None,
-            line: None,
         };
         body.release_at_end();
         body
@@ -198,11 +171,6 @@ impl ResponseBody {
     /// `busy` lasts until all of it is handed over.
     pub fn keep(&mut self, busy: Busy) {
         self.busy = Some(busy);
-    }
-
-    /// In turns with others of `line`'s party.
-    pub fn stand_in(&mut self, line: Option<Line>) {
-        self.line = line;
     }
 
     /// Where there is no body, the length in its head is told all the same.
@@ -240,8 +208,7 @@ impl ResponseBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let source = &mut self.source;
-        let frame = ready!(poll_in_line(self.line.as_ref(), cx, |cx| source.poll(cx)));
+        let frame = ready!(self.source.poll(cx));
         match &frame {
             None => self.release(),
             Some(Ok(_)) => self.release_at_end(),

@@ -24,17 +24,14 @@ use super::failure::Failure;
 use super::gate::Pass;
 use super::held::{Taken, Tickets};
 use super::instances;
-use super::origin;
 use super::peers;
 use super::shares::{Keeper, Kind, Party, Place};
 use super::tls;
 use super::tunnel;
-use super::turns::Line;
 use super::view::{Caller, Local, View};
-use super::window::{MOST_WINDOW, SEND_BYTES, Width};
+use super::window::{MOST_WINDOW, Width};
 use super::wire;
 use super::worker::Worker;
-use super::yielding::Yielding;
 use crate::problem::{Code, Problem};
 use crate::retry::{LONGEST_DIAL, Stage, is_idempotent};
 
@@ -183,7 +180,6 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
     drop(place);
     let peer = Arc::new(Peer {
         worker,
-        party: Party::Caller(caller.clone()),
         caller,
         key: id.key,
         tickets: Arc::default(),
@@ -212,8 +208,7 @@ async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life
         .max_local_error_reset_streams(width.streams() as usize)
         .max_header_list_size(2 * wire::MOST_HEADER_BYTES as u32)
         .auto_date_header(false)
-        .max_send_buf_size(SEND_BYTES)
-        .serve_connection(TokioIo::new(Yielding::new(stream)), service);
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,
@@ -261,7 +256,6 @@ async fn shake_hands(
 struct Peer {
     worker: Arc<Worker>,
     caller: Caller,
-    party: Party,
     key: KeyFingerprint,
     tickets: Arc<Tickets>,
     keeper: Keeper,
@@ -271,24 +265,9 @@ impl Peer {
     /// The connection is kept while a stream is open.
     async fn answer(&self, request: Request<Incoming>) -> Response<ResponseBody> {
         let busy = self.keeper.busy();
-        let line = self.line(request.headers());
-        if let Some(line) = &line {
-            std::future::poll_fn(|cx| line.poll(cx)).await;
-        }
         let mut response = self.answer_one(request).await;
         response.body_mut().keep(busy);
-        response.body_mut().stand_in(line);
         response
-    }
-
-    /// One connection carries what all parties ask: each has turns of its own. A gateway tells its client, which it has checked.
-    fn line(&self, headers: &HeaderMap) -> Option<Line> {
-        if self.caller.service().is_some() {
-            return self.worker.line(&self.party);
-        }
-        let client = headers.get(origin::FORWARDED_FOR)?.to_str().ok()?;
-        let last = client.rsplit(',').next()?.trim();
-        self.worker.line(&Party::client(last.parse().ok()?))
     }
 
     async fn answer_one(&self, mut request: Request<Incoming>) -> Response<ResponseBody> {
@@ -347,11 +326,6 @@ impl Peer {
         let (mut parts, incoming) = request.into_parts();
         let ticket = self.tickets.ticket(&parts.headers);
         let once = parts.headers.contains_key(wire::ONCE);
-        let line = if incoming.is_end_stream() {
-            None
-        } else {
-            self.line(&parts.headers)
-        };
         wire::remove_ours_but_deadline(&mut parts.headers);
         let has_key = parts.headers.contains_key(wire::IDEMPOTENCY_KEY);
         let head = Head {
@@ -364,10 +338,6 @@ impl Peer {
             (true, _) => RequestBody::Empty,
             (false, None) => RequestBody::Once(incoming),
             (false, Some(ticket)) => RequestBody::Taken(Taken::new(incoming, ticket)),
-        };
-        let body = match line {
-            Some(line) if !body.is_end_stream() => RequestBody::InLine(Box::new(body), line),
-            _ => body,
         };
         call(&self.worker, view, &self.caller, to, head, body).await
     }

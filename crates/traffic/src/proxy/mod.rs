@@ -12,7 +12,7 @@
 //! pools. It lives across restarts of the agent and starts on the last snapshot that it kept on disk.
 //!
 //! Modules by the way of a request: [`sockets`] → [`worker`] → [`client`] → [`entrance`] → [`search`] → [`forward`], [`tunnel`] → [`peers`] → [`callee`] → [`gate`] →
-//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`affinity`], [`origin`], [`proxy_protocol`], [`edge`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`mesh`], [`body`], [`kept`], [`held`], [`failure`]. Bounds: [`pace`], [`shares`], [`turns`], [`yielding`], [`upgrades`], [`window`].
+//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`affinity`], [`origin`], [`proxy_protocol`], [`edge`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`mesh`], [`body`], [`kept`], [`held`], [`failure`]. Bounds: [`pace`], [`shares`], [`turns`], [`upgrades`], [`window`].
 
 mod admission;
 mod affinity;
@@ -50,7 +50,6 @@ mod view;
 mod window;
 mod wire;
 mod worker;
-mod yielding;
 
 use std::io;
 use std::path::PathBuf;

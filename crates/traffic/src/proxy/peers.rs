@@ -31,10 +31,9 @@ use super::body::RequestBody;
 use super::failure::{Failure, chain};
 use super::tls::{self, ClientIdentity, Life, Tls};
 use super::view::{Shared, Target, View};
-use super::window::{self, MOST_WINDOW, SEND_BYTES, Seat, Width};
+use super::window::{self, MOST_WINDOW, Seat, Width};
 use super::wire::MOST_HEADER_BYTES;
 use super::worker::Common;
-use super::yielding::Yielding;
 
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
 /// Larger reads pass the buffer by.
@@ -413,8 +412,7 @@ async fn handshake(
         .max_frame_size(width.frame())
         .initial_connection_window_size(MOST_WINDOW)
         .max_header_list_size(2 * MOST_HEADER_BYTES as u32)
-        .max_send_buf_size(SEND_BYTES)
-        .handshake(TokioIo::new(Yielding::new(stream)))
+        .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| chain(&error))?;
     tokio::spawn(async move {

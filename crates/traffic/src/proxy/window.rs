@@ -24,8 +24,6 @@ const NARROW_WINDOW: u32 = 64 * 1024;
 const NARROW_STREAMS: u32 = 16_384;
 const TUNNEL_WINDOW: u32 = 128 * 1024;
 const TUNNEL_STREAMS: u32 = 8_192;
-/// What one stream may have in line to be written: so much of each stands before what somebody else has to say.
-pub const SEND_BYTES: usize = 64 * 1024;
 /// RFC 9113, 4.1 and 4.2.
 const FRAME_HEAD: u32 = 9;
 const LEAST_FRAME: u32 = 16_384;

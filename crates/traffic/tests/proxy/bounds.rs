@@ -532,39 +532,6 @@ fn idle_connections_of_a_peer_make_room_and_one_that_is_asked_on_does_not() {
 }
 
 #[test]
-fn what_one_client_asks_through_a_peer_at_once_is_not_all_begun_before_another() {
-    const ASKED: usize = 800;
-    let (let_go, gate) = mpsc::sync_channel(0);
-    let gate = Arc::new(Mutex::new(gate));
-    let slow = Arc::new(Instance::start(move |_| Act::Hold(gate.clone(), "slow")));
-    let (begun, before) = (slow.clone(), Arc::new(Mutex::new(None)));
-    let seen = before.clone();
-    let quick = Instance::start(move |_| {
-        seen.lock().unwrap().get_or_insert(begun.count());
-        Act::Answer("quick")
-    });
-    let mut crowd = crowd(&[("slow", &slow), ("quick", &quick)]);
-    for local in &mut crowd.a.snapshot.local {
-        local.max_in_flight = ASKED as u32;
-    }
-    crowd.a.apply();
-    let peer = Caller::new(&crowd.authority, &crowd.edge.snapshot.trust.node);
-    let connection = peer.connect(&crowd.a);
-    let asked: Vec<_> = (0..ASKED)
-        .map(|_| peer.get_for("192.0.2.1", &connection, "shop/slow-1"))
-        .collect();
-    let other = peer.get_for("192.0.2.2", &connection, "shop/quick-1");
-    assert_eq!(other.recv_timeout(PATIENCE), Ok(200));
-    // A crowd is 256 of one client; beyond them it takes turns of 16.
-    let before = before.lock().unwrap().unwrap() as usize;
-    assert!(before < ASKED / 2, "{before} of {ASKED} were begun before");
-    eventually("all are begun in the end", || {
-        slow.count() as usize == ASKED
-    });
-    drop((let_go, asked));
-}
-
-#[test]
 fn silent_connections_at_a_door_stop_that_caller_alone() {
     let authority = Authority::new();
     let cart = Instance::answering("cart");

@@ -809,18 +809,12 @@ impl Caller {
 
     /// Asks an instance in its first epoch; the status of the answer comes later.
     pub fn get(&self, on: &Connection, instance: &str) -> mpsc::Receiver<u16> {
-        self.get_for("192.0.2.1", on, instance)
-    }
-
-    /// The same, as a gateway does for a client of this address.
-    pub fn get_for(&self, client: &str, on: &Connection, instance: &str) -> mpsc::Receiver<u16> {
         let service = instance.rsplit_once('-').unwrap().0;
         let request = hyper::Request::get("http://mesh/")
             .header("host", "x")
             .header("mainland-service", service)
             .header("mainland-instance", instance)
             .header("mainland-epoch", "1")
-            .header("x-forwarded-for", client)
             .body(String::new())
             .unwrap();
         let mut sender = on.sender.clone();
