@@ -87,7 +87,7 @@ pub(super) async fn find(directory: &Path, patience: Duration) -> Result<Found, 
     }
 }
 
-/// Tells a shim that is still starting its workload of each renewal, as soon as it listens.
+/// Tells a shim that says nothing yet of each renewal, as soon as it listens: it starts its workload, or stands still.
 pub(super) async fn renew(
     directory: &Path,
     mut lease: watch::Receiver<Option<Moment>>,
@@ -263,7 +263,7 @@ impl Hearer {
             {
                 break exit;
             }
-            match find(&self.directory, HELLO_PATIENCE).await {
+            match self.find().await {
                 Ok(Found::Ended(exit)) => break exit,
                 Ok(Found::Nothing | Found::Gone) => {
                     self.shared
@@ -306,6 +306,19 @@ impl Hearer {
         self.shared.forget(&self.instance);
         drop(requests);
         self.tell(Happening::Exited(exit)).await;
+    }
+
+    /// A shim that stands still says no hello. Once it goes on, the first that it reads must be the newest renewal.
+    async fn find(&self) -> Result<Found, Error> {
+        let lease = self.shared.lease.subscribe();
+        let renewing = async {
+            sleep(RETRY_INTERVAL).await;
+            renew(&self.directory, lease).await
+        };
+        tokio::select! {
+            found = find(&self.directory, HELLO_PATIENCE) => found,
+            never = renewing => match never {},
+        }
     }
 
     /// Until the connection ends; the exit when that was told.

@@ -380,32 +380,44 @@ async fn continue_late(spec: &InstanceSpec, renew: impl Fn()) {
     }
 }
 
-/// It stands still for so long that more renewals wait for it than it reads at once, and goes on: the newest is what counts.
+/// It stands still for so long that more renewals wait for it than it reads at once, and goes on: the newest is what counts. Whether its agent was
+/// connected to it before, or came meanwhile and waits for its hello.
 #[test]
 fn a_shim_that_was_stopped_hears_all_that_waits_before_it_ends_anything() {
-    let world = World::new();
-    let mut spec = world.spec("a", &["sleep", "1000"]);
-    spec.on_partition = OnPartition::Stop;
-    spec.lease_sent_at = Moment::now();
-    let pid = world.start(&spec);
-    let shim = read_record(&spec.directory).expect("its record").shim.pid;
-    signal(shim, Signal::STOP);
-    let begun = Instant::now();
-    let stopped = async {
-        while begun.elapsed() < EMPTY_AFTER {
-            world.runtime().renew(Moment::now());
-            tokio::time::sleep(Duration::from_millis(32)).await;
+    for comes_meanwhile in [false, true] {
+        let mut world = World::new();
+        let mut spec = world.spec("a", &["sleep", "1000"]);
+        spec.on_partition = OnPartition::Stop;
+        spec.lease_sent_at = Moment::now();
+        let pid = world.start(&spec);
+        let shim = read_record(&spec.directory).expect("its record").shim.pid;
+        if comes_meanwhile {
+            world.kill_agent();
         }
-        signal(shim, Signal::CONT);
-        for _ in 0..20 {
-            world.runtime().renew(Moment::now());
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        signal(shim, Signal::STOP);
+        if comes_meanwhile {
+            world.start_agent();
+            let adopting = world.runtime().adopt(&spec.instance, &spec.directory);
+            let adopted = world.run(adopting).expect("adopted");
+            assert!(matches!(adopted, Adopted::Running { .. }), "{adopted:?}");
         }
-    };
-    world.run(stopped);
-    let exit = read_exit(&spec.directory);
-    assert!(is_alive(pid), "{exit:?}");
-    assert_eq!(exit, None);
+        let begun = Instant::now();
+        let stopped = async {
+            while begun.elapsed() < EMPTY_AFTER {
+                world.runtime().renew(Moment::now());
+                tokio::time::sleep(Duration::from_millis(32)).await;
+            }
+            signal(shim, Signal::CONT);
+            for _ in 0..20 {
+                world.runtime().renew(Moment::now());
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        world.run(stopped);
+        let exit = read_exit(&spec.directory);
+        assert!(is_alive(pid), "{exit:?}");
+        assert_eq!(exit, None);
+    }
 }
 
 /// So many others connect that the shim lets go of its agent, with what the agent has written to it.
