@@ -31,11 +31,12 @@ const NOISE_MS: f64 = 10.0;
 const MOST_ADDED_BYTES: u64 = 512 << 20;
 const RECOVERED_WITHIN: Duration = Duration::from_secs(2);
 
+/// Those that nobody floods have what they need of the processor, which the others want all of.
 const MANIFEST: &str = "
 project: floods
 defaults: { replicas: 2, cpu: 0.05, memory: 256Mi }
 services:
-  others: { run: [./answer] }
+  others: { run: [./answer], cpu: 0.5 }
   target: { run: [./answer], needs: [others] }
 routes:
   others.localhost/: others

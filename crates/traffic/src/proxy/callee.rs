@@ -178,17 +178,24 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream, client: SocketAddr) {
         return;
     };
     drop(place);
-    let peer = Arc::new(Peer {
-        worker,
-        caller,
-        key: id.key,
-        tickets: Arc::default(),
-        keeper: peers_place.keeper(),
-    });
-    converse(peer, stream, life, &peers_place).await;
+    let is_of_crowds = Width::of(stream.get_ref().1.alpn_protocol()).is_of_crowds();
+    let serve = move |worker| {
+        let peer = Arc::new(Peer {
+            worker,
+            caller,
+            key: id.key,
+            tickets: Arc::default(),
+            keeper: peers_place.keeper(),
+        });
+        converse(peer, stream, life, peers_place)
+    };
+    match is_of_crowds.then(|| worker.bulkhead()).flatten() {
+        Some(bulkhead) => bulkhead.serve(serve),
+        None => serve(worker).await,
+    }
 }
 
-async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life, place: &Place) {
+async fn converse(peer: Arc<Peer>, stream: TlsStream<TcpStream>, life: tls::Life, place: Place) {
     let width = Width::of(stream.get_ref().1.alpn_protocol());
     let (worker, key) = (peer.worker.clone(), peer.key.clone());
     let service = service_fn(move |request| {

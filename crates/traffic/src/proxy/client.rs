@@ -4,15 +4,15 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::bulkhead;
 use super::shares::{Keeper, Place};
-use super::turns::Line;
 
 /// A client of the gateway that takes nothing of an answer for this long is gone (`send_timeout` of nginx).
 const TAKES_NOTHING: Duration = Duration::from_secs(60);
@@ -22,6 +22,8 @@ const CROWD: usize = 256;
 const TAKES_NOTHING_IN_A_CROWD: Duration = Duration::from_secs(10);
 /// How much of an answer the kernel holds unsent: more would hide from us for long that a client takes nothing.
 const UNSENT_BYTES: u32 = 128 * 1024;
+/// Of one of many of its party: together they ask for as much work.
+const UNSENT_BYTES_OF_MANY: u32 = 16 * 1024;
 
 /// A client from outside may vanish without a word, its machine or its network. One that is silent for this long is asked whether it is there,
 const ASKED_AFTER: Duration = Duration::from_secs(30);
@@ -47,8 +49,6 @@ pub type Stalled = Arc<AtomicUsize>;
 pub struct ClientStream {
     socket: TcpStream,
     place: Place,
-    /// `None`: it is read whenever something is there.
-    line: Option<Line>,
     stall: Option<Stall>,
 }
 
@@ -57,19 +57,16 @@ impl ClientStream {
     pub fn patient(socket: TcpStream, place: Place) -> Self {
         // Both can only fail where the client has left already.
         let _ = socket.set_nodelay(true);
-        let _ = socket2::SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES);
+        let unsent_bytes = match bulkhead::is_one_of_many(&place) {
+            true => UNSENT_BYTES_OF_MANY,
+            false => UNSENT_BYTES,
+        };
+        let _ = socket2::SockRef::from(&socket).set_tcp_notsent_lowat(unsent_bytes);
         Self {
             socket,
             place,
-            line: None,
             stall: None,
         }
-    }
-
-    /// In turns with others of its party.
-    pub fn in_line(mut self, line: Option<Line>) -> Self {
-        self.line = line;
-        self
     }
 
     /// Of anybody: ended when it takes nothing of what it asked for.
@@ -92,21 +89,6 @@ impl ClientStream {
             () = self.place.given_up() => false,
             () = sleep(patience) => false,
         }
-    }
-
-    fn poll_in_turn(
-        &mut self,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if let Some(line) = &self.line {
-            ready!(line.poll(cx));
-        }
-        let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
-        if let Some(line) = self.line.as_ref().filter(|_| read.is_pending()) {
-            line.give_back();
-        }
-        read
     }
 
     fn wrote<T>(
@@ -192,7 +174,7 @@ impl AsyncRead for ClientStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let stream = self.get_mut();
-        if let Poll::Ready(read) = stream.poll_in_turn(cx, buffer) {
+        if let Poll::Ready(read) = Pin::new(&mut stream.socket).poll_read(cx, buffer) {
             stream.place.used();
             return Poll::Ready(read);
         }

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 
 use super::admission;
 use super::body::ResponseBody;
+use super::bulkhead;
 use super::client::ClientStream;
 use super::edge::{Edge, Talk};
 use super::forward::{self, Errand};
@@ -48,13 +49,24 @@ pub async fn serve_gateway(worker: Arc<Worker>, mut stream: TcpStream, peer: Soc
     let Some(place) = worker.place(Kind::Gateway, party.clone()) else {
         return;
     };
-    let stream = ClientStream::impatient(stream, place, worker.stalled());
-    let stream = stream.in_line(worker.line(&party));
-    let from = Arc::new((Origin::new(client), party));
-    serve_http(&worker, stream, move |worker, request| {
-        let from = from.clone();
-        async move { from_outside(&from.0, &from.1, &worker, request).await }
-    })
+    bulkhead::serve(
+        worker,
+        stream,
+        place,
+        move |worker, stream, place| async move {
+            let from = Arc::new(Outside {
+                origin: Origin::new(client),
+                party,
+                may_be_wide: bulkhead::may_be_wide(&place),
+            });
+            let stream = ClientStream::impatient(stream, place, worker.stalled());
+            serve_http(&worker, stream, move |worker, request| {
+                let from = from.clone();
+                async move { from_outside(&from, &worker, request).await }
+            })
+            .await;
+        },
+    )
     .await;
 }
 
@@ -94,25 +106,32 @@ fn speaks_proxy_protocol(view: &View, peer: SocketAddr) -> bool {
     balancers.into_iter().any(|it| it.contains(peer.ip()))
 }
 
+/// Whom one connection from outside is of.
+struct Outside {
+    origin: Origin,
+    party: Party,
+    may_be_wide: bool,
+}
+
 async fn from_outside(
-    from: &Origin,
-    party: &Party,
+    from: &Outside,
     worker: &Worker,
     mut request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let upgrades = tunnel::asks_for_upgrade(&request);
-    let admitted = worker.look(|view| admit(from, view, &mut request));
+    let admitted = worker.look(|view| admit(&from.origin, view, &mut request));
     let service = match admitted {
         Ok(service) => service,
         Err(problem) => return refused(&problem, request.body()),
     };
-    let told = told_party(party, request.headers());
+    let told = told_party(&from.party, request.headers());
     let errand = Errand {
         caller: &Caller::Gateway,
-        party: told.as_ref().unwrap_or(party),
+        party: told.as_ref().unwrap_or(&from.party),
         service: &service,
         timeout: None,
         once: false,
+        may_be_wide: from.may_be_wide,
     };
     send(worker, &errand, None, request, upgrades).await
 }
@@ -210,7 +229,20 @@ pub async fn serve_door(
     let Some(place) = worker.place(kind, party.clone()) else {
         return;
     };
-    let stream = ClientStream::patient(stream, place).in_line(worker.line(&party));
+    bulkhead::serve(worker, stream, place, move |worker, stream, place| {
+        let stream = ClientStream::patient(stream, place);
+        at_door(worker, stream, caller, door, refusal)
+    })
+    .await;
+}
+
+async fn at_door(
+    worker: Arc<Worker>,
+    stream: ClientStream,
+    caller: Caller,
+    door: Arc<Door>,
+    refusal: Option<Refusal>,
+) {
     match (door.protocol, refusal) {
         (Protocol::Tcp, None) if door.undeclared => {
             Refusal::undeclared(&door).tell(worker.reports());
@@ -287,6 +319,7 @@ async fn through_door(
         service: &door.need,
         timeout: Some(door.timeout.duration()),
         once: door.once,
+        may_be_wide: true,
     };
     send(worker, &errand, Some(door), request, upgrades).await
 }
@@ -389,7 +422,7 @@ async fn speak<Answer, Answered>(
         .header_read_timeout(HEADER_TIMEOUT)
         .max_headers(wire::MOST_HEADERS)
         .max_header_size(wire::MOST_HEADER_BYTES)
-        .max_buf_size(2 * wire::MOST_HEADER_BYTES)
+        .max_buf_size(worker.buffer_bytes())
         // Only where the answer has none (RFC 9110, 6.6.1).
         .auto_date_header(true)
         .serve_connection(TokioIo::new(stream), service)

@@ -42,6 +42,8 @@ pub struct Errand<'a> {
     pub timeout: Option<Duration>,
     /// [`model::traffic::Door::once`].
     pub once: bool,
+    /// [`super::bulkhead::may_be_wide`].
+    pub may_be_wide: bool,
 }
 
 impl Errand<'_> {
@@ -372,8 +374,9 @@ impl Attempt<'_> {
         let caller = self.errand.caller.service();
         let peers = &self.worker.peers;
         let service = &chosen.asked.destination.shared;
+        let wide_for = self.errand.may_be_wide.then_some(service);
         let mut way = peers
-            .for_request(&chosen.view, caller, target, service, self.patience())
+            .for_request(&chosen.view, caller, target, wide_for, self.patience())
             .await?;
         let head = self.head();
         let mut request = Request::new(body);

@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::body::{REPLAY_BYTES, RequestBody};
 use super::failure::{Failure, chain};
-use super::stream::{READ_BYTES, Stream, Watch};
+use super::stream::{Stream, Watch};
 use super::wire::{self, MOST_HEADER_BYTES, MOST_HEADERS};
 
 /// Idle connections that are kept for each instance by each worker.
@@ -33,9 +33,10 @@ const SURELY_OPEN: Duration = Duration::from_millis(5);
 const LOOKED_AT: usize = 8;
 
 /// The idle connections of one worker.
-#[derive(Default)]
 pub struct Instances {
     idle: Mutex<HashMap<Address, Vec<Idle>>>,
+    /// Of each connection.
+    buffer_bytes: usize,
 }
 
 struct Idle {
@@ -86,6 +87,13 @@ fn is_framed_once(response: &Response<Incoming>) -> Result<(), Failure> {
 }
 
 impl Instances {
+    pub fn new(buffer_bytes: usize) -> Self {
+        Self {
+            idle: Mutex::default(),
+            buffer_bytes,
+        }
+    }
+
     /// Sends one request and waits for the head of the answer. `idempotent`: it does no harm to send it on a connection that may
     /// turn out to be closed.
     pub async fn send(
@@ -105,7 +113,10 @@ impl Instances {
             let used = small.then(|| self.take(address, idempotent)).flatten();
             let (mut connection, reused) = match used {
                 Some(connection) => (connection, true),
-                None => (Box::pin(connect_http(address, patience)).await?, false),
+                None => (
+                    Box::pin(connect_http(address, patience, self.buffer_bytes)).await?,
+                    false,
+                ),
             };
             let fresh = !reused || (idempotent && connection.since.elapsed() < SURELY_OPEN);
             connection.watch.begin(!fresh);
@@ -191,13 +202,17 @@ pub async fn connect(address: &Address, patience: Duration) -> Result<Stream, Fa
     }
 }
 
-async fn connect_http(address: &Address, patience: Duration) -> Result<Idle, Failure> {
+async fn connect_http(
+    address: &Address,
+    patience: Duration,
+    buffer_bytes: usize,
+) -> Result<Idle, Failure> {
     let stream = connect(address, patience).await?;
     let watch = stream.watch();
     let (sender, connection) = http1::Builder::new()
         .max_headers(MOST_HEADERS)
         .max_header_size(MOST_HEADER_BYTES)
-        .max_buf_size(READ_BYTES)
+        .max_buf_size(buffer_bytes)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| Failure::unreachable(chain(&error)))?;
@@ -247,7 +262,7 @@ mod tests {
         };
         let (close, closing) = sync_channel(1);
         let server = std::thread::spawn(move || answer_once(&listener, &closing));
-        let instances = Arc::new(Instances::default());
+        let instances = Arc::new(Instances::new(crate::proxy::stream::READ_BYTES));
         let (response, lease) = instances
             .send(&address, post(), true, LONGEST_DIAL)
             .await

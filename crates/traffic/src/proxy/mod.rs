@@ -12,12 +12,13 @@
 //! pools. It lives across restarts of the agent and starts on the last snapshot that it kept on disk.
 //!
 //! Modules by the way of a request: [`sockets`] → [`worker`] → [`client`] → [`entrance`] → [`search`] → [`forward`], [`tunnel`] → [`peers`] → [`callee`] → [`gate`] →
-//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`affinity`], [`origin`], [`proxy_protocol`], [`edge`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`mesh`], [`body`], [`kept`], [`held`], [`failure`]. Bounds: [`pace`], [`shares`], [`turns`], [`upgrades`], [`window`].
+//! [`instances`] → [`stream`]. What is let in, and how it is marked: [`admission`], [`affinity`], [`origin`], [`proxy_protocol`], [`edge`]. What is told: [`control`], [`reports`]. What is known: [`view`], [`disk`], [`tls`]. What travels: [`wire`], [`mesh`], [`body`], [`kept`], [`held`], [`failure`]. Bounds: [`bulkhead`], [`pace`], [`shares`], [`upgrades`], [`window`].
 
 mod admission;
 mod affinity;
 mod applier;
 mod body;
+mod bulkhead;
 mod callee;
 mod caller;
 mod client;
@@ -44,7 +45,6 @@ mod sockets;
 mod stream;
 mod tls;
 mod tunnel;
-mod turns;
 mod upgrades;
 mod view;
 mod window;

@@ -60,19 +60,30 @@ impl Use {
         }
     }
 
-    fn width(self, round_trip: Duration) -> Width {
-        match self {
-            Self::Wide => Width::filling(round_trip),
-            Self::Narrow => Width::Narrow,
-            Self::Tunnels => Width::Tunnels,
+    fn width(self, whose: Whose, round_trip: Duration) -> Width {
+        match (self, whose) {
+            (Self::Wide, _) => Width::filling(round_trip),
+            (Self::Narrow, Whose::Anybodys) => Width::Narrow,
+            (Self::Narrow, Whose::Crowds) => Width::Crowd,
+            (Self::Tunnels, Whose::Anybodys) => Width::Tunnels,
+            (Self::Tunnels, Whose::Crowds) => Width::CrowdTunnels,
         }
     }
+}
+
+/// Whose requests the connections of one worker carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    Anybodys,
+    /// Of parties with many connections ([`super::bulkhead`]).
+    Crowds,
 }
 
 pub struct Peers {
     /// By mesh port; behind each the few identities that call it, searched one by one.
     peers: Mutex<HashMap<SocketAddr, Vec<Known>>>,
     common: Arc<Common>,
+    whose: Whose,
     tickets: AtomicU64,
 }
 
@@ -85,6 +96,7 @@ struct Known {
 
 struct Peer {
     common: Arc<Common>,
+    whose: Whose,
     state: Mutex<State>,
     /// Signalled when a dial has ended.
     dialled: Notify,
@@ -140,27 +152,31 @@ impl Way {
 }
 
 impl Peers {
-    pub fn new(common: Arc<Common>) -> Self {
+    pub fn new(common: Arc<Common>, whose: Whose) -> Self {
         Self {
             peers: Mutex::default(),
             common,
+            whose,
             tickets: AtomicU64::new(0),
         }
     }
 
-    /// A connection for one request to `service`: a wide one and a seat, or a narrow one when there is no room.
+    /// A connection for one request: a wide one and a seat among those of the service that is `wide_for`, or a narrow one when there is no room.
     pub async fn for_request(
         &self,
         view: &View,
         caller: Option<&ResourceId>,
         target: &Target,
-        service: &Arc<Shared>,
+        wide_for: Option<&Arc<Shared>>,
         patience: Duration,
     ) -> Result<Way, Failure> {
-        let dialled = self.connection(view, caller, target, Use::Wide, patience);
-        let wide = dialled.await?;
-        if let Some(seat) = self.common.room.take(wide.width, service) {
-            return Ok(Way::new(wide, Some(seat)));
+        // One of many of its party leaves the seats to others.
+        if let Some(service) = wide_for.filter(|_| self.whose == Whose::Anybodys) {
+            let dialled = self.connection(view, caller, target, Use::Wide, patience);
+            let wide = dialled.await?;
+            if let Some(seat) = self.common.room.take(wide.width, service) {
+                return Ok(Way::new(wide, Some(seat)));
+            }
         }
         let dialled = self.connection(view, caller, target, Use::Narrow, patience);
         let narrow = dialled.await?;
@@ -223,7 +239,7 @@ impl Peers {
         if let Some(found) = known.iter().find(same) {
             return found.peer.clone();
         }
-        let peer = Arc::new(Peer::new(self.common.clone()));
+        let peer = Arc::new(Peer::new(self.common.clone(), self.whose));
         known.push(Known {
             caller: caller.cloned(),
             node: target.node.clone(),
@@ -251,9 +267,10 @@ impl Peers {
 }
 
 impl Peer {
-    fn new(common: Arc<Common>) -> Self {
+    fn new(common: Arc<Common>, whose: Whose) -> Self {
         Self {
             common,
+            whose,
             state: Mutex::default(),
             dialled: Notify::new(),
         }
@@ -307,7 +324,7 @@ impl Peer {
         }
         let dialling = Dialling(self.clone());
         let (identity, mesh, node) = (identity.clone(), target.mesh, target.node.clone());
-        let tls = tls.clone();
+        let (tls, carries) = (tls.clone(), (carries, self.whose));
         tokio::spawn(async move {
             let dialled = dial(&tls, &identity, mesh, &node, carries).await;
             dialling.0.keep(dialled);
@@ -352,7 +369,7 @@ async fn dial(
     identity: &Arc<ClientIdentity>,
     mesh: SocketAddr,
     node: &NodeName,
-    carries: Use,
+    carries: (Use, Whose),
 ) -> Result<(Connection, Life, Tasks), String> {
     let handshake = handshake(tls, identity, mesh, node, carries);
     match tokio::time::timeout(PEER_CONNECT_TIMEOUT, handshake).await {
@@ -375,13 +392,13 @@ async fn handshake(
     identity: &Arc<ClientIdentity>,
     mesh: SocketAddr,
     node: &NodeName,
-    carries: Use,
+    (carries, whose): (Use, Whose),
 ) -> Result<(Connection, Life, Tasks), String> {
     let dialled = Instant::now();
     let stream = TcpStream::connect(mesh)
         .await
         .map_err(|error| error.to_string())?;
-    let width = carries.width(dialled.elapsed());
+    let width = carries.width(whose, dialled.elapsed());
     prepare(&stream).map_err(|error| error.to_string())?;
     let stream = TlsConnector::from(offering(identity, width))
         .connect(::tls::name_of_node(node), stream)
@@ -477,7 +494,7 @@ mod tests {
     #[test]
     fn who_has_left_is_forgotten() {
         let tls = Tls::new(&tls::tests::trust(), None).unwrap();
-        let peers = Peers::new(Common::new(1, None));
+        let peers = Peers::new(Common::new(1, None), Whose::Anybodys);
         let gone: ResourceId = "shop/gone".parse().unwrap();
         for first in 0..200 {
             let view = view(&tls, first..first + 3);

@@ -210,6 +210,7 @@ impl Share {
     fn take(self: Arc<Self>, party: Party, now: Duration) -> Option<Place> {
         let connection = Arc::<Connection>::default();
         let site = party.site();
+        let mut of_party = 0;
         {
             let mut state = self.state();
             if !self.makes_room(&mut state, &party, site.as_ref(), now) {
@@ -219,11 +220,13 @@ impl Share {
             for party in site.iter().chain([&party]) {
                 let own = state.parties.entry(party.clone()).or_default();
                 own.add(&connection);
+                of_party = own.open;
             }
         }
         Some(Place {
             connection,
             share: self,
+            of_party,
             party,
         })
     }
@@ -289,9 +292,19 @@ pub struct Place {
     connection: Arc<Connection>,
     share: Arc<Share>,
     party: Party,
+    of_party: usize,
 }
 
 impl Place {
+    /// How many the party had when this one came, with it.
+    pub fn of_party(&self) -> usize {
+        self.of_party
+    }
+
+    pub fn party(&self) -> &Party {
+        &self.party
+    }
+
     /// Bytes came or went.
     pub fn used(&self) {
         self.connection.used.store(true, Relaxed);

@@ -80,6 +80,7 @@ pub async fn serve_tcp(worker: &Worker, caller: &Caller, door: &Arc<Door>, clien
                 service,
                 timeout: None,
                 once: false,
+                may_be_wide: false,
             };
             forward::refuse(worker, &errand, &problem);
             tracing::debug!(%service, detail = problem.detail, "a connection found no endpoint");

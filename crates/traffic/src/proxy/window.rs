@@ -6,7 +6,9 @@
 //! | width | window of a stream | streams at a time | for |
 //! |---|---|---|---|
 //! | narrow | 64 KiB | 16,384 | requests that find no room among the wide |
+//! | crowd | 32 KiB | 16,384 | requests of a party with many connections ([`super::bulkhead`]) |
 //! | tunnels | 128 KiB | 8,192 | TCP and upgrades |
+//! | crowd's tunnels | 128 KiB | 8,192 | the same, of a party with many connections |
 //! | wide | what fills the path, 512 KiB to 8 MiB | as many as [`Room`] has room for | other requests |
 //!
 //! A path of 40 ms is filled by 8 MiB at 200 MB/s; on one machine 512 KiB are enough. Who dials measures, and names the width by the
@@ -21,6 +23,7 @@ use super::view::Shared;
 /// RFC 9113, 6.9.1.
 pub const MOST_WINDOW: u32 = (1 << 31) - 1;
 const NARROW_WINDOW: u32 = 64 * 1024;
+const CROWD_WINDOW: u32 = 32 * 1024;
 const NARROW_STREAMS: u32 = 16_384;
 const TUNNEL_WINDOW: u32 = 128 * 1024;
 const TUNNEL_STREAMS: u32 = 8_192;
@@ -40,6 +43,7 @@ const ROOM_BYTES_OF_ONE: u64 = ROOM_BYTES / 4;
 
 // However many streams are unread, their connection's window is not used up.
 const _: () = assert!(NARROW_WINDOW as u64 * (NARROW_STREAMS as u64) < MOST_WINDOW as u64);
+const _: () = assert!(CROWD_WINDOW <= NARROW_WINDOW);
 const _: () = assert!(TUNNEL_WINDOW as u64 * (TUNNEL_STREAMS as u64) < MOST_WINDOW as u64);
 const _: () = assert!(1_u64 << MOST_WIDE <= ROOM_BYTES_OF_ONE && ROOM_BYTES < MOST_WINDOW as u64);
 
@@ -55,12 +59,17 @@ pub fn can_be_asked(protocol: Option<&[u8]>) -> bool {
 pub enum Width {
     Narrow,
     Tunnels,
+    Crowd,
+    CrowdTunnels,
     /// The window of a stream as a power of two.
     Wide(u8),
 }
 
 impl Width {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
+        // Before what they fall back to.
+        Self::Crowd,
+        Self::CrowdTunnels,
         Self::Narrow,
         Self::Tunnels,
         Self::Wide(LEAST_WIDE),
@@ -77,11 +86,17 @@ impl Width {
         Self::Wide(power.clamp(LEAST_WIDE, MOST_WIDE))
     }
 
+    /// Whether all on the connection is of parties with many connections.
+    pub fn is_of_crowds(self) -> bool {
+        matches!(self, Self::Crowd | Self::CrowdTunnels)
+    }
+
     /// Bytes of one stream, either way.
     pub fn window(self) -> u32 {
         match self {
             Self::Narrow => NARROW_WINDOW,
-            Self::Tunnels => TUNNEL_WINDOW,
+            Self::Crowd => CROWD_WINDOW,
+            Self::Tunnels | Self::CrowdTunnels => TUNNEL_WINDOW,
             Self::Wide(power) => 1 << power,
         }
     }
@@ -90,7 +105,7 @@ impl Width {
     /// elsewhere a short one waits no longer than it must.
     pub fn frame(self) -> u32 {
         match self {
-            Self::Narrow | Self::Tunnels => LEAST_FRAME,
+            Self::Narrow | Self::Tunnels | Self::Crowd | Self::CrowdTunnels => LEAST_FRAME,
             Self::Wide(_) => 4 * TLS_RECORD - FRAME_HEAD,
         }
     }
@@ -98,15 +113,21 @@ impl Width {
     /// Streams of one connection.
     pub fn streams(self) -> u32 {
         match self {
-            Self::Narrow => NARROW_STREAMS,
-            Self::Tunnels => TUNNEL_STREAMS,
+            Self::Narrow | Self::Crowd => NARROW_STREAMS,
+            Self::Tunnels | Self::CrowdTunnels => TUNNEL_STREAMS,
             Self::Wide(_) => MOST_WINDOW / self.window(),
         }
     }
 
     /// What who dials offers: this width, and what a proxy of an earlier version speaks.
     pub fn offered(self) -> Vec<Vec<u8>> {
-        vec![self.protocol(), PLAIN.to_vec()]
+        let fallback = match self {
+            Self::Crowd => Some(Self::Narrow),
+            Self::CrowdTunnels => Some(Self::Tunnels),
+            _ => None,
+        };
+        let own = [Some(self), fallback].into_iter().flatten();
+        own.map(Self::protocol).chain([PLAIN.to_vec()]).collect()
     }
 
     /// What is taken, best first.
@@ -120,6 +141,8 @@ impl Width {
         match self {
             Self::Narrow => b"mainland-narrow".to_vec(),
             Self::Tunnels => b"mainland-tunnels".to_vec(),
+            Self::Crowd => b"mainland-crowd".to_vec(),
+            Self::CrowdTunnels => b"mainland-crowd-tunnels".to_vec(),
             Self::Wide(power) => format!("mainland-wide-{power}").into_bytes(),
         }
     }
@@ -222,6 +245,15 @@ mod tests {
             assert_eq!(chosen(old(), width.offered()), (Width::Narrow, false));
         }
         assert_eq!(chosen(Width::taken(), old()), (Width::Narrow, false));
+        // Of a version that knows no crowds.
+        let is_known = |it: &Vec<u8>| !it.starts_with(b"mainland-crowd");
+        let before = || Width::taken().into_iter().filter(is_known).collect();
+        for (offered, width) in [
+            (Width::Crowd, Width::Narrow),
+            (Width::CrowdTunnels, Width::Tunnels),
+        ] {
+            assert_eq!(chosen(before(), offered.offered()), (width, true));
+        }
     }
 
     #[test]

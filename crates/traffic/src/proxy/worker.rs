@@ -4,35 +4,38 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use model::boundary::KeyFingerprint;
 use model::ids::ResourceId;
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::bulkhead::Bulkhead;
 use super::client::Stalled;
 use super::instances::Instances;
-use super::peers::Peers;
+use super::peers::{Peers, Whose};
 use super::reports::Reports;
 use super::shares::{Kind, Party, Place, Shares};
-use super::turns::{Line, Turns};
+use super::stream::READ_BYTES;
 use super::upgrades::Holdings;
 use super::view::{Caller, View, missing_need};
 use super::window::Room;
-use super::{callee, entrance, refusal};
+use super::{callee, entrance, refusal, wire};
 use crate::load;
 
 /// After a failed accept (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// For a worker to take a view.
 const TAKE_PATIENCE: Duration = Duration::from_secs(5);
+/// For what comes with the largest head.
+const BESIDE_HEAD_BYTES: usize = 8 * 1024;
 const TIDY_EVERY: Duration = Duration::from_secs(5);
 
 /// What all workers, and the one who tells them, share.
@@ -155,17 +158,42 @@ impl Common {
 
 /// What the tasks of one worker share.
 pub struct Worker {
-    index: usize,
+    /// `None`: it is a bulkhead, and accepts nothing itself.
+    index: Option<usize>,
     common: Arc<Common>,
     pub instances: Arc<Instances>,
     pub peers: Peers,
-    turns: Arc<Turns>,
+    /// Made when it is first needed; `None`: no thread could be had.
+    bulkhead: OnceLock<Option<Bulkhead>>,
     random: Mutex<SmallRng>,
     /// Closed when the last connection has ended.
     alive: mpsc::Sender<Infallible>,
 }
 
 impl Worker {
+    /// `index`: `None` of a bulkhead. With what ends when it and all its connections have.
+    pub fn new(
+        common: Arc<Common>,
+        index: Option<usize>,
+        seed: u64,
+    ) -> (Arc<Self>, mpsc::Receiver<Infallible>) {
+        let (alive, ended) = mpsc::channel(1);
+        let whose = match index {
+            Some(_) => Whose::Anybodys,
+            None => Whose::Crowds,
+        };
+        let worker = Self {
+            index,
+            instances: Arc::new(Instances::new(buffer_bytes(index))),
+            peers: Peers::new(common.clone(), whose),
+            common,
+            bulkhead: OnceLock::new(),
+            random: Mutex::new(SmallRng::seed_from_u64(seed)),
+            alive,
+        };
+        (Arc::new(worker), ended)
+    }
+
     /// The view that new requests see.
     pub fn view(&self) -> Arc<View> {
         self.common
@@ -205,9 +233,27 @@ impl Worker {
         place
     }
 
-    /// A connection's place in the line of its party; a declared balancer brings many clients, and has none.
-    pub fn line(&self, party: &Party) -> Option<Line> {
-        (!matches!(party, Party::Balancer(_))).then(|| self.turns.line(party))
+    /// Where parties with many connections are served. `None`: here.
+    pub fn bulkhead(&self) -> Option<&Bulkhead> {
+        // In one there is no other.
+        self.index?;
+        let start = || {
+            let seed = self.with_random(Rng::random);
+            let started = Bulkhead::start(self.common.clone(), seed, self.alive.clone());
+            started
+                .inspect_err(|error| tracing::error!(%error, "a bulkhead can't run"))
+                .ok()
+        };
+        self.bulkhead.get_or_init(start).as_ref()
+    }
+
+    pub fn buffer_bytes(&self) -> usize {
+        buffer_bytes(self.index)
+    }
+
+    /// For a task that is to be waited for before the worker ends.
+    pub fn alive(&self) -> mpsc::Sender<Infallible> {
+        self.alive.clone()
     }
 
     pub fn upgrades(&self) -> &Arc<Holdings> {
@@ -238,6 +284,14 @@ impl Worker {
     }
 }
 
+/// Of one connection of a client or to an instance, in each direction: a head at least. One of many of its party gets no more.
+fn buffer_bytes(index: Option<usize>) -> usize {
+    match index {
+        Some(_) => READ_BYTES,
+        None => wire::MOST_HEADER_BYTES + BESIDE_HEAD_BYTES,
+    }
+}
+
 /// Runs worker `index` on this thread until it is stopped and its connections have ended. `seed`: for its random choices.
 pub fn run(common: Arc<Common>, index: usize, seed: u64) -> std::io::Result<()> {
     let _ended = Ended {
@@ -247,23 +301,8 @@ pub fn run(common: Arc<Common>, index: usize, seed: u64) -> std::io::Result<()> 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (alive, ended) = mpsc::channel(1);
-    let turns = Arc::<Turns>::default();
-    let worker = Arc::new(Worker {
-        index,
-        instances: Arc::default(),
-        peers: Peers::new(common.clone()),
-        common,
-        turns: turns.clone(),
-        random: Mutex::new(SmallRng::seed_from_u64(seed)),
-        alive,
-    });
-    runtime.block_on(async {
-        tokio::select! {
-            () = work(worker, ended) => {}
-            () = turns.give() => {}
-        }
-    });
+    let (worker, ended) = Worker::new(common, Some(index), seed);
+    runtime.block_on(work(worker, ended));
     Ok(())
 }
 
@@ -279,17 +318,22 @@ impl Drop for Ended {
     }
 }
 
-async fn work(worker: Arc<Worker>, mut ended: mpsc::Receiver<Infallible>) {
+/// Until it is stopped and its connections have ended.
+pub async fn work(worker: Arc<Worker>, mut ended: mpsc::Receiver<Infallible>) {
     let mut sequence = worker.common.sequence.subscribe();
     let mut accepting = Accepting::default();
     let mut tidy_at = Instant::now() + TIDY_EVERY;
     loop {
         let number = *sequence.borrow_and_update();
         if let Some(view) = worker.common.view() {
-            accepting.follow(&worker, &view);
+            if worker.index.is_some() {
+                accepting.follow(&worker, &view);
+            }
             worker.peers.tidy(&view);
         }
-        worker.common.has_taken(worker.index, number);
+        if let Some(index) = worker.index {
+            worker.common.has_taken(index, number);
+        }
         tokio::select! {
             changed = sequence.changed() => if changed.is_err() { break },
             () = worker.stopping() => break,
@@ -377,7 +421,8 @@ async fn serve(worker: Arc<Worker>, address: SocketAddr, stream: TcpStream, clie
     let view = worker.view();
     if address == view.mesh {
         drop(view);
-        return callee::serve(worker, stream, client).await;
+        // Few, and large: kept out of what each client costs.
+        return Box::pin(callee::serve(worker, stream, client)).await;
     }
     if view
         .gateway

@@ -142,6 +142,38 @@ fn readers_that_do_not_read_stop_nobody_else() {
     assert!(body.iter().all(|byte| *byte == b'x'));
 }
 
+/// Far more than a worker serves itself: requests, and upgrades, over the mesh.
+#[test]
+fn all_that_one_client_asks_for_on_many_connections_is_answered() {
+    let plain = Instance::answering("plain");
+    let socket = Instance::start(|_| {
+        let switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhello";
+        Act::Raw(switch.to_vec())
+    });
+    let crowd = crowd(&[("plain", &plain), ("socket", &socket)]);
+    let connect = |_| Client::connect_from(2, crowd.gateway);
+    let mut clients: Vec<_> = (0..200).map(connect).collect();
+    for _ in 0..2 {
+        for client in &mut clients {
+            client.send("GET / HTTP/1.1\r\nHost: plain.localhost\r\n\r\n");
+        }
+        for client in &mut clients {
+            let answer = client.receive().expect("an answer");
+            assert_eq!((answer.status, &*answer.body), (200, "plain"));
+        }
+        crowd.others_go_on();
+    }
+    let upgrade = "GET / HTTP/1.1\r\nHost: socket.localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    // As many as one client may have of such a service.
+    for client in &mut clients[100..120] {
+        client.send(upgrade);
+        let head = client.receive_head().expect("an answer's head");
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        assert_eq!(client.read_exact(5), b"hello");
+    }
+    crowd.others_go_on();
+}
+
 #[test]
 fn uploads_that_nobody_reads_stop_nobody_else() {
     let deaf = TcpListener::bind(free_address()).unwrap();
