@@ -122,7 +122,7 @@ pub fn settings(
     all
 }
 
-/// Of each service that uses the database, those that came after its oldest copy that runs was released.
+/// Of each service that uses the database, those that came after its oldest copy that runs.
 fn newcomers<'w>(
     world: &'w World,
     database: &ResourceId,
@@ -147,20 +147,42 @@ fn newcomers<'w>(
 /// When the first release was made since which the service needs it. `None`: what was before may have been cleaned away, so nobody knows, and
 /// it came before anybody.
 fn first_need(entry: &Entry, need: &ResourceName) -> Option<Timestamp> {
+    let (first, _) = first_with(entry, need)?;
+    Some(entry.releases.get(&first)?.at)
+}
+
+/// The first release since which the service needs it, and the one before: without that it is not known to be the first.
+fn first_with(entry: &Entry, need: &ResourceName) -> Option<(ReleaseNumber, ReleaseNumber)> {
     let newest_first = entry.releases.iter().rev();
     let with = newest_first
         .skip_while(|(_, release)| !release.spec.needs.contains_key(need))
         .take_while(|(_, release)| release.spec.needs.contains_key(need));
-    let (number, first) = with.last()?;
-    let before = number.0.saturating_sub(1);
-    (before == 0 || entry.releases.contains_key(&ReleaseNumber(before))).then_some(first.at)
+    let (first, _) = with.last()?;
+    let before = ReleaseNumber(first.0.saturating_sub(1));
+    (before.0 == 0 || entry.releases.contains_key(&before)).then_some((*first, before))
 }
 
-/// When the oldest release was made that a copy was started under.
+/// Releases by which it is known since when the service needs the databases that it needs now. At most two for each.
+pub fn first_needs(world: &World, id: &ResourceId, entry: &Entry) -> BTreeSet<ReleaseNumber> {
+    let needs = entry.live().map(|record| record.spec.needs.keys());
+    let is_managed = |need: &&ResourceName| {
+        let database = database(world, &beside(&id.project, need));
+        matches!(database, Some(Database::Managed))
+    };
+    let databases = needs.into_iter().flatten().filter(is_managed);
+    let with = databases.filter_map(|need| first_with(entry, need));
+    with.flat_map(|(first, before)| [first, before]).collect()
+}
+
+/// When the oldest of its copies was placed: those that started before others came have pools for what there was then. A copy counts from its
+/// release where nobody kept when it was placed.
 fn oldest_running(entry: &Entry) -> Option<Timestamp> {
     let placements = entry.placements.iter().flat_map(|group| &group.placements);
-    let started = placements.filter_map(|placed| entry.releases.get(&placed.release));
-    started.map(|release| release.at).min()
+    let began = placements.filter_map(|placed| {
+        let released = entry.releases.get(&placed.release)?.at;
+        Some(placed.placed().map_or(released, |at| at.max(released)))
+    });
+    began.min()
 }
 
 /// The releases that have a placement, oldest first: until a rollout is through, messages go where the copies before it expect them.
@@ -224,6 +246,8 @@ pub fn of_engine(engine: &Engine, all: Option<&EngineSettings>) -> EngineSetting
 
 #[cfg(test)]
 mod tests {
+    use model::compute::Wanted;
+
     use super::*;
     use crate::testing::{release, stored};
 
@@ -256,6 +280,120 @@ mod tests {
             };
             let came = first_need(&entry, &need).map(Timestamp::as_second);
             assert_eq!(came, expected, "{kept:?}");
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("a time")
+    }
+
+    fn placed_at(second: i64, wanted: Wanted, before: Option<i64>) -> Placement {
+        Placement {
+            instance: "web-1".parse().expect("a name"),
+            release: ReleaseNumber(1),
+            node: "a".parse().expect("a name"),
+            slot: None,
+            role: Default::default(),
+            purpose: Default::default(),
+            epoch: Default::default(),
+            wanted,
+            replaces: None,
+            reason: model::control::Reason::new("placed", "placed"),
+            at: at(second),
+            placed_at: before.map(at),
+        }
+    }
+
+    /// A pool was made when the copy was, however old the release is that it runs: scaled to none and back, it has no claim from before.
+    #[test]
+    fn a_copy_counts_from_when_it_was_placed() {
+        use Wanted::{Leave, Run};
+        for (placed, expected) in [
+            (&[(5, Run, None)][..], Some(5)),
+            (&[(9, Run, None), (5, Run, None)], Some(5)),
+            // Not from when it was told to leave.
+            (&[(9, Leave, Some(5))], Some(5)),
+            (&[(9, Leave, Some(5)), (8, Run, None)], Some(5)),
+            // An earlier version did not keep when: from its release.
+            (&[(9, Leave, None), (8, Run, None)], Some(2)),
+            // By a clock that went back.
+            (&[(1, Run, None)], Some(2)),
+            (&[], None),
+        ] {
+            let mut release = release(ReleaseNumber(1));
+            release.at = at(2);
+            let group = model::compute::PlacementGroup {
+                placements: placed
+                    .iter()
+                    .map(|(second, wanted, before)| placed_at(*second, *wanted, *before))
+                    .collect(),
+                ..Default::default()
+            };
+            let entry = Entry {
+                releases: [(release.number, stored(release))].into(),
+                placements: Some(stored(group)),
+                ..Entry::default()
+            };
+            let oldest = oldest_running(&entry).map(Timestamp::as_second);
+            assert_eq!(oldest, expected, "{placed:?}");
+        }
+    }
+
+    /// Who is deployed often would be there from before anybody, and take its share from pools that are open.
+    #[test]
+    fn releases_that_say_since_when_a_database_is_needed_are_kept() {
+        let need: ResourceName = "db".parse().expect("a name");
+        let user: ResourceId = "shop/report".parse().expect("an id");
+        let with = |number: u64, needs: bool| {
+            let mut release = release(ReleaseNumber(number));
+            if needs {
+                release.spec.needs.insert(need.clone(), Default::default());
+            }
+            release
+        };
+        let database = Work::Engine {
+            engine: Engine::Postgres(model::state::Postgres {
+                version: 15,
+                outbox: None,
+                extensions: Default::default(),
+            }),
+        };
+        for (first, is_database, expected) in [
+            (3, true, &[2, 3][..]),
+            (1, true, &[0, 1]),
+            // The one before is gone: so nobody knows any more.
+            (2, true, &[]),
+            (3, false, &[]),
+        ] {
+            let mut world = World::default();
+            let mut add = |id: &ResourceId, entry: Entry| {
+                world.services.insert(id.clone(), entry);
+            };
+            let record = |spec: Service| crate::records::ServiceRecord {
+                spec,
+                current: None,
+                removing: None,
+            };
+            let releases = (1..=15).filter(|number| first != 2 || *number > 1);
+            let entry = Entry {
+                record: Some(stored(record(with(15, true).spec))),
+                releases: releases
+                    .map(|number| with(number, number >= first))
+                    .map(|release| (release.number, stored(release)))
+                    .collect(),
+                ..Entry::default()
+            };
+            add(&user, entry.clone());
+            if is_database {
+                let entry = Entry {
+                    record: Some(stored(record(Service::of(database.clone())))),
+                    ..Entry::default()
+                };
+                add(&beside(&user.project, &need), entry);
+            }
+            let kept = first_needs(&world, &user, &entry);
+            let kept: Vec<_> = kept.iter().map(|number| number.0).collect();
+            assert_eq!(kept, expected, "needed since {first}");
         }
     }
 }

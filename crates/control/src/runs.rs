@@ -84,6 +84,7 @@ impl Runs {
             replaces: None,
             reason,
             at,
+            placed_at: None,
         };
         self.placements
             .insert(id.clone(), (service.clone(), placement));

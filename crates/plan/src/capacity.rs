@@ -199,6 +199,7 @@ mod tests {
                 replaces: None,
                 reason: placed.reason,
                 at: jiff::Timestamp::UNIX_EPOCH,
+                placed_at: None,
             });
         }
         let (id, releases) = (id("web"), BTreeMap::from([(ReleaseNumber(1), &spec)]));

@@ -366,6 +366,7 @@ mod tests {
             replaces: None,
             reason: Reason::new("placed", "placed"),
             at: jiff::Timestamp::UNIX_EPOCH,
+            placed_at: None,
         }
     }
 

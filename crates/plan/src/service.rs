@@ -353,6 +353,7 @@ impl<'a> Step<'a> {
         if let Some(placement) = found.filter(|placement| placement.wanted == Wanted::Run) {
             placement.wanted = Wanted::Leave;
             placement.reason = reason.clone();
+            placement.placed_at = Some(placement.at);
             placement.at = self.now.at;
             self.say(Level::Info, instance.to_string(), reason);
         }

@@ -271,6 +271,7 @@ fn imagined_copy(
         replaces: None,
         reason: placed.reason,
         at: planner_time(),
+        placed_at: None,
     }
 }
 

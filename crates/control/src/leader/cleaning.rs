@@ -13,6 +13,7 @@ use plan::{Instant, Now};
 use super::{Leader, STEPS_AT_ONCE, report};
 use crate::apply::delete_data;
 use crate::draft::Draft;
+use crate::engines;
 use crate::events::About;
 use crate::observed::Observed;
 use crate::records::{ForgetRecord, Key, artifact_of};
@@ -143,8 +144,9 @@ fn outdated(shared: &Shared, now: Timestamp) -> Vec<Draft> {
         drafts.push(draft);
     };
     for (id, entry) in &world.services {
-        let runs = shared.runs.of(id).map(|run| run.release).collect();
-        for number in old_releases(entry, runs) {
+        let runs = shared.runs.of(id).map(|run| run.release);
+        let first_needs = engines::first_needs(world, id, entry);
+        for number in old_releases(entry, runs.chain(first_needs).collect()) {
             delete(Key::Release(id.clone(), number));
         }
     }
@@ -165,7 +167,7 @@ fn outdated(shared: &Shared, now: Timestamp) -> Vec<Draft> {
     drafts
 }
 
-/// Those beyond the newest ten that nothing runs and no rollout names. `used`: by what people run beside the copies.
+/// Those beyond the newest ten that nothing runs and no rollout names. `used`: by others, as by what people run beside the copies.
 fn old_releases(entry: &Entry, mut used: BTreeSet<ReleaseNumber>) -> Vec<ReleaseNumber> {
     if let Some(group) = &entry.placements {
         used.extend(group.placements.iter().map(|placement| placement.release));

@@ -420,4 +420,17 @@ async fn a_service_that_comes_takes_no_connections_of_copies_that_run() {
         .await;
     restarted.unwrap();
     until_told("all are", 3, &[]).await;
+    // Who starts again under its old release has no claim from before those who run.
+    cloud.apply(&apply_of(&[("late", user("1"))])).await;
+    let held = [("cart", "late"), ("orders", "late"), ("report", "late")];
+    until_told("a fourth", 4, &held).await;
+    let scale = async |replicas| {
+        let (shop, cart) = (project(), name("cart"));
+        cloud.client.scale(&shop, &cart, replicas).await.unwrap();
+    };
+    scale(0).await;
+    until_told("no copy, no claim", 4, &held[1..]).await;
+    scale(2).await;
+    cloud.ready("cart", 2).await;
+    until_told("as one that came last", 4, &held[1..]).await;
 }

@@ -33,6 +33,19 @@ pub struct Placement {
     /// Why it is here, stored with the decision.
     pub reason: Reason,
     pub at: Timestamp,
+    /// When a copy that is to leave was placed: [`at`](Self::at) is when that was decided. `None`: an earlier version did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placed_at: Option<Timestamp>,
+}
+
+impl Placement {
+    /// When it was placed. `None` of one that is to leave, where nobody kept it.
+    pub fn placed(&self) -> Option<Timestamp> {
+        match self.wanted {
+            Wanted::Run => Some(self.at),
+            Wanted::Leave => self.placed_at,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -17,6 +17,7 @@ fn placement(number: u64, node: &str) -> Placement {
         replaces: None,
         reason: Reason::new("placed", "placed"),
         at: jiff::Timestamp::UNIX_EPOCH,
+        placed_at: None,
     }
 }
 

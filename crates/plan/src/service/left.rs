@@ -62,6 +62,7 @@ mod tests {
             replaces: None,
             reason: Reason::new("placed", "placed"),
             at: jiff::Timestamp::UNIX_EPOCH,
+            placed_at: None,
         }
     }
 

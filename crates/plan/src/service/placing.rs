@@ -183,6 +183,7 @@ impl<'a> Step<'a> {
             replaces: wish.instead_of.map(|old| old.instance.clone()),
             reason,
             at: self.now.at,
+            placed_at: None,
         });
     }
 
