@@ -69,7 +69,8 @@ pub fn rollback(
         ));
     }
     // Where copies of it serve, what leads to it finds no more than it would after this.
-    if serving(entry, current) != Some(to) {
+    let serves = serving(entry, current).map(|from| &entry.releases[&from].spec);
+    if serves != Some(&target.spec) {
         validate::check_return(world, id, to, &target.spec)?;
     }
     let number = next_release(entry);

@@ -304,6 +304,44 @@ async fn a_rollback_takes_no_port_or_need_away_that_something_uses() {
     assert_eq!(back(Some(2)).await, "1 instance rolls");
 }
 
+/// Copies of it run, whatever release made them: what came with the bad one finds no more while they serve than after it is left.
+#[tokio::test]
+async fn a_bad_release_is_left_for_what_serves_though_that_was_made_by_a_rollback_or_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let _node = cloud.join("a").await;
+    let spec = |version: &str| with_env(service(1), "V", version);
+    for release in [1, 2] {
+        let spec = spec(&release.to_string());
+        cloud.apply(&apply_of(&[("broker", spec)])).await;
+        cloud.phase_of("broker", release, RolloutPhase::Done).await;
+    }
+    let (shop, broker) = (project(), name("broker"));
+    cloud.roll_back("broker").await;
+    cloud.phase_of("broker", 3, RolloutPhase::Done).await;
+    for (bad, to) in [(4, None), (7, Some(ReleaseNumber(1)))] {
+        let mut spec = with_env(spec(&format!("bad {bad}")), "BROKEN", "yes");
+        spec.ports = [(name("admin"), Protocol::Http)].into();
+        let mut around = apply_of(&[("broker", spec)]);
+        around.routes.push(Route {
+            port: Some(name("admin")),
+            host: "admin.localhost".to_owned(),
+            path: "/".to_owned(),
+            to: broker.clone(),
+        });
+        let client = &cloud.client;
+        cloud.apply(&around).await;
+        cloud.phase_of("broker", bad, RolloutPhase::Failed).await;
+        let ask = Rollback { to };
+        let left = client.rollback(&shop, &broker, &ask, &key()).await;
+        let said = left.map_or_else(|error| error.to_string(), |left| left.consequence);
+        assert!(said.starts_with("nothing rolls"), "{bad}: {said}");
+        cloud.phase_of("broker", bad + 1, RolloutPhase::Done).await;
+        client.restart(&shop, &broker, &key()).await.unwrap();
+        cloud.phase_of("broker", bad + 2, RolloutPhase::Done).await;
+    }
+}
+
 /// Types read past what they do not know; what a person declares is held to the letter.
 #[tokio::test]
 async fn a_key_that_nothing_reads_is_refused() {
