@@ -54,7 +54,7 @@ fn is_heard_nowhere_else(
     let heard = shared.observed.nodes.get(name);
     let elsewhere = heard.filter(|node| {
         let silence = now.instant.since(node.heard);
-        node.place.is_some_and(|known| known != place) && silence < LOST_AFTER
+        node.place.is_some_and(|known| place.is_elsewhere(&known)) && silence < LOST_AFTER
     });
     match elsewhere {
         None => Ok(()),
@@ -82,7 +82,7 @@ fn is_awaited_elsewhere(
     let is_unheard = !shared.observed.nodes.contains_key(name);
     let elsewhere = known.is_some_and(|known| {
         let is_our_machine = boot == Some(place.boot);
-        known != place && !(is_our_machine && place.is_after_restart_of(&known))
+        place.is_elsewhere(&known) && !(is_our_machine && place.is_after_restart_of(&known))
     });
     elsewhere && is_unheard && shared.nodes.is_awaited(name, now)
 }

@@ -77,7 +77,14 @@ pub struct NodeRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub programs: Option<Programs>,
     /// Where its agent ran when it was last heard. A server that has just begun waits for that one before it hears another.
-    #[serde(rename = "runs_at", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "runs_at",
+        alias = "place",
+        default,
+        deserialize_with = "read_place",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<Place>")]
     pub place: Option<Place>,
 }
 
@@ -87,15 +94,41 @@ pub struct NodeRecord {
 pub struct Place {
     /// Of the directory, and of the machine as far as that goes by a name of its own. The same after a restart of the machine.
     pub folder: u64,
-    /// Of the machine's start, by the kernel's random id of it.
+    /// Of the machine's start, by the kernel's random id of it. 0: an earlier version said `place`, one number for both, which is the folder's here.
     pub boot: u64,
 }
 
 impl Place {
+    /// Whether an agent there is another one than at `other`. What an earlier version said can't be compared with what this one does, and is taken
+    /// for the same: an agent may be replaced by a newer one while its node runs.
+    pub fn is_elsewhere(&self, other: &Self) -> bool {
+        self != other && (self.boot == 0) == (other.boot == 0)
+    }
+
     /// Whether it is where `before` was, on a machine that was started anew since, and with it all that ran there.
     pub fn is_after_restart_of(&self, before: &Self) -> bool {
         self.folder == before.folder && self.boot != before.boot
     }
+}
+
+/// Reads a [`Place`] as this version says it (`runs_at`), or an earlier one (`place`, where 0 says nothing).
+///
+/// # Errors
+///
+/// It is no JSON. What is neither is passed over.
+pub fn read_place<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Place>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Said {
+        Now(Place),
+        Before(u64),
+        Unknown(serde::de::IgnoredAny),
+    }
+    Ok(match Said::deserialize(from)? {
+        Said::Now(place) => Some(place),
+        Said::Before(0) | Said::Unknown(_) => None,
+        Said::Before(folder) => Some(Place { folder, boot: 0 }),
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -192,7 +225,14 @@ pub struct Heartbeat {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Timestamp>,
     /// Where the agent runs. `None`: it does not say.
-    #[serde(rename = "runs_at", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "runs_at",
+        alias = "place",
+        default,
+        deserialize_with = "read_place",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<Place>")]
     pub place: Option<Place>,
     /// Services whose volumes it was told to forget and has not: the disk refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::compute::{
     DesiredInstance, ExitHow, InstanceReport, InstanceState, PlacementGroup, Release, Scale,
 };
-use crate::control::{Heartbeat, HeartbeatAnswer, NodeDesired, NodeRecord, Rollout};
+use crate::control::{Heartbeat, HeartbeatAnswer, NodeDesired, NodeRecord, Place, Rollout};
 use crate::signals::Level;
 use crate::state::{Engine, EngineFile};
 use crate::traffic::{ProxySnapshot, Road, Route};
@@ -237,4 +237,46 @@ fn a_node_of_a_later_version_is_heard_whatever_it_says() {
     let exit = read.changed[0].last_exit.as_ref().unwrap();
     assert_eq!(exit.how, ExitHow::Unknown);
     assert_eq!(read.events[0].level, Level::Error);
+}
+
+/// Servers are newer than agents for a while: also then a node is told from a copy of its directory.
+#[test]
+fn where_an_agent_of_an_earlier_version_runs_is_read() {
+    let now = Place { folder: 3, boot: 5 };
+    let before = Place { folder: 7, boot: 0 };
+    for (key, said, expected) in [
+        ("runs_at", json!({ "folder": 3, "boot": 5 }), Some(now)),
+        ("place", json!(7), Some(before)),
+        (
+            "place",
+            json!(u64::MAX),
+            Some(Place {
+                folder: u64::MAX,
+                ..before
+            }),
+        ),
+        ("place", json!(0), None),
+        ("place", json!(null), None),
+        ("runs_at", json!({ "invented": [1] }), None),
+        ("else", json!(7), None),
+    ] {
+        let mut beat = heartbeat();
+        beat.as_object_mut().unwrap().remove("runs_at");
+        beat[key] = said.clone();
+        let read: Heartbeat = serde_json::from_value(beat).unwrap();
+        assert_eq!(read.place, expected, "{key}: {said}");
+        let mut record = node_record();
+        record.as_object_mut().unwrap().remove("runs_at");
+        record[key] = said;
+        let read: NodeRecord = serde_json::from_value(record).unwrap();
+        assert_eq!(read.place, expected, "{key}");
+        let kept = serde_json::to_value(&read).unwrap();
+        assert_eq!(kept.get("runs_at").is_some(), expected.is_some(), "{key}");
+        assert_eq!(serde_json::from_value::<NodeRecord>(kept).unwrap(), read);
+    }
+    let copy = Place { folder: 8, boot: 0 };
+    assert!(copy.is_elsewhere(&before) && !before.is_elsewhere(&before));
+    assert!(now.is_elsewhere(&Place { boot: 6, ..now }));
+    // One was replaced by the other.
+    assert!(!now.is_elsewhere(&before) && !before.is_elsewhere(&now));
 }

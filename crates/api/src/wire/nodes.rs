@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
-use model::control::{Capacity, NodeRole, Place, Reason};
+use model::control::{Capacity, NodeRole, Place, Reason, read_place};
 use model::ids::{NodeName, ProjectName, RegionName, ResourceName, ZoneName};
 use model::machine::{Disk, Programs};
 use model::units::Span;
@@ -148,7 +148,14 @@ pub struct Renew {
     /// Signed with the key that the node has joined with.
     pub request: String,
     /// Where the agent runs. Another place is refused while this one is heard. `None`: it does not say.
-    #[serde(rename = "runs_at", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "runs_at",
+        alias = "place",
+        default,
+        deserialize_with = "read_place",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schemars(with = "Option<Place>")]
     pub place: Option<Place>,
     /// The node's wall clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]

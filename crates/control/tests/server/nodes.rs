@@ -824,6 +824,22 @@ async fn a_copy_of_a_nodes_directory_does_not_become_it_when_a_server_begins() {
     assert_eq!(said_of_nodes(&cloud).await, "", "it only had to wait");
 }
 
+/// Servers are replaced first. An agent that is replaced after them is the same node at once.
+#[tokio::test]
+async fn an_agent_of_an_earlier_version_is_told_from_a_copy_of_its_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(directory.path()).await;
+    let node = lone_node(&cloud).await;
+    let before = Place { folder: 1, boot: 0 };
+    let copy = Place { folder: 2, boot: 0 };
+    node.beats_from(before).await.unwrap();
+    assert_eq!(node.beats_from(copy).await.unwrap_err(), "node-twice");
+    let replaced = Place { folder: 3, boot: 7 };
+    node.beats_from(replaced).await.unwrap();
+    let copy = Place { folder: 4, boot: 7 };
+    assert_eq!(node.beats_from(copy).await.unwrap_err(), "node-twice");
+}
+
 /// Nothing runs any more of what ran before: there is nothing to wait for, and nobody to be lost.
 #[tokio::test]
 async fn a_node_on_the_servers_own_machine_is_heard_at_once_after_its_restart() {
