@@ -42,6 +42,9 @@ const KEY_BYTES_MAX: usize = 512;
 /// What each message costs beside its own bytes.
 pub const OVERHEAD_BYTES: u64 = 64;
 
+/// A publisher that got no answer, as from a topic that is being replaced by a newer version, has long given up by then.
+pub const REPEATED_WITHIN_MS: u64 = 10 * 60 * 1000;
+
 const STRUCTURED: &str = "application/cloudevents+json";
 const BATCH: &str = "application/cloudevents-batch+json";
 /// All events in a format of CloudEvents have a media type that begins so.
@@ -141,8 +144,13 @@ impl Event {
         self.attributes.entry("source".to_owned()).or_insert(source);
     }
 
-    /// Whether one that a version before stored, which does not say who published it, is this one: it says all the same.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    /// Whether it is `before` once more, which a version before stored without saying who published it: it says all the same, and comes while who
+    /// published that may still repeat it. Later it is another's: two that number alike say the same sooner or later.
+    pub fn repeats(&self, before: &Self) -> bool {
+        self.at_ms.abs_diff(before.at_ms) <= REPEATED_WITHIN_MS && self.says_the_same(before)
+    }
+
+    fn says_the_same(&self, other: &Self) -> bool {
         // Their sources are the same, since their names before are; that of the other may be left out.
         let attributes = |event: &Self| {
             let mut attributes = event.attributes.clone();

@@ -332,7 +332,7 @@ fn insert(connection: &Connection, tail: &mut Tail, event: &Event) -> rusqlite::
     })
 }
 
-/// What a version before stored of the same name and says the same, though it does not say who published it.
+/// What a version before stored a moment ago of the same name and says the same, though it does not say who published it.
 fn known_before(connection: &Connection, event: &Event) -> rusqlite::Result<Option<Position>> {
     let Some(name) = &event.dedup_before else {
         return Ok(None);
@@ -341,7 +341,7 @@ fn known_before(connection: &Connection, event: &Event) -> rusqlite::Result<Opti
         .prepare_cached(&format!("SELECT {MESSAGE} FROM message WHERE dedup = ?1"))?
         .query_row([name], read_message)
         .optional()?;
-    let known = known.filter(|known| known.event.says_the_same(event));
+    let known = known.filter(|known| event.repeats(&known.event));
     Ok(known.map(|known| known.position))
 }
 

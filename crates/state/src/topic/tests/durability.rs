@@ -11,7 +11,7 @@ use serde_json::json;
 use sqlite::testing::Disk;
 
 use crate::topic::engine::Clock;
-use crate::topic::event::Event;
+use crate::topic::event::{Event, REPEATED_WITHIN_MS};
 
 use super::support::{CALLER, Gate, Running, Service, block_on, file, open, until, with_retention};
 
@@ -74,8 +74,12 @@ fn what_a_version_before_stored_without_its_publisher_is_known_by_what_it_says()
         old("/projects/shop/topics/orders\n1", &[("id", "1")], "a"),
         old("/s\n1", &[("id", "1"), ("source", "/s")], "b"),
         old("k", &[], "c"),
+        Event {
+            at_ms: Clock::wall_ms() - REPEATED_WITHIN_MS - 1000,
+            ..old("long ago", &[], "d")
+        },
     ];
-    assert_eq!(block_on(engine.publish(events)).unwrap().len(), 3);
+    assert_eq!(block_on(engine.publish(events)).unwrap().len(), 4);
     drop(engine);
     let topic = Running::on(&disk, file(5, &[]));
     let post = |topic: &Running, header: (&str, &str), source: Option<&str>, body: &str| {
@@ -95,14 +99,18 @@ fn what_a_version_before_stored_without_its_publisher_is_known_by_what_it_says()
     assert_eq!(post(&topic, key, None, "c"), again(3));
     assert_eq!(
         post(&topic, id, None, "another's"),
-        first(4),
+        first(5),
         "nothing vanishes"
     );
-    assert_eq!(post(&topic, id, Some("/s"), "another's"), first(5));
-    assert_eq!(post(&topic, key, None, "another's"), first(6));
+    assert_eq!(post(&topic, id, Some("/s"), "another's"), first(6));
+    assert_eq!(post(&topic, key, None, "another's"), first(7));
+    // Who repeats it so late is another, who happens to say the same.
+    let late = ("idempotency-key", "long ago");
+    assert_eq!(post(&topic, late, None, "d"), first(8));
+    assert_eq!(post(&topic, late, None, "d"), again(8));
     drop(topic);
     let topic = Running::on(&disk, file(5, &[]));
-    assert_eq!(post(&topic, id, None, "another's"), again(4));
+    assert_eq!(post(&topic, id, None, "another's"), again(5));
     assert_eq!(post(&topic, id, None, "a"), again(1));
 }
 
