@@ -136,7 +136,9 @@ impl State {
         })
     }
 
-    /// Somebody who holds its key speaks for it, and is not heard yet.
+    /// Somebody who holds its key speaks for it, or repeats what such a one once sent, and is not heard yet. Whoever repeats it delays by
+    /// [`AT_THE_DOOR`], once for each leader, that the node is lost. A certificate that has ended shows nobody's key, and the node that has it must
+    /// not be lost while it waits: so those count too.
     pub fn knocks(&mut self, node: &NodeName) {
         if let Some(watch) = self.nodes.get_mut(node)
             && watch.contact == Contact::None
