@@ -146,7 +146,7 @@ async fn answer(
         Ok(response) => response,
         Err(problem) => {
             if matches!(problem.status, 401 | 403) {
-                server.pace.refuse().await;
+                server.refusal_rate.refuse().await;
             }
             call::refused(&problem)
         }

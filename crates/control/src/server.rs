@@ -50,7 +50,7 @@ use crate::refusals::{self, Refusals};
 use crate::ring::{self, Ring};
 use crate::runs::Runs;
 use crate::state::{CommitError, Gates, Leadership, Server, Shared, Turns};
-use crate::strangers::{Bodies, Pace};
+use crate::strangers::{Bodies, RefusalRate};
 use crate::tunnel::Tunnels;
 use crate::world::World;
 
@@ -298,7 +298,7 @@ async fn begin(begun: Begun<'_>) -> Result<Server, Error> {
         changing: tokio::sync::Mutex::default(),
         gates: Gates::default(),
         strangers: Bodies::default(),
-        pace: Pace::default(),
+        refusal_rate: RefusalRate::default(),
         changed: Notify::new(),
         turns: Turns::default(),
         mirrored: watch::Sender::new(revision),

@@ -33,7 +33,7 @@ use crate::records::LEADER;
 use crate::refusals::Refusals;
 use crate::ring::Ring;
 use crate::runs::Runs;
-use crate::strangers::{Bodies, Pace};
+use crate::strangers::{Bodies, RefusalRate};
 use crate::tunnel::Tunnels;
 use crate::world::World;
 
@@ -69,7 +69,7 @@ pub struct Server {
     pub gates: Gates,
     pub strangers: Bodies,
     /// Of what is refused.
-    pub pace: Pace,
+    pub refusal_rate: RefusalRate,
     /// Wakes the leader.
     pub changed: Notify,
     pub turns: Turns,

@@ -32,15 +32,15 @@ const REFUSED_AT_ONCE: u32 = 100;
 const REFUSED_WAIT: Duration = Duration::from_millis(250);
 
 /// The refusals of the second that goes on.
-pub struct Pace(Mutex<(Instant, u32)>);
+pub struct RefusalRate(Mutex<(Instant, u32)>);
 
-impl Default for Pace {
+impl Default for RefusalRate {
     fn default() -> Self {
         Self(Mutex::new((Instant::now(), 0)))
     }
 }
 
-impl Pace {
+impl RefusalRate {
     /// Returns when one more may be refused.
     pub async fn refuse(&self) {
         if self.is_beyond(Instant::now()) {
@@ -137,17 +137,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_is_refused_in_a_loop_waits_and_who_is_refused_now_and_then_does_not() {
-        let pace = Pace::default();
+        let rate = RefusalRate::default();
         let began = Instant::now();
         for _ in 0..REFUSED_AT_ONCE {
-            pace.refuse().await;
+            rate.refuse().await;
         }
         assert_eq!(began.elapsed(), Duration::ZERO);
-        pace.refuse().await;
+        rate.refuse().await;
         assert_eq!(began.elapsed(), REFUSED_WAIT);
         tokio::time::advance(Duration::from_secs(1)).await;
         let later = Instant::now();
-        pace.refuse().await;
+        rate.refuse().await;
         assert_eq!(later.elapsed(), Duration::ZERO);
     }
 
