@@ -60,14 +60,10 @@ impl Chaos {
                 &format!("known: {}", known.join(", ")),
             ));
         }
-        if node != EDGE {
-            // Before, or `up` would start what it sees die.
-            layout.mark_killed(&node)?;
-        }
-        let killed = kill_all_of(&layout.node(&node)).await;
-        if killed.is_err() && node != EDGE {
-            layout.forget_killed(&node)?;
-        }
+        let killed = match node.as_str() {
+            EDGE => kill_all_of(&layout.node(&node)).await,
+            _ => kill_for_good(&layout, &node).await,
+        };
         let killed = killed.with_context(|| format!("killing node {node}"))?;
         let again = match node.as_str() {
             EDGE => "`up` starts it again".to_owned(),
@@ -78,6 +74,18 @@ impl Chaos {
         ))?;
         Ok(0)
     }
+}
+
+/// From now on `up` leaves it dead. Where nothing can be killed, it is as it was: wanted dead by whom it was before, or by nobody.
+async fn kill_for_good(layout: &Layout, node: &str) -> Result<usize> {
+    let before = layout.killed_by(node);
+    // Before, or `up` would start what it sees die.
+    let kill = layout.mark_killed(node)?;
+    let killed = kill_all_of(&layout.node(node)).await;
+    if killed.is_err() {
+        layout.take_back(node, &kill, before.as_ref())?;
+    }
+    killed
 }
 
 /// The processes that name the node's directory, and all that they have started. Watchdogs end by themselves, and are killed where they do not: what
@@ -268,6 +276,21 @@ mod tests {
         let left = processes(&[12, 20]);
         assert_eq!(left.all_but_watchdogs(directory), [].into());
         assert_eq!(left.of(directory), [12].into());
+    }
+
+    /// It would come back, though nobody started it.
+    #[tokio::test]
+    async fn a_dead_node_that_is_killed_again_stays_dead() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            data: folder.path().to_owned(),
+        };
+        let refused = kill_for_good(&layout, "b").await.unwrap_err();
+        assert_eq!(refused.to_string(), "the node does not run");
+        assert!(!layout.is_killed("b"), "nobody wants it dead");
+        let first = layout.mark_killed("b").unwrap();
+        kill_for_good(&layout, "b").await.unwrap_err();
+        assert_eq!(layout.killed_by("b"), Some(first));
     }
 
     #[test]

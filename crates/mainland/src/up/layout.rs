@@ -7,7 +7,8 @@
 //! DATA/server/          the server's own
 //! DATA/nodes/a/         node a's own: no other process reads it
 //! DATA/nodes/edge/      the front door's own
-//! DATA/killed/b         node b was killed on purpose (`chaos kill`): it stays down until `start`, or the next `up`
+//! DATA/killed/b         node b was killed on purpose (`chaos kill`): it stays down until `start`, or the next `up`. Says which kill it was
+//! DATA/started/b        which process was started as node b's agent last: it lives before it answers on its socket
 //! DATA/logs/            what the processes themselves say
 //! ```
 
@@ -19,7 +20,7 @@ use anyhow::{Context, Result};
 use model::traffic::Network;
 use serde::{Deserialize, Serialize};
 
-use super::process::Identity;
+use super::process::{self, Identity};
 
 /// The name of the front door's node.
 pub const EDGE: &str = "edge";
@@ -30,6 +31,18 @@ const SOCKET_PATH_MAX: usize = 107;
 /// Ports that each node hands to its instances.
 const PORTS_PER_NODE: u16 = 1000;
 const FIRST_PORT: u16 = 20_000;
+
+/// One `chaos kill` of a node, known from every other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kill(String);
+
+impl Kill {
+    fn new() -> Result<Self> {
+        let id = "/proc/sys/kernel/random/uuid";
+        let id = std::fs::read_to_string(id).with_context(|| format!("{id} can't be read"))?;
+        Ok(Self(id.trim().to_owned()))
+    }
+}
 
 #[derive(Clone)]
 pub struct Layout {
@@ -89,21 +102,58 @@ impl Layout {
         known.retain(|name| self.is_killed(name));
         known
     }
-    /// From here on `up` leaves it dead.
-    pub fn mark_killed(&self, name: &str) -> Result<()> {
-        let mark = self.killed(name);
-        let made = std::fs::create_dir_all(self.data.join("killed"));
-        made.and_then(|()| std::fs::write(&mark, ""))
-            .with_context(|| format!("{} can't be written", mark.display()))
+    /// Which kill wants the node dead, if any does.
+    pub fn killed_by(&self, name: &str) -> Option<Kill> {
+        std::fs::read_to_string(self.killed(name)).ok().map(Kill)
     }
-    pub fn forget_killed(&self, name: &str) -> Result<()> {
+    /// From here on `up` leaves it dead.
+    pub fn mark_killed(&self, name: &str) -> Result<Kill> {
+        let kill = Kill::new()?;
         let mark = self.killed(name);
-        match std::fs::remove_file(&mark) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("{} can't be removed", mark.display()))
+        self.changing_kills()
+            .and_then(|_turn| std::fs::write(&mark, &kill.0))
+            .with_context(|| format!("{} can't be written", mark.display()))?;
+        Ok(kill)
+    }
+    /// That kill is wanted no more, and `before` is what it came after. What came since stands.
+    pub fn take_back(&self, name: &str, kill: &Kill, before: Option<&Kill>) -> Result<()> {
+        let mark = self.killed(name);
+        let taken_back = self.changing_kills().and_then(|_turn| {
+            match (self.killed_by(name).as_ref() == Some(kill), before) {
+                (false, _) => Ok(()),
+                (true, None) => std::fs::remove_file(&mark),
+                (true, Some(before)) => std::fs::write(&mark, &before.0),
             }
-            _ => Ok(()),
-        }
+        });
+        taken_back.with_context(|| format!("{} can't be changed", mark.display()))
+    }
+    /// One changes marks at a time, for as long as this is held.
+    fn changing_kills(&self) -> std::io::Result<std::fs::File> {
+        let directory = self.data.join("killed");
+        std::fs::create_dir_all(&directory)?;
+        let turn = std::fs::File::open(&directory)?;
+        rustix::fs::flock(&turn, rustix::fs::FlockOperation::LockExclusive)?;
+        Ok(turn)
+    }
+    fn started(&self, name: &str) -> PathBuf {
+        self.data.join("started").join(name)
+    }
+    /// So that nobody starts another one before it answers.
+    pub fn keep_started(&self, name: &str, agent: &Identity) -> Result<()> {
+        let kept = self.started(name);
+        let text = serde_json::to_vec(agent)?;
+        std::fs::create_dir_all(self.data.join("started"))
+            .and_then(|()| replace_private(&kept, &text))
+            .with_context(|| format!("{} can't be written", kept.display()))
+    }
+    /// The node's agent that lives: who answers on its socket, or who was started and does not answer yet.
+    pub fn agent(&self, name: &str) -> Option<Identity> {
+        let started = || {
+            let kept = std::fs::read(self.started(name)).ok()?;
+            let agent: Identity = serde_json::from_slice(&kept).ok()?;
+            agent.alive().then_some(agent)
+        };
+        process::listening_on(&self.node_socket(name)).or_else(started)
     }
     /// Whether a node of that name has ever joined from here.
     pub fn has_joined(&self, name: &str) -> bool {
@@ -186,11 +236,17 @@ impl State {
     }
 
     pub fn save(&self, path: &Path) -> Result<()> {
-        let temporary = path.with_extension("json.new");
-        write_private(&temporary, &serde_json::to_vec_pretty(self)?)
-            .and_then(|()| std::fs::rename(&temporary, path))
+        replace_private(path, &serde_json::to_vec_pretty(self)?)
             .with_context(|| format!("{} can't be written", path.display()))
     }
+}
+
+/// Whole, or as it was.
+fn replace_private(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let mut temporary = path.to_owned().into_os_string();
+    temporary.push(".new");
+    write_private(Path::new(&temporary), text)?;
+    std::fs::rename(&temporary, path)
 }
 
 /// Readable for us alone: services pass through the folder.
@@ -264,13 +320,46 @@ mod tests {
             std::fs::create_dir_all(layout.node(node)).unwrap();
             std::fs::write(layout.node(node).join("agent.json"), "").unwrap();
         }
-        layout.forget_killed("b").unwrap();
-        layout.mark_killed("b").unwrap();
-        layout.mark_killed("b").unwrap();
+        let first = layout.mark_killed("b").unwrap();
         assert_eq!(layout.killed_nodes(), ["b"]);
         assert!(layout.is_killed("b") && !layout.is_killed("a"));
-        layout.forget_killed("b").unwrap();
+        assert_eq!(layout.killed_by("b").as_ref(), Some(&first));
+        // Who starts it again undoes the kill that it knows, and none that came since.
+        let second = layout.mark_killed("b").unwrap();
+        layout.take_back("b", &first, None).unwrap();
+        assert!(layout.is_killed("b"));
+        // A kill that found nothing to kill.
+        layout.take_back("b", &second, Some(&first)).unwrap();
+        assert_eq!(layout.killed_by("b").as_ref(), Some(&first));
+        layout.take_back("b", &first, None).unwrap();
         assert!(layout.killed_nodes().is_empty());
+        layout.take_back("b", &first, None).unwrap();
+        // As an earlier version left it.
+        std::fs::write(folder.path().join("killed/b"), "").unwrap();
+        let old = layout.killed_by("b").unwrap();
+        layout.take_back("b", &old, None).unwrap();
+        assert!(layout.killed_nodes().is_empty());
+    }
+
+    /// A second one would be started beside it, by whoever looks before it listens.
+    #[test]
+    fn an_agent_is_known_before_it_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            data: folder.path().to_owned(),
+        };
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let agent = Identity::of(child.id()).unwrap();
+        assert_eq!(layout.agent("b"), None);
+        layout.keep_started("b", &agent).unwrap();
+        assert_eq!(layout.agent("b"), Some(agent.clone()));
+        assert_eq!(layout.agent("a"), None);
+        agent.signal(rustix::process::Signal::KILL).unwrap();
+        child.wait().unwrap();
+        assert_eq!(layout.agent("b"), None);
     }
 
     #[test]

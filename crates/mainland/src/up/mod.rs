@@ -9,6 +9,7 @@ mod chaos;
 mod layout;
 mod lock;
 mod process;
+mod start;
 mod stop;
 mod supervisor;
 mod told;
@@ -29,14 +30,11 @@ pub use chaos::Chaos;
 pub use layout::ZONES_MAX;
 use layout::{Layout, State};
 use process::Identity;
+pub use start::Start;
 use supervisor::Supervisor;
 
 /// How long `down` and ctrl-C wait for a clean end before they kill; a node is given the graces of what runs there besides.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-/// Between two looks for something that is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// For a node that was started to learn whether it still is one.
-const START_TOLD: Duration = Duration::from_secs(3);
 
 /// Run a system on this machine
 ///
@@ -75,18 +73,6 @@ pub struct Down {
     /// Assent to deleting data
     #[arg(short, long)]
     yes: bool,
-}
-
-/// Start a node again that was killed with `chaos kill`
-#[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "Examples:\n  mainland start b\n  mainland start b --join")]
-pub struct Start {
-    /// The node's name, as `mainland nodes` lists it
-    #[arg(value_name = "NODE")]
-    node: String,
-    /// Let it in again, with its volumes, after it was removed with `leave`
-    #[arg(long)]
-    join: bool,
 }
 
 impl Up {
@@ -366,80 +352,6 @@ impl Down {
     }
 }
 
-impl Start {
-    pub async fn run(self, globals: Globals) -> Result<u8, Failure> {
-        let layout = Layout {
-            data: globals.data_dir()?,
-        };
-        let state =
-            State::load(&layout.state()).context("no `up` runs here: `mainland up` starts one")?;
-        if !layout.has_joined(&self.node) {
-            let known = layout.known_nodes();
-            return Err(Failure::missing(
-                format!("there is no node `{}` here", self.node),
-                &self.node,
-                known.iter().map(String::as_str),
-                &format!("known: {}", known.join(", ")),
-            ));
-        }
-        let mut supervisor = Supervisor::new(layout.clone(), state, current_binary()?);
-        let started = match self.join {
-            true => {
-                let client = globals.client()?;
-                removed_has_ended(&layout, &self.node).await;
-                supervisor.start_removed_node(&self.node, &client).await?
-            }
-            false => supervisor.start_known_node(&self.node)?,
-        };
-        if !started {
-            layout.forget_killed(&self.node)?;
-            println!("Node {} runs already.", self.node);
-            return Ok(0);
-        }
-        let removed = removal_is_told(&layout, &self.node).await;
-        // Only now: `up` starts what is not wanted dead and does not answer yet.
-        layout.forget_killed(&self.node)?;
-        if !self.join && removed {
-            return Err(
-                anyhow::anyhow!(told::told_removal(&self.node, &layout.node(&self.node))).into(),
-            );
-        }
-        println!("Node {} starts.", self.node);
-        Ok(0)
-    }
-}
-
-/// Waits, within bounds, for an agent to end that was told that its node was removed.
-async fn removed_has_ended(layout: &Layout, node: &str) {
-    let socket = layout.node_socket(node);
-    let ended = || !layout.is_removed(node) || process::listening_on(&socket).is_none();
-    within(STOP_TIMEOUT, || ended().then_some(())).await;
-}
-
-/// Waits until the agent that was just started answers, or has learnt that it is to run nothing.
-async fn removal_is_told(layout: &Layout, node: &str) -> bool {
-    let socket = layout.node_socket(node);
-    // It listens once it knows.
-    let knows = || layout.is_removed(node) || process::listening_on(&socket).is_some();
-    within(START_TOLD, || knows().then(|| layout.is_removed(node)))
-        .await
-        .unwrap_or(false)
-}
-
-/// Looks again and again until there is an answer, or `patience` is over.
-async fn within<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = std::time::Instant::now() + patience;
-    loop {
-        if let Some(answer) = look() {
-            return Some(answer);
-        }
-        if std::time::Instant::now() >= deadline {
-            return None;
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
 fn current_binary() -> Result<PathBuf> {
     std::env::current_exe().context("the path of this program is not known")
 }
@@ -447,8 +359,8 @@ fn current_binary() -> Result<PathBuf> {
 /// The server or a node of an earlier `up`.
 fn something_lives(layout: &Layout, old: &State) -> bool {
     let nodes = layout.known_nodes();
-    let listens = |node: &String| process::listening_on(&layout.node_socket(node)).is_some();
-    old.server.as_ref().is_some_and(Identity::alive) || nodes.iter().any(listens)
+    let lives = |node: &String| layout.agent(node).is_some();
+    old.server.as_ref().is_some_and(Identity::alive) || nodes.iter().any(lives)
 }
 
 fn free_loopback_address() -> Result<SocketAddr> {

@@ -34,13 +34,13 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Adopts what lives: the server by its record, each node by who answers on its socket.
+    /// Adopts what lives: the server by its record, each node by who answers on its socket, or was started last.
     pub fn new(layout: Layout, state: State, binary: PathBuf) -> Self {
         let server = state.server.clone().filter(Identity::alive);
         let mut processes: BTreeMap<String, Identity> = BTreeMap::new();
         processes.extend(server.map(|server| (SERVER.to_owned(), server)));
         for name in layout.known_nodes() {
-            let agent = process::listening_on(&layout.node_socket(&name));
+            let agent = layout.agent(&name);
             processes.extend(agent.map(|agent| (name, agent)));
         }
         let fresh = processes.is_empty();
@@ -64,7 +64,9 @@ impl Supervisor {
         self.save()?;
         // Who begins anew begins with all.
         for name in self.layout.killed_nodes() {
-            self.layout.forget_killed(&name)?;
+            if let Some(kill) = self.layout.killed_by(&name) {
+                self.layout.take_back(&name, &kill, None)?;
+            }
         }
         if !self.processes.contains_key(SERVER) {
             let _ = std::fs::remove_file(self.layout.client_file());
@@ -192,6 +194,12 @@ impl Supervisor {
             log: &log,
         })
         .with_context(|| self.last_words(name))?;
+        if name != SERVER
+            && let Err(error) = self.layout.keep_started(name, &identity)
+        {
+            // It is found by its socket a moment later.
+            experience::notice(&format!("{error:#}"));
+        }
         self.processes.insert(name.to_owned(), identity);
         if name == SERVER {
             self.save()?;
@@ -298,7 +306,7 @@ impl Supervisor {
             return true;
         }
         self.processes.remove(name);
-        let agent = process::listening_on(&self.layout.node_socket(name));
+        let agent = self.layout.agent(name);
         self.processes
             .extend(agent.map(|agent| (name.to_owned(), agent)));
         self.processes.contains_key(name)
