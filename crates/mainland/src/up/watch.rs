@@ -60,7 +60,7 @@ impl Supervisor {
                 }
             }
             for (name, due) in again.rested(now) {
-                self.rested(&name, due.deaths);
+                self.rested(&name, due.deaths, &mut again);
             }
         }
     }
@@ -108,7 +108,7 @@ impl Supervisor {
     }
 
     /// One that has rested. `deaths`: its ends in a row of which the last has not been told yet; 0 where there is none to be told.
-    fn rested(&mut self, name: &str, deaths: u32) {
+    fn rested(&mut self, name: &str, deaths: u32, again: &mut Again) {
         let fate = self.fate(name);
         let told = match (deaths, fate) {
             (0, _) => None,
@@ -124,7 +124,9 @@ impl Supervisor {
         if fate != Fate::Again {
             return;
         }
-        if let Err(error) = self.restart(name) {
+        if let Err(error) = self.restart(name)
+            && again.is_news(name, &error.root_cause().to_string())
+        {
             experience::notice(&format!("{name} can't be started: {error:#}"));
         }
         // Whoever killed it at this moment has not seen it.
