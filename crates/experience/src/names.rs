@@ -34,10 +34,18 @@ pub enum Names {
 pub async fn of(globals: &Globals, names: Names) -> Vec<String> {
     let found = tokio::time::timeout(PATIENCE, asked(globals, names)).await;
     let mut found = found.ok().flatten().unwrap_or_default();
+    found.retain(|name| is_plain(name));
     found.sort_unstable();
     found.dedup();
     found.truncate(NAMES_MAX);
     found
+}
+
+/// Whether it stands in a command line as it is. Some shells insert what they are offered without quotes, and run what is in it: others than those
+/// that press the key may choose the paths of routes.
+fn is_plain(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._/:@%+,=-".contains(&byte);
+    name.bytes().all(plain)
 }
 
 async fn asked(globals: &Globals, names: Names) -> Option<Vec<String>> {
@@ -104,4 +112,35 @@ fn engines(listed: Vec<(String, Value)>, kind: &str) -> Vec<String> {
     let is_one = |spec: &Value| spec["work"]["engine"]["kind"] == kind;
     let of_kind = listed.into_iter().filter(|(_, spec)| is_one(spec));
     of_kind.map(|(name, _)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shell_would_act_on_is_not_offered() {
+        for plain in ["web", "web-1", "shop.localhost/", "a.b/c:d@e=f%20+,"] {
+            assert!(is_plain(plain), "{plain}");
+        }
+        for strange in [
+            "*/x$(touch${IFS}PWN)",
+            "*/",
+            "a/b c",
+            "a/`id`",
+            "a/;id",
+            "a/~",
+            "a/\'",
+            "a/ü",
+            "a/\\",
+            "a/[b]",
+            "a/b?",
+            "a/{b,c}",
+            "a/#",
+            "a/!b",
+            "a/b\n",
+        ] {
+            assert!(!is_plain(strange), "{strange}");
+        }
+    }
 }

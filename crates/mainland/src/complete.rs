@@ -21,7 +21,8 @@ pub const VARIABLE: &str = "MAINLAND_COMPLETE";
 /// Answers a shell, where one asks; whether one did.
 pub fn answered(command: Root) -> bool {
     // Nobody looks at what is wrong with a line that is not finished.
-    let asked = CompleteEnv::with_factory(move || naming(command, command(), &[])).var(VARIABLE);
+    let factory = move || naming(command, command(), &[], &words());
+    let asked = CompleteEnv::with_factory(factory).var(VARIABLE);
     let here = std::env::current_dir().ok();
     asked
         .try_complete(std::env::args_os(), here.as_deref())
@@ -57,23 +58,42 @@ fn program() -> String {
 /// How the whole command line is made.
 type Root = fn() -> clap::Command;
 
-/// With names for the arguments that take one; `path` are the words that lead to the command.
-fn naming(root: Root, command: clap::Command, path: &[&str]) -> clap::Command {
+/// With names for the arguments that take one, and without what is hidden; `path` are the words that lead to the command, `words` those of the line.
+fn naming(root: Root, command: clap::Command, path: &[&str], words: &[OsString]) -> clap::Command {
     // One by one they would change their order, and so their places.
-    let command = command.mut_args(|argument| match named(path, argument.get_id().as_str()) {
-        Some(named) => argument.add(ArgValueCompleter::new(move |begun: &OsStr| {
-            offered(root, named, begun)
-        })),
-        None => argument,
+    let command = command.mut_args(|argument| {
+        let argument = unoffered(argument, words);
+        match named(path, argument.get_id().as_str(), words) {
+            Some(named) => argument.add(ArgValueCompleter::new(move |begun: &OsStr| {
+                offered(root, named, begun)
+            })),
+            None => argument,
+        }
     });
     command.mut_subcommands(|inner| {
         let name = inner.get_name().to_owned();
-        naming(root, inner, &[path, &[name.as_str()]].concat())
+        naming(root, inner, &[path, &[name.as_str()]].concat(), words)
     })
 }
 
+/// An option that is hidden would be offered where nothing else fits what is begun: `--to` would become `--token`. Where the line has it, it is read
+/// as what it is; elsewhere nothing that is typed begins its name.
+fn unoffered(argument: clap::Arg, words: &[OsString]) -> clap::Arg {
+    let Some(long) = argument.get_long().filter(|_| argument.is_hide_set()) else {
+        return argument;
+    };
+    let option = format!("--{long}");
+    let is_said = |word: &OsString| word.to_string_lossy().starts_with(&option);
+    if words.iter().any(is_said) {
+        return argument;
+    }
+    // This process answers once, and ends.
+    let name: &'static str = format!("\u{7f}{long}").leak();
+    argument.long(name)
+}
+
 /// What an argument of a command names.
-fn named(path: &[&str], argument: &str) -> Option<Names> {
+fn named(path: &[&str], argument: &str, words: &[OsString]) -> Option<Names> {
     Some(match (path, argument) {
         (_, "project") => Names::Projects,
         (_, "node") => Names::Nodes,
@@ -83,7 +103,7 @@ fn named(path: &[&str], argument: &str) -> Option<Names> {
         (["logs" | "exec" | "events"], "name") => Names::Instances,
         (["explain"], "subject") => Names::Subjects,
         (["secret", "set"], "name") => Names::Secrets,
-        (["get" | "delete"], "name") => Names::Of(kind_in(&words())),
+        (["get" | "delete"], "name") => Names::Of(kind_in(words)),
         _ => return None,
     })
 }
@@ -158,5 +178,30 @@ mod tests {
         let globals = globals.unwrap();
         assert_eq!(globals.api_address().port(), 1);
         assert_eq!(kind_in(&line("mainland delete secrets")), Kind::Secrets);
+    }
+
+    #[test]
+    fn options_that_are_hidden_are_not_offered_and_are_known_where_they_are_said() {
+        let offered = |text: &str| -> Vec<String> {
+            let line: Vec<_> = text.split(' ').map(OsString::from).collect();
+            let words = &line[..line.len() - 1];
+            let mut command = naming(Cli::command, Cli::command(), &[], words);
+            let index = line.len() - 1;
+            let offered =
+                clap_complete::engine::complete(&mut command, line.clone(), index, None).unwrap();
+            let values = offered.iter().map(|one| one.get_value());
+            values
+                .map(|value| value.to_string_lossy().into_owned())
+                .collect()
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(offered("mainland delete routes --to"), none);
+        assert_eq!(offered("mainland apply --auth"), none);
+        assert_eq!(offered("mainland rollback web --to"), ["--to"]);
+        assert_eq!(offered("mainland apply --ti"), ["--timeout"]);
+        for said in ["--token t", "--token=t"] {
+            let line = format!("mainland {said} apply --ti");
+            assert_eq!(offered(&line), ["--timeout"], "{said}");
+        }
     }
 }
