@@ -541,6 +541,33 @@ mod tests {
     }
 
     #[test]
+    fn only_what_an_apply_changed_is_waited_for() {
+        let change = |kind, name: &str, action| wire::Change {
+            kind,
+            name: name.to_owned(),
+            action,
+            consequence: String::new(),
+            diff: Vec::new(),
+            release: Some(model::ids::ReleaseNumber(3)),
+        };
+        let applied = wire::Applied {
+            changes: vec![
+                change(Kind::Services, "web", Action::Change),
+                change(Kind::Services, "db", Action::Keep),
+                change(Kind::Scales, "api", Action::Change),
+            ],
+            warnings: Vec::new(),
+            dry_run: false,
+            revision: String::new(),
+        };
+        let released: Vec<_> = released(&applied)
+            .into_iter()
+            .map(|(name, number)| (name.to_string(), number.0))
+            .collect();
+        assert_eq!(released, [("web".to_owned(), 3)]);
+    }
+
+    #[test]
     fn an_apply_is_described_by_its_consequences() {
         let change = wire::Change {
             kind: Kind::Services,

@@ -152,7 +152,10 @@ mod tests {
         }
         // What is nearly right is told by its likeness.
         assert!(said("mainland sttus").contains("'status'"));
-        assert!(said("mainland secret rm x").contains("unrecognized subcommand"));
+        // Below a command of ours it is not the verb of a whole line.
+        let below = said("mainland secret rm x");
+        assert!(below.contains("unrecognized subcommand"), "{below}");
+        assert!(!below.contains("mainland delete"), "{below}");
     }
 
     #[test]
