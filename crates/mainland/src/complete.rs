@@ -15,6 +15,9 @@ use experience::names::{self, Names};
 
 use crate::processes;
 
+/// Bash's own script: clap's leaves a word in the pieces that readline makes of it.
+const BASH: &str = include_str!("complete.bash");
+
 /// Set by a shell's script, to the name of the shell.
 pub const VARIABLE: &str = "MAINLAND_COMPLETE";
 
@@ -37,6 +40,10 @@ pub fn answered(command: Root) -> bool {
 pub fn script(shell: &str) -> Result<String, std::io::Error> {
     let shells = Shells::builtins();
     let known = shells.completer(shell);
+    if shell == "bash" {
+        let program = format!("'{}'", program().replace('\'', r"'\''"));
+        return Ok(BASH.replace("PROGRAM", &program));
+    }
     let known =
         known.ok_or_else(|| std::io::Error::other(format!("no shell is called {shell}")))?;
     let mut script = Vec::new();
@@ -202,6 +209,114 @@ mod tests {
         for said in ["--token t", "--token=t"] {
             let line = format!("mainland {said} apply --ti");
             assert_eq!(offered(&line), ["--timeout"], "{said}");
+        }
+    }
+
+    /// Bash takes a word apart, and replaces the last piece of it alone.
+    #[test]
+    fn bash_puts_what_is_offered_behind_what_stands_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, asked) = (folder.path().join("program"), folder.path().join("asked"));
+        const PROGRAM: &str = r#"shift; printf '<%s>' "$_CLAP_COMPLETE_INDEX" "$@" > "$ASKED"; printf '%s' "$OFFERS""#;
+        std::fs::write(&program, PROGRAM).unwrap();
+        let script = BASH.replace("PROGRAM", &format!("sh '{}'", program.display()));
+        const ASK: &str = r#"
+eval "$SCRIPT"
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+_mainland_complete mainland "$BEGUN" ''
+printf '%s\n' "${COMPREPLY[@]}"
+"#;
+        // `|`: where the cursor stands, if not at the end.
+        let asked_and_offered = |pieces: &[&str], line: &str, begun: &str, offers: &str| {
+            let point = line.find('|').unwrap_or(line.len());
+            let bash = std::process::Command::new("bash")
+                .args(["--norc", "--noprofile", "-c", ASK, "bash"])
+                .args(pieces)
+                .envs([("SCRIPT", &*script), ("BEGUN", begun), ("OFFERS", offers)])
+                .env("COMP_LINE", line.replace('|', ""))
+                .env("COMP_POINT", point.to_string())
+                .env("ASKED", &asked)
+                .output()
+                .unwrap();
+            let offered = String::from_utf8(bash.stdout).unwrap();
+            let asked = std::fs::read_to_string(&asked).unwrap();
+            (asked, offered.trim_end().to_owned())
+        };
+        let route = "a.localhost/b:c@d=e";
+        for (pieces, line, begun, offers, asked, offered) in [
+            (
+                &["mainland", "logs", "w"][..],
+                "mainland logs w",
+                "w",
+                "web\nworker",
+                "<2><mainland><logs><w>",
+                "web\nworker",
+            ),
+            (
+                &["mainland", "logs", ""],
+                "mainland  logs ",
+                "",
+                "",
+                "<2><mainland><logs><>",
+                "",
+            ),
+            (
+                &["mainland", "delete", "routes", "a.localhost/b", ":"],
+                "mainland delete routes a.localhost/b:",
+                "",
+                route,
+                "<3><mainland><delete><routes><a.localhost/b:>",
+                "c@d=e",
+            ),
+            (
+                &[
+                    "mainland",
+                    "delete",
+                    "routes",
+                    "a.localhost/b",
+                    ":",
+                    "c",
+                    "@",
+                    "d",
+                    "=",
+                    "e",
+                ],
+                "mainland delete routes a.localhost/b:c@d=e",
+                "e",
+                route,
+                "<3><mainland><delete><routes><a.localhost/b:c@d=e>",
+                "e",
+            ),
+            (
+                &["mainland", "--project", "=", "sh", "logs", "w"],
+                "mainland --project=sh logs w",
+                "w",
+                "web",
+                "<3><mainland><--project=sh><logs><w>",
+                "web",
+            ),
+            // What is quoted is asked for without its quotes, and stays in them.
+            (
+                &["mainland", "logs", "'w"],
+                "mainland logs 'w",
+                "w",
+                "web",
+                "<2><mainland><logs><w>",
+                "web",
+            ),
+            // The cursor stands within it.
+            (
+                &["mainland", "--project", "=", "shop", "logs"],
+                "mainland --project=shop lo|gs",
+                "lo",
+                "logs",
+                "<2><mainland><--project=shop><lo>",
+                "logs",
+            ),
+        ] {
+            let expected = (asked.to_owned(), offered.to_owned());
+            let found = asked_and_offered(pieces, line, begun, offers);
+            assert_eq!(found, expected, "{line}");
         }
     }
 }

@@ -136,8 +136,8 @@ fn a_poison_message_is_looked_at_mended_and_redriven_while_others_flow() {
 fn completed(first: &First, words: &[&str]) -> Vec<String> {
     const ASK: &str = r#"
 source <("$MAINLAND" completion bash) || exit 1
-COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMP_TYPE=9
-_clap_complete_mainland "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+_mainland_complete "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
 printf '%s\n' "${COMPREPLY[@]}"
 "#;
     let of_cloud = first.cloud.command(&[]);
