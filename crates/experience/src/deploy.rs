@@ -540,6 +540,26 @@ mod tests {
         );
     }
 
+    /// What is removed anyway needs no warning that it stays.
+    #[tokio::test]
+    async fn who_prunes_is_not_warned_of_what_is_not_declared() {
+        let text = "project: shop\nservices: { web: { run: [sleep, 9] } }\n";
+        let source = model::manifest::Source { file: "m", text };
+        let manifest = model::manifest::read(source, None).unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = Client::new(api::client::Transport::Tcp(address), None);
+        let removal = Removal {
+            prune: true,
+            delete_data: false,
+        };
+        let asking = removal.left(&client, &manifest, "");
+        let left = tokio::time::timeout(std::time::Duration::from_secs(5), asking).await;
+        assert_eq!(left, Ok(None));
+        assert!(listener.accept().is_err(), "the server was asked");
+    }
+
     #[test]
     fn only_what_an_apply_changed_is_waited_for() {
         let change = |kind, name: &str, action| wire::Change {
