@@ -30,7 +30,7 @@ use crate::options::{self, Config, Options};
 use crate::prepare::service_of;
 use crate::record::{self, Foreign, Ports, Process, Record};
 use crate::{
-    addresses, artifacts, clock, desired, instances, leftovers, listening, ports, prepare, removal,
+    addresses, artifacts, clock, desired, instances, leftovers, listening, prepare, removal,
 };
 
 /// Probes that are out at the same time.
@@ -202,13 +202,8 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
     let (mut running, ()): (BTreeSet<ResourceId>, ()) = tokio::join!(adopting, finding.collect());
     running.extend(agent.with(|core| core.left_services()));
     addresses::give_up_taken(agent, &running);
-    let ports = agent.with(|core| ports::owned(core));
-    // What has not answered once is asked again beside the rest.
-    if agent.firewall.is_known()
-        && let Err(error) = agent.firewall.apply(ports).await
-    {
-        tracing::error!(%error, "instance ports can't be closed to others");
-    }
+    // Beside the rest: the node is silent until this has ended. What the earlier agent closed is closed.
+    agent.firewall.wants();
 }
 
 /// Its service, where it runs.

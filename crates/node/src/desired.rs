@@ -20,7 +20,7 @@ use crate::agent::Agent;
 use crate::core::Core;
 use crate::instances::Order;
 use crate::pause::Pause;
-use crate::{begin, clock, layout, ports, snapshot};
+use crate::{begin, clock, layout, snapshot};
 
 /// Between two tries to keep, or to forget, what the disk refused to.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
@@ -193,9 +193,8 @@ pub async fn adopt_named(agent: &Arc<Agent>, desired: &NodeDesired) {
     for (record, left) in named {
         begin::go_on(agent, record, left).await;
     }
-    // Nobody waits here for an nft that has not answered yet: it is asked again.
-    if any && agent.firewall.is_known() {
-        ports::close_again(agent).await;
+    if any {
+        agent.firewall.wants();
     }
 }
 

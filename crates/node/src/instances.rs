@@ -20,7 +20,7 @@ use crate::layout::{self, Layout};
 use crate::pause::Pause;
 use crate::prepare::{Doors, Failure, Secrets, gather, make_spec, place};
 use crate::record::Record;
-use crate::{clock, engine, ports};
+use crate::{clock, engine};
 
 /// Lines in which last words are looked for.
 const LAST_LINES: usize = 20;
@@ -425,7 +425,7 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
         agent.keeper.remove(agent.layout.record(id));
         layout::aside(|| engine::forget(agent, id));
         agent.with(|core| core.release_ports(id));
-        ports::close_again(agent).await;
+        agent.firewall.wants();
         agent.signals.certify.notify_one();
     }
 }

@@ -7,7 +7,7 @@ use model::ids::InstanceId;
 
 use crate::agent::Agent;
 use crate::core::Core;
-use crate::firewall::Firewall;
+use crate::firewall::{Error, Firewall};
 
 /// Every port that an instance of this node has, and whose it is.
 pub fn owned(core: &Core) -> BTreeMap<u16, u32> {
@@ -23,29 +23,36 @@ pub fn owned(core: &Core) -> BTreeMap<u16, u32> {
         .collect()
 }
 
-/// As [`owned`] has them now. False: they are not, and are tried again by [`run`].
-pub async fn close_again(agent: &Agent) -> bool {
-    let _placing = agent.places.read().await;
-    // No port is closed any more.
-    if agent.has_stopped() {
-        return true;
-    }
-    let ports = agent.with(|core| owned(core));
-    let set = agent.firewall.apply(ports).await;
-    if let Err(error) = &set {
-        tracing::warn!(%error, "the ports of instances are not closed as they should be");
-    }
-    set.is_ok()
-}
-
-/// Closes them again where that could not be done, for as long as the agent lives.
+/// Closes them where that is asked for, and again where it could not be done, for as long as the agent lives.
 pub async fn run(agent: Arc<Agent>) {
     let mut pause = Firewall::pause();
+    let mut said = String::new();
     loop {
         agent.firewall.lacks().await;
-        pause.wait().await;
-        if close_again(&agent).await {
-            pause.reset();
+        while let Err(error) = close(&agent).await {
+            // While `nft` does not answer it is the same each time.
+            let error = error.to_string();
+            if error != said {
+                tracing::warn!(
+                    error,
+                    "the ports of instances are not closed as they should be"
+                );
+            }
+            said = error;
+            pause.wait().await;
         }
+        said.clear();
+        pause.reset();
+    }
+}
+
+/// As [`owned`] has them.
+async fn close(agent: &Agent) -> Result<(), Error> {
+    agent.firewall.find_out().await?;
+    let ports = || agent.with(|core| owned(core));
+    match agent.firewall.apply(ports).await {
+        // No port is closed any more.
+        Err(Error::Gone) => Ok(()),
+        done => done,
     }
 }

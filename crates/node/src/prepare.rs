@@ -22,7 +22,7 @@ use crate::agent::Agent;
 use crate::core::{Core, at_port};
 use crate::doors::NoDoor;
 use crate::environment::{self, Secret};
-use crate::{artifacts, clock, engine, layout, pause, ports, snapshot, volumes};
+use crate::{artifacts, clock, engine, firewall, layout, pause, ports, snapshot, volumes};
 
 /// Servers that don't answer within this are not waited for where there is another way.
 const SERVERS_PATIENCE: Duration = Duration::from_secs(3);
@@ -167,10 +167,7 @@ pub async fn place(
     let spec = make_spec(agent, desired, port, &doors, secrets)?;
     // A disk may have held this up until after the end.
     goes_on(agent)?;
-    let ports = agent.with(|core| ports::owned(core));
-    if let Err(why) = agent.firewall.apply(ports).await {
-        return Err(format!("its port can't be closed to other users: {why}").into());
-    }
+    close_ports(agent).await?;
     agent.runtime.prepare(&spec).await?;
     agent.with(|core| {
         core.specs.insert(id.clone(), Arc::new(spec));
@@ -178,6 +175,21 @@ pub async fn place(
     });
     volumes::begin_look(agent, desired);
     wait_for_doors(agent, &doors).await
+}
+
+/// A program that does not answer is the machine's fault, and none of the instance.
+async fn close_ports(agent: &Agent) -> Result<(), Failure> {
+    let ports = || agent.with(|core| ports::owned(core));
+    let closed = agent.firewall.apply(ports).await;
+    closed.map_err(|why| match why {
+        firewall::Error::Late => Failure::Lacks(waits_for_firewall()),
+        why => format!("its port can't be closed to other users: {why}").into(),
+    })
+}
+
+fn waits_for_firewall() -> Reason {
+    let message = "waits for the firewall of its node: `nft` has not answered in time, and until it does everybody on that machine could call its port";
+    Reason::new("waits-for-firewall", message)
 }
 
 fn goes_on(agent: &Agent) -> Result<(), String> {

@@ -38,7 +38,7 @@ impl Agent {
     /// The longest that [`Agent::stop`] takes with what runs here now: each step of it has a bound.
     pub fn stops_within(&self) -> Duration {
         // Preparations, the proxy, and the firewall after the instances.
-        self.instances_stop_within() + LAST_WORDS * 2 + STOP_PATIENCE * 2 + NFT_PATIENCE
+        self.instances_stop_within() + LAST_WORDS * 2 + STOP_PATIENCE * 2 + NFT_PATIENCE * 2
     }
 
     /// To drain, and to end.

@@ -5,6 +5,7 @@ mod faults;
 mod identity;
 mod life;
 mod machine;
+mod ports;
 mod server;
 mod survival;
 mod talk;

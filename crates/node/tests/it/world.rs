@@ -96,7 +96,11 @@ impl Node {
 
     /// Another agent on the same directory, told nothing else.
     pub fn start_again(&mut self) {
-        let mut command = Command::new(BINARY);
+        self.start_again_by(Command::new(BINARY));
+    }
+
+    /// The same, where this command executes what its last arguments say.
+    pub fn start_again_by(&mut self, mut command: Command) {
         command.arg("agent").arg(self.directory());
         self.agent = spawn(command, &self.folder.path().join("agent.log"));
     }
