@@ -1,5 +1,6 @@
 //! Hears what the node should run, and keeps it on disk.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use compute::beneath::remove_tree;
 use compute::runtime::Environment;
 use futures_util::StreamExt;
+use model::boundary::KeyFingerprint;
 use model::compute::{DesiredInstance, environment_name};
 use model::control::{NodeDesired, Reason};
 use model::ids::{Generation, InstanceId, InstanceName, ResourceId, ResourceName};
@@ -86,7 +88,12 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
             core.road = plan::road::merge(&core.road, &desired.road);
             desired.road = core.road.clone();
             core.learn_protocols();
-            core.removed.clone_from(&desired.removed);
+        }
+        let is_known = core.state.generation() == Some(generation);
+        if (is_new || is_known)
+            && learn_removed(&mut core.removed, &desired.removed, asked_at.is_some())
+        {
+            agent.signals.road.send_replace(());
         }
         is_new
     });
@@ -119,6 +126,21 @@ pub fn take(agent: &Arc<Agent>, mut desired: NodeDesired, asked_at: Option<Insta
     agent.signals.road.send_replace(());
     agent.signals.certify.notify_one();
     agent.signals.report.notify_one();
+}
+
+/// Who was removed stays so until a server says otherwise: what was kept may be older than what is known. True: something changed.
+fn learn_removed(
+    known: &mut BTreeSet<KeyFingerprint>,
+    told: &BTreeSet<KeyFingerprint>,
+    by_server: bool,
+) -> bool {
+    let mut now = told.clone();
+    if !by_server {
+        now.extend(known.iter().cloned());
+    }
+    let changes = *known != now;
+    *known = now;
+    changes
 }
 
 /// Volumes are forgotten before that is acknowledged. Those that the disk refuses to forget are named until it does, and the servers place nothing here
