@@ -206,6 +206,40 @@ pub async fn adopt_all(agent: &Arc<Agent>) {
     agent.firewall.wants();
 }
 
+/// What was found of a process that was looked for.
+#[derive(Clone, Copy)]
+enum Found {
+    Lives { pid: u32 },
+    MayLive,
+    Ended,
+}
+
+/// Tells what was found, and what was heard of it meanwhile: whether it was stopped by a signal. False: its end was heard. Then it is to be looked for
+/// again, since what it has left says how it ended.
+fn tell_found(
+    agent: &Arc<Agent>,
+    id: &InstanceId,
+    found: Found,
+    input: impl FnOnce(&mut Core, Option<bool>) -> Input,
+) -> bool {
+    agent.with(|core| {
+        // Another step must not come in between: an end that is heard after this is one of what this tells.
+        let Some(running) = core.running.get_mut(id) else {
+            return false;
+        };
+        let frozen = running.frozen;
+        match found {
+            Found::Lives { pid } => running.pid = Some(pid),
+            // Its end is still to be heard.
+            Found::MayLive => {}
+            Found::Ended => drop(core.running.remove(id)),
+        }
+        let input = input(core, frozen);
+        agent.tell_in(core, input);
+        true
+    })
+}
+
 /// Its service, where it runs.
 pub async fn adopt(
     agent: &Arc<Agent>,
@@ -214,94 +248,101 @@ pub async fn adopt(
 ) -> Option<ResourceId> {
     let id = record.desired.instance.clone();
     let directory = agent.layout.instance(&id);
-    agent.with(|core| {
-        take_ports(core, &id, &record.desired.service, &record.held);
-        core.running.insert(id.clone(), Running::new(1, None));
-    });
-    let found = agent.runtime.adopt(&id, &directory).await;
+    agent.with(|core| take_ports(core, &id, &record.desired.service, &record.held));
     let gate = gates.get(&id).copied().unwrap_or(Gate::Shut);
-    let process = adopted(found, &record, gate);
-    let is_running = matches!(process, decide::Adopted::Running { .. });
-    let service = is_running.then(|| service_of(&record.desired));
-    agent.with(|core| {
-        match &process {
-            // Its end is still to be heard.
-            decide::Adopted::Unknown => None,
-            decide::Adopted::Running { pid, .. } => {
-                let pid = Some(*pid);
-                core.running.insert(id.clone(), Running::new(1, pid))
-            }
-            _ => core.running.remove(&id),
+    loop {
+        agent.with(|core| core.running.insert(id.clone(), Running::new(1, None)));
+        let found = agent.runtime.adopt(&id, &directory).await;
+        let process = adopted(found, &record, gate);
+        let found = match process {
+            decide::Adopted::Running { pid, .. } => Found::Lives { pid },
+            decide::Adopted::Unknown => Found::MayLive,
+            _ => Found::Ended,
+        };
+        let is_told = tell_found(agent, &id, found, |_, frozen| Input::Adopted {
+            desired: Box::new(record.desired.clone()),
+            history: record.history.clone(),
+            process: as_heard(process, frozen),
+        });
+        if is_told {
+            let is_running = matches!(found, Found::Lives { .. });
+            return is_running.then(|| service_of(&record.desired));
         }
-    });
-    agent.tell(Input::Adopted {
-        desired: Box::new(record.desired),
-        history: record.history,
-        process,
-    });
-    service
+    }
+}
+
+fn as_heard(mut process: decide::Adopted, frozen: Option<bool>) -> decide::Adopted {
+    if let (decide::Adopted::Running { suspended, .. }, Some(frozen)) = (&mut process, frozen) {
+        *suspended = frozen;
+    }
+    process
 }
 
 /// What was left as it was, now that it is named in words that are known.
 pub async fn go_on(agent: &Arc<Agent>, record: Record, left: Foreign) {
     let id = left.instance.clone();
-    let goes_on = left.process.as_ref().is_some_and(|process| {
-        let (started, frozen) = (process.started.clone(), process.frozen);
+    let gate = left.gate();
+    let goes_on = agent.with(|core| {
+        // Else it has ended, and its end is told of it as it was known.
+        let lives = core.running.contains_key(&id);
+        // As it is now: it was others' turn before.
+        let now = core.foreign.get(&id).and_then(|left| left.process.clone());
+        let Some(Process { started, frozen }) = now.filter(|_| lives) else {
+            return false;
+        };
+        core.foreign.remove(&id);
         let found = Ok(Adopted::Running { started, frozen });
         let input = Input::Adopted {
             desired: Box::new(record.desired.clone()),
             history: record.history.clone(),
-            process: adopted(found, &record, left.gate()),
+            process: adopted(found, &record, gate),
         };
-        agent.with(|core| {
-            // Else it has ended, and its end is told of it as it was known.
-            let lives = core.running.contains_key(&id);
-            if lives {
-                core.foreign.remove(&id);
-                agent.tell_in(core, input);
-            }
-            lives
-        })
+        agent.tell_in(core, input);
+        true
     });
     if !goes_on {
-        adopt(agent, record, &BTreeMap::from([(id.clone(), left.gate())])).await;
+        adopt(agent, record, &BTreeMap::from([(id.clone(), gate)])).await;
         agent.with(|core| core.foreign.remove(&id));
     }
 }
 
 /// What is left of an instance of which no record can be read, or not wholly. What runs goes on until it is known whether it should.
 async fn find(agent: &Arc<Agent>, id: InstanceId) {
-    let whose = agent.with(|core| {
-        core.running.insert(id.clone(), Running::new(1, None));
-        core.foreign.get(&id).map(Foreign::whose)
-    });
+    let whose = agent.with(|core| core.foreign.get(&id).map(Foreign::whose));
     let directory = agent.layout.instance(&id);
-    let process = match agent.runtime.adopt(&id, &directory).await {
-        Ok(Adopted::Running { started, frozen }) => {
-            let running = Running::new(1, Some(started.pid));
-            agent.with(|core| {
-                core.running.insert(id.clone(), running);
-                if let Some(left) = core.foreign.get_mut(&id) {
-                    left.process = Some(Process { started, frozen });
-                }
-            });
-            decide::Adopted::Living
+    loop {
+        agent.with(|core| core.running.insert(id.clone(), Running::new(1, None)));
+        let looked_at = agent.runtime.adopt(&id, &directory).await;
+        let (found, process) = match &looked_at {
+            Ok(Adopted::Running { started, .. }) => {
+                let pid = started.pid;
+                (Found::Lives { pid }, decide::Adopted::Living)
+            }
+            Ok(Adopted::Ended { exit }) => (Found::Ended, decide::Adopted::Exited(exit.clone())),
+            Ok(Adopted::NotStarted) => (Found::Ended, decide::Adopted::Absent),
+            Err(error) => {
+                tracing::warn!(instance = %id, %error, "what is left of it can't be looked at");
+                (Found::MayLive, decide::Adopted::Unknown)
+            }
+        };
+        let is_told = tell_found(agent, &id, found, |core, heard| {
+            if let Ok(Adopted::Running { started, frozen }) = looked_at
+                && let Some(left) = core.foreign.get_mut(&id)
+            {
+                let frozen = heard.unwrap_or(frozen);
+                left.process = Some(Process { started, frozen });
+            }
+            let (instance, whose) = (id.clone(), whose.clone());
+            Input::Found {
+                instance,
+                whose,
+                process,
+            }
+        });
+        if is_told {
+            return;
         }
-        Ok(Adopted::Ended { exit }) => decide::Adopted::Exited(exit),
-        Ok(Adopted::NotStarted) => decide::Adopted::Absent,
-        Err(error) => {
-            tracing::warn!(instance = %id, %error, "what is left of it can't be looked at");
-            decide::Adopted::Unknown
-        }
-    };
-    if !matches!(process, decide::Adopted::Living | decide::Adopted::Unknown) {
-        agent.with(|core| core.running.remove(&id));
     }
-    agent.tell(Input::Found {
-        instance: id,
-        whose,
-        process,
-    });
 }
 
 /// Removes what is left of instances of which no record is there, or one that is torn: once a server has said what the node should run, since until then nobody knows

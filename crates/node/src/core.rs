@@ -133,6 +133,8 @@ impl Worker {
 pub struct Running {
     pub run: Run,
     pub pid: Option<u32>,
+    /// What was last heard: whether a signal had stopped it.
+    pub frozen: Option<bool>,
     /// Where it was last found to listen, while it refuses its probe.
     pub listens: Option<Found>,
 }
@@ -142,6 +144,7 @@ impl Running {
         Self {
             run,
             pid,
+            frozen: None,
             listens: None,
         }
     }
@@ -244,10 +247,14 @@ impl Core {
     pub fn drained(&mut self, at: InstanceId) -> Option<InstanceId> {
         let owner = self.port_owners.get(&at).unwrap_or(&at).clone();
         self.drained.insert(at);
-        let mut all = self.at_ports(&owner);
+        self.is_drained(&owner).then_some(owner)
+    }
+
+    /// Whether that is so at all of its ports.
+    pub fn is_drained(&self, owner: &InstanceId) -> bool {
+        let mut all = self.at_ports(owner);
         all.push(owner.clone());
-        let is_drained = all.iter().all(|at| self.drained.contains(at));
-        is_drained.then_some(owner)
+        all.iter().all(|at| self.drained.contains(at))
     }
 
     /// What was said of who is inside was said of the gate as it was.
@@ -316,13 +323,12 @@ impl Core {
             .collect()
     }
 
-    /// Those of which a later version wrote, and which run on as they are.
+    /// Those of which a later version wrote, and which run on as they are, until they have ended.
     pub fn left_running(&self) -> impl Iterator<Item = &Foreign> {
         let running = move |left: &&Foreign| {
             let runs = left.process.is_some() && self.running.contains_key(&left.instance);
             // Until its turn to be an instance again has ended.
-            let is_none = self.state.instance(&left.instance).is_none();
-            runs && is_none && !left.is_going
+            runs && self.state.instance(&left.instance).is_none()
         };
         self.foreign.values().filter(running)
     }
@@ -331,8 +337,20 @@ impl Core {
         self.left_running().map(Foreign::service).collect()
     }
 
-    /// Of one that is left as it is; others are told so.
+    /// One that is left as it is goes from the road, and is to be ended.
+    pub fn leaves(&mut self, id: &InstanceId) {
+        let stays = self.foreign.get_mut(id).filter(|left| !left.is_going);
+        if let Some(left) = stays {
+            left.is_going = true;
+            self.gate_changes(id);
+        }
+    }
+
+    /// For one that is left as it is, and one that is being looked for; others are told so.
     pub fn is_frozen(&mut self, id: &InstanceId, frozen: bool) {
+        if let Some(running) = self.running.get_mut(id) {
+            running.frozen = Some(frozen);
+        }
         let left = self.foreign.get_mut(id);
         if let Some(process) = left.and_then(|left| left.process.as_mut()) {
             process.frozen = frozen;

@@ -230,9 +230,7 @@ fn remove_unnamed(agent: &Arc<Agent>, core: &mut Core) {
         .map(|(id, _)| id.clone())
         .collect();
     for id in gone {
-        if let Some(left) = core.foreign.get_mut(&id) {
-            left.is_going = true;
-        }
+        core.leaves(&id);
         agent.signals.road.send_replace(());
         agent.order(core, id, Order::Remove);
     }

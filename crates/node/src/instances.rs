@@ -19,7 +19,7 @@ use crate::core::{Core, Running};
 use crate::layout::{self, Layout};
 use crate::pause::Pause;
 use crate::prepare::{Doors, Failure, Secrets, gather, make_spec, place};
-use crate::record::Record;
+use crate::record::{Foreign, Record};
 use crate::{clock, engine};
 
 /// Lines in which last words are looked for.
@@ -255,9 +255,25 @@ fn not_started(instance: InstanceId, run: Run, error: Error) -> Input {
 
 async fn terminate(agent: &Arc<Agent>, id: &InstanceId) {
     let grace = agent.with(|core| core.grace(id));
+    leave_road(agent, id, grace).await;
     let asked = agent.runtime.stop(id, grace).await;
     ended_unheard(agent, id, asked).await;
     end_stray(agent, id, grace).await;
+}
+
+/// What is left as it was goes from the road first, as any other, and has what it is in the middle of.
+async fn leave_road(agent: &Arc<Agent>, id: &InstanceId, grace: Duration) {
+    let has_callers = agent.with(|core| {
+        core.leaves(id);
+        let left = core.left_running().find(|left| left.instance == *id);
+        left.is_some_and(Foreign::has_callers)
+    });
+    agent.signals.road.send_replace(());
+    let until = Instant::now() + grace;
+    let is_inside = |core: &mut Core| core.state.is_living_stray(id) && !core.is_drained(id);
+    while has_callers && agent.with(is_inside) && Instant::now() < until {
+        tokio::time::sleep(END_LOOK).await;
+    }
 }
 
 /// Of a stray nobody else sees to its end: it is killed after its grace, as often as it takes.
@@ -402,6 +418,11 @@ async fn remove(agent: &Arc<Agent>, id: &InstanceId) {
     // What keeps others from its volumes is that it lives, and not that its directory can't be removed.
     if agent.with(|core| core.state.is_living_stray(id)) {
         terminate(agent, id).await;
+        // It is wanted again, and ends in its time, which its next orders say.
+        if agent.with(|core| core.state.instance(id).is_some()) {
+            agent.with(|core| core.foreign.remove(id));
+            return;
+        }
     }
     layout::aside(|| keep_output(&agent.layout, id));
     let mut pause = Pause::of_connection();

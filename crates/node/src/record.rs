@@ -6,7 +6,7 @@ use std::path::Path;
 use compute::runtime::Started;
 use model::compute::{DesiredInstance, default_grace};
 use model::ids::{Epoch, InstanceId, ReleaseNumber, ResourceId, ResourceName};
-use model::traffic::{Door, Gate, LocalInstance, ProxySnapshot};
+use model::traffic::{Door, Gate, LocalInstance, Protocol, ProxySnapshot};
 use model::units::Span;
 use plan::agent::{History, Whose};
 use serde::{Deserialize, Serialize};
@@ -91,8 +91,20 @@ impl Foreign {
         self.doors = doors.cloned().collect();
     }
 
-    pub fn local(&self) -> &[LocalInstance] {
-        &self.local
+    /// On its way out, it takes nothing new.
+    pub fn local(&self) -> impl Iterator<Item = LocalInstance> {
+        let leaves = |gate| self.is_going && gate != Gate::Shut;
+        let gate = move |gate| if leaves(gate) { Gate::Leaving } else { gate };
+        self.local.iter().map(move |one| LocalInstance {
+            gate: gate(one.gate),
+            ..one.clone()
+        })
+    }
+
+    /// Whether somebody may be inside who is waited for before it is ended. The pools of a database's callers never end by themselves.
+    pub fn has_callers(&self) -> bool {
+        let keeps = |one: &LocalInstance| one.told_callers && one.protocol == Protocol::Tcp;
+        self.gate() != Gate::Shut && !self.local.iter().any(keeps)
     }
 
     pub fn doors(&self) -> &[Door] {

@@ -64,7 +64,7 @@ pub fn snapshot(parts: Parts<'_>) -> ProxySnapshot {
             .instances
             .iter()
             .flat_map(|instance| local(instance, &parts))
-            .chain(parts.left.iter().flat_map(|left| left.local().to_vec()))
+            .chain(parts.left.iter().flat_map(|left| left.local()))
             .collect(),
         callers: parts.ways.road.callers.clone(),
         doors: {
