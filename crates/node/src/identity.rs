@@ -74,6 +74,12 @@ pub struct NodeIdentity {
     pub identity: Identity,
 }
 
+impl NodeIdentity {
+    fn is_of_one_cluster_with(&self, other: &Self) -> bool {
+        (&self.cluster, &self.authority) == (&other.cluster, &other.authority)
+    }
+}
+
 /// Whose directory it is in: the same for every copy of it.
 pub fn fingerprint(node: &NodeIdentity) -> Result<KeyFingerprint, Error> {
     Ok(Key::from_pem(&node.identity.key)?.fingerprint())
@@ -130,6 +136,8 @@ impl Identities {
             }
             Some(kept) => come_back(&config, &clock, ticket, kept, place).await?,
         };
+        // Who one was in another cluster is nothing to fall back on.
+        let kept = kept.filter(|kept| kept.is_of_one_cluster_with(&node));
         layout::keep(kept.as_ref(), &node, |node| {
             layout::write_durably(&layout.identity(), node)
         })?;
