@@ -86,13 +86,11 @@ pub fn digest_of(mut reader: impl Read) -> io::Result<(Digest, u64)> {
     }
 }
 
-/// Whether the file at `path` has this digest.
-pub fn verify(path: &Path, digest: Digest) -> Result<(), Error> {
-    let file = File::open(path).map_err(Error::io("opening", path))?;
+/// Whether what is left in `file`, which lies at `path`, has this digest.
+pub fn verify(file: &File, path: &Path, digest: Digest) -> Result<(), Error> {
     let (found, _) = digest_of(file).map_err(Error::io("reading", path))?;
-    if found == digest {
-        Ok(())
-    } else {
-        Err(Error::Mismatch { digest, found })
+    match found == digest {
+        true => Ok(()),
+        false => Err(Error::Mismatch { digest, found }),
     }
 }

@@ -229,19 +229,18 @@ impl ArtifactStore {
     pub fn verify(&self, digest: Digest) -> Result<(), Error> {
         let path = self.path(digest);
         let file = self.read(digest, 0)?;
-        let reading = || Error::io("reading", &path);
-        let (found, _) = super::digest_of(&file).map_err(reading())?;
-        if found == digest {
-            return Ok(());
-        }
+        let verified = super::verify(&file, &path, digest);
+        let Err(Error::Mismatch { .. }) = verified else {
+            return verified;
+        };
         let turn = self.turn_of(digest);
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         // Another one may lie there by now. No other has this inode, which is open.
-        let read = file.metadata().map_err(reading())?.ino();
+        let read = file.metadata().map_err(Error::io("reading", &path))?.ino();
         if fs::metadata(&path).is_ok_and(|now| now.ino() == read) {
             self.remove(digest)?;
         }
-        Err(Error::Mismatch { digest, found })
+        verified
     }
 
     /// All that is complete.

@@ -1,6 +1,6 @@
 //! Making an instance's working directory, and removing all of the instance.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
@@ -47,7 +47,8 @@ fn make_work(spec: &InstanceSpec, work: &Path) -> Result<(), Error> {
     let private = DirBuilder::new().mode(0o700).create(&fresh);
     private.map_err(Error::io("making", &fresh))?;
     if let Some(artifact) = &spec.artifact {
-        match artifact::verify(&artifact.path, artifact.reference.digest) {
+        let file = File::open(&artifact.path).map_err(Error::io("opening", &artifact.path))?;
+        match artifact::verify(&file, &artifact.path, artifact.reference.digest) {
             Err(artifact::Error::Mismatch { digest, .. }) => {
                 instance::remove_if_there(&artifact.path)
                     .map_err(Error::io("removing", &artifact.path))?;
