@@ -10,7 +10,7 @@ use crate::world::{BINARY, World, is_root, open_to_others};
 
 const PYTHON: &str = "/usr/bin/python3";
 
-/// All that a process hands on to what it executes, made unusual; then the real one.
+/// All that a process hands on to what it executes, made unusual, but for what only privilege takes back where there is none; then the real one.
 const UNUSUAL: &str = r#"
 import ctypes, os, resource, signal, sys
 for number in range(1, 65):
@@ -18,7 +18,7 @@ for number in range(1, 65):
     except (OSError, ValueError): pass
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 os.umask(0)
-os.nice(7)
+if PRIVILEGED: os.nice(7)
 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 open('/proc/self/oom_score_adj', 'w').write('555')
 for name, soft, hard in [
@@ -37,7 +37,8 @@ libc = ctypes.CDLL(None, use_errno=True)
 assert libc.syscall(251, 1, 0, (2 << 13) | 6) == 0, 'priority of I/O'
 assert libc.personality(0x0040000) >= 0, 'personality'
 assert libc.prctl(29, 1234567, 0, 0, 0) == 0, 'timer slack'
-assert libc.prctl(28, 1 << 2, 0, 0, 0) == 0, 'securebits: no fixup of capabilities'
+if PRIVILEGED:
+    assert libc.prctl(28, 1 << 2, 0, 0, 0) == 0, 'securebits: no fixup of capabilities'
 os.environ['LD_PRELOAD'] = '/nowhere.so'
 os.execv('BINARY', ['mainland'] + sys.argv[1:])
 "#;
@@ -179,14 +180,15 @@ fn check(world: &World, spec: &InstanceSpec, said: &str) {
 
 fn unusual() -> Option<World> {
     let has_python = Command::new(PYTHON).arg("-V").output();
-    if !is_root() || has_python.is_err() {
-        eprintln!(
-            "without privilege, or without {PYTHON}, nothing can be set that only privilege takes back"
-        );
+    if has_python.is_err() {
+        eprintln!("without {PYTHON} nothing unusual can be set");
         return None;
     }
-    let script = UNUSUAL.replace("BINARY", BINARY);
-    let script = script.replace("RAISES", if raises() { "True" } else { "False" });
+    let python = |holds| if holds { "True" } else { "False" };
+    let script = UNUSUAL
+        .replace("BINARY", BINARY)
+        .replace("RAISES", python(raises()))
+        .replace("PRIVILEGED", python(is_root()));
     let world = World::new().by(PYTHON, &script);
     open_to_others(world.folder.path());
     Some(world)
