@@ -326,6 +326,105 @@ async fn what_a_later_version_wrote_down_leaves_as_any_other() {
     assert!(ended.exists() && !is_alive(pid), "it was given its time");
 }
 
+/// Says `hello` to who comes, and `bye` to who says something.
+const GREETER: &str = "
+import os, socket
+listener = socket.create_server(('127.0.0.1', int(os.environ['PORT'])))
+while True:
+    peer, _ = listener.accept()
+    peer.sendall(b'hello\\n')
+    peer.recv(1)
+    peer.sendall(b'bye\\n')
+";
+/// Is greeted, and answers once there is a file `go`.
+const GREETED: &str = r#"
+exec 3<>"/dev/tcp/$GREETER_HOST/$GREETER_PORT"
+read -r line <&3 && echo "$line" >"$0/inside"
+until [ -e "$0/go" ]; do sleep 0.02; done
+echo >&3
+read -r line <&3 && echo "$line" >"$0/answered"
+exec sleep 1000
+"#;
+
+/// Who is inside of it when it has to go ends what is in hand there first.
+#[tokio::test]
+async fn what_a_later_version_wrote_down_is_drained() {
+    use model::traffic::{Callers, Destination, Endpoint, Gate, ProxySnapshot, TrafficOptions};
+    let has_python = std::process::Command::new("python3").arg("-V").output();
+    if has_python.is_err() {
+        return eprintln!("there is no python3");
+    }
+    let mut node = Node::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    crate::world::set_mode(folder.path(), 0o777);
+    let said = |file: &str| {
+        let text = std::fs::read_to_string(folder.path().join(file)).unwrap_or_default();
+        text.trim().to_owned()
+    };
+    let mut greeter = running("greeter-1", &["python3", "-c", GREETER]);
+    greeter.spec.health.ask = model::compute::Ask::None;
+    greeter.spec.protocol = model::traffic::Protocol::Tcp;
+    let place = folder.path().to_str().unwrap();
+    let mut greeted = running("greeted-1", &["bash", "-c", GREETED, place]);
+    greeted.spec.health.ask = model::compute::Ask::None;
+    let need = model::compute::Need::default();
+    greeted.spec.needs = [("greeter".parse().unwrap(), need)].into();
+    node.server.want(vec![greeter.clone()]);
+    let pid = node.until_ready("greeter-1").await.pid.unwrap();
+    let snapshot = node.directory().join("proxy/snapshot.json");
+    let told = move || {
+        let text = std::fs::read(&snapshot).unwrap_or_default();
+        serde_json::from_slice::<ProxySnapshot>(&text).ok()
+    };
+    let is_told = |is: Gate| {
+        let local = told().map(|told| told.local);
+        local.is_some_and(|local| local.iter().any(|one| one.gate == is))
+    };
+    node.until("it is on the road", |_| is_told(Gate::Open))
+        .await;
+    let here = told().unwrap();
+    node.server.change(|desired| {
+        desired.instances = vec![greeter, greeted.clone()];
+        desired.road.destinations = vec![Destination {
+            service: "shop/greeter".parse().unwrap(),
+            protocol: model::traffic::Protocol::Tcp,
+            traffic: TrafficOptions::default(),
+            endpoints: vec![Endpoint {
+                instance: "shop/greeter-1".parse().unwrap(),
+                epoch: model::ids::Epoch(1),
+                node: here.node,
+                zone: here.zone,
+                region: here.region,
+                mesh: here.mesh,
+            }],
+            external: Vec::new(),
+        }];
+        desired.road.callers = vec![Callers {
+            service: "shop/greeter".parse().unwrap(),
+            from: vec!["shop/greeted".parse().unwrap()],
+            gateway: false,
+        }];
+    });
+    node.until("somebody is inside", |_| said("inside") == "hello")
+        .await;
+    node.kill_agent().await;
+    let path = node.directory().join("instances/shop/greeter-1.json");
+    let mut kept: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    kept["desired"]["spec"]["on_partition"] = "invented".into();
+    std::fs::write(&path, kept.to_string()).unwrap();
+    std::fs::remove_file(node.directory().join("desired.json")).unwrap();
+    node.server.want(vec![greeted]);
+    node.start_again();
+    node.until("it leaves", |_| is_told(Gate::Leaving)).await;
+    // Long enough for a signal to end it, and far less than its grace.
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert!(is_alive(pid), "it was ended with somebody inside");
+    std::fs::write(folder.path().join("go"), "").unwrap();
+    node.until("an answer", |_| said("answered") == "bye").await;
+    node.until("its end", |_| !is_alive(pid)).await;
+}
+
 /// What was kept of the desired state may be older than what the proxy was told: who was removed since stays so.
 #[tokio::test]
 async fn a_restart_lets_nobody_in_who_was_removed() {
