@@ -30,7 +30,7 @@ use super::view::Caller;
 const LOOKED_AT: usize = 16;
 /// Those that have ended are dropped from a queue that is longer than twice the others and this.
 const QUEUE_SLACK: usize = 64;
-/// A connection costs some 10 KB at rest: more than this many of one kind are not let in, however many descriptors there are.
+/// A connection costs some 3 KB at rest, and the kernel as much: more than this many of one kind are not let in, however many descriptors there are.
 const MOST_OF_A_KIND: usize = 16_384;
 /// A client that sends nothing of the rest of its request for so long may be given up, where there is no room (nginx gives up one after 60 s, whether or
 /// not there is).
