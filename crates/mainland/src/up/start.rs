@@ -14,8 +14,8 @@ use super::{STOP_TIMEOUT, current_binary, ending_signal, process, told};
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// The exit status of who was interrupted, as of a program that SIGINT ended.
 const INTERRUPTED: u8 = 130;
-/// For a node that was started to learn whether it still is one.
-const START_TOLD: Duration = Duration::from_secs(3);
+/// For a node that was started to learn whether it still is one: it asks a server first, and its disk may be slow.
+const START_TOLD: Duration = Duration::from_secs(10);
 
 /// Start a node again that was killed with `chaos kill`
 #[derive(Debug, Clone, clap::Args)]

@@ -147,7 +147,7 @@ fn a_node_that_was_removed_runs_nothing_and_its_name_brings_no_volume() {
 
     let told = first.cloud.run(&["start", &home]).unwrap();
     let said = String::from_utf8_lossy(&told.stderr).into_owned();
-    assert!(!told.status.success(), "{said}");
+    assert!(!told.status.success(), "{told:?}");
     for part in ["was removed", "runs nothing", "--join"] {
         assert!(said.contains(part), "{part}: {said}");
     }
