@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use model::compute::{ExitHow, InstanceState, OnPartition};
+use model::traffic::{Gate, ProxySnapshot};
 use rustix::process::Signal;
 
 use crate::world::{Node, ask, is_alive, program, running, signal, watchdogs_of, web, workers_of};
@@ -277,11 +278,31 @@ async fn what_a_later_version_wrote_down_is_served_renewed_and_stopped() {
     assert!(!is_alive(report.pid.unwrap()));
 }
 
+/// What the proxy was told last.
+fn proxy_told(node: &Node) -> Option<ProxySnapshot> {
+    let text = std::fs::read(node.directory().join("proxy/snapshot.json")).unwrap_or_default();
+    serde_json::from_slice(&text).ok()
+}
+
+/// Whether the proxy was told such a gate of an instance.
+fn is_told(node: &Node, gate: Gate) -> bool {
+    proxy_told(node).is_some_and(|told| told.local.iter().any(|one| one.gate == gate))
+}
+
+/// The instance's record as a later version might write it, with nothing kept of the desired state.
+fn is_of_a_later_version(node: &Node, name: &str) {
+    let path = node.directory().join(format!("instances/shop/{name}.json"));
+    let mut kept: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    kept["desired"]["spec"]["on_partition"] = "invented".into();
+    std::fs::write(&path, kept.to_string()).unwrap();
+    std::fs::remove_file(node.directory().join("desired.json")).unwrap();
+}
+
 /// Nobody here can read what it is: it leaves the road before it is ended, is known until it has ended, and has its time for that, whatever is said of it
 /// meanwhile.
 #[tokio::test]
 async fn what_a_later_version_wrote_down_leaves_as_any_other() {
-    use model::traffic::{Gate, ProxySnapshot};
     let mut node = Node::start().await;
     let folder = tempfile::tempdir().unwrap();
     crate::world::set_mode(folder.path(), 0o777);
@@ -293,31 +314,18 @@ async fn what_a_later_version_wrote_down_leaves_as_any_other() {
     let slow = running("slow-1", &["sh", "-c", &script, program()]);
     node.server.want(vec![slow.clone()]);
     let pid = node.until_ready("slow-1").await.pid.unwrap();
-    let snapshot = node.directory().join("proxy/snapshot.json");
-    let told = move || {
-        let text = std::fs::read(&snapshot).unwrap_or_default();
-        serde_json::from_slice::<ProxySnapshot>(&text).ok()
-    };
-    let is_told = |is: Gate| {
-        let local = told().map(|told| told.local);
-        local.is_some_and(|local| local.iter().any(|one| one.gate == is))
-    };
-    node.until("it is on the road", |_| is_told(Gate::Open))
+    node.until("it is on the road", |node| is_told(node, Gate::Open))
         .await;
     node.kill_agent().await;
-    let path = node.directory().join("instances/shop/slow-1.json");
-    let mut kept: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    kept["desired"]["spec"]["on_partition"] = "invented".into();
-    std::fs::write(&path, kept.to_string()).unwrap();
-    std::fs::remove_file(node.directory().join("desired.json")).unwrap();
+    is_of_a_later_version(&node, "slow-1");
     node.server.look(|state| state.reports.clear());
     node.server.want(Vec::new());
     node.start_again();
 
-    node.until("it leaves", |_| is_told(Gate::Leaving)).await;
+    node.until("it leaves", |node| is_told(node, Gate::Leaving))
+        .await;
     assert!(is_alive(pid) && !ended.exists());
-    let services = told().unwrap().trust.services;
+    let services = proxy_told(&node).unwrap().trust.services;
     assert!(services.contains_key(&"shop/slow".parse().unwrap()));
     // It is told to end by now, or in a moment.
     node.server.want(vec![slow]);
@@ -349,7 +357,7 @@ exec sleep 1000
 /// Who is inside of it when it has to go ends what is in hand there first.
 #[tokio::test]
 async fn what_a_later_version_wrote_down_is_drained() {
-    use model::traffic::{Callers, Destination, Endpoint, Gate, ProxySnapshot, TrafficOptions};
+    use model::traffic::{Callers, Destination, Endpoint, TrafficOptions};
     let has_python = std::process::Command::new("python3").arg("-V").output();
     if has_python.is_err() {
         return eprintln!("there is no python3");
@@ -371,18 +379,9 @@ async fn what_a_later_version_wrote_down_is_drained() {
     greeted.spec.needs = [("greeter".parse().unwrap(), need)].into();
     node.server.want(vec![greeter.clone()]);
     let pid = node.until_ready("greeter-1").await.pid.unwrap();
-    let snapshot = node.directory().join("proxy/snapshot.json");
-    let told = move || {
-        let text = std::fs::read(&snapshot).unwrap_or_default();
-        serde_json::from_slice::<ProxySnapshot>(&text).ok()
-    };
-    let is_told = |is: Gate| {
-        let local = told().map(|told| told.local);
-        local.is_some_and(|local| local.iter().any(|one| one.gate == is))
-    };
-    node.until("it is on the road", |_| is_told(Gate::Open))
+    node.until("it is on the road", |node| is_told(node, Gate::Open))
         .await;
-    let here = told().unwrap();
+    let here = proxy_told(&node).unwrap();
     node.server.change(|desired| {
         desired.instances = vec![greeter, greeted.clone()];
         desired.road.destinations = vec![Destination {
@@ -408,15 +407,11 @@ async fn what_a_later_version_wrote_down_is_drained() {
     node.until("somebody is inside", |_| said("inside") == "hello")
         .await;
     node.kill_agent().await;
-    let path = node.directory().join("instances/shop/greeter-1.json");
-    let mut kept: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    kept["desired"]["spec"]["on_partition"] = "invented".into();
-    std::fs::write(&path, kept.to_string()).unwrap();
-    std::fs::remove_file(node.directory().join("desired.json")).unwrap();
+    is_of_a_later_version(&node, "greeter-1");
     node.server.want(vec![greeted]);
     node.start_again();
-    node.until("it leaves", |_| is_told(Gate::Leaving)).await;
+    node.until("it leaves", |node| is_told(node, Gate::Leaving))
+        .await;
     // Long enough for a signal to end it, and far less than its grace.
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     assert!(is_alive(pid), "it was ended with somebody inside");
@@ -437,27 +432,23 @@ async fn a_restart_lets_nobody_in_who_was_removed() {
     })
     .await;
     let path = node.directory().join("proxy/snapshot.json");
-    let told = |path: &std::path::Path| {
-        let text = std::fs::read(path).unwrap_or_default();
-        serde_json::from_slice::<model::traffic::ProxySnapshot>(&text).ok()
-    };
     let removed = node.server.look(|state| state.joined[0].clone());
     node.kill_agent().await;
-    let mut kept = told(&path).unwrap();
+    let mut kept = proxy_told(&node).unwrap();
     let before = kept.generation;
     kept.trust.removed.insert(removed.clone());
     std::fs::write(&path, serde_json::to_vec(&kept).unwrap()).unwrap();
     node.server.falls_silent(true);
     node.start_again();
-    node.until("the proxy is told", |_| {
-        told(&path).is_some_and(|told| told.generation > before)
+    node.until("the proxy is told", |node| {
+        proxy_told(node).is_some_and(|told| told.generation > before)
     })
     .await;
-    assert!(told(&path).unwrap().trust.removed.contains(&removed));
+    assert!(proxy_told(&node).unwrap().trust.removed.contains(&removed));
     // Until a server says otherwise, be it by what it has said before.
     node.server.falls_silent(false);
-    node.until("it is let in", |_| {
-        told(&path).is_some_and(|told| !told.trust.removed.contains(&removed))
+    node.until("it is let in", |node| {
+        proxy_told(node).is_some_and(|told| !told.trust.removed.contains(&removed))
     })
     .await;
 }
