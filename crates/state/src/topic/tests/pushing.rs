@@ -507,7 +507,7 @@ fn small_bodies_do_not_wait_for_large_ones_that_do_not_come() {
         stream.write_all(head.as_bytes()).unwrap();
         stream
     };
-    let slow: Vec<TcpStream> = (0..8).map(slow).collect();
+    let slow: Vec<TcpStream> = (0..12).map(slow).collect();
     let is_asked = |mut stream: &TcpStream| {
         let mut answer = [0; 25];
         stream.set_nonblocking(true).unwrap();
@@ -516,10 +516,10 @@ fn small_bodies_do_not_wait_for_large_ones_that_do_not_come() {
     };
     let mut asked = 0;
     until(
-        "as many as there is room for are asked for their bodies",
+        "as many as there is room for, which is 9 MiB, are asked for their bodies",
         || {
             asked += slow.iter().filter(|stream| is_asked(stream)).count();
-            (asked >= 6).then_some(())
+            (asked == 9).then_some(())
         },
     );
     topic.publish("", "small");
