@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::pauses::{AWAY_MAX_MS, RETRY_FIRST_MS};
+use super::pauses::{AWAY_MAX_MS, RETRY_FIRST_MS, RETRY_MAX_MS};
 use super::*;
 
 const LIMITS: Limits = Limits {
@@ -114,9 +114,9 @@ fn waits_grow_with_jitter_and_have_bounds() {
         (1, 0.0, RETRY_FIRST_MS / 2),
         (2, 1.0, 4 * RETRY_FIRST_MS),
         (4, 0.5, 48 * RETRY_FIRST_MS),
-        (10, 1.0, 30_000),
-        (10, 0.0, 15_000),
-        (u32::MAX, 1.0, 30_000),
+        (10, 1.0, RETRY_MAX_MS),
+        (10, 0.0, RETRY_MAX_MS / 2),
+        (u32::MAX, 1.0, RETRY_MAX_MS),
     ] {
         assert_eq!(retry_pause(failures, random), expected);
     }

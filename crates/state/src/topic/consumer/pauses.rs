@@ -4,7 +4,7 @@
 /// being gone for a while. Tests have less patience.
 pub(super) const RETRY_FIRST_MS: u64 = if cfg!(test) { 20 } else { 500 };
 pub(super) const RETRY_FACTOR: u64 = 4;
-pub(super) const RETRY_MAX_MS: u64 = 30_000;
+pub(super) const RETRY_MAX_MS: u64 = if cfg!(test) { 2_000 } else { 30_000 };
 /// A consumer that is away is asked again within this, then within twice as much, and so on.
 pub(super) const AWAY_FIRST_MS: u64 = 100;
 pub(super) const AWAY_MAX_MS: u64 = 2_000;
