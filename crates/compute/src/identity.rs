@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::sync::OnceLock;
 
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ impl ProcessIdentity {
     pub fn of(pid: u32) -> io::Result<Self> {
         let stat = read_stat(pid)?;
         Ok(Self {
-            boot_id: boot_id()?,
+            boot_id: boot_id()?.to_owned(),
             pid,
             start_time: stat.start_time,
         })
@@ -32,6 +33,14 @@ impl ProcessIdentity {
         same_boot
             && read_stat(self.pid)
                 .is_ok_and(|stat| stat.start_time == self.start_time && !stat.ended)
+    }
+
+    /// Whether a signal (SIGSTOP) keeps it from running: it is there, and does nothing.
+    pub fn is_stopped(&self) -> bool {
+        let same_boot = boot_id().is_ok_and(|boot| boot == self.boot_id);
+        same_boot
+            && read_stat(self.pid)
+                .is_ok_and(|stat| stat.start_time == self.start_time && stat.state == 'T')
     }
 
     /// What lives of the process group and of the session that this process leads or led; it may itself be long gone.
@@ -116,10 +125,14 @@ pub(crate) fn all_processes() -> impl Iterator<Item = Pid> {
 }
 
 /// Differs after each start of the machine.
-pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+pub fn boot_id() -> io::Result<&'static str> {
+    // No process outlives a start.
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT_ID.get() {
+        return Ok(known);
+    }
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT_ID.get_or_init(|| text.trim().to_owned()))
 }
 
 /// What is known of a process at a glance.

@@ -56,16 +56,36 @@ pub fn router(server: &Arc<Server>) -> Router {
             router = router.route(place.path, method);
         }
     }
+    let title = "this path does not take this method";
     router
-        .fallback(|| async {
-            call::refused(&Problem::not_found("this path").remedy("see /v1/openapi.json"))
-        })
-        .method_not_allowed_fallback(|| async {
-            let title = "this path does not take this method";
-            call::refused(
-                &Problem::new(405, "method-not-allowed", title).remedy("see /v1/openapi.json"),
-            )
-        })
+        .fallback(leads_nowhere(server.clone(), || {
+            Problem::not_found("this path")
+        }))
+        .method_not_allowed_fallback(leads_nowhere(server.clone(), move || {
+            Problem::new(405, "method-not-allowed", title)
+        }))
+}
+
+/// Answers where no operation is, within the bounds that those have for a stranger.
+fn leads_nowhere(
+    server: Arc<Server>,
+    problem: impl Fn() -> Problem + Clone + Send + Sync + 'static,
+) -> impl Fn(Request<Body>) -> Pin<Box<dyn Future<Output = Response> + Send>> + Clone {
+    move |request| {
+        let problem = problem().remedy("see /v1/openapi.json");
+        let server = server.clone();
+        async move {
+            match principal(&server, &request) {
+                Ok(Principal::Anonymous) | Err(_) if is_crowded(&request) => {
+                    return call::refused(&strangers::busy());
+                }
+                Ok(Principal::Anonymous) | Err(_) => server.refusal_rate.refuse().await,
+                Ok(_) => {}
+            }
+            call::refused(&problem)
+        }
+        .boxed()
+    }
 }
 
 /// An operation at a path.
@@ -163,7 +183,9 @@ async fn handle(
     let principal = match principal(&server, &request) {
         Ok(principal) => principal,
         Err(problem) => {
-            discard(&server, request.into_body()).await;
+            if !is_crowded(&request) {
+                discard(&server, request.into_body()).await;
+            }
             return Err(problem);
         }
     };

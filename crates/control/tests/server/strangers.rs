@@ -18,9 +18,13 @@ use crate::cloud::*;
 use crate::edge::{pinned, raise_descriptors, resident};
 use crate::nodes::{renew_with, without_certificate};
 
-/// Asks so many times at once for the description of the API, and takes nothing of any answer. Answers how many heads came before the
-/// connection ended, if it did.
-async fn asks_and_takes_nothing(address: SocketAddr, times: usize) -> (usize, bool) {
+/// Asks so many times at once for something, and takes nothing of any answer. Answers how many heads came before the connection ended, if it
+/// did.
+async fn asks_and_takes_nothing(
+    address: SocketAddr,
+    (method, path): (&str, &str),
+    times: usize,
+) -> (usize, bool) {
     let stream = TcpStream::connect(address).await.unwrap();
     let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(0);
@@ -29,8 +33,11 @@ async fn asks_and_takes_nothing(address: SocketAddr, times: usize) -> (usize, bo
     let asked = (0..times).map(|_| {
         let mut sender = sender.clone();
         async move {
-            let uri = "http://mainland/v1/openapi.json";
-            let request = Request::get(uri).body(Empty::<Bytes>::new()).unwrap();
+            let request = Request::builder()
+                .method(method)
+                .uri(format!("http://mainland{path}"))
+                .body(Empty::<Bytes>::new())
+                .unwrap();
             sender.send_request(request).await
         }
     });
@@ -50,15 +57,23 @@ async fn who_takes_no_answer_is_sent_away() {
     let directory = tempfile::tempdir().unwrap();
     let cloud = Cloud::start(directory.path()).await;
     let before = resident();
-    let all = (0..10).map(|_| asks_and_takes_nothing(cloud.file.api, 200));
-    let mut all: FuturesUnordered<_> = all.collect();
-    while let Some((answers, ended)) = all.next().await {
-        assert!(ended && answers < 200, "{answers} answers");
+    for asked in [
+        ("GET", "/v1/openapi.json"),
+        ("GET", "/v1/projects"),
+        ("GET", "/nothing"),
+        ("DELETE", "/v1/openapi.json"),
+    ] {
+        let all = (0..10).map(|_| asks_and_takes_nothing(cloud.file.api, asked, 200));
+        let mut all: FuturesUnordered<_> = all.collect();
+        while let Some((answers, ended)) = all.next().await {
+            assert!(ended && answers < 200, "{asked:?}: {answers} answers");
+        }
     }
     let grown = resident().saturating_sub(before) >> 20;
     assert!(grown < 64, "{grown} MiB");
     // As many as a client needs are answered, and the owner may have more.
-    let (answers, ended) = asks_and_takes_nothing(cloud.file.api, 20).await;
+    let (answers, ended) =
+        asks_and_takes_nothing(cloud.file.api, ("GET", "/v1/openapi.json"), 20).await;
     assert_eq!((answers, ended), (20, false));
     let many = (0..200).map(|_| cloud.client.projects());
     let mut many: FuturesUnordered<_> = many.collect();

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
+use compute::identity::ProcessIdentity;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
@@ -12,7 +13,7 @@ use tokio::process::Command;
 /// Lines that are shown of what ended without being ready.
 const LAST_WORDS: usize = 20;
 
-/// Which process is meant, however often its pid is used again.
+/// As [`ProcessIdentity`], in the words that the file of `up` has always had for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub boot: String,
@@ -22,35 +23,31 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// `None`: it has ended, also where only its parent does not know yet.
     pub fn of(pid: u32) -> Option<Self> {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let fields: Vec<&str> = stat.rsplit_once(") ")?.1.split(' ').collect();
-        // A zombie has ended; only its parent does not know yet.
-        if matches!(fields[0], "Z" | "X") {
-            return None;
-        }
-        Some(Self {
-            boot: boot.trim().to_owned(),
+        let process = ProcessIdentity::of(pid).ok()?;
+        process.is_alive().then_some(Self {
+            boot: process.boot_id,
             pid,
-            started: fields.get(19)?.parse().ok()?,
+            started: process.start_time,
         })
     }
 
+    fn process(&self) -> ProcessIdentity {
+        ProcessIdentity {
+            boot_id: self.boot.clone(),
+            pid: self.pid,
+            start_time: self.started,
+        }
+    }
+
     pub fn alive(&self) -> bool {
-        Self::of(self.pid).as_ref() == Some(self)
+        self.process().is_alive()
     }
 
     /// Whether a signal (SIGSTOP) keeps it from running: it is there, and does nothing.
     pub fn is_stopped(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid));
-        let stopped = |stat: String| {
-            let state = stat
-                .rsplit_once(") ")
-                .map(|(_, rest)| rest.starts_with('T'));
-            state == Some(true)
-        };
-        stat.is_ok_and(stopped) && self.alive()
+        self.process().is_stopped()
     }
 
     /// Refused for a process of another user. One that has ended needs no signal.
