@@ -62,7 +62,10 @@ impl Load {
         if latency == 0.0 {
             return UNKNOWN_LATENCY_NANOS * in_flight;
         }
-        latency * self.decay(now) * (in_flight + 1.0)
+        // What is forgotten is unknown again, not nothing: what is in flight counts, however long ago the last answer came.
+        let known = self.decay(now);
+        let latency = latency * known + UNKNOWN_LATENCY_NANOS.min(latency) * (1.0 - known);
+        latency * (in_flight + 1.0)
     }
 
     pub fn in_flight(&self) -> u32 {
@@ -221,6 +224,22 @@ mod tests {
         drop((one, two));
         assert_eq!(load.cost(at(1)), 10e6);
         assert_eq!(load.in_flight(), 0);
+    }
+
+    #[test]
+    fn what_is_in_flight_counts_however_long_ago_the_last_answer_came() {
+        let asked = [Load::default(), Load::default()].map(Arc::new);
+        asked[0].observe(Duration::from_millis(30), at(1));
+        for now in [60, 600, 60_000].map(at) {
+            let mut held = Vec::new();
+            let mut counts = [0, 0];
+            for _ in 0..40 {
+                let cheaper = usize::from(asked[1].cost(now) < asked[0].cost(now));
+                counts[cheaper] += 1;
+                held.push(asked[cheaper].begin());
+            }
+            assert!(counts.iter().all(|count| *count >= 15), "{counts:?}");
+        }
     }
 
     #[test]
