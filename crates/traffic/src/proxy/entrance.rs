@@ -1,7 +1,9 @@
 //! Where requests come in: the gateway from outside, the doors from services of this node.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -406,9 +408,10 @@ async fn speak<Answer, Answered>(
             // For who will wait for the rest of it.
             request.extensions_mut().insert(keeper.clone());
         }
-        let answered = answer(worker.clone(), request);
+        let (worker, answer) = (worker.clone(), &answer);
         async move {
-            let mut response = as_it_came(answered.await);
+            let answered = std::pin::pin!(answer(worker, request));
+            let mut response = as_it_came(in_turn(answered).await);
             // What an upgraded connection has become is not known to be idle by its requests: it stays as it is.
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 let last = response.headers().contains_key(header::CONNECTION);
@@ -435,6 +438,22 @@ async fn speak<Answer, Answered>(
             let _ = connection.await;
         }
     }
+}
+
+/// An answer that waits for nothing, as a refusal is, waits for the others' turn. The HTTP library would answer all requests that a client has sent ahead
+/// at once, and meanwhile nobody else.
+async fn in_turn<Answered: Future>(mut answered: Pin<&mut Answered>) -> Answered::Output {
+    let mut waited = false;
+    let answer = poll_fn(|cx| {
+        let polled = answered.as_mut().poll(cx);
+        waited |= polled.is_pending();
+        polled
+    })
+    .await;
+    if !waited {
+        tokio::task::yield_now().await;
+    }
+    answer
 }
 
 /// What the HTTP library would not write as it came: the length that a 304 tells of what it does not bring (RFC 9110, 8.6), and that a status which has
@@ -482,6 +501,24 @@ mod tests {
             assert_eq!(problem.detail, expected);
             assert_eq!(problem.code, Code::NoRoute);
         }
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_nothing_waits_for_its_turn() {
+        async fn polls<F: Future>(answered: F) -> usize {
+            let mut answered = std::pin::pin!(answered);
+            let mut in_turn = std::pin::pin!(in_turn(answered.as_mut()));
+            let mut polls = 0;
+            poll_fn(|cx| {
+                polls += 1;
+                in_turn.as_mut().poll(cx)
+            })
+            .await;
+            polls
+        }
+        assert_eq!(polls(std::future::ready(1)).await, 2);
+        let waits = tokio::task::yield_now();
+        assert_eq!(polls(waits).await, 2, "no longer than it does anyway");
     }
 
     #[test]
