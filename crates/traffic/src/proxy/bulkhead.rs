@@ -20,10 +20,13 @@ use super::worker::{self, Common, Worker};
 const MOST_OF_CLIENT: usize = 64;
 /// Of one service of this node: many times the pool of a program.
 const MOST_OF_SERVICE: usize = 256;
+/// Of all IPv6 clients of one site (a /48), each of which is known by its /64.
+const MOST_OF_SITE: usize = 256;
 /// Connections of one client whose requests may have wide streams ([`super::window`]).
 const MOST_WIDE: usize = 16;
-/// Where the processor does not suffice, the worker itself has three times as much of it (sched(7)).
+/// Added to what the worker has: where the processor does not suffice, the worker itself has three times as much of it (sched(7)).
 const NICE: i32 = 5;
+const NICE_MOST: i32 = 19;
 
 /// The thread beside one worker.
 pub struct Bulkhead {
@@ -50,7 +53,8 @@ impl Bulkhead {
             .name("bulkhead".to_owned())
             .spawn(move || {
                 // Of this thread alone. It may always ask for less.
-                let _ = rustix::process::setpriority_process(None, NICE);
+                let ours = rustix::process::getpriority_process(None).unwrap_or(0);
+                let _ = rustix::process::setpriority_process(None, (ours + NICE).min(NICE_MOST));
                 runtime.block_on(worker::work(worker, ended));
                 drop(served);
             })?;
@@ -76,14 +80,14 @@ pub fn is_one_of_many(place: &Place) -> bool {
     match place.party() {
         Party::Balancer(_) => false,
         Party::Caller(_) => place.of_party() > MOST_OF_SERVICE,
-        _ => place.of_party() > MOST_OF_CLIENT,
+        _ => place.of_party() > MOST_OF_CLIENT || place.of_site() > MOST_OF_SITE,
     }
 }
 
 /// Whether what it asks for may have a wide stream: a client that asks for a hundred large answers at once would have most of the worker's time.
 pub fn may_be_wide(place: &Place) -> bool {
     match place.party() {
-        Party::Client(_) => place.of_party() <= MOST_WIDE,
+        Party::Client(_) => place.of_party() <= MOST_WIDE && place.of_site() <= MOST_OF_CLIENT,
         _ => true,
     }
 }
@@ -140,6 +144,19 @@ mod tests {
         assert_eq!(client, (MOST_OF_CLIENT, MOST_WIDE));
         let service = Party::Caller(Caller::Service("p/s".parse().unwrap()));
         assert_eq!(counted(Kind::Doors, &service), (MOST_OF_SERVICE, all));
+        // 20 for each of a site's /64s: none of them has many, and all together do.
+        let shares = Shares::new(1 << 16);
+        let places: Vec<_> = (0..20 * 32_u128)
+            .map(|n| {
+                let net = (0x2001_0db8_0001 << 80) | ((n % 32) << 64) | 1;
+                let party = Party::client(std::net::Ipv6Addr::from_bits(net).into());
+                shares.take(Kind::Gateway, party).unwrap()
+            })
+            .collect();
+        let alone = places.iter().filter(|place| !is_one_of_many(place));
+        assert_eq!(alone.count(), MOST_OF_SITE);
+        let wide = places.iter().filter(|place| may_be_wide(place));
+        assert_eq!(wide.count(), MOST_OF_CLIENT);
         let balancer = Party::Balancer(address);
         assert_eq!(counted(Kind::Gateway, &balancer), (all, all));
     }
@@ -148,6 +165,7 @@ mod tests {
     async fn a_crowd_is_served_beside_the_worker_and_waited_for() {
         let common = Common::new(1, None);
         let (worker, mut ended) = Worker::new(common.clone(), Some(0), 1);
+        worker.start_bulkhead().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (shares, party) = (Shares::new(1 << 16), Party::client(address.ip()));

@@ -53,10 +53,11 @@ enum Use {
 }
 
 impl Use {
-    fn pings(self) -> (Duration, Duration) {
-        match self {
-            Self::Wide | Self::Narrow => (PEER_PING_EVERY, PEER_SILENCE),
-            Self::Tunnels => (TUNNEL_PING_EVERY, TUNNEL_SILENCE),
+    /// A crowd's threads get the processor late where it does not suffice: that is no silence.
+    fn pings(self, whose: Whose) -> (Duration, Duration) {
+        match (self, whose) {
+            (Self::Wide | Self::Narrow, Whose::Anybodys) => (PEER_PING_EVERY, PEER_SILENCE),
+            (Self::Tunnels, _) | (_, Whose::Crowds) => (TUNNEL_PING_EVERY, TUNNEL_SILENCE),
         }
     }
 
@@ -418,7 +419,7 @@ async fn handshake(
     if first.is_empty() {
         return Err("it closed the connection".to_owned());
     }
-    let (every, silence) = carries.pings();
+    let (every, silence) = carries.pings(whose);
     let tasks = Tasks::default();
     let (sender, connection) = http2::Builder::new(tasks.clone())
         .timer(TokioTimer::new())

@@ -28,6 +28,8 @@ use super::view::Caller;
 
 /// Connections that are looked at for one to give up; so a new one costs no more, however many there are.
 const LOOKED_AT: usize = 16;
+/// Connections beyond a bound that are given up and not gone yet.
+const GIVEN_UP_MOST: usize = 16;
 /// Those that have ended are dropped from a queue that is longer than twice the others and this.
 const QUEUE_SLACK: usize = 64;
 /// A connection costs some 3 KB at rest, and the kernel as much: more than this many of one kind are not let in, however many descriptors there are.
@@ -189,10 +191,11 @@ impl Queue {
             let Some(connection) = first.upgrade() else {
                 continue;
             };
-            looks -= 1;
+            // It goes as soon as its task is polled.
             if connection.given_up.load(Relaxed) {
                 continue;
             }
+            looks -= 1;
             if connection.is_in_use(now) {
                 self.oldest_first.push_back(first);
                 continue;
@@ -210,28 +213,32 @@ impl Share {
     fn take(self: Arc<Self>, party: Party, now: Duration) -> Option<Place> {
         let connection = Arc::<Connection>::default();
         let site = party.site();
-        let mut of_party = 0;
+        let (of_site, of_party);
         {
             let mut state = self.state();
             if !self.makes_room(&mut state, &party, site.as_ref(), now) {
                 return None;
             }
             state.all.add(&connection);
-            for party in site.iter().chain([&party]) {
+            let mut add = |party: &Party| {
                 let own = state.parties.entry(party.clone()).or_default();
                 own.add(&connection);
-                of_party = own.open;
-            }
+                own.open
+            };
+            of_site = site.as_ref().map_or(0, &mut add);
+            of_party = add(&party);
         }
         Some(Place {
             connection,
             share: self,
             of_party,
+            of_site,
             party,
         })
     }
 
-    /// What is full gives up one of its own, the smallest first.
+    /// What is full gives up one of its own, the smallest first. One that is given up is open until its thread gets to it: of those there are never
+    /// more than a few, however much faster others come.
     fn makes_room(
         &self,
         state: &mut State,
@@ -244,13 +251,15 @@ impl Share {
             _ => self.most_of_one,
         };
         if let Some(own) = state.full(party, most) {
-            return own.give_one_up(now);
+            return own.open < most + GIVEN_UP_MOST && own.give_one_up(now);
         }
         let of_site = site.and_then(|site| state.full(site, self.most_of_site));
         if let Some(of_site) = of_site {
-            return of_site.give_one_up(now);
+            let most = self.most_of_site + GIVEN_UP_MOST;
+            return of_site.open < most && of_site.give_one_up(now);
         }
-        state.all.open < self.most || state.all.give_one_up(now)
+        let open = state.all.open;
+        open < self.most || (open < self.most + GIVEN_UP_MOST && state.all.give_one_up(now))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -293,12 +302,18 @@ pub struct Place {
     share: Arc<Share>,
     party: Party,
     of_party: usize,
+    of_site: usize,
 }
 
 impl Place {
     /// How many the party had when this one came, with it.
     pub fn of_party(&self) -> usize {
         self.of_party
+    }
+
+    /// How many its site had then, with it. 0 where none is known.
+    pub fn of_site(&self) -> usize {
+        self.of_site
     }
 
     pub fn party(&self) -> &Party {
@@ -414,6 +429,22 @@ mod tests {
         assert!(take(3).is_some() && open(&[other]) == [true]);
         places.truncate(3);
         assert!(take(1).is_some());
+    }
+
+    #[test]
+    fn what_is_given_up_and_not_gone_yet_bounds_what_comes() {
+        let shares = Shares::new(1000);
+        let (most, of_one) = (400, 100);
+        let take = |number: u8| shares.take(Kind::Gateway, client(number));
+        let places: Vec<_> = (0..3 * of_one).filter_map(|_| take(1)).collect();
+        assert_eq!(places.len(), of_one + GIVEN_UP_MOST);
+        let gone = places.len();
+        drop(places);
+        let places: Vec<_> = (0..gone).filter_map(|_| take(1)).collect();
+        assert_eq!(places.len(), gone, "there is room where they are gone");
+        let others = (2..=200).flat_map(|number| [number, number, number]);
+        let others: Vec<_> = others.filter_map(take).collect();
+        assert_eq!(places.len() + others.len(), most + GIVEN_UP_MOST);
     }
 
     #[test]

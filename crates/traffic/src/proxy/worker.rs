@@ -163,8 +163,8 @@ pub struct Worker {
     common: Arc<Common>,
     pub instances: Arc<Instances>,
     pub peers: Peers,
-    /// Made when it is first needed; `None`: no thread could be had.
-    bulkhead: OnceLock<Option<Bulkhead>>,
+    /// None of a bulkhead.
+    bulkhead: OnceLock<Bulkhead>,
     random: Mutex<SmallRng>,
     /// Closed when the last connection has ended.
     alive: mpsc::Sender<Infallible>,
@@ -233,18 +233,17 @@ impl Worker {
         place
     }
 
+    /// Starts the thread for parties with many connections. Not to be called from a runtime: where the thread can't be had, its own ends here.
+    pub fn start_bulkhead(&self) -> std::io::Result<()> {
+        let seed = self.with_random(Rng::random);
+        let started = Bulkhead::start(self.common.clone(), seed, self.alive.clone())?;
+        let _ = self.bulkhead.set(started);
+        Ok(())
+    }
+
     /// Where parties with many connections are served. `None`: here.
     pub fn bulkhead(&self) -> Option<&Bulkhead> {
-        // In one there is no other.
-        self.index?;
-        let start = || {
-            let seed = self.with_random(Rng::random);
-            let started = Bulkhead::start(self.common.clone(), seed, self.alive.clone());
-            started
-                .inspect_err(|error| tracing::error!(%error, "a bulkhead can't run"))
-                .ok()
-        };
-        self.bulkhead.get_or_init(start).as_ref()
+        self.bulkhead.get()
     }
 
     pub fn buffer_bytes(&self) -> usize {
@@ -302,6 +301,8 @@ pub fn run(common: Arc<Common>, index: usize, seed: u64) -> std::io::Result<()> 
         .enable_all()
         .build()?;
     let (worker, ended) = Worker::new(common, Some(index), seed);
+    // Now, since a crowd comes when there is no time to fail.
+    worker.start_bulkhead()?;
     runtime.block_on(work(worker, ended));
     Ok(())
 }
