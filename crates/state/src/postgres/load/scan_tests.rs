@@ -242,6 +242,14 @@ fn other_refusals_say_what_to_do() {
             "SET standard_conforming_strings = off;\n",
             "line 1: standard_conforming_strings",
         ),
+        (
+            "set local standard_conforming_strings=off;\n",
+            "line 1: standard_conforming_strings",
+        ),
+        (
+            "set \"standard_conforming_strings\"to 'off';\n",
+            "line 1: standard_conforming_strings",
+        ),
     ] {
         let refused = scan(text).unwrap_err().to_string();
         assert!(refused.starts_with(expected), "{refused}");

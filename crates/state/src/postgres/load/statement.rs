@@ -50,9 +50,7 @@ pub fn judge(text: &str, objects: bool, here: &Here) -> Verdict {
         },
         ["ALTER", .., "OWNER", "TO", _] => Verdict::LeaveOut(OWNER, vec![role(words.last())]),
         ["GRANT" | "REVOKE", ..] | ["ALTER", "DEFAULT", "PRIVILEGES", ..] => rights(&words, &upper, &here.roles),
-        ["SET", "STANDARD_CONFORMING_STRINGS", _, value] | ["SET", "SESSION" | "LOCAL", "STANDARD_CONFORMING_STRINGS", _, value]
-            if !matches!(*value, "ON" | "TRUE" | "1" | "DEFAULT") =>
-        {
+        ["SET", rest @ ..] if makes_backslashes_escape(rest) => {
             Verdict::Refuse("standard_conforming_strings = off is not supported: dump with it on, as PostgreSQL 9.1 and later do".to_owned())
         }
         ["SET", "ROLE", ..] | ["SET", "SESSION", "AUTHORIZATION", ..] | ["RESET", "ROLE"] | ["RESET", "SESSION", "AUTHORIZATION"] => {
@@ -99,6 +97,25 @@ fn extension(verb: &str, words: &[&str], upper: &[&str], here: &Here) -> Verdict
             "the extension `{name}` needs a superuser: declare it for this database, `extensions: [{name}]`, apply, and load again"
         )),
     }
+}
+
+/// Whether texts would then end elsewhere than we take them to. Neither `=` nor a quoted name needs blanks around it.
+fn makes_backslashes_escape(words: &[&str]) -> bool {
+    let spaced = words.join(" ").replace('=', " = ").replace('"', " ");
+    let words: Vec<&str> = spaced.split_whitespace().collect();
+    let words = match words.as_slice() {
+        ["SESSION" | "LOCAL", rest @ ..] => rest,
+        all => all,
+    };
+    let [
+        "STANDARD_CONFORMING_STRINGS" | "\"STANDARD_CONFORMING_STRINGS\"",
+        _,
+        value @ ..,
+    ] = words
+    else {
+        return false;
+    };
+    !matches!(value, ["ON" | "TRUE" | "1" | "DEFAULT"])
 }
 
 /// From where a COPY has its rows: outside of parentheses, the word after FROM.
