@@ -63,7 +63,7 @@ impl Start {
             return Ok(0);
         }
         let removed = tokio::select! {
-            removed = removal_is_told(&layout, &self.node) => removed,
+            removed = is_removed(&globals, &layout, &self.node) => removed,
             () = &mut ending => return Ok(INTERRUPTED),
         };
         if !self.join && removed {
@@ -100,13 +100,19 @@ async fn removed_has_ended(layout: &Layout, node: &str) {
 }
 
 /// Waits until the agent that was just started answers, or has learnt that it is to run nothing.
-async fn removal_is_told(layout: &Layout, node: &str) -> bool {
+async fn is_removed(globals: &Globals, layout: &Layout, node: &str) -> bool {
     let socket = layout.node_socket(node);
-    // It listens once it knows.
     let knows = || layout.is_removed(node) || process::listening_on(&socket).is_some();
-    within(START_TOLD, || knows().then(|| layout.is_removed(node)))
-        .await
-        .unwrap_or(false)
+    let told = within(START_TOLD, || knows().then(|| layout.is_removed(node))).await;
+    // An agent that servers do not answer in time goes on with what it has kept, and listens. They know better.
+    told == Some(true) || servers_know_none(globals, node).await
+}
+
+/// Whether servers answer, and say that there is no such node.
+async fn servers_know_none(globals: &Globals, node: &str) -> bool {
+    let known = async { globals.client().ok()?.nodes().await.ok() };
+    let known = tokio::time::timeout(START_TOLD, known).await.ok().flatten();
+    known.is_some_and(|nodes| nodes.items.iter().all(|known| known.name.as_str() != node))
 }
 
 /// Looks again and again until there is an answer, or `patience` is over.
