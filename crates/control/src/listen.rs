@@ -22,7 +22,7 @@ use rustls::ServerConfig;
 use tls::{ClientAuth, Expect};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
@@ -184,39 +184,6 @@ pub async fn serve(
             }
         }
     }
-}
-
-/// Serves people on a thread of its own until the server ends: whatever is asked there, also by those who have no business here, the nodes are
-/// heard and the leader decides. What it returns ends the thread by being dropped, and is closed if the thread ends before.
-pub fn beside<F>(
-    listener: TcpListener,
-    serve: impl FnOnce(TcpListener) -> F,
-) -> io::Result<mpsc::Sender<()>>
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let listener = listener.into_std()?;
-    let listener = {
-        let _its = runtime.enter();
-        TcpListener::from_std(listener)?
-    };
-    let serving = serve(listener);
-    let (hold, mut held) = mpsc::channel(1);
-    let run = move || {
-        runtime.block_on(async {
-            serving.await;
-            // What is being answered goes on meanwhile.
-            let _: Option<()> = held.recv().await;
-        });
-        runtime.shutdown_background();
-    };
-    std::thread::Builder::new()
-        .name("api".to_owned())
-        .spawn(run)?;
-    Ok(hold)
 }
 
 struct Connection {

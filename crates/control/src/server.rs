@@ -116,8 +116,6 @@ pub enum Error {
     Artifacts(#[from] compute::artifact::Error),
     #[error("the owner's token can't be stored: {0}")]
     Token(#[from] CommitError),
-    #[error("the thread that answers people can't be started: {0}")]
-    Thread(std::io::Error),
     #[error("another server took over the store while this one started")]
     Overtaken,
 }
@@ -175,10 +173,10 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> Result
         let (clock, ending) = (server.clock.clone(), server.ending.clone());
         listen::serve(listener, speaks, router.clone(), clock, ending)
     };
-    let people = listen::beside(api, |api| listen(api, speaks)).map_err(Error::Thread)?;
+    let serving =
+        async { tokio::join!(listen(api, speaks), listen(nodes, Speaks::Tls(certificate))) };
     tokio::select! {
-        () = listen(nodes, Speaks::Tls(certificate)) => {}
-        () = people.closed() => {}
+        _ = serving => {}
         () = shutdown => {}
     }
     ending_sender.send_replace(true);

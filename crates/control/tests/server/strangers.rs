@@ -18,8 +18,8 @@ use crate::cloud::*;
 use crate::edge::{pinned, raise_descriptors, resident};
 use crate::nodes::{renew_with, without_certificate};
 
-/// Asks so many times at once for something, and takes nothing of any answer. Answers how many heads came before the connection ended, if it
-/// did.
+/// Asks so many times at once for something, and takes nothing of any answer. Answers how many were answered otherwise than that
+/// too much is asked, and whether the connection ended.
 async fn asks_and_takes_nothing(
     address: SocketAddr,
     (method, path): (&str, &str),
@@ -49,7 +49,8 @@ async fn asks_and_takes_nothing(
     }
     // Those that were answered are held; then it is looked whether the connection still is.
     let ended = tokio::time::timeout(Duration::from_secs(5), driver).await;
-    (answers.len(), ended.is_ok())
+    let is_served = |answer: &&http::Response<_>| answer.status() != 503;
+    (answers.iter().filter(is_served).count(), ended.is_ok())
 }
 
 #[tokio::test]
@@ -66,7 +67,7 @@ async fn who_takes_no_answer_is_sent_away() {
         let all = (0..10).map(|_| asks_and_takes_nothing(cloud.file.api, asked, 200));
         let mut all: FuturesUnordered<_> = all.collect();
         while let Some((answers, ended)) = all.next().await {
-            assert!(ended && answers < 200, "{asked:?}: {answers} answers");
+            assert!(ended && answers <= 64, "{asked:?}: {answers} answers");
         }
     }
     let grown = resident().saturating_sub(before) >> 20;
